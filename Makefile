@@ -1,0 +1,42 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PORT ?= 8000
+BIN := .venv/bin
+LOCK := requirements.lock
+
+.PHONY: help
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: run
+run: install ## the service, with data, at http://127.0.0.1:8000/ (PORT=8001 for another port)
+	@$(BIN)/python -m housing.run --port $(PORT)
+
+.PHONY: test
+test: install ## the specs, on SQLite and fakeredis
+	@$(BIN)/pytest -q
+
+.PHONY: lint
+lint: install ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+.PHONY: lock
+lock: install ## resolve pyproject.toml into requirements.lock, for every Python and platform
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade \
+		--group embedded --group test --group lint pyproject.toml --output-file $(LOCK)
+
+.PHONY: clean
+clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Installs quietly, once, and again only when the lock has changed.
+.PHONY: install
+install:
+	@cmp -s $(LOCK) .venv/$(LOCK) || { \
+		for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \
+			$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
+		done; \
+		[ -n "$$python" ] || { echo 'This needs Python 3.11 or newer with its venv module (Debian: apt install python3-venv). Name it with PYTHON=…' >&2; exit 1; }; \
+		echo 'Installing into .venv, once …' && rm -rf .venv && $$python -m venv .venv && \
+		$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK) && cp $(LOCK) .venv/$(LOCK); }

@@ -1,0 +1,154 @@
+-- The freshness journal, one script: a verb each for what readers and writers do (see journal.py).
+--
+-- KEYS[1] is the journal, one sorted set:
+--   'run:…'       there for the incarnation of the server in which this journal was born
+--   'epoch'       minus a random number, which entries carry too
+--   'last'        minus the last instant given out
+--   'low'         minus the low-water mark: records at or before it may have been dropped
+--   tag           the instant of its last close
+--   lease|tag     LEASES + the instant at which this lease runs out; tag '*' is everything
+-- KEYS[2] is an entry, one hash: epoch, read_at, tags, etag, body.
+-- Instants are microseconds. They never pass through tostring, which keeps 14 digits.
+
+local RUN, LEASE, TTL = 'run:@RUN@', @LEASE@, @TTL@
+local LEASES = 4e15 -- beyond every instant until the year 2096, and twice that still fits a double
+local journal, entry = KEYS[1], KEYS[2]
+
+local function text(instant) return string.format('%.0f', instant) end
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+-- A new journal, which disowns every entry there is. Unless somebody knows that nobody writes, it begins with a lease
+-- on everything: a writer may stand between its lease, gone with the old journal, and its COMMIT.
+local function give_birth(nonce, quiet)
+  local now = clock()
+  redis.call('DEL', journal)
+  redis.call('ZADD', journal, -1, RUN, '-' .. nonce, 'epoch', text(-now), 'last', text(-now), 'low')
+  if not quiet then redis.call('ZADD', journal, text(LEASES + now + LEASE), 'newborn|*') end
+end
+
+-- What the journal says of itself, or nil: there is none, it is another incarnation's, or its instants have run so far
+-- ahead of the clock that leases would never run out.
+local function read_journal()
+  local m = redis.call('ZMSCORE', journal, RUN, 'epoch', 'last', 'low')
+  if not m[1] then return nil end
+  return {epoch = -m[2], last = -m[3], low = -m[4]}
+end
+
+-- A lease that ran out counts as a close at that instant, and one on everything as a low-water mark.
+local function settle(j)
+  local over = redis.call('ZRANGEBYSCORE', journal, text(LEASES), '(' .. text(LEASES + j.last), 'WITHSCORES')
+  for i = 1, #over, 2 do
+    local expiry, tag = over[i + 1] - LEASES, over[i]:match('|(.*)$')
+    redis.call('ZREM', journal, over[i])
+    if tag ~= '*' then
+      redis.call('ZADD', journal, 'GT', text(expiry), tag)
+    elseif expiry > j.low then
+      j.low = expiry
+      redis.call('ZADD', journal, text(-expiry), 'low')
+    end
+  end
+end
+
+-- The next instant: Redis's clock made monotonic.
+local function tick(nonce)
+  local now, j = clock(), read_journal()
+  if not j or j.last > now + LEASE then
+    give_birth(nonce)
+    j = read_journal()
+  end
+  j.last = math.max(now, j.last + 1)
+  redis.call('ZADD', journal, text(-j.last), 'last')
+  settle(j)
+  return j
+end
+
+-- Why what was read at `read_at` cannot be trusted, or nil: it is fresh.
+local function doubt(j, epoch, read_at, tags)
+  if epoch ~= j.epoch or read_at <= j.low then return 'overtaken' end
+  local written = redis.call('ZRANGEBYSCORE', journal, text(read_at), '+inf', 'LIMIT', 0, 1)
+  if #written == 0 then return nil end
+  local mine = {}
+  for i, closed in ipairs(redis.call('ZMSCORE', journal, unpack(tags))) do
+    if closed and tonumber(closed) >= read_at then return 'overtaken' end
+    mine[tags[i]] = true
+  end
+  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
+    local tag = lease:match('|(.*)$')
+    if tag == '*' then return 'newborn' end
+    if mine[tag] then return 'leased' end
+  end
+end
+
+local function split(tags)
+  local list = {}
+  for tag in tags:gmatch('[^\n]+') do list[#list + 1] = tag end
+  return list
+end
+
+local verbs = {}
+
+-- etags… → 'hit', etag, body (none where the reader has it) | 'miss' or 'stale', epoch, read_at
+function verbs.lookup(nonce, ...)
+  local j = read_journal()
+  local e = redis.call('HMGET', entry, 'epoch', 'read_at', 'tags', 'etag')
+  if j and e[1] and not doubt(j, tonumber(e[1]), tonumber(e[2]), split(e[3])) then
+    for _, known in ipairs({...}) do
+      if known == e[4] or known == '*' then return {'hit', e[4]} end
+    end
+    return {'hit', e[4], redis.call('HGET', entry, 'body')}
+  end
+  j = tick(nonce)
+  return {e[1] and 'stale' or 'miss', text(j.epoch), text(j.last)}
+end
+
+-- → 'stored', or why not
+function verbs.store(_, epoch, read_at, tags, etag, body)
+  local j = read_journal()
+  if not j then return 'overtaken' end
+  local why = doubt(j, tonumber(epoch), tonumber(read_at), split(tags))
+  if why then return why end
+  local there = redis.call('HMGET', entry, 'epoch', 'read_at')
+  if there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then return 'overtaken' end
+  redis.call('HSET', entry, 'epoch', epoch, 'read_at', read_at, 'tags', tags, 'etag', etag, 'body', body)
+  redis.call('PEXPIRE', entry, TTL / 1000)
+  return 'stored'
+end
+
+-- Reads of these tags cannot be trusted from now until the lease has run out.
+function verbs.lease(nonce, lease, ...)
+  local expiry, leases = text(LEASES + tick(nonce).last + LEASE), {}
+  for _, tag in ipairs({...}) do
+    leases[#leases + 1] = expiry
+    leases[#leases + 1] = lease .. '|' .. tag
+  end
+  redis.call('ZADD', journal, unpack(leases))
+end
+
+-- This lease is over and no other; reads of its tags that began before now are stale.
+function verbs.close(nonce, lease, ...)
+  local j = tick(nonce)
+  local now, records = text(j.last), {}
+  for _, tag in ipairs({...}) do
+    redis.call('ZREM', journal, lease .. '|' .. tag)
+    records[#records + 1] = now
+    records[#records + 1] = tag
+  end
+  redis.call('ZADD', journal, unpack(records))
+  local low = math.max(j.low, j.last - TTL)
+  redis.call('ZADD', journal, text(-low), 'low')
+  redis.call('ZREMRANGEBYSCORE', journal, 1, text(low))
+end
+
+-- What the lease announced did not happen.
+function verbs.withdraw(_, lease, ...)
+  for _, tag in ipairs({...}) do redis.call('ZREM', journal, lease .. '|' .. tag) end
+end
+
+-- A new journal, from somebody who knows that nobody writes.
+function verbs.begin(nonce) give_birth(nonce, true) end
+
+return verbs[ARGV[1]](unpack(ARGV, 2))

@@ -1,0 +1,144 @@
+"""The freshness journal: when each tag was last written, as Redis's own clock tells it.
+
+A reader that misses is handed an instant, `read_at`, before it asks the database; a writer leases its tags before COMMIT and
+closes the lease after it. An entry is fresh if and only if no close and no lease of any of its tags is at or after its
+`read_at`. So nothing is ever deleted to invalidate, and a write costs the same however much is cached.
+
+Leases against the race of a fill with a write: Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, section 3.2.1;
+here it is the writer who takes them. The script is `journal.lua`: every verb is one round trip, and may run twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.cache import cache
+from django_redis import get_redis_connection
+from redis import Redis
+from redis.exceptions import ConnectionError, NoScriptError, OutOfMemoryError, ReadOnlyError, TimeoutError
+
+SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
+
+LOST = (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError, NoScriptError)
+"""What Redis says, or fails to say, when it cannot serve us now."""
+
+
+class Unreachable(Exception):
+    """Redis did not answer, or refused; the message says which server, and what it said."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Tags that cannot be trusted while their transaction commits."""
+
+    id: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An entry, fresh. `body` is None where the reader has it already."""
+
+    etag: str
+    body: bytes | None
+
+
+@dataclass(frozen=True)
+class Miss:
+    """No fresh entry; `stale` says that there is one no longer fresh. `read_at` and `epoch` go with what is stored instead."""
+
+    stale: bool
+    epoch: bytes
+    read_at: bytes
+
+
+class Journal:
+    """The verbs of `journal.lua`. Each is one round trip, and raises Unreachable where Redis is."""
+
+    def __init__(self) -> None:
+        self._sha: str | None = None
+
+    def lookup(self, entry: str, etags: Iterable[str] = ()) -> Hit | Miss:
+        """The entry under this key, if it is fresh; without its body if the reader's `etags` name it."""
+        verdict, first, *rest = self._run("lookup", *etags, entry=entry)
+        if verdict == b"hit":
+            return Hit(first.decode(), rest[0] if rest else None)
+        return Miss(verdict == b"stale", first, rest[0])
+
+    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes) -> str:
+        """Remember what was read after `miss`: "stored"; or why not, "overtaken", "leased" or "newborn"."""
+        return bytes(self._run("store", miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, entry=entry)).decode()
+
+    def lease(self, tags: Collection[str]) -> Lease:
+        """Say that reads of these tags cannot be trusted until the lease is closed or, in `HOUSING_LEASE` seconds, runs out."""
+        lease = Lease(os.urandom(8).hex(), tuple(sorted(tags)))
+        self._run("lease", lease.id, *lease.tags)
+        return lease
+
+    def close(self, lease: Lease) -> None:
+        """Say that what was leased is written: what was read of it before now is stale, what is read from now on is not."""
+        self._run("close", lease.id, *lease.tags)
+
+    def withdraw(self, lease: Lease) -> None:
+        """Say that what was leased was not written after all; nothing becomes stale."""
+        self._run("withdraw", lease.id, *lease.tags)
+
+    def begin(self) -> None:
+        """Begin a new journal, without the lease on everything that one found missing begins with.
+
+        Only for who knows that nobody writes meanwhile. Every entry of the old journal is disowned.
+        """
+        self._run("begin")
+
+    def forget_server(self) -> None:
+        """Learn anew, at the next call, which server this is."""
+        self._sha = None
+
+    def _run(self, verb: str, *args: Any, entry: str = "") -> Any:
+        client: Redis = get_redis_connection("default")
+        nonce = str(int.from_bytes(os.urandom(6)) + 1)
+        try:
+            try:
+                return self._evaluate(client, verb, entry, nonce, args)
+            except NoScriptError:  # another incarnation of the server, whatever dump it came from
+                self._sha = None
+                return self._evaluate(client, verb, entry, nonce, args)
+        except LOST as error:
+            where = client.connection_pool.connection_kwargs
+            raise Unreachable(f"Redis at {where.get('host')}:{where.get('port')} is out of reach ({error}).") from error
+
+    def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any]) -> Any:
+        sha = self._sha or self._load(client)
+        return client.evalsha(sha, 2, cache.make_key("journal"), entry, verb, nonce, *args)
+
+    def _load(self, client: Redis) -> str:
+        """Load the script with the server's run id as a literal in it, so that its SHA belongs to this incarnation alone.
+
+        Over one connection, which ends with the server: the id that was asked for is that of the server that loads.
+        """
+        connection = client.connection_pool.get_connection()
+        try:
+            run = settings.HOUSING_INCARNATION
+            if run is None:
+                connection.send_command("INFO", "server")
+                answer = dict(line.split(b":", 1) for line in connection.read_response().splitlines() if b":" in line)
+                run = answer[b"run_id"].decode()
+            connection.send_command("SCRIPT", "LOAD", script(run))
+            self._sha = connection.read_response().decode()
+        finally:
+            client.connection_pool.release(connection)
+        return self._sha
+
+
+def script(run: str) -> str:
+    """The text of `journal.lua` for one incarnation of a server; the settings are in seconds, the script's instants in µs."""
+    lease, ttl = (round(seconds * 1_000_000) for seconds in (settings.HOUSING_LEASE, settings.HOUSING_TTL))
+    return SCRIPT.replace("@RUN@", run).replace("@LEASE@", str(lease)).replace("@TTL@", str(ttl))
+
+
+journal = Journal()

@@ -1,0 +1,232 @@
+"""One mixin for Django's database backends: a lease on what a transaction wrote before its COMMIT, a close after it.
+
+What moves through here: signals (and, for writes that no signal speaks of, the cursor) *name* tags into the frame of the
+innermost savepoint. A rollback drops the frame. COMMIT takes what is left to the journal, before and after.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.db import DatabaseError, NotSupportedError, OperationalError, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+
+from housing.cache.journal import Lease, Unreachable, journal
+from housing.db import statements
+
+logger = logging.getLogger("housing.commit")
+
+MANY_ROWS = 100
+"""Beyond so many tags of one model a transaction names the whole model: a lease is one short script, whatever was written."""
+
+
+class NotLeased(OperationalError):
+    """A transaction was not committed, because its readers could not be told first."""
+
+
+@dataclass(eq=False)
+class Frame:
+    """What was named under one savepoint, or under the transaction itself (`sid` None)."""
+
+    sid: str | None = None
+    tags: set[str] = field(default_factory=set)
+    changes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    deleted: set[tuple[str, Any]] = field(default_factory=set)
+
+
+class CursorMixin(CursorWrapper):
+    """A cursor that takes no write past the journal; mixed into Django's plain and its debug wrapper."""
+
+    db: Any
+
+    def execute(self, sql: Any, params: Any = None) -> Any:
+        """As Django's."""
+        with self.db.statement(str(sql), params):
+            return super().execute(sql, params)
+
+    def executemany(self, sql: Any, param_list: Any) -> Any:
+        """As Django's."""
+        with self.db.statement(str(sql)):
+            return super().executemany(sql, param_list)
+
+    def callproc(self, procname: str, params: Any = None, kparams: Any = None) -> Any:
+        """As Django's; a procedure may write anything."""
+        with self.db.statement(f"CALL {procname}"):
+            return super().callproc(procname, params, kparams)
+
+
+@cache
+def _mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> type[CursorWrapper]:
+    return type(mixin.__name__, (mixin, wrapper), {})
+
+
+class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+    """For a subclass of Django's `DatabaseWrapper`: see the module."""
+
+    cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.frames = [Frame()]
+        self.covered: list[str] = []
+        self.in_doubt: Lease | None = None
+
+    # What was written, by savepoint.
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether this connection holds named writes that are not committed."""
+        return any(frame.tags for frame in self.frames)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a SELECT may be answered from a snapshot that began earlier."""
+        return self.in_atomic_block or not self.get_autocommit()
+
+    def innermost_frame(self) -> Frame | None:
+        """The frame of the innermost savepoint; None in autocommit, where a lock lasts no longer than its statement."""
+        return self.frames[-1] if self.in_transaction else None
+
+    def holds(self, frame: Frame | None) -> bool:
+        """Whether the locks that were taken under `frame` are held for certain."""
+        return any(frame is open_frame for open_frame in self.frames)
+
+    def name(self, tags: Iterable[str], change: str | None = None) -> None:
+        """Name what the transaction makes stale, should it commit; `change` is a sentence about it for the log."""
+        tags = tuple(sorted(tags))
+        self.frames[-1].tags.update(tags)
+        if change and tags:
+            self.frames[-1].changes.append((change, tags))
+
+    def name_deleted(self, table: str, pk: Any) -> None:
+        """Note that the tags of this row's deletion are named, so that the DELETE need not name the whole model."""
+        self.frames[-1].deleted.add((table, pk))
+
+    @contextmanager
+    def named_already(self, table: str) -> Iterator[None]:
+        """Within, statements on `table` are a save's own, and its tags are named."""
+        self.covered.append(table)
+        try:
+            yield
+        finally:
+            self.covered.pop()
+
+    def _savepoint(self, sid: str) -> None:
+        super()._savepoint(sid)
+        self.frames.append(Frame(sid))
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        super()._savepoint_rollback(sid)
+        self._cut(sid)
+        self.frames.append(Frame(sid))
+
+    def _savepoint_commit(self, sid: str) -> None:
+        super()._savepoint_commit(sid)
+        for frame in self._cut(sid):
+            self.frames[-1].tags |= frame.tags
+            self.frames[-1].changes += frame.changes
+            self.frames[-1].deleted |= frame.deleted
+
+    def _cut(self, sid: str) -> list[Frame]:
+        at = next(i for i, frame in enumerate(self.frames) if frame.sid == sid)
+        self.frames, cut = self.frames[:at], self.frames[at:]
+        return cut
+
+    # What the cursor sees.
+
+    def make_cursor(self, cursor: Any) -> CursorWrapper:
+        """As Django's."""
+        return _mixed(self.cursor_mixin, type(super().make_cursor(cursor)))(cursor, self)
+
+    def make_debug_cursor(self, cursor: Any) -> CursorWrapper:
+        """As Django's."""
+        return _mixed(self.cursor_mixin, type(super().make_debug_cursor(cursor)))(cursor, self)
+
+    @contextmanager
+    def statement(self, sql: str, params: Any = None) -> Iterator[None]:
+        """Around one statement: what it writes is named, and there is a COMMIT for it to wait for.
+
+        Raises NotSupportedError where the text itself would end a transaction that holds writes of ours.
+        """
+        if statements.ENDS_TRANSACTION.match(sql):
+            if self.uncommitted:
+                raise NotSupportedError(f"{sql.split()[0]} as SQL would pass the cache by. Use transaction.atomic(), or connection.{sql.split()[0].lower()}().")
+            yield
+        elif not (tables := statements.written_tables(sql)):
+            yield
+        elif self.in_transaction:
+            self._name_whole(tables, sql, params)
+            yield
+        else:
+            with transaction.atomic(using=self.alias):
+                self._name_whole(tables, sql, params)
+                yield
+
+    def _name_whole(self, tables: Iterable[str], sql: str, params: Any) -> None:
+        for table in tables:
+            if table not in self.covered and not self._is_announced_delete(table, sql, params):
+                self.name({statements.our_tables()[table]}, f"{table} was written by SQL that named no row.")
+
+    def _is_announced_delete(self, table: str, sql: str, params: Any) -> bool:
+        if not statements.DELETES_ROWS.fullmatch(sql):
+            return False
+        deleted = set().union(*(frame.deleted for frame in self.frames))
+        return all((table, pk) in deleted for pk in params)
+
+    # The commit.
+
+    def _commit(self) -> None:
+        self.in_doubt = None
+        if not self.uncommitted:
+            self.frames = [Frame()]
+            return super()._commit()
+        tags = collapse(set().union(*(frame.tags for frame in self.frames)))
+        changes = [change for frame in self.frames for change in frame.changes]
+        try:
+            lease = journal.lease(tags)
+        except Unreachable as away:
+            raise NotLeased(f"Not committed: {away} What was written could have stayed invisible to readers, so it was rolled back.") from away
+        self.frames = [Frame()]
+        try:
+            super()._commit()
+        except DatabaseError:
+            self.in_doubt = lease
+            raise
+        try:
+            journal.close(lease)
+        except Unreachable as away:
+            logger.warning("Committed, but its lease could not be closed: %s Readers ask the database until it runs out.", away)
+        for change, stale in changes:
+            logger.info("[SIGNAL] %s Stale: %s.", change, ", ".join(stale))
+
+    def _rollback(self) -> None:
+        lease, self.in_doubt = self.in_doubt, None
+        self.frames = [Frame()]
+        super()._rollback()
+        if lease is not None:
+            self._withdraw(lease)
+
+    def _withdraw(self, lease: Lease) -> None:
+        try:
+            journal.withdraw(lease)
+        except Unreachable as away:
+            logger.warning("Rolled back, but its lease could not be withdrawn: %s Readers ask the database until it runs out.", away)
+
+    def _close(self) -> None:
+        self.in_doubt = None
+        self.frames = [Frame()]
+        super()._close()
+
+
+def collapse(tags: Iterable[str]) -> set[str]:
+    """The same tags, with `model:*` in place of more than `MANY_ROWS` rows of one model."""
+    rows = Counter(tag.partition(":")[0] for tag in tags if ":" in tag)
+    whole = {model for model, count in rows.items() if count > MANY_ROWS}
+    return {f"{tag.partition(':')[0]}:*" if tag.partition(":")[0] in whole else tag for tag in tags}

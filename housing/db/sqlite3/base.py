@@ -1,0 +1,48 @@
+"""`ENGINE = "housing.db.sqlite3"`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import NotSupportedError, transaction
+from django.db.backends.sqlite3 import base
+
+from housing.db.commit import CommitMixin, CursorMixin
+from housing.db.statements import written_tables
+
+
+class Cursor(CursorMixin):
+    """The cursor of Django's wrapper, which has one more way to write on SQLite."""
+
+    def executescript(self, script: str) -> Any:
+        """As the driver's, for scripts that write none of our tables; it commits by itself, before and after.
+
+        Raises NotSupportedError for the others: nobody could stand before that COMMIT.
+        """
+        if self.db.uncommitted or written_tables(script):
+            raise NotSupportedError("executescript commits past the cache. Execute the statements one by one, inside transaction.atomic().")
+        return self.cursor.executescript(script)
+
+
+class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
+    """Django's, with leases around COMMIT."""
+
+    cursor_mixin = Cursor
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction whose SELECTs all see one state, and which takes no write lock."""
+        mode, self.transaction_mode = self.transaction_mode, "DEFERRED"
+        try:
+            with transaction.atomic(using=self.alias, durable=True):
+                yield
+        finally:
+            self.transaction_mode = mode
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        """As Django's. The driver commits an open transaction here, so what it wrote takes the way of every COMMIT first."""
+        if autocommit and self.uncommitted:
+            self._commit()
+        super()._set_autocommit(autocommit)

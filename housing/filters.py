@@ -1,0 +1,245 @@
+"""What may be asked of a list, and the keyset cursor that walks it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlencode
+
+import django_filters
+from django import forms
+from django.core import signing
+from django.db.models import BooleanField, F, Func, Q, QuerySet, Value
+from django.db.models.lookups import GreaterThan, LessThan
+from django.http import QueryDict
+from django_filters.utils import translate_validation
+from rest_framework.pagination import BasePagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from housing.models import Agent, Location, Property
+from housing.signals import column_tag
+
+NEWEST_FIRST = "-created_at"
+PAGE_SIZE, MAX_PAGE_SIZE = 20, 100
+MAX_ID = 2**63 - 1
+
+SELECTS: dict[str, tuple[str, ...]] = {
+    "city": (column_tag(Property, "location_id"), column_tag(Location, "city")),
+    "status": (column_tag(Property, "status"),),
+    "property_type": (column_tag(Property, "property_type"),),
+    "agent": (column_tag(Property, "agent_id"),),
+    "office": (column_tag(Property, "agent_id"), column_tag(Agent, "office_id")),
+    "min_price": (column_tag(Property, "price"),),
+    "max_price": (column_tag(Property, "price"),),
+    "min_bedrooms": (column_tag(Property, "bedrooms"),),
+    "search": (column_tag(Property, "title"), column_tag(Property, "description")),
+    "price": (column_tag(Property, "price"),),
+    "-price": (column_tag(Property, "price"),),
+}
+"""Filter or ordering → the columns by which it selects, as tags. `created_at` never changes, so ordering by it needs none."""
+
+
+# What may be asked
+
+
+class Integer(django_filters.NumberFilter):
+    """A filter by a whole number."""
+
+    field_class = forms.IntegerField
+
+
+class OnceForm(forms.Form):
+    """Refuses a parameter that is given twice, and a cursor that is not ours or belongs to another ordering."""
+
+    data: QueryDict
+
+    def clean(self) -> dict[str, Any]:
+        """The validated parameters, the cursor decoded."""
+        for name in self.fields:
+            if len(self.data.getlist(name)) > 1:
+                self.add_error(name, "Give this parameter once.")
+        values = self.cleaned_data
+        if values.get("cursor"):
+            try:
+                values["cursor"] = Cursor.decode(values["cursor"], values.get("ordering") or NEWEST_FIRST)
+            except ValueError as wrong:
+                self.add_error("cursor", str(wrong))
+        return values
+
+
+class PropertyFilter(django_filters.FilterSet):
+    """The parameters of a list. Empty means absent; what is not declared here is ignored."""
+
+    city = django_filters.CharFilter("location__city", max_length=100, help_text="The location's city, exactly.")
+    status = django_filters.ChoiceFilter(choices=Property.Status.choices)
+    property_type = django_filters.ChoiceFilter(choices=Property.Type.choices)
+    agent = Integer("agent_id", min_value=1, max_value=MAX_ID, help_text="The agent's id.")
+    office = Integer("agent__office_id", min_value=1, max_value=MAX_ID, help_text="The id of the agent's office.")
+    min_price = django_filters.NumberFilter("price", "gte", max_digits=12, decimal_places=2)
+    max_price = django_filters.NumberFilter("price", "lte", max_digits=12, decimal_places=2)
+    min_bedrooms = Integer("bedrooms", "gte", min_value=0, max_value=32767)
+    search = django_filters.CharFilter(method="in_title_or_description", max_length=200, help_text="Part of the title or the description.")
+    ordering = django_filters.ChoiceFilter(method="left_to_the_cursor", choices=[(name, name) for name in ("created_at", "-created_at", "price", "-price")])
+    page_size = Integer(method="left_to_the_cursor", min_value=1, max_value=MAX_PAGE_SIZE, help_text=f"Rows a page; {PAGE_SIZE} unless given.")
+    cursor = django_filters.CharFilter(method="left_to_the_cursor", help_text="From `next` or `previous` of another page.")
+
+    class Meta:
+        model = Property
+        fields: Sequence[str] = []
+        form = OnceForm
+
+    def in_title_or_description(self, found: QuerySet[Property], name: str, text: str) -> QuerySet[Property]:
+        """Case is ignored as the database does it: SQLite for ASCII letters only."""
+        return found.filter(Q(title__icontains=text) | Q(description__icontains=text))
+
+    def left_to_the_cursor(self, found: QuerySet[Property], name: str, value: Any) -> QuerySet[Property]:
+        """Not a filter: `Query` reads it."""
+        return found
+
+
+# The cursor
+
+
+class Row(Func):
+    """`(a, b)`, to be compared as one, so that an index over both seeks instead of scanning equal values of `a`."""
+
+    template = "(%(expressions)s)"
+    output_field = BooleanField()
+
+
+READ: dict[str, Callable[[str], Any]] = {"created_at": datetime.datetime.fromisoformat, "price": Decimal}
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A position between rows: beyond (value, id) in an ordering, read forward or backward.
+
+    Without a position, a backward cursor reads the last page. Signed, so that each position has one text and none is forged.
+    """
+
+    ordering: str
+    backward: bool
+    position: tuple[Any, int] | None = None
+
+    signer = signing.Signer(salt="housing.cursor", sep=".")
+
+    def encode(self) -> str:
+        """The text for a link."""
+        value, key = self.position or (None, None)
+        return self.signer.sign_object([self.ordering, self.backward, value.isoformat() if isinstance(value, datetime.datetime) else value and str(value), key])
+
+    @classmethod
+    def decode(cls, text: str, ordering: str) -> Cursor:
+        """The cursor of a link. Raises ValueError if it is not ours, or walks another ordering than the one asked for."""
+        try:
+            walked, backward, value, key = cls.signer.unsign_object(text)
+        except signing.BadSignature:
+            raise ValueError("This is not a cursor from `next` or `previous`.") from None
+        if walked != ordering:
+            raise ValueError(f"This cursor walks the list by {walked}, not by {ordering}.")
+        return cls(walked, backward, None if key is None else (READ[walked.lstrip("-")](value), key))
+
+    def after(self, row: Property, backward: bool) -> Cursor:
+        """The position of a row."""
+        return replace(self, backward=backward, position=(getattr(row, self.ordering.lstrip("-")), row.pk))
+
+    def walk(self, found: QuerySet[Property]) -> QuerySet[Property]:
+        """The rows from here on, in the order in which they are read."""
+        column = self.ordering.lstrip("-")
+        descending = self.ordering.startswith("-") != self.backward
+        if self.position is not None:
+            value, key = self.position
+            here = Row(Value(value, Property._meta.get_field(column)), Value(key, Property._meta.pk))
+            found = found.filter((LessThan if descending else GreaterThan)(Row(F(column), F("id")), here))
+        sign = "-" if descending else ""
+        return found.order_by(f"{sign}{column}", f"{sign}id")
+
+
+@dataclass(frozen=True)
+class Page:
+    """The rows of one page, and the relative links to its neighbours."""
+
+    rows: list[Property]
+    next: str | None
+    previous: str | None
+
+    def body(self, results: Any) -> dict[str, Any]:
+        """What a list answers, with its rows serialized."""
+        return {"next": self.next, "previous": self.previous, "results": results}
+
+
+class Query:
+    """What a request asks of a list, validated: one text for all the ways of asking the same.
+
+    Takes the request's parameters; raises DRF's ValidationError, parameter → what is wrong.
+    """
+
+    def __init__(self, parameters: QueryDict) -> None:
+        self._filters = PropertyFilter(parameters, queryset=Property.objects.none())
+        if not self._filters.is_valid():
+            raise translate_validation(self._filters.errors)
+        asked = self._filters.form.cleaned_data
+        self.page_size: int = asked["page_size"] or PAGE_SIZE
+        self.ordering: str = asked["ordering"] or NEWEST_FIRST
+        self.cursor: Cursor | None = asked["cursor"] or None
+        defaults = {"page_size": PAGE_SIZE, "ordering": NEWEST_FIRST}
+        self._asked = {name: value for name, value in asked.items() if value not in (None, "", defaults.get(name))}
+
+    @cached_property
+    def canonical(self) -> str:
+        """The parameters as a link has them: without what is empty, default or unknown, numbers written one way."""
+        return self._link(self.cursor)
+
+    @property
+    def selected_by(self) -> set[str]:
+        """The columns, as tags, by which the page is selected and ordered."""
+        return {tag for name in (*self._asked, self.ordering) for tag in SELECTS.get(name, ())}
+
+    def filter(self, found: QuerySet[Property]) -> QuerySet[Property]:
+        """Those that are asked for."""
+        return self._filters.filter_queryset(found)
+
+    def page(self, found: QuerySet[Property]) -> Page:
+        """One page of what was found, in one SELECT: a row more than shown tells whether there is a next page."""
+        cursor = self.cursor or Cursor(self.ordering, backward=False)
+        rows = list(cursor.walk(found)[: self.page_size + 1])
+        more, rows = len(rows) > self.page_size, rows[: self.page_size]
+        if not cursor.backward:
+            following = cursor.after(rows[-1], backward=False) if more else None
+            preceding = cursor.after(rows[0], backward=True) if rows else Cursor(self.ordering, backward=True)
+            return Page(rows, following and "?" + self._link(following), "?" + self._link(preceding) if self.cursor else None)
+        rows.reverse()
+        following = cursor.after(rows[-1], backward=False) if rows else None
+        preceding = cursor.after(rows[0], backward=True) if rows else cursor
+        return Page(rows, "?" + self._link(following), "?" + self._link(preceding))
+
+    def _link(self, cursor: Cursor | None) -> str:
+        pairs = [(name, _text(value)) for name, value in self._asked.items() if name != "cursor"]
+        return urlencode(pairs + ([("cursor", cursor.encode())] if cursor else []))
+
+
+def _text(value: Any) -> str:
+    return format((value + 0).normalize(), "f") if isinstance(value, Decimal) else str(value)
+
+
+class KeysetPagination(BasePagination):
+    """DRF's interface to `Query.page`."""
+
+    def paginate_queryset(self, queryset: QuerySet[Property], request: Request, view: Any = None) -> list[Property]:
+        """The rows of the page that is asked for, of what the filters left."""
+        self.page = Query(request.query_params).page(queryset)
+        return self.page.rows
+
+    def get_paginated_response(self, data: Any) -> Response:
+        """The page with its links."""
+        return Response(self.page.body(data))
+
+    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """For `/api/schema/`."""
+        link = {"type": "string", "nullable": True, "example": "?cursor=…"}
+        return {"type": "object", "required": ["next", "previous", "results"], "properties": {"next": link, "previous": link, "results": schema}}

@@ -1,0 +1,183 @@
+"""What is stored: offices employ agents, agents list properties, properties stand somewhere and have images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+from django.core.validators import MinValueValidator
+from django.db import connections, models, router, transaction
+from django.utils import timezone
+
+from housing.db.commit import Frame
+
+
+class TaggedQuerySet(models.QuerySet[Any]):
+    """Remembers what a row held when it was read under lock, so that a later save can tell what it changes."""
+
+    def _fetch_all(self) -> None:
+        fresh = self._result_cache is None
+        super()._fetch_all()  # type: ignore[misc]  # not in the stubs
+        if fresh and self.query.select_for_update:
+            frame = connections[self.db].innermost_frame()
+            for row in self._result_cache or ():
+                if isinstance(row, TaggedModel):
+                    row.locked = (frame, {name: row.__dict__[name] for name in row.written_fields() if name in row.__dict__})
+
+
+class TaggedModel(models.Model):
+    """A model whose writes name tags (`signals.py`) in the transaction that carries them."""
+
+    tag: ClassVar[str]
+    """What the tags of this model's rows begin with: `agent` for `agent:3`, and `agent:*` for all of them."""
+
+    locked: tuple[Frame | None, dict[str, Any]] | None = None
+    """The savepoint under which this row was read FOR UPDATE, and what it held; None if it was not."""
+
+    announced: set[str] | None = None
+    """The tags that the save in progress has named, so that its SQL need not name the whole model; None if it has not."""
+
+    objects = TaggedQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+    @classmethod
+    def written_fields(cls) -> tuple[str, ...]:
+        """The columns (attribute names) that a plain `save()` of an existing row writes."""
+        return tuple(field.attname for field in cls._meta.concrete_fields if not field.primary_key and field.name != "created_at")
+
+    def save_base(self, *args: Any, using: str | None = None, **kwargs: Any) -> None:
+        """As Django's, in a transaction, so that there is a COMMIT to stand before."""
+        using = using or router.db_for_write(type(self), instance=self)
+        try:
+            with transaction.atomic(using=using, savepoint=False):
+                super().save_base(*args, using=using, **kwargs)
+        finally:
+            self.announced = None
+
+    def _save_table(self, raw: bool, cls: Any, force_insert: Any, force_update: bool, using: str, update_fields: Any) -> bool:
+        """As Django's: the one place where a save's own SQL runs, and no receiver's."""
+        with connections[using].named_already(self._meta.db_table) if self.announced is not None else nullcontext():
+            return super()._save_table(raw, cls, force_insert, force_update, using, update_fields)  # type: ignore[misc]  # not in the stubs
+
+    def _do_update(self, base_qs: Any, using: str, pk_val: Any, values: Sequence[Any], *args: Any) -> bool:
+        """As Django's, without `created_at`, which never changes after creation."""
+        kept = [value for value in values if value[0].name != "created_at"]
+        return super()._do_update(base_qs, using, pk_val, kept, *args)  # type: ignore[misc]  # not in the stubs
+
+    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
+        """As Django's; what is read without a lock may have changed since."""
+        super().refresh_from_db(*args, **kwargs)
+        self.locked = None
+
+    def __reduce__(self) -> Any:
+        """As Django's, without the lock: it belongs to a transaction of this process."""
+        self.locked = None
+        return super().__reduce__()
+
+
+class Office(TaggedModel):
+    """An agency's office."""
+
+    tag = "office"
+
+    name = models.CharField(max_length=200)
+    city = models.CharField(max_length=100, null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Agent(TaggedModel):
+    """Who sells a property."""
+
+    tag = "agent"
+
+    name = models.CharField(max_length=200)
+    email = models.EmailField(null=True, blank=True)
+    office = models.ForeignKey(Office, on_delete=models.CASCADE, related_name="agents")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Location(TaggedModel):
+    """Where a property stands. Coordinates are degrees (WGS 84)."""
+
+    tag = "location"
+
+    city = models.CharField(max_length=100, db_index=True)
+    state = models.CharField(max_length=100, null=True, blank=True)
+    zip_code = models.CharField(max_length=20, null=True, blank=True)
+    latitude = models.DecimalField(max_digits=9, decimal_places=6, null=True, blank=True)
+    longitude = models.DecimalField(max_digits=9, decimal_places=6, null=True, blank=True)
+
+    def __str__(self) -> str:
+        return ", ".join(part for part in (self.city, self.state, self.zip_code) if part)
+
+
+class Property(TaggedModel):
+    """A listing. `price` is in the currency of the portal, `area` in square metres."""
+
+    tag = "property"
+
+    class Type(models.TextChoices):
+        """What kind of building it is."""
+
+        HOUSE = "house"
+        APARTMENT = "apartment"
+        TOWNHOUSE = "townhouse"
+        LAND = "land"
+
+    class Status(models.TextChoices):
+        """Where the sale stands."""
+
+        AVAILABLE = "available"
+        PENDING = "pending"
+        SOLD = "sold"
+        WITHDRAWN = "withdrawn"
+
+    title = models.CharField(max_length=200)
+    description = models.TextField(null=True, blank=True)
+    property_type = models.CharField(max_length=20, choices=Type, default=Type.HOUSE)
+    status = models.CharField(max_length=20, choices=Status, default=Status.AVAILABLE)
+    price = models.DecimalField(max_digits=12, decimal_places=2, validators=[MinValueValidator(0)])
+    bedrooms = models.PositiveSmallIntegerField(null=True, blank=True)
+    bathrooms = models.DecimalField(max_digits=4, decimal_places=2, null=True, blank=True, validators=[MinValueValidator(0)])
+    area = models.DecimalField(max_digits=10, decimal_places=2, null=True, blank=True, validators=[MinValueValidator(0)])
+    location = models.ForeignKey(Location, on_delete=models.CASCADE, related_name="properties")
+    agent = models.ForeignKey(Agent, on_delete=models.CASCADE, related_name="properties")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(auto_now=True)
+    record_hash = models.CharField(
+        max_length=64, null=True, unique=True, editable=False, help_text="SHA-256 of the imported record, by which an import knows it again."
+    )
+
+    class Meta(TaggedModel.Meta):
+        verbose_name_plural = "properties"
+        indexes = [
+            models.Index(fields=["created_at", "id"], name="property_newest"),
+            models.Index(fields=["price", "id"], name="property_price"),
+        ]
+
+    def __str__(self) -> str:
+        return self.title
+
+
+class PropertyImage(TaggedModel):
+    """A picture of a property; the detail shows them by `position`."""
+
+    tag = "images"
+
+    property = models.ForeignKey(Property, on_delete=models.CASCADE, related_name="images")
+    url = models.URLField()
+    caption = models.CharField(max_length=200, null=True, blank=True)
+    position = models.PositiveSmallIntegerField(default=0)
+
+    class Meta(TaggedModel.Meta):
+        ordering = ["position", "id"]
+
+    def __str__(self) -> str:
+        return self.caption or self.url

@@ -1,0 +1,137 @@
+"""One file for every stack: two URLs choose the engines. Secure by default."""
+
+from pathlib import Path
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+ROOT = Path(__file__).resolve().parent.parent
+
+env = environ.Env()
+if (ROOT / ".env").is_file():
+    env.read_env(ROOT / ".env")  # written by `make run`; what the environment says goes first
+
+DEBUG = env.bool("DJANGO_DEBUG", default=False)
+SECRET_KEY = env.str("DJANGO_SECRET_KEY", default="debug only" if DEBUG else "")
+if not SECRET_KEY:
+    raise ImproperlyConfigured("DJANGO_SECRET_KEY is not set. Set it to a long random text, or run `make run`, which writes one into .env.")
+ALLOWED_HOSTS = env.list("DJANGO_ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"] if DEBUG else [])
+INTERNAL_IPS = ["127.0.0.1", "::1"]
+
+# The engines
+
+DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{ROOT / 'db.sqlite3'}")}
+try:
+    DATABASES["default"]["ENGINE"] = {"django.db.backends.sqlite3": "housing.db.sqlite3"}[DATABASES["default"]["ENGINE"]]
+except KeyError as unknown:
+    raise ImproperlyConfigured(f"DATABASE_URL names an engine that this service cannot keep its promises on: {unknown}. Use sqlite:///PATH.") from None
+# A transaction takes SQLite's write lock when it begins, or waits for it: one that took it later could fail instead.
+# WAL lets readers go on meanwhile. (https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
+DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
+
+REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")
+EMBEDDED = REDIS_URL.startswith("fakeredis://")  # fakeredis://HOST:PORT is its TCP server, fakeredis:// alone is in process
+CACHES = {
+    "default": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": REDIS_URL.replace("fakeredis://", "redis://", 1),
+        "KEY_PREFIX": "housing",
+        "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 1, "CONNECTION_POOL_KWARGS": {}},
+    }
+}
+if REDIS_URL.rstrip("/") == "fakeredis:":
+    from fakeredis import FakeRedisConnection
+
+    CACHES["default"]["LOCATION"] = "redis://in-process:6379/0"
+    CACHES["default"]["OPTIONS"]["CONNECTION_POOL_KWARGS"]["connection_class"] = FakeRedisConnection
+
+# Freshness
+
+# Longer than a COMMIT takes on a bad day, for it must not outlast its lease; and no longer than a reader of what a killed
+# process touched may be sent to the database.
+HOUSING_LEASE = 5.0
+# How long an entry lives when nothing makes it stale, which also bounds what the journal remembers. It is the net, not the rope.
+HOUSING_TTL = 24 * 3600.0
+# Which run of the Redis server this is: None asks it. fakeredis cannot say, but always starts empty.
+HOUSING_INCARNATION = "fakeredis" if EMBEDDED else None
+
+# Django
+
+INSTALLED_APPS = [
+    "housing",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+if DEBUG:
+    INSTALLED_APPS.append("debug_toolbar")
+    MIDDLEWARE.insert(0, "debug_toolbar.middleware.DebugToolbarMiddleware")
+
+ROOT_URLCONF = "housing.urls"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [{"NAME": f"django.contrib.auth.password_validation.{name}"} for name in ("MinimumLengthValidator", "CommonPasswordValidator")]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+STATIC_URL = "static/"
+STATIC_ROOT = ROOT / "staticfiles"
+WHITENOISE_USE_FINDERS = True  # so that docs and admin have their styles without a collectstatic, behind any server
+
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [],  # everybody gets the same bytes
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "UNAUTHENTICATED_USER": None,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "URL_FORMAT_OVERRIDE": None,  # the Accept header alone chooses the format
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Housing",
+    "DESCRIPTION": "Property listings, three times: what they cost naively, in one query, and from a cache that is never stale.",
+    "VERSION": "1.0.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{levelname} {message}", "style": "{"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {"housing": {"handlers": ["console"], "level": "INFO"}},
+}

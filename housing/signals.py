@@ -1,0 +1,112 @@
+"""What a write makes stale: one table, one handler.
+
+The handler only names tags, into the transaction that carries the write; `db/commit.py` takes them to the journal at COMMIT.
+What is written without a signal (`update()`, `bulk_create()`, SQL) names its whole model there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from django.apps import apps
+from django.db import connections
+from django.db.models.signals import post_save, pre_delete, pre_save
+
+from housing.models import Agent, Location, Office, Property, PropertyImage, TaggedModel
+
+LIST = "properties"
+"""The tag of the list itself: a property was created or deleted."""
+
+
+@dataclass(frozen=True)
+class Stale:
+    """What a write to a row of one model makes stale."""
+
+    row: str
+    """Whose column is in the tag of the row: `id`, or the owner under which it is shown."""
+    selects: tuple[str, ...] = ()
+    """The columns by which pages are selected or ordered; each has a tag of its own."""
+    listed: bool = False
+    """Whether its creation or deletion changes the list."""
+
+
+TABLE: dict[type[TaggedModel], Stale] = {
+    Property: Stale("id", ("title", "description", "property_type", "status", "price", "bedrooms", "location_id", "agent_id"), listed=True),
+    Agent: Stale("id", ("office_id",)),
+    Office: Stale("id"),
+    Location: Stale("id", ("city",)),
+    PropertyImage: Stale("property_id"),
+}
+
+
+def row_tag(model: type[TaggedModel], key: Any) -> str:
+    """`agent:3`: the row itself; `images:7`: the images of property 7."""
+    return f"{model.tag}:{key}"
+
+
+def column_tag(model: type[TaggedModel], column: str) -> str:
+    """`property.price`: by which pages are selected or ordered."""
+    return f"{model.tag}.{column.removesuffix('_id')}"
+
+
+def connect() -> None:
+    """Listen to every model whose rows are in a table of ours, proxies included."""
+    for model in apps.get_models():
+        if model._meta.concrete_model in TABLE:
+            for signal in (pre_save, post_save, pre_delete):
+                signal.connect(handle, sender=model, dispatch_uid=f"{__name__}.{model._meta.label}")
+
+
+def handle(signal: Any, instance: TaggedModel, using: str, **details: Any) -> None:
+    """Name what this save or deletion makes stale."""
+    connection = connections[using]
+    model = instance._meta.concrete_model
+    if signal is pre_save:
+        instance.announced = _tags_of_save(instance, details["update_fields"], connection)
+        connection.name(instance.announced)
+    elif signal is post_save:
+        # An update of a row that somebody has deleted meanwhile inserts it again: only now is that known.
+        created = {LIST} if details["created"] and TABLE[model].listed else set()
+        happened = "created" if details["created"] else "changed"
+        connection.name((instance.announced or set()) | created, f"[SIGNAL] {model.__name__} {instance.pk} {happened}.")
+    else:
+        listed = {LIST} if TABLE[model].listed else set()
+        connection.name(_row_tags(instance) | _stored_row_tags(instance, connection) | listed, f"[SIGNAL] {model.__name__} {instance.pk} deleted.")
+        connection.name_deleted(model._meta.db_table, instance.pk)
+
+
+def _tags_of_save(instance: TaggedModel, update_fields: Iterable[str] | None, connection: Any) -> set[str]:
+    model = instance._meta.concrete_model
+    stale = TABLE[model]
+    tags = _row_tags(instance) | ({LIST} if stale.listed and instance._state.adding else set())
+    if instance.pk is None:
+        return tags
+    written = set(instance.written_fields()) if update_fields is None else {instance._meta.get_field(name).attname for name in update_fields}
+    held = _held_under_lock(instance, connection)
+    written = {column for column in written if column not in held or held[column] != getattr(instance, column)}
+    return tags | _stored_row_tags(instance, connection) | {column_tag(model, column) for column in stale.selects if column in written}
+
+
+def _held_under_lock(instance: TaggedModel, connection: Any) -> dict[str, Any]:
+    """What the row is certain to hold until this transaction writes it; without a lock nothing is certain."""
+    frame, held = instance.locked or (None, {})
+    return held if connection.holds(frame) else {}
+
+
+def _row_tags(instance: TaggedModel) -> set[str]:
+    model = instance._meta.concrete_model
+    key = getattr(instance, TABLE[model].row)
+    return set() if key is None else {row_tag(model, key)}
+
+
+def _stored_row_tags(instance: TaggedModel, connection: Any) -> set[str]:
+    """The row's tag as the database has it: an image may have been moved since `instance` was loaded, or by it."""
+    model = instance._meta.concrete_model
+    column = TABLE[model].row
+    if column == "id":
+        return set()
+    held = _held_under_lock(instance, connection)
+    stored = model._base_manager.using(connection.alias).select_for_update().filter(pk=instance.pk).values_list(column, flat=True)
+    return {row_tag(model, key) for key in ([held[column]] if column in held else stored)}

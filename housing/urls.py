@@ -1,0 +1,25 @@
+"""Which door."""
+
+from django.conf import settings
+from django.contrib import admin
+from django.urls import include, path
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+
+from housing import views
+
+lists = {
+    "live/naive": (views.PropertyListView, views.PropertyDetailView),
+    "live/optimized": (views.OptimizedPropertyListView, views.OptimizedPropertyDetailView),
+    "cached": (views.CachedPropertyListView, views.CachedPropertyDetailView),
+}
+urlpatterns = [
+    path("", views.HomeView.as_view(), name="home"),
+    *(path(f"api/properties/{door}/", page.as_view(), name=f"{door.rpartition('/')[2]}-list") for door, (page, _) in lists.items()),
+    *(path(f"api/properties/{door}/<int:id>/", detail.as_view(), name=f"{door.rpartition('/')[2]}-detail") for door, (_, detail) in lists.items()),
+    path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("health/", views.health, name="health"),
+    path("admin/", admin.site.urls),
+]
+if settings.DEBUG:
+    urlpatterns.append(path("__debug__/", include("debug_toolbar.urls")))

@@ -1,0 +1,1 @@
+"""The product: what the service promises, one chapter a file."""
