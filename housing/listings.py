@@ -1,0 +1,324 @@
+"""Somebody else's listings: a CSV file is read row by row, and a mapping says what each of our fields is made of.
+
+A mapping is a TOML file; `mappings/` has two to learn from. Nothing here asks the database.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import io
+import re
+import string
+import tomllib
+import zlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal, DecimalException
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.backends.base.operations import BaseDatabaseOperations
+
+from housing.models import Agent, Location, Office, Property, TaggedModel
+
+MODELS: dict[str, type[TaggedModel]] = {"office": Office, "agent": Agent, "location": Location, "property": Property}
+"""The tables of a mapping, and what each describes."""
+
+OURS = {"id", "updated_at", "record_hash"}
+"""Fields that no file fills."""
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+"""`1.225e+006` and its like. Python's own parser would also take `nan` and `1_000`."""
+
+Record = dict[str, str]
+"""What a row says: column → cell, as it stands in the file."""
+
+Listing = dict[type[TaggedModel], dict[str, Any]]
+"""What a row becomes: model → field → value, each valid for its field."""
+
+
+class Unusable(Exception):
+    """A file or a mapping that cannot be used; the message says which, why, and what to do."""
+
+
+class Refused(Exception):
+    """A row that cannot become a property. The message is about this row; rows of one `kind` have the same thing wrong."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+# The file
+
+
+class Row(NamedTuple):
+    """A row begins in `line` (from 1) and ends before byte `position` of the file, as far as has been read."""
+
+    line: int
+    cells: list[str]
+    position: int
+
+
+def rows(path: Path) -> Generator[Row, None, None]:
+    """The rows of a CSV file, plain or gzip, in UTF-8: the header, then at least one more. Blank lines are no rows.
+
+    The file is read as rows are asked for, never whole. Raises Unusable at the first sign that it cannot be read.
+    """
+    line = count = 0
+    try:
+        with path.open("rb") as file, _text(path, file) as text:
+            reader = csv.reader(text, strict=True)
+            for cells in reader:
+                if any("\0" in cell for cell in cells):
+                    raise Unusable(f"{path} has a NUL byte in line {line + 1}: it is not text, or not UTF-8.")
+                if cells:
+                    count += 1
+                    yield Row(line + 1, cells, file.tell())
+                line = reader.line_num
+    except UnicodeDecodeError as error:
+        raise Unusable(f"{path} is not UTF-8: byte {error.object[error.start]:#04x} after line {line}. Convert it, for instance with iconv.") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Unusable(f"{path} is damaged or cut off after line {line} ({error}). Fetch it again.") from error
+    except OSError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}.") from error
+    except csv.Error as error:
+        raise Unusable(f"{path} is not CSV from line {line + 1} on ({error}). Look there for a quote that is not closed, or not doubled.") from error
+    if count == 0:
+        raise Unusable(f"{path} is empty.")
+    if count == 1:
+        raise Unusable(f"{path} has a header, and no row below it.")
+
+
+def _text(path: Path, file: io.BufferedReader) -> io.TextIOWrapper:
+    """What a file says, whether its content is gzip or not; its name alone does not decide, but must not say otherwise."""
+    zipped = file.peek(2).startswith(b"\x1f\x8b")
+    if path.suffix == ".gz" and not zipped:
+        raise Unusable(f"{path} is named .gz, but is not gzip. Compress it, or name it .csv.")
+    return io.TextIOWrapper(gzip.GzipFile(fileobj=file) if zipped else file, encoding="utf-8-sig", newline="")
+
+
+def record(header: list[str], cells: list[str]) -> Record:
+    """What a row says. Raises Refused if it has not one cell for each column."""
+    if len(cells) != len(header):
+        which = "fewer" if len(cells) < len(header) else "more"
+        raise Refused(which, f"{which} cells than columns: {len(cells)} instead of {len(header)}")
+    return dict(zip(header, cells, strict=True))
+
+
+# The mapping
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one field is filled. What follows `field` and `missing` are the keys that a mapping may give for it."""
+
+    name: str
+    field: models.Field[Any, Any]
+    missing: frozenset[str] = frozenset()
+    column: str | None = None
+    template: str | None = None
+    default: str | None = None
+    values: dict[str, str] | None = None
+    factor: Decimal | None = None
+    date: str | None = None
+    fold: bool = False
+    required: bool = False
+
+    @cached_property
+    def parts(self) -> list[tuple[str, str | None]]:
+        """What its text is joined from: literal text, then the column that follows it, if one does."""
+        if self.template is None:
+            return [] if self.column is None else [("", self.column)]
+        return [(before, column) for before, column, *_ in string.Formatter().parse(self.template)]
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The columns that it reads."""
+        return [column for _, column in self.parts if column is not None]
+
+    def value(self, record: Record) -> Any:
+        """What the field becomes; None where the file says nothing. Raises Refused."""
+        cells = {column: record[column].strip() for column in self.columns}
+        if not cells or not self.missing.isdisjoint(cells.values()):
+            return self._value_of_missing()
+        text = "".join(before + cells.get(column or "", "") for before, column in self.parts)
+        if self.values is None:
+            return self.convert(text, self.factor)
+        if text not in self.values:
+            raise Refused(f"{self.name} unlisted", f"{self.name}: {text!r} is not among the mapping's values")
+        return self.convert(self.values[text])
+
+    def _value_of_missing(self) -> Any:
+        if self.default is not None:
+            return self.convert(self.default)
+        if self.required or not self.field.null:
+            raise Refused(f"{self.name} missing", f"{self.name}: {' or '.join(self.columns)} is missing")
+        return None
+
+    def convert(self, text: str, factor: Decimal | None = None) -> Any:
+        """A text as a value that the field takes on every database; a number is multiplied by `factor`. Raises Refused."""
+        try:
+            return self.field.clean(self._typed(text, factor or Decimal(1)), None)
+        except ValidationError as error:
+            raise self._refused(text, str(error.error_list[0].code), " ".join(error.messages)) from None
+
+    def _typed(self, text: str, factor: Decimal) -> Any:
+        match self.field:
+            case models.DecimalField():
+                return self._decimal(text, factor)
+            case models.IntegerField():
+                return self._whole(text)
+            case models.DateTimeField():
+                return self._moment(text)
+        return text
+
+    def _number(self, text: str) -> Decimal:
+        if not NUMBER.fullmatch(text):
+            raise self._refused(text, "number", "not a number")
+        return Decimal(text)
+
+    def _decimal(self, text: str, factor: Decimal) -> Decimal:
+        places: int = self.field.decimal_places  # type: ignore[attr-defined]  # only decimal fields come here
+        try:
+            return (self._number(text) * factor).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+        except DecimalException:
+            raise self._refused(text, "range", "too many digits") from None
+
+    def _whole(self, text: str) -> int:
+        low, high = BaseDatabaseOperations.integer_field_ranges[self.field.get_internal_type()]  # PostgreSQL's; SQLite has none
+        number = self._number(text)
+        if not low <= number <= high:
+            raise self._refused(text, "range", f"not between {low} and {high}")
+        if number % 1:
+            raise self._refused(text, "whole", "not a whole number")
+        return int(number)
+
+    def _moment(self, text: str) -> datetime.datetime:
+        try:
+            return datetime.datetime.strptime(text, self.date or "").replace(tzinfo=datetime.UTC)
+        except ValueError:
+            raise self._refused(text, "date", f"not a date like {self.date}") from None
+
+    def _refused(self, text: str, kind: str, what: str) -> Refused:
+        return Refused(f"{self.name} {kind}", f"{self.name} {text!r}: {what}")
+
+
+ANY_FIELD: dict[str, type | tuple[type, ...]] = {"column": str, "default": (str, int, Decimal), "required": bool}
+TEXT_FIELD = ANY_FIELD | {"template": str, "values": dict}
+SHARED_TEXT_FIELD = TEXT_FIELD | {"fold": bool}
+DECIMAL_FIELD = ANY_FIELD | {"factor": (int, Decimal)}
+DATE_FIELD = ANY_FIELD | {"date": str}
+
+
+def keys_for(field: models.Field[Any, Any]) -> dict[str, type | tuple[type, ...]]:
+    """The keys that a mapping may give for a field, and the types of their values."""
+    match field:
+        case models.DecimalField():
+            return DECIMAL_FIELD
+        case models.IntegerField():
+            return ANY_FIELD
+        case models.DateTimeField():
+            return DATE_FIELD
+    return TEXT_FIELD if field.model is Property else SHARED_TEXT_FIELD
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """What each of our fields is made of, by model and name; a field that the mapping leaves out becomes None."""
+
+    path: Path
+    rules: dict[type[TaggedModel], dict[str, Rule]]
+
+    @classmethod
+    def load(cls, path: Path) -> Mapping:
+        """Read a mapping. Raises Unusable, naming what is wrong in it."""
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        except OSError as error:
+            raise Unusable(f"{path} cannot be read: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Unusable(f"{path} is not TOML: {error}.") from error
+        try:
+            return cls(path, _rules(tables))
+        except Unusable as error:
+            raise Unusable(f"{path}: {error}") from None
+
+    def check(self, header: list[str]) -> None:
+        """Raise Unusable unless each column that the mapping names stands in the header, and no column twice."""
+        if twice := sorted({column for column in header if header.count(column) > 1}):
+            raise Unusable(f"The file has two columns {twice[0]!r}. Rename one.")
+        for rule in (rule for rules in self.rules.values() for rule in rules.values()):
+            for column in rule.columns:
+                if column not in header:
+                    raise Unusable(f"{self.path}: {rule.name} is made of {column!r}, but the file's columns are {', '.join(header)}.")
+
+    def listing(self, record: Record) -> Listing:
+        """What a row becomes. Raises Refused at the first field that cannot be filled."""
+        return {model: {name: rule.value(record) for name, rule in rules.items()} for model, rules in self.rules.items()}
+
+
+def _rules(tables: dict[str, Any]) -> dict[type[TaggedModel], dict[str, Rule]]:
+    if unknown := sorted(tables.keys() - MODELS.keys() - {"missing"}):
+        raise Unusable(f"there is nothing called {unknown[0]!r}. There are: missing, {', '.join(MODELS)}.")
+    missing = tables.get("missing", [""])
+    if not isinstance(missing, list) or not all(isinstance(marker, str) for marker in missing):
+        raise Unusable('missing is not a list of texts, as in missing = ["", "n/a"].')
+    return {model: _rules_of_model(label, model, tables.get(label, {}), frozenset(missing)) for label, model in MODELS.items()}
+
+
+def _rules_of_model(label: str, model: type[TaggedModel], table: Any, missing: frozenset[str]) -> dict[str, Rule]:
+    if not isinstance(table, dict):
+        raise Unusable(f"{label} is not a table. Write [{label}], and its fields below.")
+    fields = {field.name: field for field in model._meta.concrete_fields if not (field.is_relation or field.name in OURS)}
+    if unknown := sorted(table.keys() - fields.keys()):
+        raise Unusable(f"[{label}] has no field {unknown[0]!r}. It has: {', '.join(fields)}.")
+    if gap := [name for name, field in fields.items() if not field.null and name not in table]:
+        raise Unusable(f'{label}.{gap[0]} is needed. Write {gap[0]}.column = "…", or {gap[0]}.default = "…" if the file does not say.')
+    return {name: _rule(f"{label}.{name}", field, table[name], missing) if name in table else Rule(f"{label}.{name}", field) for name, field in fields.items()}
+
+
+def _rule(name: str, field: models.Field[Any, Any], table: Any, missing: frozenset[str]) -> Rule:
+    allowed = keys_for(field)
+    if not isinstance(table, dict):
+        raise Unusable(f'{name} is {table!r}. Write {name}.column = "…" for a column, {name}.default = "…" for the same in every row.')
+    if unknown := sorted(table.keys() - allowed.keys()):
+        raise Unusable(f"{name} has no key {unknown[0]!r}. It has: {', '.join(allowed)}.")
+    if wrong := [key for key, value in table.items() if not isinstance(value, allowed[key]) or (isinstance(value, bool) and allowed[key] is not bool)]:
+        raise Unusable(f"{name}.{wrong[0]} cannot be {table[wrong[0]]!r}.")
+    if "default" in table:
+        table = table | {"default": str(table["default"])}
+    rule = Rule(name, field, missing, **table)
+    _check(rule)
+    return rule
+
+
+def _check(rule: Rule) -> None:
+    """Raise Unusable for a rule that fills no field, or one that no row could be read by."""
+    if None not in (rule.column, rule.template) or (rule.column, rule.template, rule.default) == (None, None, None):
+        raise Unusable(f"{rule.name} is made of a column or of a template, or else has a default.")
+    if isinstance(rule.field, models.DateTimeField) and not _tells_the_day(rule.date or ""):
+        raise Unusable(f'{rule.name}.date is {rule.date!r}. It says how day, month and year are written, such as "%d/%m/%Y".')
+    try:
+        _ = rule.columns
+    except ValueError as error:
+        raise Unusable(f"{rule.name}.template is {rule.template!r}: {error}.") from None
+    try:
+        for text in (*(rule.values or {}).values(), rule.default):
+            if text is not None:
+                rule.convert(text)
+    except Refused as refused:
+        raise Unusable(f"{refused}.") from None
+
+
+def _tells_the_day(written: str) -> bool:
+    day = datetime.date(2013, 11, 28)
+    try:
+        return datetime.datetime.strptime(day.strftime(written), written).replace(tzinfo=datetime.UTC).date() == day
+    except (ValueError, re.error):
+        return False

@@ -1,0 +1,233 @@
+"""`manage.py seed`: listings to look at, the same every time."""
+
+from __future__ import annotations
+
+import datetime
+from argparse import ArgumentParser
+from decimal import Decimal
+from random import Random
+from typing import Any, NamedTuple
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, connection, reset_queries, transaction
+from django.db.models import F
+from django.utils.text import slugify
+from tqdm import tqdm
+
+from housing.models import Agent, Location, Office, Property, PropertyImage
+
+BATCH = 1_000
+
+NEWEST = datetime.datetime(2026, 6, 30, 18, 0, tzinfo=datetime.UTC)
+"""When the newest property was listed. The others go back a year from there."""
+
+MINUTES = 365 * 24 * 60
+"""In that year."""
+
+
+class City(NamedTuple):
+    """Where locations are: the beginning of its codes, its middle in degrees, and what a square metre costs there in dollars."""
+
+    name: str
+    state: str
+    codes: str
+    latitude: float
+    longitude: float
+    price: int
+
+
+CITIES = [
+    City("Albuquerque", "NM", "871", 35.08, -106.65, 2_300),
+    City("Asheville", "NC", "288", 35.60, -82.55, 3_600),
+    City("Austin", "TX", "787", 30.27, -97.74, 4_200),
+    City("Baltimore", "MD", "212", 39.29, -76.61, 2_200),
+    City("Boise", "ID", "837", 43.62, -116.20, 3_500),
+    City("Boston", "MA", "021", 42.36, -71.06, 7_900),
+    City("Burlington", "VT", "054", 44.48, -73.21, 3_700),
+    City("Charleston", "SC", "294", 32.78, -79.93, 4_100),
+    City("Chicago", "IL", "606", 41.88, -87.63, 3_100),
+    City("Denver", "CO", "802", 39.74, -104.99, 4_600),
+    City("Madison", "WI", "537", 43.07, -89.40, 2_900),
+    City("Minneapolis", "MN", "554", 44.98, -93.27, 2_600),
+    City("New Orleans", "LA", "701", 29.95, -90.07, 2_400),
+    City("Philadelphia", "PA", "191", 39.95, -75.17, 2_500),
+    City("Portland", "OR", "972", 45.52, -122.68, 3_900),
+    City("Providence", "RI", "029", 41.82, -71.41, 3_000),
+    City("Sacramento", "CA", "958", 38.58, -121.49, 3_800),
+    City("San Diego", "CA", "921", 32.72, -117.16, 7_200),
+    City("Seattle", "WA", "981", 47.61, -122.33, 6_100),
+    City("Springfield", "IL", "627", 39.78, -89.65, 1_300),
+]
+OFFICES = ["Harbor & Oak", "Keystone", "Larkspur", "Northgate", "Old Mill", "Redwood", "Stonebridge", "Three Rivers", "Whitfield", "Yellow Door"]
+TRADES = ["Realty", "Homes", "Properties", "Residential", "Real Estate"]
+FIRST_NAMES = ["Amara", "Benjamin", "Chloé", "Dmitri", "Elena", "Farid", "Grace", "Hiro", "Inés", "Jamal", "Katya", "Liam", "Mei", "Noah", "Priya", "Zoë"]
+LAST_NAMES = ["Alvarez", "Brooks", "Chen", "Dubois", "Edwards", "Fischer", "Garcia", "Haddad", "Ivanova", "Johnson", "Kowalski", "Nguyen", "Okafor", "Patel"]
+MANNERS = ["Bright", "Charming", "Corner", "Light-filled", "Move-in ready", "Quiet", "Renovated", "Spacious", "Sunny", "Well-kept"]
+STREETS = [
+    "Birch Lane",
+    "Canal Street",
+    "Chestnut Avenue",
+    "Elm Street",
+    "Foundry Row",
+    "Hillside Drive",
+    "Lakeview Road",
+    "Maple Court",
+    "Orchard Way",
+    "Park Place",
+]
+BEGINNINGS = [
+    "On a tree-lined street, ten minutes' walk from shops and school.",
+    "The kitchen opens to a dining room that seats ten.",
+    "One owner since it was built.",
+    "New roof, new windows, and the original floors.",
+    "Close to the park, and to the express bus downtown.",
+]
+ENDS = [
+    "Open house on Saturday.",
+    "Parking for two cars.",
+    "Heated by a heat pump.",
+    "Offers are reviewed on Monday.",
+    "Shown by appointment.",
+    "Pets are welcome.",
+]
+VIEWS = ["the front", "the kitchen", "the living room", "the garden", "the street"]
+
+TYPES = {Property.Type.HOUSE: 50, Property.Type.APARTMENT: 30, Property.Type.TOWNHOUSE: 15, Property.Type.LAND: 5}
+STATUSES = {Property.Status.AVAILABLE: 70, Property.Status.PENDING: 12, Property.Status.SOLD: 15, Property.Status.WITHDRAWN: 3}
+"""What is on the market, in hundredths."""
+
+
+class Command(BaseCommand):
+    """The command; see `help`."""
+
+    help = (
+        "Fill the database with made-up listings, the same every time. Refuses to where there are properties already; --replace deletes them first, "
+        "with all offices, agents, locations and images, imported ones too. All in one transaction, or nothing."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """As Django's."""
+        parser.add_argument("--properties", default="1000", metavar="N", help="how many (default: 1,000); their number decides that of the rest")
+        parser.add_argument("--replace", action="store_true", help="delete every listing that is there, then seed")
+
+    def handle(self, *, properties: object, replace: bool, verbosity: int, **_: Any) -> None:
+        """Seed, and say what was made. Raises CommandError for a number that is none, and where there are properties already."""
+        number = _whole_number(properties)
+        try:
+            with transaction.atomic():
+                if replace:
+                    _delete_everything()
+                elif there := Property.objects.count():
+                    raise CommandError(f"There are {there:,} properties already, and nothing was changed. To delete them all and seed anew: seed --replace.")
+                made = _seed(number, quiet=not verbosity)
+        except DatabaseError as error:
+            raise CommandError(f"Nothing was changed. The database says: {error}") from error
+        if verbosity:
+            self.stdout.write(f"Made {', '.join(f'{count:,} {what}' for what, count in made.items())}.")
+
+
+def _whole_number(text: object) -> int:
+    try:
+        number = int(str(text))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise CommandError(f"--properties is {text!r}. It takes a whole number from 1 on.")
+    return number
+
+
+def _delete_everything() -> None:
+    for model in (PropertyImage, Property, Location, Agent, Office):
+        model.objects.all()._raw_delete(connection.alias)  # noqa: SLF001  # delete() would read each row first, to tell its signals
+
+
+def _seed(number: int, *, quiet: bool) -> dict[str, int]:
+    """Make `number` properties with two images each, an office for every 200 of them, an agent for every 40 and a location for every 25, rounded up.
+
+    So 1,000 have 5 offices, 25 agents and 40 locations. Returns how many of each were made.
+    """
+    random = Random(2026)  # noqa: S311  # the same every time is the point
+    offices = Office.objects.bulk_create((_office(random) for _ in range(_ceil(number, 200))), BATCH)
+    agents = Agent.objects.bulk_create((_agent(random, offices[index % len(offices)]) for index in range(_ceil(number, 40))), BATCH)
+    cities = [random.choice(CITIES) for _ in range(_ceil(number, 25))]
+    locations = Location.objects.bulk_create((_location(random, city) for city in cities), BATCH)
+    places = list(zip(cities, locations, strict=True))
+    with tqdm(total=number, desc="Seeding", unit=" properties", disable=quiet or None) as bar:
+        for first in range(0, number, BATCH):
+            count = min(BATCH, number - first)
+            _write([_property(random, *random.choice(places), random.choice(agents)) for _ in range(count)], random)
+            bar.update(count)
+            reset_queries()  # with DEBUG, Django would remember every statement
+    Property.objects.update(updated_at=F("created_at"))  # the clock wrote it
+    return {"properties": number, "images": 2 * number, "locations": len(locations), "agents": len(agents), "offices": len(offices)}
+
+
+def _ceil(number: int, each: int) -> int:
+    return -(-number // each)
+
+
+def _write(properties: list[Property], random: Random) -> None:
+    Property.objects.bulk_create(properties)
+    PropertyImage.objects.bulk_create(
+        PropertyImage(property_id=home.pk, url=f"https://images.example.com/{random.getrandbits(48):012x}.jpg", caption=caption, position=position)
+        for home in properties
+        for position, caption in enumerate([f"From {random.choice(VIEWS)}", None])
+    )
+
+
+def _office(random: Random) -> Office:
+    city = random.choice(CITIES).name if _nearly_always(random) else None
+    return Office(name=f"{random.choice(OFFICES)} {random.choice(TRADES)}", city=city)
+
+
+def _agent(random: Random, office: Office) -> Agent:
+    name = f"{random.choice(FIRST_NAMES)} {random.choice(LAST_NAMES)}"
+    email = f"{slugify(name)}@{slugify(office.name)}.example.com" if _nearly_always(random) else None
+    return Agent(name=name, email=email, office=office)
+
+
+def _nearly_always(random: Random) -> bool:
+    """Real listings lack things, too."""
+    return random.randrange(10) > 0
+
+
+def _location(random: Random, city: City) -> Location:
+    """Somewhere in the city."""
+    north, east = (Decimal(random.randrange(-60_000, 60_000)).scaleb(-6) for _ in range(2))
+    located = _nearly_always(random)
+    return Location(
+        city=city.name,
+        state=city.state,
+        zip_code=f"{city.codes}{random.randrange(1, 60):02}",
+        latitude=Decimal(str(city.latitude)) + north if located else None,
+        longitude=Decimal(str(city.longitude)) + east if located else None,
+    )
+
+
+def _property(random: Random, city: City, location: Location, agent: Agent) -> Property:
+    kind = random.choices(list(TYPES), list(TYPES.values()))[0]
+    street = random.choice(STREETS)
+    bedrooms = bathrooms = None
+    if kind == Property.Type.LAND:
+        area = random.randrange(400, 4_000)
+        price = area * city.price * random.uniform(0.05, 0.12)
+        title = f"{area:,} m² of building land on {street}, {city.name}"
+    else:
+        bedrooms = random.choices([1, 2, 3, 4, 5, 6], [10, 25, 33, 20, 9, 3])[0]
+        bathrooms = Decimal(random.randrange(4, 4 + 4 * bedrooms, 2)) / 4
+        area = 25 + 30 * bedrooms + random.randrange(30)
+        price = area * city.price * random.uniform(0.75, 1.4)
+        title = f"{random.choice(MANNERS)} {bedrooms}-bedroom {kind.label.lower()} on {street}, {city.name}"
+    return Property(
+        title=title,
+        description=f"{random.choice(BEGINNINGS)} {random.choice(ENDS)}" if kind != Property.Type.LAND and _nearly_always(random) else None,
+        property_type=kind,
+        status=random.choices(list(STATUSES), list(STATUSES.values()))[0],
+        price=1_000 * round(price / 1_000),
+        bedrooms=bedrooms,
+        bathrooms=bathrooms,
+        area=area if _nearly_always(random) else None,
+        location_id=location.pk,
+        agent_id=agent.pk,
+        created_at=NEWEST - datetime.timedelta(minutes=random.randrange(MINUTES)),
+    )
