@@ -18,7 +18,19 @@ test: install ## the specs, on SQLite and fakeredis
 
 .PHONY: lint
 lint: install ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy
+
+.PHONY: bench
+bench: install ## the budgets, measured: naive, optimized, cold, warm
+	@$(BIN)/pytest -q --benchmark-only
+
+.PHONY: coverage
+coverage: install ## the specs, and every branch that they take
+	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+.PHONY: spec
+spec: install ## SPEC.md, from the specs themselves
+	@$(BIN)/python -m tests.spec
 
 .PHONY: lock
 lock: install ## resolve pyproject.toml into requirements.lock, for every Python and platform

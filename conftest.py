@@ -24,8 +24,8 @@ from django.test.client import ClientHandler
 from django_redis import get_redis_connection
 
 from housing.cache.journal import journal
-from tests.instruments import CONTROL
 from housing.models import Agent, Location, Office, Property, PropertyImage
+from tests.instruments import CONTROL
 
 DOORS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
 """The three ways to the same answer."""
@@ -53,7 +53,7 @@ def forget_everything() -> None:
     journal.begin()
 
 
-# Nouns: facts
+# The nouns of the cast are facts.
 
 
 def a_property(number: int = 0, **fields: Any) -> Property:
@@ -111,7 +111,7 @@ def home(twenty_properties: list[Property]) -> Property:
     return twenty_properties[0]
 
 
-# Verbs: acts
+# The verbs of the cast are acts.
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """The admin: searchable, filterable, the price editable in the list, images beside their property."""
 
+from typing import Any
+
 from django.contrib import admin
 from django.db.models import URLField
 
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
-HTTPS = {URLField: {"assume_scheme": "https"}}
+HTTPS: dict[Any, Any] = {URLField: {"assume_scheme": "https"}}
 """What an address typed without a scheme means; Django 6 will think so by itself."""
 
 

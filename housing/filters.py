@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from urllib.parse import urlencode
 
 import django_filters
@@ -154,7 +154,7 @@ class Cursor:
         descending = self.ordering.startswith("-") != self.backward
         if self.position is not None:
             value, key = self.position
-            here = Row(Value(value, Property._meta.get_field(column)), Value(key, Property._meta.pk))
+            here = Row(Value(value, cast(Any, Property._meta.get_field(column))), Value(key, Property._meta.pk))
             found = found.filter((LessThan if descending else GreaterThan)(Row(F(column), F("id")), here))
         sign = "-" if descending else ""
         return found.order_by(f"{sign}{column}", f"{sign}id")
@@ -217,7 +217,7 @@ class Query:
         if not cursor.backward:
             following = cursor.after(rows[-1], backward=False) if more else None
             preceding = cursor.after(rows[0], backward=True) if rows else Cursor(self.ordering, backward=True)
-            return Page(rows, following and "?" + self._link(following), "?" + self._link(preceding) if self.cursor else None)
+            return Page(rows, "?" + self._link(following) if following else None, "?" + self._link(preceding) if self.cursor else None)
         rows.reverse()
         following = cursor.after(rows[-1], backward=False) if rows else None
         preceding = cursor.after(rows[0], backward=True) if rows else cursor
@@ -235,7 +235,7 @@ def _text(value: Any) -> str:
 class KeysetPagination(BasePagination):
     """DRF's interface to `Query.page`."""
 
-    def paginate_queryset(self, queryset: QuerySet[Property], request: Request, view: Any = None) -> list[Property]:
+    def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[Any]:
         """The rows of the page that is asked for, of what the filters left."""
         self.page = Query(request.query_params).page(queryset)
         return self.page.rows

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from django.core.validators import MinValueValidator
-from django.db import connections, models, router, transaction
+from django.db import models, router, transaction
 from django.utils import timezone
 
-from housing.db.commit import Frame
+from housing.db.commit import Frame, ours
 
 
 class TaggedQuerySet(models.QuerySet[Any]):
@@ -18,9 +17,9 @@ class TaggedQuerySet(models.QuerySet[Any]):
 
     def _fetch_all(self) -> None:
         fresh = self._result_cache is None
-        super()._fetch_all()  # type: ignore[misc]  # not in the stubs
+        super()._fetch_all()
         if fresh and self.query.select_for_update:
-            frame = connections[self.db].innermost_frame()
+            frame = ours(self.db).innermost_frame()
             for row in self._result_cache or ():
                 if isinstance(row, TaggedModel):
                     row.locked = (frame, {name: row.__dict__[name] for name in row.written_fields() if name in row.__dict__})
@@ -43,39 +42,39 @@ class TaggedModel(models.Model):
     class Meta:
         abstract = True
 
+    def __reduce__(self) -> Any:
+        """As Django's, without the lock: it belongs to a transaction of this process."""
+        self.locked = None
+        return super().__reduce__()
+
     @classmethod
     def written_fields(cls) -> tuple[str, ...]:
         """The columns (attribute names) that a plain `save()` of an existing row writes."""
         return tuple(field.attname for field in cls._meta.concrete_fields if not field.primary_key and field.name != "created_at")
 
-    def save_base(self, *args: Any, using: str | None = None, **kwargs: Any) -> None:
+    def save_base(self, raw: bool = False, force_insert: Any = False, force_update: bool = False, using: str | None = None, update_fields: Any = None) -> None:
         """As Django's, in a transaction, so that there is a COMMIT to stand before."""
         using = using or router.db_for_write(type(self), instance=self)
         try:
             with transaction.atomic(using=using, savepoint=False):
-                super().save_base(*args, using=using, **kwargs)
+                super().save_base(raw, force_insert, force_update, using, update_fields)
         finally:
             self.announced = None
 
     def _save_table(self, raw: bool, cls: Any, force_insert: Any, force_update: bool, using: str, update_fields: Any) -> bool:
         """As Django's: the one place where a save's own SQL runs, and no receiver's."""
-        with connections[using].named_already(self._meta.db_table) if self.announced is not None else nullcontext():
-            return super()._save_table(raw, cls, force_insert, force_update, using, update_fields)  # type: ignore[misc]  # not in the stubs
+        with ours(using).named_already(self._meta.db_table) if self.announced is not None else nullcontext():
+            return bool(super()._save_table(raw, cls, force_insert, force_update, using, update_fields))  # type: ignore[misc]  # not in the stubs
 
-    def _do_update(self, base_qs: Any, using: str, pk_val: Any, values: Sequence[Any], *args: Any) -> bool:
+    def _do_update(self, base_qs: Any, using: Any, pk_val: Any, values: Any, *args: Any) -> Any:
         """As Django's, without `created_at`, which never changes after creation."""
         kept = [value for value in values if value[0].name != "created_at"]
-        return super()._do_update(base_qs, using, pk_val, kept, *args)  # type: ignore[misc]  # not in the stubs
+        return super()._do_update(base_qs, using, pk_val, kept, *args)
 
     def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
         """As Django's; what is read without a lock may have changed since."""
         super().refresh_from_db(*args, **kwargs)
         self.locked = None
-
-    def __reduce__(self) -> Any:
-        """As Django's, without the lock: it belongs to a transaction of this process."""
-        self.locked = None
-        return super().__reduce__()
 
 
 class Office(TaggedModel):

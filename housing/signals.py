@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from django.apps import apps
-from django.db import connections
 from django.db.models.signals import post_save, pre_delete, pre_save
 
+from housing.db.commit import CommitMixin, ours
 from housing.models import Agent, Location, Office, Property, PropertyImage, TaggedModel
 
 LIST = "properties"
@@ -61,8 +61,8 @@ def connect() -> None:
 
 def handle(signal: Any, instance: TaggedModel, using: str, **details: Any) -> None:
     """Name what this save or deletion makes stale."""
-    connection = connections[using]
-    model = instance._meta.concrete_model
+    connection = ours(using)
+    model = _model(instance)
     if signal is pre_save:
         instance.announced = _tags_of_save(instance, details["update_fields"], connection)
         connection.name(instance.announced)
@@ -77,33 +77,39 @@ def handle(signal: Any, instance: TaggedModel, using: str, **details: Any) -> No
         connection.name_deleted(model._meta.db_table, instance.pk)
 
 
-def _tags_of_save(instance: TaggedModel, update_fields: Iterable[str] | None, connection: Any) -> set[str]:
-    model = instance._meta.concrete_model
+def _tags_of_save(instance: TaggedModel, update_fields: Iterable[str] | None, connection: CommitMixin) -> set[str]:
+    model = _model(instance)
     stale = TABLE[model]
     tags = _row_tags(instance) | ({LIST} if stale.listed and instance._state.adding else set())
     if instance.pk is None:
         return tags
-    written = set(instance.written_fields()) if update_fields is None else {instance._meta.get_field(name).attname for name in update_fields}
+    written = (
+        set(instance.written_fields()) if update_fields is None else {cast(Any, instance._meta.get_field(name)).attname for name in update_fields}
+    )
     held = _held_under_lock(instance, connection)
     written = {column for column in written if column not in held or held[column] != getattr(instance, column)}
     return tags | _stored_row_tags(instance, connection) | {column_tag(model, column) for column in stale.selects if column in written}
 
 
-def _held_under_lock(instance: TaggedModel, connection: Any) -> dict[str, Any]:
+def _model(instance: TaggedModel) -> type[TaggedModel]:
+    return cast(type[TaggedModel], instance._meta.concrete_model)  # of a proxy, what it stands for
+
+
+def _held_under_lock(instance: TaggedModel, connection: CommitMixin) -> dict[str, Any]:
     """What the row is certain to hold until this transaction writes it; without a lock nothing is certain."""
     frame, held = instance.locked or (None, {})
     return held if connection.holds(frame) else {}
 
 
 def _row_tags(instance: TaggedModel) -> set[str]:
-    model = instance._meta.concrete_model
+    model = _model(instance)
     key = getattr(instance, TABLE[model].row)
     return set() if key is None else {row_tag(model, key)}
 
 
-def _stored_row_tags(instance: TaggedModel, connection: Any) -> set[str]:
+def _stored_row_tags(instance: TaggedModel, connection: CommitMixin) -> set[str]:
     """The row's tag as the database has it: an image may have been moved since `instance` was loaded, or by it."""
-    model = instance._meta.concrete_model
+    model = _model(instance)
     column = TABLE[model].row
     if column == "id":
         return set()

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
 from django.db import DatabaseError, connection, transaction
@@ -29,7 +29,7 @@ from rest_framework.response import Response
 from housing import queries
 from housing.cache.entries import Answer, Read, answer
 from housing.cache.keys import entry_key
-from housing.db.commit import CommitMixin
+from housing.db.commit import ours
 from housing.db.statements import CONTROL
 from housing.filters import KeysetPagination, PropertyFilter, Query
 from housing.models import Property
@@ -40,13 +40,14 @@ R = TypeVar("R", bound=HttpResponseBase)
 
 
 class Bill:
-    """Counts the SQL of one request, and its time in seconds; an execute wrapper of Django's."""
+    """Counts the SQL of one request, and its time in seconds: an execute wrapper of Django's."""
 
     def __init__(self) -> None:
         self.statements = 0
         self.seconds = 0.0
 
     def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        """Send the statement on."""
         started = time.perf_counter()
         try:
             return execute(sql, params, many, context)
@@ -135,7 +136,8 @@ class CachedView(BilledView):
             return _described(Response(json.loads(found.body or b"null")), found.status)
         if request.accepted_media_type == JSON:
             return self.as_json(request._request)
-        return _described(super().get(request, *args, **kwargs), "housing; fwd=bypass; detail=accept")  # type: ignore[misc]
+        past: HttpResponseBase = super().get(request, *args, **kwargs)  # type: ignore[misc]  # of the view that this is mixed into
+        return _described(past, "housing; fwd=bypass; detail=accept")
 
     def as_json(self, request: HttpRequest) -> HttpResponseBase:
         """The remembered bytes, or 304 for who has them."""
@@ -147,7 +149,7 @@ class CachedView(BilledView):
     def remembered(self, request: HttpRequest, etags: Collection[str]) -> Answer:
         """The answer to this request. Raises DRF's ValidationError, or Http404."""
         asked, read = self.asked(request)
-        return answer(entry_key(self.kind, asked), etags, read, cast(CommitMixin, connection))
+        return answer(entry_key(self.kind, asked), etags, read, ours())
 
     def asked(self, request: HttpRequest) -> tuple[str, Read]:
         """What is asked, in one canonical text, and how it is read from the database."""
@@ -165,7 +167,7 @@ def _rendered(serialized: Any) -> bytes:
     return bytes(JSONRenderer().render(serialized))
 
 
-class CachedPropertyListView(CachedView, OptimizedPropertyListView):
+class CachedPropertyListView(CachedView, OptimizedPropertyListView):  # type: ignore[misc]  # their get() promises a Response of DRF
     """A page in one query when it is cold, and in none while it is fresh."""
 
     kind = "list"
@@ -181,7 +183,7 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):
         return query.canonical, read
 
 
-class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
+class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):  # type: ignore[misc]  # their get() promises a Response of DRF
     """One property in two queries when it is cold, which see one state, and in none while it is fresh."""
 
     kind = "detail"
@@ -190,7 +192,7 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
         """The id."""
 
         def read() -> tuple[bytes, Collection[str]]:
-            with nullcontext() if connection.in_transaction else connection.snapshot():
+            with nullcontext() if ours().in_transaction else ours().snapshot():
                 home = get_object_or_404(queries.with_images(queries.joined()), pk=self.kwargs["id"])
                 return _rendered(PropertyDetailSerializer(home).data), queries.tags_of_detail(home)
 

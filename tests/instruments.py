@@ -190,14 +190,16 @@ class Timings:
         return statistics.median(this / to for this, to in zip(self.this, self.to, strict=True))
 
     def at_most(self, budget: float, *, because: str) -> None:
-        """Fail if `this` takes more than `budget` times what `to` takes."""
-        if self.ratio > budget:
+        """Fail if `this` takes more than `budget` times what `to` takes. Without rounds nothing is judged."""
+        if self.this and self.ratio > budget:
             other = statistics.median(self.to) * 1000
-            pytest.fail(_too_slow(f"{budget:g} × the other", because, f"{self.ratio:.3f} × ({self.milliseconds:.2f} ms to {other:.2f} ms)", self), pytrace=False)
+            pytest.fail(
+                _too_slow(f"{budget:g} × the other", because, f"{self.ratio:.3f} × ({self.milliseconds:.2f} ms to {other:.2f} ms)", self), pytrace=False
+            )
 
     def within(self, milliseconds: float, *, because: str) -> None:
-        """Fail if the median of `this` is above."""
-        if self.milliseconds > milliseconds:
+        """Fail if the median of `this` is above. Without rounds nothing is judged."""
+        if self.this and self.milliseconds > milliseconds:
             pytest.fail(_too_slow(f"{milliseconds:g} ms", because, f"{self.milliseconds:.2f} ms", self), pytrace=False)
 
 
@@ -217,10 +219,11 @@ class Latency:
 
     clock: Callable[[], float] = time.perf_counter
 
-    def interleaved(
-        self, benchmark: Any, this: Callable[[], Any], *, to: Callable[[], Any], prepare: Callable[[], Any] = bool, rounds: int = 60
-    ) -> Timings | None:
-        """Each round times `to`, calls `prepare`, and times `this` with pytest-benchmark's fixture. None where benchmarks are off: both ran once."""
+    def interleaved(self, benchmark: Any, this: Callable[[], Any], *, to: Callable[[], Any], prepare: Callable[[], Any] = bool, rounds: int = 60) -> Timings:
+        """Each round times `to`, calls `prepare`, and times `this` with pytest-benchmark's fixture, whose row then says the ratio.
+
+        Where benchmarks are off, each runs once, and the timings have no rounds.
+        """
         others: list[float] = []
 
         def setup() -> None:
@@ -230,4 +233,8 @@ class Latency:
             prepare()
 
         benchmark.pedantic(this, setup=setup, rounds=rounds, warmup_rounds=2)
-        return Timings(benchmark.stats.stats.data, others[-rounds:]) if benchmark.stats else None
+        if not benchmark.stats:
+            return Timings([], [])
+        timings = Timings(benchmark.stats.stats.data, others[-rounds:])
+        benchmark.stats.name += f": {timings.ratio:.3f} × the other"
+        return timings

@@ -2,6 +2,7 @@
 
 import datetime
 from decimal import Decimal
+from itertools import chain
 
 import pytest
 from django.contrib.auth.models import User
@@ -209,6 +210,11 @@ def test_a_refusal_is_a_page_for_who_asks_for_pages(read, door):
     assert b"Enter a number." in refused.body
 
 
+NOT_PROMISED = {
+    "A search ignores case beyond ASCII on SQLite": "SQLite's LIKE folds ASCII letters only (https://www.sqlite.org/lang_expr.html#like).",
+}
+
+
 # Cursors
 
 
@@ -225,7 +231,7 @@ def walk(read, door, first="", way="next"):
 
 @pytest.mark.parametrize("ordering", ["-created_at", "price"])
 def test_a_cursor_walks_5000_rows_of_one_date_without_loss_or_repeat_in_both_directions(transactional_db, read, ordering):
-    """Real listings share dates: Melbourne's has 1,119 rows on one. DRF's own cursor goes in circles beyond 1,000 equal values."""
+    """Real listings share dates by the thousand. DRF's CursorPagination counts equal values by an offset, and no further than 1,000."""
     first = saved(a_property(0))[0]
     Property.objects.bulk_create(
         Property(title="One of many", price=300_000, location=first.location, agent=first.agent, created_at=NEW_YEAR) for _ in range(4_999)
@@ -235,9 +241,9 @@ def test_a_cursor_walks_5000_rows_of_one_date_without_loss_or_repeat_in_both_dir
     forward, last = walk(read, "optimized", f"?ordering={ordering}&page_size=100")
     backward, _ = walk(read, "optimized", last, way="previous")
 
-    assert sum(forward, []) == everything
+    assert list(chain.from_iterable(forward)) == everything
     assert len(forward) == 50
-    assert sum(reversed(backward), []) == everything
+    assert list(chain.from_iterable(reversed(backward))) == everything
 
 
 @doors
@@ -386,7 +392,7 @@ def test_the_admin_lists_and_searches_every_model(twenty_properties, editor, mod
     assert editor.get(f"/admin/housing/{model}/add/").status_code == 200
 
 
-def test_a_price_is_changed_in_the_admins_list(twenty_properties, editor, read, prime):
+def test_a_price_is_changed_in_the_list_of_the_admin(twenty_properties, editor, read, prime):
     """And is in the very next read."""
     prime()
     homes = sorted(twenty_properties, key=lambda home: home.created_at, reverse=True)
@@ -407,7 +413,12 @@ def test_images_are_edited_beside_their_property(home, editor, read, prime):
     images = page.context["inline_admin_formsets"][0].formset
     form |= {"images-TOTAL_FORMS": "2", "images-INITIAL_FORMS": "2"}
     for number, image in enumerate(images.queryset):
-        form |= {f"images-{number}-id": image.pk, f"images-{number}-property": home.pk, f"images-{number}-url": image.url, f"images-{number}-position": 5 - number}
+        form |= {
+            f"images-{number}-id": image.pk,
+            f"images-{number}-property": home.pk,
+            f"images-{number}-url": image.url,
+            f"images-{number}-position": 5 - number,
+        }
 
     assert editor.post(f"/admin/housing/property/{home.pk}/change/", form).status_code == 302
     assert [image["position"] for image in read(f"cached/{home.pk}").json["images"]] == [4, 5]

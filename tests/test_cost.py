@@ -93,14 +93,14 @@ def test_more_images_cost_no_more(home, read, queries, images):
         {"ordering": "price"},
         {"ordering": "-price", "page_size": "20"},
     ],
-    ids=lambda asked: "&".join(asked),
+    ids="&".join,
 )
 def test_filters_and_orders_cost_no_more(twenty_properties, read_the_list, queries, asked):
     with queries.exactly(1, because="a filter is a condition of the one SELECT"):
         assert len(read_the_list(**asked)) == 20
 
 
-def test_an_agents_or_an_offices_page_costs_one_query(home, read_the_list, queries):
+def test_a_page_by_agent_or_by_office_costs_one_query(home, read_the_list, queries):
     """A filter by a foreign key need not look up whether the other row exists."""
     with queries.exactly(2, because="one page by agent, one by office"):
         assert read_the_list("optimized", agent=home.agent_id) == read_the_list("optimized", office=home.agent.office_id)

@@ -7,6 +7,7 @@ from django.db import connection, transaction
 from django_redis import get_redis_connection
 
 from housing.models import Office, Property
+from tests import spec
 from tests.instruments import Latency, Timings, command_names, shape_of
 
 
@@ -181,18 +182,78 @@ def test_rounds_alternate_between_the_two():
             setup()
             this()
 
-    benchmark = SimpleNamespace(pedantic=pedantic, stats=SimpleNamespace(stats=SimpleNamespace(data=[4.0, 5.0])))
+    benchmark = SimpleNamespace(pedantic=pedantic, stats=SimpleNamespace(name="warm", stats=SimpleNamespace(data=[4.0, 5.0])))
     timings = Latency(clock=lambda: next(ticks)).interleaved(
         benchmark, lambda: told.append("this"), to=lambda: told.append("to"), prepare=lambda: told.append("prepare"), rounds=2
     )
 
     assert told == ["to", "prepare", "this"] * 4
     assert timings == Timings(this=[4.0, 5.0], to=[1, 1])
+    assert benchmark.stats.name == "warm: 4.500 × the other"
 
 
 def test_without_benchmarks_both_run_once_and_nothing_is_judged(latency):
     told = []
     benchmark = SimpleNamespace(pedantic=lambda this, *, setup, **_: (setup(), this()), stats=None)
 
-    assert latency.interleaved(benchmark, lambda: told.append("this"), to=lambda: told.append("to")) is None
+    timings = latency.interleaved(benchmark, lambda: told.append("this"), to=lambda: told.append("to"))
+
     assert told == ["to", "this"]
+    timings.at_most(0, because="there are no rounds")
+    timings.within(0, because="there are no rounds")
+
+
+# The specification
+
+
+def test_the_specification_says_what_the_specs_say(capsys):
+    """A promise that nobody wrote down, or that nobody keeps any longer, fails here."""
+    spec.main(["--check"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_specification_that_says_something_else_is_shown_and_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests").mkdir()
+    for name in spec.CHAPTERS:
+        (tmp_path / "tests" / f"test_{name}.py").write_text(f'"""{name}. More of it."""\n\n\ndef test_a_hit_is_one_redis_command():\n    """Why | not."""\n')
+    monkeypatch.setattr(spec, "ROOT", tmp_path)
+
+    with pytest.raises(SystemExit, match="Run `make spec` and commit it"):
+        spec.main(["--check"])
+    assert "+| A hit is one Redis command | Why \\| not. | ✓ |\n" in capsys.readouterr().out
+
+    spec.main([])
+    spec.main(["--check"])
+    assert (tmp_path / "SPEC.md").read_text().startswith("# What is promised\n")
+
+
+def test_a_chapter_without_its_place_is_refused(monkeypatch):
+    monkeypatch.setattr(spec, "CHAPTERS", spec.CHAPTERS[1:])
+
+    with pytest.raises(SystemExit, match=r"Say in tests/spec\.py where it is read: setup"):
+        spec.main([])
+
+
+def test_a_promise_tells_its_reasons_and_its_stacks():
+    rows = spec.rows_of(
+        """
+# What it costs
+
+ELSE = 1
+NOT_PROMISED = {"To be rich": "Nobody asked."}
+
+@pytest.mark.only("elsewhere")
+@pytest.mark.parametrize(("count", "because"), [(1, "one is enough"), (2, "two are more")])
+@pytest.mark.parametrize("door", DOORS)
+@doors
+def test_it_counts(count, because, door):
+    with queries.exactly(1, because="said"), queries.exactly(1, because=because):
+        pass
+"""
+    )
+
+    assert list(rows) == [
+        "| **What it costs** | | |",
+        "| To be rich | Nobody asked. | — |",
+        "| It counts | *Because said.* *Because one is enough.* *Because two are more.* | — |",
+    ]

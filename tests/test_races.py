@@ -137,7 +137,7 @@ def test_pages_that_a_write_does_not_touch_stay_warm_while_it_commits(twenty_pro
     assert seen == ["hit"]
 
 
-def test_one_writers_close_ends_no_other_writers_lease(home, reprice, price):
+def test_the_close_of_one_writer_ends_no_lease_of_another(home, reprice, price):
     """T1 and T2 write the same row; T1 has leased and is about to COMMIT when T2 closes."""
     price()
     lease = journal.lease({f"property:{home.pk}"})  # T1 leases
@@ -373,6 +373,14 @@ def test_a_server_that_only_forgot_its_scripts_goes_on_warm(home, price, run_id)
     price()
     run_id("a")
     assert price() == ("300000.00", "hit")
+
+
+NOT_PROMISED = {
+    "A replica of the database, or of Redis, is fresh": "It is behind by a time that nobody bounds: one primary of each is read.",
+    "A failover of Redis loses nothing": "The new primary may lack the last lease, and does not know it.",
+    "A COMMIT that outlasts its lease and a crash behind it are survived": "The lease is all that readers have; it is longer than a COMMIT takes on a bad day.",
+    "Two versions of the code that overlap in a deploy tell each other all": "Each has the tag table of its own; entries are apart, for their keys carry it.",
+}
 
 
 # A command runs twice

@@ -20,11 +20,11 @@ from django.conf import settings
 from django.core.cache import cache
 from django_redis import get_redis_connection
 from redis import Redis
-from redis.exceptions import ConnectionError, NoScriptError, OutOfMemoryError, ReadOnlyError, TimeoutError
+from redis import exceptions as refusals
 
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
-LOST = (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError, NoScriptError)
+LOST = (refusals.ConnectionError, refusals.TimeoutError, refusals.OutOfMemoryError, refusals.ReadOnlyError, refusals.NoScriptError)
 """What Redis says, or fails to say, when it cannot serve us now."""
 
 
@@ -105,7 +105,7 @@ class Journal:
         try:
             try:
                 return self._evaluate(client, verb, entry, nonce, args)
-            except NoScriptError:  # another incarnation of the server, whatever dump it came from
+            except refusals.NoScriptError:  # another incarnation of the server, whatever dump it came from
                 self._sha = None
                 return self._evaluate(client, verb, entry, nonce, args)
         except LOST as error:
@@ -121,7 +121,7 @@ class Journal:
 
         Over one connection, which ends with the server: the id that was asked for is that of the server that loads.
         """
-        connection = client.connection_pool.get_connection()
+        connection: Any = client.connection_pool.get_connection()
         try:
             run = settings.HOUSING_INCARNATION
             if run is None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from django.db import DatabaseError, NotSupportedError, OperationalError, transaction
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, NotSupportedError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
@@ -62,9 +61,18 @@ class CursorMixin(CursorWrapper):
             return super().callproc(procname, params, kparams)
 
 
-@cache
-def _mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> type[CursorWrapper]:
-    return type(mixin.__name__, (mixin, wrapper), {})
+def _mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> Any:
+    if (mixin, wrapper) not in _mixtures:
+        _mixtures[mixin, wrapper] = type(mixin.__name__, (mixin, wrapper), {})
+    return _mixtures[mixin, wrapper]
+
+
+_mixtures: dict[Any, Any] = {}
+
+
+def ours(alias: str = DEFAULT_DB_ALIAS) -> CommitMixin:
+    """The connection of this thread to one of our databases."""
+    return cast(CommitMixin, connections[alias])
 
 
 class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
@@ -77,6 +85,10 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         self.frames = [Frame()]
         self.covered: list[str] = []
         self.in_doubt: Lease | None = None
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """A transaction whose SELECTs all see one state. Each backend has its own way."""
+        raise NotImplementedError
 
     # What was written, by savepoint.
 
@@ -141,11 +153,11 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
     # What the cursor sees.
 
-    def make_cursor(self, cursor: Any) -> CursorWrapper:
+    def make_cursor(self, cursor: Any) -> Any:
         """As Django's."""
         return _mixed(self.cursor_mixin, type(super().make_cursor(cursor)))(cursor, self)
 
-    def make_debug_cursor(self, cursor: Any) -> CursorWrapper:
+    def make_debug_cursor(self, cursor: Any) -> Any:
         """As Django's."""
         return _mixed(self.cursor_mixin, type(super().make_debug_cursor(cursor)))(cursor, self)
 
@@ -157,7 +169,8 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         """
         if statements.ENDS_TRANSACTION.match(sql):
             if self.uncommitted:
-                raise NotSupportedError(f"{sql.split()[0]} as SQL would pass the cache by. Use transaction.atomic(), or connection.{sql.split()[0].lower()}().")
+                verb = sql.split(maxsplit=1)[0].upper()
+                raise NotSupportedError(f"{verb} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback().")
             yield
         elif not (tables := statements.written_tables(sql)):
             yield
@@ -186,7 +199,8 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         self.in_doubt = None
         if not self.uncommitted:
             self.frames = [Frame()]
-            return super()._commit()
+            super()._commit()
+            return
         tags = collapse(set().union(*(frame.tags for frame in self.frames)))
         changes = [change for frame in self.frames for change in frame.changes]
         try:

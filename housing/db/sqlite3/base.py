@@ -34,7 +34,8 @@ class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """A transaction whose SELECTs all see one state, and which takes no write lock."""
-        mode, self.transaction_mode = self.transaction_mode, "DEFERRED"
+        mode: Any = self.transaction_mode
+        self.transaction_mode: Any = "DEFERRED"
         try:
             with transaction.atomic(using=self.alias, durable=True):
                 yield

@@ -1,0 +1,160 @@
+"""Writes SPEC.md from the specs themselves: `python -m tests.spec`; with `--check`, fails where SPEC.md says something else.
+
+A chapter is a file, a sentence is the name of a spec, its why is the docstring, and its reasons are each `because`. What is not promised
+stands in a chapter as `NOT_PROMISED = {sentence: why}`. Promises only, never measurements: the same bytes on every run.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.stacks import STACKS
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = ("setup", "contract", "cost", "hits", "invalidation", "races", "histories", "latency", "data", "instruments")
+SPELLED = {
+    word.lower(): word
+    for word in (
+        "Redis",
+        "ETag",
+        "ETags",
+        "SQL",
+        "HTTP",
+        "JSON",
+        "HEAD",
+        "OPTIONS",
+        "CSV",
+        "TOML",
+        "SELECT",
+        "COMMIT",
+        "Unicode",
+        "Ctrl-C",
+        "Django",
+        "URL",
+        "DRF",
+    )
+} | {
+    "n plus 1": "N+1",
+    "a commit": "a COMMIT",
+    "lease and commit": "lease and COMMIT",
+    "commit and close": "COMMIT and close",
+    "select and store": "SELECT and store",
+}
+
+HEAD = """# What is promised
+
+Written by `make spec` from the specs in `tests/`, each of which is one of these sentences. ✓ promised on this stack, — not promised.
+
+| stack | servers |
+| --- | --- |
+{stacks}
+"""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A row: a sentence, why it matters, the reasons of its numbers, and the stacks on which it is made."""
+
+    sentence: str
+    why: str
+    reasons: tuple[str, ...]
+    stacks: frozenset[str]
+
+    def row(self) -> str:
+        """The row of a Markdown table."""
+        why = " ".join(filter(None, [self.why, *(f"*Because {reason}.*" for reason in self.reasons)]))
+        cells = [self.sentence, why, *("✓" if stack in self.stacks else "—" for stack in STACKS)]
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def sentence_of(name: str) -> str:
+    """`test_a_hit_costs_one_round_trip` → "A hit costs one round trip"."""
+    words = name.removeprefix("test_").replace("_", " ")
+    for plain, spelled in SPELLED.items():
+        words = re.sub(rf"\b{plain}\b", spelled, words)
+    return words[0].upper() + words[1:]
+
+
+def reasons_of(spec: ast.FunctionDef) -> tuple[str, ...]:
+    """Every `because="…"` in a spec, and those that it is parametrized with, each once."""
+    found = [
+        keyword.value.value
+        for call in ast.walk(spec)
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+        if keyword.arg == "because" and isinstance(keyword.value, ast.Constant)
+    ]
+    for mark in spec.decorator_list:
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.parametrize" and "because" in (names := _literal(mark.args[0]) or ()):
+            found += [row[names.index("because")] for row in _literal(mark.args[1])]
+    return tuple(dict.fromkeys(found))
+
+
+def _literal(node: ast.expr) -> object:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def stacks_of(spec: ast.FunctionDef) -> frozenset[str]:
+    """The stacks on which a spec holds: all, unless it is marked `@pytest.mark.only("embedded")`."""
+    for mark in spec.decorator_list:
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.only":
+            return frozenset(map(_literal, mark.args))
+    return frozenset(STACKS)
+
+
+def rows_of(source: str) -> Iterator[str]:
+    """The rows of one chapter, under the comments that divide it."""
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.Assign)]
+    headings = [(number, line.removeprefix("# ")) for number, line in enumerate(source.splitlines(), 1) if line.startswith("# ")]
+    for node in nodes:
+        while headings and headings[0][0] < node.lineno:
+            yield f"| **{headings.pop(0)[1]}** |" + " |" * (1 + len(STACKS))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            why = " ".join((ast.get_docstring(node) or "").split())
+            yield Promise(sentence_of(node.name), why, reasons_of(node), stacks_of(node)).row()
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_PROMISED":
+            for sentence, why in ast.literal_eval(node.value).items():
+                yield Promise(sentence, why, (), frozenset()).row()
+
+
+def chapter(path: Path) -> str:
+    """One chapter, from its file."""
+    source = path.read_text(encoding="utf-8")
+    title, _, rest = " ".join((ast.get_docstring(ast.parse(source)) or "").split()).partition(". ")
+    columns = ["promise", "why", *STACKS]
+    table = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |", *rows_of(source)]
+    return "\n\n".join(filter(None, [f"## {title.removesuffix('.')}", rest, "\n".join(table)])) + "\n"
+
+
+def spec() -> str:
+    """The whole of SPEC.md. Raises SystemExit where a chapter is missing from the order in which they are read."""
+    files = {path.stem.removeprefix("test_"): path for path in (ROOT / "tests").glob("test_*.py")}
+    if files.keys() != set(CHAPTERS):
+        raise SystemExit(f"Say in tests/spec.py where it is read: {', '.join(sorted(files.keys() ^ set(CHAPTERS)))}.")
+    stacks = "\n".join(f"| {name} | {servers} |" for name, servers in STACKS.items())
+    return "\n".join([HEAD.format(stacks=stacks), *(chapter(files[name]) for name in CHAPTERS)])
+
+
+def main(arguments: list[str]) -> None:
+    """Write SPEC.md, or with `--check` say how it differs and exit 1."""
+    path = ROOT / "SPEC.md"
+    written, due = path.read_text(encoding="utf-8") if path.exists() else "", spec()
+    if arguments == ["--check"]:
+        if written != due:
+            sys.stdout.writelines(difflib.unified_diff(written.splitlines(True), due.splitlines(True), "SPEC.md", "the specs"))
+            raise SystemExit("SPEC.md does not say what the specs say. Run `make spec` and commit it.")
+    else:
+        path.write_text(due, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
