@@ -204,8 +204,12 @@ def served(folder: Path, port: int) -> Iterator[Served]:
         yield Served(process, f"http://127.0.0.1:{port}", until_it_serves(process))
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
         watchdog.cancel()
+        assert process.stdout
+        process.stdout.close()
+        with pytest.raises(ProcessLookupError):  # no process of its group is left behind
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def in_a_second_terminal(folder: Path, script: str, **environment: str) -> None:
@@ -252,7 +256,8 @@ def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cach
         assert service.first_price() == ("housing; hit", "123456.00"), "the cache did not outlive the reload"
 
     assert service.process.returncode == 0
-    nobody_listens(free_port)
+    assert (new_folder / "db.sqlite3").exists()
+    socket.create_server(("127.0.0.1", free_port)).close()
 
 
 NEW_PRICE = "home = Property.objects.latest('created_at', 'id'); home.price = 123456; home.save()"
@@ -273,7 +278,6 @@ def test_a_folder_with_settings_and_data_of_its_own_is_served_as_it_is(new_folde
         assert service.process.wait(PATIENCE) == 0
 
     assert (new_folder / ".env").read_text() == env
-    nobody_listens(free_port)
 
 
 OWN_DATA = """
@@ -284,11 +288,6 @@ User.objects.create(username="me")
 agent = Agent.objects.create(name="Me", office=Office.objects.create(name="Mine"))
 Property.objects.create(title="My own", price=1, agent=agent, location=Location.objects.create(city="Here"))
 """
-
-
-def nobody_listens(port: int) -> None:
-    """Fails where a process was left behind."""
-    socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_env_is_written_whole_and_for_its_owner_alone(new_folder: Path, run: Callable[..., Ended]) -> None:
