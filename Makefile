@@ -10,7 +10,7 @@ help: ## what can be made
 
 .PHONY: run
 run: install ## the service, with data, at http://127.0.0.1:8000/ (PORT=8001 for another port)
-	@$(BIN)/python -m housing.run --port $(PORT)
+	@$(BIN)/python -m housing.run --port "$(PORT)"
 
 .PHONY: test
 test: install ## the specs, on SQLite and fakeredis

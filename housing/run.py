@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
@@ -94,45 +94,35 @@ def run(port: int, properties: int | None) -> int:
     """Make what is missing, then serve; the service's exit code."""
     write_env_file()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "housing.settings")
-    django.setup()
-    logging.getLogger("housing").setLevel(logging.WARNING)  # that an empty table became stale is no news
     with cache_server():
         refuse_taken(port)
-        call_command("migrate", verbosity=0)
-        fill(properties)
-        print(greeting(f"http://{HOST}:{port}", create_admin()), flush=True)  # noqa: T201  # this is what a person at a terminal reads
-        connection.close()
+        password = prepare(properties)
+        print(greeting(f"http://{HOST}:{port}", password), flush=True)  # noqa: T201  # this is what a person at a terminal reads
         return serve(port)
 
 
 def write_env_file() -> None:
     """Write `.env` if there is none: whole, or not at all, and for the owner's eyes only."""
-    if ENV_FILE.exists():
-        return
     with socket.create_server((HOST, 0)) as free:
         values = {"secret": secrets.token_urlsafe(50), "database": quote(f"{ROOT}/db.sqlite3"), "host": HOST, "port": free.getsockname()[1]}
     with tempfile.NamedTemporaryFile("w", dir=ROOT, prefix=".env.", encoding="utf-8") as draft:  # its mode is 0600
         draft.write(ENV.format(**values))
         draft.flush()
         os.fsync(draft.fileno())
-        with suppress(FileExistsError):  # another run was quicker, and a link does not overwrite as a rename does
+        with suppress(FileExistsError):  # there is one, and a link does not overwrite as a rename does
             os.link(draft.name, ENV_FILE)
 
 
-@contextmanager
-def cache_server() -> Iterator[None]:
-    """A fakeredis server at REDIS_URL while the body runs; none, where that names a real Redis.
+def cache_server() -> AbstractContextManager[None]:
+    """What holds a fakeredis server at REDIS_URL; nothing, where that names a real Redis. Raises Refused where it cannot listen."""
+    return fakeredis_at(cache_address(settings.REDIS_URL)) if settings.EMBEDDED else nullcontext()
 
-    Raises Refused where it cannot listen there.
-    """
-    if not settings.EMBEDDED:
-        yield
-        return
+
+@contextmanager
+def fakeredis_at(address: tuple[str, int]) -> Iterator[None]:
+    """A fakeredis server while the body runs. Raises Refused where it cannot listen."""
     from fakeredis import TcpFakeServer
 
-    from housing.cache.journal import journal
-
-    address = cache_address(settings.REDIS_URL)
     try:
         server = TcpFakeServer(address)
     except OSError as error:
@@ -143,7 +133,6 @@ def cache_server() -> Iterator[None]:
     with server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
-            journal.begin()  # it was empty a moment ago, and nothing here writes yet
             yield
         finally:
             server.shutdown()
@@ -163,19 +152,28 @@ def refuse_taken(port: int) -> None:
     try:
         socket.create_server((HOST, port)).close()
     except OSError as error:
-        raise Refused(f"port {port} cannot be had ({error.strerror}). Name another: make run PORT=8001.") from error
+        raise Refused(f"port {port} cannot be had ({os.strerror(error.errno or 0)}). Name another: make run PORT=8001.") from error
 
 
-def fill(properties: int | None) -> None:
-    """Seed a database that has no property."""
+def prepare(properties: int | None) -> str | None:
+    """Migrate, seed a database that has no property, add an admin where there is no user; the admin's password, or None."""
+    django.setup()
+    logging.getLogger("housing").setLevel(logging.WARNING)  # that an empty table became stale is no news
+    from housing.cache.journal import journal
     from housing.models import Property
 
+    if settings.EMBEDDED:
+        journal.begin()  # the server has just been born, and nobody writes yet
+    call_command("migrate", verbosity=0)
     if not Property.objects.exists():
         call_command("seed", **({} if properties is None else {"properties": properties}))
+    password = create_admin()
+    connection.close()
+    return password
 
 
 def create_admin() -> str | None:
-    """Create the user `admin` where there is no user; the password, or None."""
+    """A new user `admin` where there is no user; the password, or None."""
     from django.contrib.auth.models import User
 
     if User.objects.exists():
