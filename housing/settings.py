@@ -1,6 +1,7 @@
 """One file for every stack: two URLs choose the engines. Secure by default."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -20,11 +21,12 @@ INTERNAL_IPS = ["127.0.0.1", "::1"]
 
 # The engines
 
-DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{ROOT / 'db.sqlite3'}")}
-try:
-    DATABASES["default"]["ENGINE"] = {"django.db.backends.sqlite3": "housing.db.sqlite3"}[DATABASES["default"]["ENGINE"]]
-except KeyError as unknown:
-    raise ImproperlyConfigured(f"DATABASE_URL names an engine that this service cannot keep its promises on: {unknown}. Use sqlite:///PATH.") from None
+DATABASE_URL = env.str("DATABASE_URL", default="") or f"sqlite:///{quote(str(ROOT / 'db.sqlite3'))}"
+ENGINES = {"sqlite": "housing.db.sqlite3"}
+scheme = DATABASE_URL.partition(":")[0]
+if scheme not in ENGINES:
+    raise ImproperlyConfigured(f"DATABASE_URL names an engine on which the promises cannot be kept: '{scheme}'. Use sqlite:///PATH.")
+DATABASES = {"default": env.db_url_config(DATABASE_URL) | {"ENGINE": ENGINES[scheme]}}
 # A transaction takes SQLite's write lock when it begins, or waits for it: one that took it later could fail instead.
 # WAL lets readers go on meanwhile. (https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
 DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
