@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
 from django.core.cache import cache
-from django.db import connection
-from django.http import HttpResponse
+from django.db import connection, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.http import QueryDict
 from django.test import Client
+from django.test.client import ClientHandler
 from django_redis import get_redis_connection
 
 from housing.cache.journal import journal
+from tests.instruments import CONTROL
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
 DOORS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
@@ -43,42 +53,72 @@ def forget_everything() -> None:
     journal.begin()
 
 
-# Nouns
+# Nouns: facts
 
 
-def make_property(number: int = 0, **fields: Any) -> Property:
-    """A property with a location, an agent and an office of its own; `number` says which, and is its age in minutes."""
-    fields.setdefault("created_at", NEW_YEAR - datetime.timedelta(minutes=number))
-    if "agent" not in fields:
-        office = Office.objects.create(name=f"Office {number}", city="Springfield")
-        fields["agent"] = Agent.objects.create(name=f"Agent {number}", email=f"agent{number}@example.com", office=office)
-    if "location" not in fields:
-        fields["location"] = Location.objects.create(
-            city="Springfield", state="IL", zip_code=f"{62700 + number}", latitude="39.781700", longitude="-89.650100"
-        )
-    defaults: dict[str, Any] = {"title": f"Home {number}", "description": "Two floors, one garden.", "price": 300_000 + 1_000 * number, "bedrooms": 3}
-    return Property.objects.create(**defaults | fields)
+def a_property(number: int = 0, **fields: Any) -> Property:
+    """A property not saved yet, with a location, an agent and an office of its own; `number` says which, and is its age in minutes."""
+    facts: dict[str, Any] = {
+        "title": f"Home {number}",
+        "description": "Two floors, one garden.",
+        "price": Decimal(300_000 + 1_000 * number),
+        "bedrooms": 3,
+        "bathrooms": Decimal("1.75"),
+        "created_at": NEW_YEAR - datetime.timedelta(minutes=number),
+        "location": Location(city="Springfield", state="IL", zip_code=f"{62700 + number}", latitude=Decimal("39.7817"), longitude=Decimal("-89.6501")),
+        "agent": Agent(name=f"Agent {number}", email=f"agent{number}@example.com", office=Office(name=f"Office {number}", city="Springfield")),
+    }
+    return Property(**facts | fields)
 
 
-@pytest.fixture
-def twenty_properties(transactional_db: None) -> list[Property]:
-    """One full page, newest first; each has a location, an agent and an office of its own, and two images."""
-    homes = [make_property(number) for number in range(20)]
-    PropertyImage.objects.bulk_create(
-        PropertyImage(property=home, url=f"https://images.example.com/{home.pk}/{position}.jpg", position=position) for home in homes for position in range(2)
-    )
+def saved(*homes: Property) -> list[Property]:
+    """The same, with what they refer to, in the database."""
+    with transaction.atomic():
+        for model, rows in (
+            (Office, [home.agent.office for home in homes]),
+            (Agent, [home.agent for home in homes]),
+            (Location, [home.location for home in homes]),
+            (Property, homes),
+        ):
+            model.objects.bulk_create({id(row): row for row in rows if row.pk is None}.values())
+    return list(homes)
+
+
+def make_properties(count: int) -> list[Property]:
+    """So many, newest first; the first two have images. The cache is cold afterwards."""
+    homes = saved(*map(a_property, range(count)))
+    make_images(*homes[:2])
     forget_everything()
     return homes
 
 
-# Verbs
+def make_images(*homes: Property) -> None:
+    """Two images for each of these properties."""
+    PropertyImage.objects.bulk_create(
+        PropertyImage(property=home, url=f"https://images.example.com/{home.pk}/{position}.jpg", position=position) for home in homes for position in range(2)
+    )
+
+
+@pytest.fixture
+def twenty_properties(transactional_db: None) -> list[Property]:
+    """One full page, newest first: each has a location, an agent and an office of its own; the first two have images."""
+    return make_properties(20)
+
+
+@pytest.fixture
+def home(twenty_properties: list[Property]) -> Property:
+    """The newest of twenty properties."""
+    return twenty_properties[0]
+
+
+# Verbs: acts
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader got. `came_from` is Cache-Status without its name: `hit`, `fwd=miss; stored`, …"""
+    """What a reader got. `came_from` is Cache-Status without its first word: `hit`, `fwd=miss; stored`, …"""
 
-    response: HttpResponse
+    response: Any
 
     @property
     def body(self) -> bytes:
@@ -86,26 +126,202 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        return self.response.json()  # type: ignore[attr-defined]  # the test client adds it
+        return json.loads(self.body)
+
+    @property
+    def rows(self) -> list[Any]:
+        return self.json["results"]
 
     @property
     def status(self) -> int:
         return self.response.status_code
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        return self.response.headers
+
+    @property
     def came_from(self) -> str | None:
-        return self.response.headers.get("Cache-Status", "").removeprefix("housing; ") or None
+        return self.headers.get("Cache-Status", "").removeprefix("housing; ") or None
 
 
-Read = Callable[..., Answer]
+@pytest.fixture(scope="session")
+def handler() -> ClientHandler:
+    """The service's middleware, loaded once, as a server does."""
+    return Client().handler
 
 
 @pytest.fixture
-def read(client: Client) -> Read:
-    """Ask one of the doors, or any path, as a program does: `read("cached", city="Springfield")`."""
+def client(handler: ClientHandler) -> Client:
+    """A reader with no cookies yet."""
+    client = Client()
+    client.handler = handler
+    return client
 
-    def read(door: str = "cached", headers: dict[str, str] | None = None, **parameters: Any) -> Answer:
-        path, _, rest = door.partition("/")
-        return Answer(client.get(DOORS.get(path, path + "/") + rest, parameters, headers=headers))
 
-    return read
+@pytest.fixture
+def read(client: Client) -> Callable[..., Answer]:
+    """Ask as a program does: a door or any path, `read("cached", city="Springfield")`, `read("naive/7")`, `read("cached?cursor=…")`."""
+    return partial(ask, client)
+
+
+def ask(client: Client, what: str = "cached", headers: dict[str, str] | None = None, **parameters: Any) -> Answer:
+    """One GET."""
+    path, _, query = what.partition("?")
+    door, _, rest = path.partition("/")
+    path = DOORS[door] + (f"{rest}/" if rest else "") if door in DOORS else path
+    return Answer(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
+
+
+@pytest.fixture
+def read_the_list(read: Callable[..., Answer]) -> Callable[..., list[Any]]:
+    """The rows of a page, as the cached door gives them unless another is named."""
+
+    def read_the_list(door: str = "cached", **parameters: Any) -> list[Any]:
+        return read(door, **parameters).rows
+
+    return read_the_list
+
+
+@pytest.fixture
+def prime(read: Callable[..., Answer]) -> Callable[..., bytes]:
+    """Make a page warm, and see that it is."""
+
+    def prime(what: str = "cached", **parameters: Any) -> bytes:
+        read(what, **parameters)
+        answer = read(what, **parameters)
+        assert answer.came_from == "hit"
+        return answer.body
+
+    return prime
+
+
+@pytest.fixture
+def plant_a_mark() -> Callable[[], bytes]:
+    """Change what the cache holds in its one entry, behind the service's back: whoever answers with it asked nobody else."""
+
+    def plant_a_mark() -> bytes:
+        [entry] = entries()
+        mark = b'{"next":null,"previous":null,"results":["planted"]}'
+        get_redis_connection("default").hset(entry, "body", mark)
+        return mark
+
+    return plant_a_mark
+
+
+def entries() -> list[bytes]:
+    """The keys of all that is remembered."""
+    journal_key = cache.make_key("journal").encode()
+    return [key for key in get_redis_connection("default").scan_iter(cache.make_key("*")) if key != journal_key]
+
+
+@pytest.fixture
+def elsewhere() -> Callable[[Callable[[], Any]], Any]:
+    """Do something on another connection, as another process would, and wait until it is done."""
+
+    def elsewhere(act: Callable[[], Any]) -> Any:
+        def alone() -> Any:
+            try:
+                return act()
+            finally:
+                connections.close_all()
+
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(alone).result(timeout=30)
+
+    return elsewhere
+
+
+@pytest.fixture
+def meanwhile(elsewhere: Callable[..., Any]) -> Callable[..., AbstractContextManager[None]]:
+    """`with meanwhile(act):` the first query of the block has its answer, then `act` happens elsewhere, then the block goes on.
+
+    With `times`, so does the first query of each further attempt: a query counts as first if it is the same again.
+    """
+
+    @contextmanager
+    def meanwhile(act: Callable[[], Any], times: int = 1) -> Iterator[None]:
+        first: list[str] = []
+
+        def overtake(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+            found = execute(sql, *rest)
+            if not CONTROL.match(sql) and len(first) < times and first[:1] in ([], [sql]):
+                first.append(sql)
+                elsewhere(act)
+            return found
+
+        with connection.execute_wrapper(overtake):
+            yield
+        assert len(first) == times, f"{times} queries were to be overtaken, {len(first)} were"
+
+    return meanwhile
+
+
+@pytest.fixture
+def around_commit(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[..., Any]) -> Callable[..., AbstractContextManager[None]]:
+    """`with around_commit(before=act, after=act):` each happens elsewhere, between the lease and COMMIT, and between COMMIT and the close.
+
+    An act that raises is a process that dies there.
+    """
+
+    @contextmanager
+    def around_commit(before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> Iterator[None]:
+        commit, writer = BaseDatabaseWrapper._commit, threading.get_ident()
+
+        def stepwise(self: BaseDatabaseWrapper) -> None:
+            if threading.get_ident() != writer:
+                return commit(self)
+            try:
+                elsewhere(before)
+                commit(self)
+                elsewhere(after)
+            except Killed:
+                self.close()
+                raise
+
+        with monkeypatch.context() as patched:
+            patched.setattr(BaseDatabaseWrapper, "_commit", stepwise)
+            yield
+
+    return around_commit
+
+
+class Killed(BaseException):
+    """SIGKILL, as far as the code that it hits can tell: nothing after it runs."""
+
+
+def die() -> None:
+    """End this process, here."""
+    raise Killed
+
+
+@pytest.fixture
+def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Redis's own clock, stopped: `redis_clock.seconds += 5` turns it."""
+
+    class Clock:
+        seconds = time.time()
+
+        def time(self) -> float:
+            return self.seconds
+
+    clock = Clock()
+    monkeypatch.setattr("fakeredis.commands_mixins.server_mixin.time", clock)
+    journal.begin()
+    return clock
+
+
+@pytest.fixture
+def redis_away() -> Callable[[], AbstractContextManager[None]]:
+    """`with redis_away():` nobody answers there."""
+
+    @contextmanager
+    def away() -> Iterator[None]:
+        server = get_redis_connection("default").connection_pool.make_connection()._server
+        server.connected = False
+        try:
+            yield
+        finally:
+            server.connected = True
+
+    return away

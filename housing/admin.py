@@ -1,8 +1,12 @@
 """The admin: searchable, filterable, the price editable in the list, images beside their property."""
 
 from django.contrib import admin
+from django.db.models import URLField
 
 from housing.models import Agent, Location, Office, Property, PropertyImage
+
+HTTPS = {URLField: {"assume_scheme": "https"}}
+"""What an address typed without a scheme means; Django 6 will think so by itself."""
 
 
 class PropertyImageInline(admin.TabularInline):
@@ -10,6 +14,7 @@ class PropertyImageInline(admin.TabularInline):
 
     model = PropertyImage
     extra = 1
+    formfield_overrides = HTTPS
 
 
 @admin.register(Property)
@@ -65,6 +70,7 @@ class LocationAdmin(admin.ModelAdmin):
 class PropertyImageAdmin(admin.ModelAdmin):
     """Images by their property."""
 
+    formfield_overrides = HTTPS
     list_display = ["property", "position", "caption", "url"]
     list_select_related = ["property"]
     search_fields = ["caption", "property__title"]

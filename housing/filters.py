@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 import django_filters
@@ -179,11 +179,14 @@ class Query:
     Takes the request's parameters; raises DRF's ValidationError, parameter → what is wrong.
     """
 
+    filters: ClassVar = PropertyFilter(queryset=Property.objects.none())
+    form_class: ClassVar = filters.get_form_class()
+
     def __init__(self, parameters: QueryDict) -> None:
-        self._filters = PropertyFilter(parameters, queryset=Property.objects.none())
-        if not self._filters.is_valid():
-            raise translate_validation(self._filters.errors)
-        asked = self._filters.form.cleaned_data
+        form = self.form_class(parameters)
+        if not form.is_valid():
+            raise translate_validation(form.errors)
+        asked = form.cleaned_data
         self.page_size: int = asked["page_size"] or PAGE_SIZE
         self.ordering: str = asked["ordering"] or NEWEST_FIRST
         self.cursor: Cursor | None = asked["cursor"] or None
@@ -202,7 +205,9 @@ class Query:
 
     def filter(self, found: QuerySet[Property]) -> QuerySet[Property]:
         """Those that are asked for."""
-        return self._filters.filter_queryset(found)
+        for name, value in self._asked.items():
+            found = self.filters.filters[name].filter(found, value)
+        return found
 
     def page(self, found: QuerySet[Property]) -> Page:
         """One page of what was found, in one SELECT: a row more than shown tells whether there is a next page."""

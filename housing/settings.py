@@ -105,7 +105,6 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 
 STATIC_URL = "static/"
-STATIC_ROOT = ROOT / "staticfiles"
 WHITENOISE_USE_FINDERS = True  # so that docs and admin have their styles without a collectstatic, behind any server
 
 X_FRAME_OPTIONS = "DENY"

@@ -1,1 +1,233 @@
-"""placeholder"""
+"""Instruments for any Django project: they count, and explain themselves. They observe, and alter nothing.
+
+Copy this file, add `-p tests.instruments` to pytest's `addopts`, and a test may say
+
+    with queries.exactly(1, because="one SELECT joins location, agent and office"):
+        client.get("/api/properties/")
+
+`queries` counts SQL on every database connection of the test's thread, `redis_commands` what redis-py sends, and `latency` compares
+ways to do the same in one run. A promise needs its reason: leaving `because` out is a TypeError.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.db import connections
+from redis.connection import AbstractConnection, Connection
+
+CONTROL = re.compile(r"\s*(BEGIN|START TRANSACTION|SET TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK|COMMIT)\b", re.IGNORECASE)
+"""Transaction control asks nothing and writes nothing: it is no query."""
+
+LITERAL = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b|%s")
+LIST = re.compile(r"\((?:\?(?:, )?)+\)")
+COLUMNS = re.compile(r"^(SELECT) .{80,}? (FROM) ", re.DOTALL)
+
+
+@pytest.fixture
+def queries() -> Queries:
+    """Counts SQL statements: `with queries.exactly(1, because="…"):`."""
+    return Queries()
+
+
+@pytest.fixture
+def redis_commands() -> RedisCommands:
+    """Counts round trips to Redis: `with redis_commands.exactly(1, because="…"):`."""
+    return RedisCommands()
+
+
+@pytest.fixture
+def latency() -> Latency:
+    """Compares two ways to do the same: `latency.interleaved(benchmark, warm, to=naive).at_most(0.2, because="…")`."""
+    return Latency()
+
+
+# SQL
+
+
+@dataclass
+class Queries:
+    """SQL statements; transaction control is not counted."""
+
+    @contextmanager
+    def exactly(self, promised: int, *, because: str) -> Iterator[list[str]]:
+        """Fail unless the block sends `promised` statements. Gives the list of them, which fills as they are sent."""
+        seen: list[str] = []
+        with ExitStack() as stack:
+            for connection in connections.all():
+                stack.enter_context(connection.execute_wrapper(_recorder(seen)))
+            yield seen
+        if len(seen) != promised:
+            pytest.fail(_queries_broken(promised, because, seen), pytrace=False)
+
+
+def _recorder(seen: list[str]) -> Callable[..., Any]:
+    def record(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        if not CONTROL.match(sql):
+            seen.append(sql)
+        return execute(sql, params, many, context)
+
+    return record
+
+
+def shape_of(sql: str) -> str:
+    """A statement without its values and, where they are many, its columns: what an N+1 repeats."""
+    shape = LIST.sub("(?…)", LITERAL.sub("?", " ".join(sql.split())))
+    return COLUMNS.sub(r"\1 … \2 ", shape)
+
+
+def _queries_broken(promised: int, because: str, seen: list[str]) -> str:
+    shapes = Counter(map(shape_of, seen))
+    repeated = any(count > 1 for count in shapes.values())
+    lines = [
+        f"promised: exactly {_many(promised, 'query', 'queries')}, because {because}",
+        f"happened: {_many(len(seen), 'query', 'queries')}",
+        *(f"  {count:>4} × {shape}{'   ← N+1: the same once more for each row' if count > 1 else ''}" for shape, count in shapes.most_common()),
+    ]
+    if len(seen) < promised:
+        advice = "it got cheaper, or it was not asked at all. See that the answer is whole; then promise the new count, with its reason."
+    elif repeated:
+        advice = "ask once for all rows: select_related() for a foreign key, prefetch_related() for many."
+    elif promised == 0:
+        advice = "it was to come from the cache. See its Cache-Status: was it never stored, or made stale?"
+    else:
+        advice = "see which statement is new, and either do without it or promise it, with its reason."
+    return "\n".join([*lines, f"to do:    {advice}"])
+
+
+def _many(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+# Redis
+
+
+@dataclass
+class RedisCommands:
+    """Round trips: what redis-py sends before it waits for an answer; a pipeline is one."""
+
+    @contextmanager
+    def exactly(self, promised: int, *, because: str) -> Iterator[list[str]]:
+        """Fail unless the block makes `promised` round trips. Gives the list of them, each as the names of its commands."""
+        seen: list[str] = []
+        with _watching(seen):
+            yield seen
+        if len(seen) != promised:
+            pytest.fail(_round_trips_broken(promised, because, seen), pytrace=False)
+
+
+@contextmanager
+def _watching(seen: list[str]) -> Iterator[None]:
+    send = Connection.send_packed_command
+
+    def record(connection: AbstractConnection, command: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(" ".join(command_names(command)))
+        return send(connection, command, *args, **kwargs)
+
+    Connection.send_packed_command = record
+    try:
+        yield
+    finally:
+        Connection.send_packed_command = send
+
+
+def command_names(packed: Any) -> list[str]:
+    """The names of the commands in what redis-py is about to send: each is `*arguments`, then `$length`, name, …."""
+    wire = packed if isinstance(packed, bytes) else b"".join(packed)
+    names, at = [], 0
+    while at < len(wire):
+        arguments, at = _number(wire, at)
+        for place in range(arguments):
+            length, at = _number(wire, at)
+            if place == 0:
+                names.append(wire[at : at + length].decode())
+            at += length + 2
+    return names
+
+
+def _number(wire: bytes, at: int) -> tuple[int, int]:
+    end = wire.index(b"\r\n", at)
+    return int(wire[at + 1 : end]), end + 2
+
+
+def _round_trips_broken(promised: int, because: str, seen: list[str]) -> str:
+    return "\n".join(
+        [
+            f"promised: exactly {_many(promised, 'round trip', 'round trips')} to Redis, because {because}",
+            f"happened: {_many(len(seen), 'round trip', 'round trips')}",
+            *(f"  {place:>4}. {names}" for place, names in enumerate(seen, 1)),
+            "to do:    HELLO and CLIENT are a new connection: prime it first. Otherwise put into one script or pipeline what is asked together.",
+        ]
+    )
+
+
+# Time
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds, round by round, of one way (`this`) and of another to hold it against (`to`)."""
+
+    this: Sequence[float]
+    to: Sequence[float]
+
+    @property
+    def milliseconds(self) -> float:
+        """The median of `this`."""
+        return statistics.median(self.this) * 1000
+
+    @property
+    def ratio(self) -> float:
+        """How many times `to` it takes: the median over rounds, in each of which both were timed."""
+        return statistics.median(this / to for this, to in zip(self.this, self.to, strict=True))
+
+    def at_most(self, budget: float, *, because: str) -> None:
+        """Fail if `this` takes more than `budget` times what `to` takes."""
+        if self.ratio > budget:
+            other = statistics.median(self.to) * 1000
+            pytest.fail(_too_slow(f"{budget:g} × the other", because, f"{self.ratio:.3f} × ({self.milliseconds:.2f} ms to {other:.2f} ms)", self), pytrace=False)
+
+    def within(self, milliseconds: float, *, because: str) -> None:
+        """Fail if the median of `this` is above."""
+        if self.milliseconds > milliseconds:
+            pytest.fail(_too_slow(f"{milliseconds:g} ms", because, f"{self.milliseconds:.2f} ms", self), pytrace=False)
+
+
+def _too_slow(promised: str, because: str, happened: str, timings: Timings) -> str:
+    return "\n".join(
+        [
+            f"promised: at most {promised}, because {because}",
+            f"happened: {happened}, the median of {len(timings.this)} interleaved rounds",
+            "to do:    see first that it does the work it is promised to do, for queries and round trips are counted; then profile it.",
+        ]
+    )
+
+
+@dataclass
+class Latency:
+    """Compares two ways in one run, so that a busy machine is busy for both."""
+
+    clock: Callable[[], float] = time.perf_counter
+
+    def interleaved(
+        self, benchmark: Any, this: Callable[[], Any], *, to: Callable[[], Any], prepare: Callable[[], Any] = bool, rounds: int = 60
+    ) -> Timings | None:
+        """Each round times `to`, calls `prepare`, and times `this` with pytest-benchmark's fixture. None where benchmarks are off: both ran once."""
+        others: list[float] = []
+
+        def setup() -> None:
+            started = self.clock()
+            to()
+            others.append(self.clock() - started)
+            prepare()
+
+        benchmark.pedantic(this, setup=setup, rounds=rounds, warmup_rounds=2)
+        return Timings(benchmark.stats.stats.data, others[-rounds:]) if benchmark.stats else None

@@ -40,32 +40,33 @@ def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin
     """
     if connection.in_transaction:  # its snapshot may be older than any instant of ours, and hold writes nobody else sees
         return _without_cache(read, etags, "transaction")
-    try:
-        return _remembered(key, etags, read)
-    except Unreachable as away:
-        logger.warning("Answered from the database: %s", away)
-        return _without_cache(read, etags, "unreachable")
-
-
-def _remembered(key: str, etags: Collection[str], read: Read) -> Answer:
     for _ in range(ATTEMPTS):
-        found = journal.lookup(key, etags)
+        try:
+            found = journal.lookup(key, etags)
+        except Unreachable as away:
+            logger.warning("Answered from the database: %s", away)
+            return _without_cache(read, etags, "unreachable")
         if isinstance(found, Hit):
             return Answer(found.etag, found.body, "housing; hit")
         body, tags = read()
         etag = etag_of(body)
-        verdict = journal.store(key, found, tags, etag, body)
+        try:
+            verdict = journal.store(key, found, tags, etag, body)
+        except Unreachable as away:
+            logger.warning("Answered, but not remembered: %s", away)
+            return _given(body, etags, "housing; fwd=bypass; detail=unreachable")
         if verdict == "stored":
-            return _given(etag, body, etags, f"housing; fwd={'stale' if found.stale else 'miss'}; stored")
+            return _given(body, etags, f"housing; fwd={'stale' if found.stale else 'miss'}; stored")
         if verdict != "overtaken":
             break
-    return _given(etag, body, etags, f"housing; fwd=miss; detail={verdict}")
+    return _given(body, etags, f"housing; fwd=miss; detail={verdict}")
 
 
 def _without_cache(read: Read, etags: Collection[str], why: str) -> Answer:
     body, _ = read()
-    return _given(etag_of(body), body, etags, f"housing; fwd=bypass; detail={why}")
+    return _given(body, etags, f"housing; fwd=bypass; detail={why}")
 
 
-def _given(etag: str, body: bytes, etags: Collection[str], status: str) -> Answer:
+def _given(body: bytes, etags: Collection[str], status: str) -> Answer:
+    etag = etag_of(body)
     return Answer(etag, None if etag in etags or "*" in etags else body, status)

@@ -87,8 +87,8 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a SELECT may be answered from a snapshot that began earlier."""
-        return self.in_atomic_block or not self.get_autocommit()
+        """Whether a SELECT may be answered from a snapshot that began earlier. Asking does not connect."""
+        return self.in_atomic_block or (self.connection is not None and not self.autocommit)
 
     def innermost_frame(self) -> Frame | None:
         """The frame of the innermost savepoint; None in autocommit, where a lock lasts no longer than its statement."""
@@ -172,7 +172,7 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
     def _name_whole(self, tables: Iterable[str], sql: str, params: Any) -> None:
         for table in tables:
             if table not in self.covered and not self._is_announced_delete(table, sql, params):
-                self.name({statements.our_tables()[table]}, f"{table} was written by SQL that named no row.")
+                self.name({statements.our_tables()[table]}, f"[SQL] {table} written, no row named.")
 
     def _is_announced_delete(self, table: str, sql: str, params: Any) -> bool:
         if not statements.DELETES_ROWS.fullmatch(sql):
@@ -204,7 +204,7 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         except Unreachable as away:
             logger.warning("Committed, but its lease could not be closed: %s Readers ask the database until it runs out.", away)
         for change, stale in changes:
-            logger.info("[SIGNAL] %s Stale: %s.", change, ", ".join(stale))
+            logger.info("%s Stale: %s.", change, ", ".join(stale))
 
     def _rollback(self) -> None:
         lease, self.in_doubt = self.in_doubt, None

@@ -70,3 +70,9 @@ def written_tables(sql: str) -> frozenset[str]:
     if SCHEMA.match(sql) and not SEVERAL.search(sql):
         return frozenset()
     return frozenset(our_tables())
+
+
+def tables_in_script(script: str) -> frozenset[str]:
+    """The tables of ours that a text of many statements may write: all that it mentions, whatever with."""
+    mentioned = frozenset(name.lower() for name in _mention().findall(script))
+    return mentioned.union(*(written_tables(statement) for statement in script.split(";") if statement.strip()))

@@ -10,7 +10,7 @@ from django.db import NotSupportedError, transaction
 from django.db.backends.sqlite3 import base
 
 from housing.db.commit import CommitMixin, CursorMixin
-from housing.db.statements import written_tables
+from housing.db.statements import tables_in_script
 
 
 class Cursor(CursorMixin):
@@ -21,7 +21,7 @@ class Cursor(CursorMixin):
 
         Raises NotSupportedError for the others: nobody could stand before that COMMIT.
         """
-        if self.db.uncommitted or written_tables(script):
+        if self.db.uncommitted or tables_in_script(script):
             raise NotSupportedError("executescript commits past the cache. Execute the statements one by one, inside transaction.atomic().")
         return self.cursor.executescript(script)
 

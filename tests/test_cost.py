@@ -1,0 +1,174 @@
+"""What a read costs. A page of twenty properties touches sixty related rows."""
+
+import pytest
+from django.db import transaction
+
+from conftest import forget_everything, make_images, make_properties
+
+
+def test_a_naive_page_costs_61_queries(twenty_properties, read_the_list, queries):
+    """The bill that the other two doors are measured against."""
+    with queries.exactly(61, because="1 page + 20 × (location, agent, office)"):
+        assert len(read_the_list("naive")) == 20
+
+
+def test_an_optimized_page_costs_one_query(twenty_properties, read_the_list, queries):
+    with queries.exactly(1, because="one SELECT joins location, agent and office"):
+        assert len(read_the_list("optimized")) == 20
+
+
+def test_a_cold_read_costs_one_query(twenty_properties, read_the_list, queries):
+    with queries.exactly(1, because="one SELECT joins location, agent and office"):
+        assert len(read_the_list()) == 20
+
+
+def test_a_warm_read_costs_none(twenty_properties, read, queries):
+    """Nothing is cheap that answers with nothing: the same bytes, and a full page of them."""
+    cold = read("cached")
+
+    with queries.exactly(0, because="the page is remembered, and nothing was written"):
+        warm = read("cached")
+
+    assert warm.body == cold.body
+    assert len(warm.rows) == 20
+
+
+def test_a_naive_detail_costs_five_queries(home, read, queries):
+    with queries.exactly(5, because="property, location, agent, office, images"):
+        assert len(read(f"naive/{home.pk}").json["images"]) == 2
+
+
+def test_an_optimized_detail_costs_two_queries(home, read, queries):
+    with queries.exactly(2, because="the property with what it joins, and its images"):
+        assert len(read(f"optimized/{home.pk}").json["images"]) == 2
+
+
+def test_a_cached_detail_costs_two_queries_and_then_none(home, read, queries):
+    with queries.exactly(2, because="the property with what it joins, and its images"):
+        cold = read(f"cached/{home.pk}")
+    with queries.exactly(0, because="the property is remembered, and nothing was written"):
+        warm = read(f"cached/{home.pk}")
+
+    assert warm.body == cold.body
+    assert len(warm.json["images"]) == 2
+
+
+@pytest.mark.parametrize("page_size", [1, 20, 100])
+@pytest.mark.parametrize(("door", "because"), [("optimized", "joins do not grow with the page"), ("cached", "neither does the entry's one query")])
+def test_a_larger_page_costs_no_more(transactional_db, read_the_list, queries, door, because, page_size):
+    """An N+1 hides at one row and shows at a hundred."""
+    make_properties(page_size + 1)
+
+    with queries.exactly(1, because=because):
+        assert len(read_the_list(door, page_size=page_size)) == page_size
+
+
+@pytest.mark.parametrize("page_size", [1, 20, 100])
+def test_a_larger_warm_page_costs_nothing_either(transactional_db, prime, read_the_list, queries, page_size):
+    make_properties(page_size)
+    prime(page_size=page_size)
+
+    with queries.exactly(0, because="an entry is one key, whatever it holds"):
+        assert len(read_the_list(page_size=page_size)) == page_size
+
+
+@pytest.mark.parametrize("images", [0, 1, 9])
+def test_more_images_cost_no_more(home, read, queries, images):
+    home.images.all().delete()
+    for _ in range(images):
+        make_images(home)
+    forget_everything()
+
+    with queries.exactly(2, because="all images of a property come in one SELECT"):
+        assert len(read(f"cached/{home.pk}").json["images"]) == 2 * images
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"city": "Springfield"},
+        {"status": "available", "property_type": "house"},
+        {"min_price": "1", "max_price": "999999", "min_bedrooms": "1"},
+        {"search": "home"},
+        {"ordering": "price"},
+        {"ordering": "-price", "page_size": "20"},
+    ],
+    ids=lambda asked: "&".join(asked),
+)
+def test_filters_and_orders_cost_no_more(twenty_properties, read_the_list, queries, asked):
+    with queries.exactly(1, because="a filter is a condition of the one SELECT"):
+        assert len(read_the_list(**asked)) == 20
+
+
+def test_an_agents_or_an_offices_page_costs_one_query(home, read_the_list, queries):
+    """A filter by a foreign key need not look up whether the other row exists."""
+    with queries.exactly(2, because="one page by agent, one by office"):
+        assert read_the_list("optimized", agent=home.agent_id) == read_the_list("optimized", office=home.agent.office_id)
+
+
+def test_a_deep_page_costs_what_the_first_costs(twenty_properties, read, queries):
+    """There is no COUNT, and no OFFSET that reads all the rows before."""
+    page = read("optimized", page_size=5)
+    for _ in range(3):
+        with queries.exactly(1, because="a cursor is a condition of the one SELECT") as sql:
+            page = read("optimized" + page.json["next"])
+        assert len(page.rows) == 5
+        assert "COUNT" not in sql[0]
+        assert "OFFSET" not in sql[0]
+
+
+def test_a_hit_costs_one_round_trip(twenty_properties, prime, read, redis_commands):
+    """Entry, freshness and all: asking Redis twice would be an answer twice as slow, and a gap between the two."""
+    prime()
+
+    with redis_commands.exactly(1, because="one script looks up the entry and the journal"):
+        assert read("cached").came_from == "hit"
+
+
+def test_a_304_costs_one_round_trip_and_no_query(twenty_properties, read, queries, redis_commands):
+    etag = read("cached").headers["ETag"]
+
+    with queries.exactly(0, because="the page is remembered"), redis_commands.exactly(1, because="the script compares the ETag"):
+        assert read("cached", headers={"If-None-Match": etag}).status == 304
+
+
+def test_a_miss_costs_two_round_trips(twenty_properties, read, redis_commands):
+    read("optimized")
+
+    with redis_commands.exactly(2, because="one script looks up and hands out the instant, one stores"):
+        assert read("cached").came_from == "fwd=miss; stored"
+
+
+def test_a_write_costs_two_round_trips_whatever_is_cached(twenty_properties, prime, redis_commands):
+    """Nothing is deleted to invalidate, so nobody looks for what to delete."""
+    for size in range(1, 20):
+        prime(page_size=size)
+
+    with redis_commands.exactly(2, because="a lease before COMMIT, its close after"):
+        twenty_properties[0].save()
+
+
+def test_many_writes_in_one_transaction_cost_two_round_trips(twenty_properties, redis_commands):
+    with redis_commands.exactly(2, because="a transaction has one lease, however many rows it writes"), transaction.atomic():
+        for home in twenty_properties:
+            home.save()
+            home.agent.save()
+
+
+def test_a_rollback_costs_no_round_trip(home, redis_commands):
+    """Nothing was said to Redis, so there is nothing to take back."""
+    with redis_commands.exactly(0, because="Redis hears of a write at COMMIT"), transaction.atomic():
+        home.save()
+        transaction.set_rollback(True)
+
+
+def test_every_door_says_what_it_cost(twenty_properties, read):
+    """Server-Timing is where a browser's network panel looks."""
+    costs = [read(door).headers["Server-Timing"].partition(";dur")[0] for door in ("naive", "optimized", "cached", "cached")]
+
+    assert costs == ['sql;desc="61 queries"', 'sql;desc="1 query"', 'sql;desc="1 query"', 'sql;desc="0 queries"']
+
+
+def test_a_snapshot_is_no_query(home, read):
+    """BEGIN asks nothing: the detail says that it cost two queries, as its two SELECTs do."""
+    assert read(f"cached/{home.pk}").headers["Server-Timing"].startswith('sql;desc="2 queries"')

@@ -1,0 +1,365 @@
+"""What is a hit, and what is never shared. An answer is remembered for everybody who asks the same, and for nobody else."""
+
+from contextlib import ExitStack
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.cache import cache
+from django.db import connection, transaction
+from django_redis import get_redis_connection
+
+from conftest import entries, forget_everything, make_images
+from housing.cache.keys import LONG, entry_key
+from housing.models import Property
+
+# What is remembered
+
+
+def test_a_hit_comes_from_the_cache_and_from_nowhere_else(twenty_properties, prime, read, plant_a_mark):
+    """A count of zero could be a broken counter. A mark that only the cache holds cannot come from elsewhere."""
+    prime()
+    mark = plant_a_mark()
+
+    assert read("cached").body == mark
+
+
+def test_an_answer_says_where_it_came_from(home, read):
+    assert read("cached").came_from == "fwd=miss; stored"
+    assert read("cached").came_from == "hit"
+    home.save()
+    assert read("cached").came_from == "fwd=stale; stored"
+    assert read("cached").came_from == "hit"
+
+
+def test_an_empty_page_is_remembered_too(transactional_db, prime, read, queries):
+    """Nothing found is an answer; looking for it again and again would be a miss that never ends."""
+    assert prime(city="Nowhere") == b'{"next":null,"previous":null,"results":[]}'
+
+    with queries.exactly(0, because="the empty page is remembered"):
+        read("cached", city="Nowhere")
+
+
+def test_an_id_that_is_not_there_is_never_remembered(transactional_db, read, queries):
+    """Ids that nobody has are endless, and each would be an entry."""
+    for _ in range(2):
+        with queries.exactly(1, because="the property is looked for each time"):
+            missing = read("cached/1")
+        assert (missing.status, missing.came_from) == (404, None)
+    assert entries() == []
+
+
+def test_what_is_refused_is_never_remembered(transactional_db, read):
+    refused = read("cached", min_price="abc")
+
+    assert (refused.status, refused.came_from) == (400, None)
+    assert entries() == []
+
+
+def test_what_is_remembered_is_bytes_and_no_pickle(twenty_properties, prime):
+    """Who can write to Redis must not be able to run code here."""
+    body = prime()
+    [entry] = entries()
+    stored = get_redis_connection("default").hgetall(entry)
+
+    assert stored[b"body"] == body
+    assert set(stored) == {b"epoch", b"read_at", b"tags", b"etag", b"body"}
+
+
+def test_an_entry_does_not_live_for_ever(twenty_properties, prime, settings):
+    """What nobody asks for any more must leave Redis by itself."""
+    prime()
+    [entry] = entries()
+
+    assert settings.HOUSING_TTL - 60 < get_redis_connection("default").ttl(entry) <= settings.HOUSING_TTL
+
+
+def test_keys_are_short_whatever_is_asked(transactional_db, prime):
+    prime(search="x" * LONG)
+
+    [entry] = entries()
+    assert len(entry) < LONG
+
+
+def test_a_deploy_with_another_shape_finds_nothing(twenty_properties, prime, read, monkeypatch):
+    """Else the new code would serve the old code's rows until their time is up."""
+    prime()
+    monkeypatch.setattr("housing.cache.keys.fingerprint", lambda: "another shape")
+
+    assert read("cached").came_from == "fwd=miss; stored"
+
+
+def test_the_fingerprint_covers_the_key_that_signs_the_links(settings):
+    """Links of an old key would be refused by the new one."""
+    from housing.cache.keys import fingerprint
+
+    before = fingerprint.__wrapped__()
+    settings.SECRET_KEY = "another"
+
+    assert fingerprint.__wrapped__() != before
+    assert fingerprint.__wrapped__() == fingerprint.__wrapped__()
+
+
+def test_the_service_keeps_to_its_own_prefix(twenty_properties, prime):
+    """The server may be somebody else's too."""
+    prime()
+
+    assert all(key.startswith(cache.make_key("").encode()) for key in get_redis_connection("default").scan_iter())
+    assert entry_key("list", "").startswith("housing:")
+
+
+def test_a_hit_needs_no_database(twenty_properties, prime, read):
+    """Not even a connection to it: what is warm is answered while the database is away."""
+    prime()
+    connection.close()
+
+    assert read("cached").came_from == "hit"
+    assert connection.connection is None
+
+
+# One entry for all ways of asking the same
+
+
+@pytest.mark.parametrize(
+    ("asked", "otherwise"),
+    [
+        ("", "unknown=1&utm_source=mail"),
+        ("", "city=&status=&min_price=&cursor=&page_size=&ordering="),
+        ("", "ordering=-created_at&page_size=20"),
+        ("min_price=100000", "min_price=100000.00"),
+        ("min_price=100000", "min_price=1e5"),
+        ("min_price=0", "min_price=-0"),
+        ("agent=7", "agent=007"),
+        ("city=Springfield&status=sold", "status=sold&city=Springfield"),
+        ("city=Springfield", "city=%20Springfield%20"),
+    ],
+)
+def test_the_same_asked_otherwise_is_the_same_entry(twenty_properties, prime, read, asked, otherwise):
+    body = prime(f"cached?{asked}")
+
+    answer = read(f"cached?{otherwise}")
+
+    assert (answer.came_from, answer.body) == ("hit", body)
+
+
+# What is never shared
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "city=Springfield",
+        "city=springfield",
+        "status=available",
+        "property_type=house",
+        "agent=1",
+        "office=1",
+        "min_price=1",
+        "max_price=1",
+        "min_bedrooms=1",
+        "search=home",
+        "ordering=price",
+        "ordering=-price",
+        "ordering=created_at",
+        "page_size=19",
+    ],
+)
+def test_every_parameter_has_entries_of_its_own(twenty_properties, prime, read, asked):
+    prime()
+
+    answer = read(f"cached?{asked}")
+
+    assert answer.came_from == "fwd=miss; stored"
+    assert answer.body == read(f"optimized?{asked}").body
+
+
+def test_every_cursor_has_an_entry_of_its_own(twenty_properties, prime, read):
+    second = read("cached", page_size=5).json["next"]
+    third = read(f"cached{second}").json["next"]
+
+    assert read(f"cached{third}").came_from == "fwd=miss; stored"
+    assert read(f"cached{third}").body == read(f"optimized{third}").body
+
+
+def test_a_list_and_a_detail_never_meet(home, prime, read):
+    prime()
+
+    assert read(f"cached/{home.pk}").came_from == "fwd=miss; stored"
+    assert read(f"cached/{home.pk}").json["id"] == home.pk
+
+
+def test_every_property_has_an_entry_of_its_own(twenty_properties, prime, read):
+    first, second = twenty_properties[:2]
+    prime(f"cached/{first.pk}")
+
+    assert read(f"cached/{second.pk}").json["id"] == second.pk
+
+
+def test_everybody_gets_the_same_bytes(twenty_properties, prime, read, client, queries):
+    """Logged in or not: the views authenticate nobody, so nothing of a user can reach the bytes, and no session is read."""
+    body = prime()
+    client.force_login(User.objects.create_user("editor", is_staff=True))
+
+    with queries.exactly(0, because="no session and no user is looked up"):
+        answer = read("cached")
+
+    assert (answer.came_from, answer.body) == ("hit", body)
+    assert "Cookie" not in answer.headers["Vary"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_the_host_is_no_part_of_the_answer(twenty_properties, prime, read, settings, host):
+    """Else whoever sends a Host first decides where everybody's links lead."""
+    settings.ALLOWED_HOSTS = ["testserver", host]
+    body = prime()
+
+    answer = read("cached", headers={"Host": host})
+
+    assert (answer.came_from, answer.body) == ("hit", body)
+    assert host.encode() not in body
+
+
+def test_a_media_type_with_parameters_is_answered_past_the_cache(twenty_properties, prime, read):
+    """`indent=4` is another text of the same rows: it may neither be remembered nor be given what is."""
+    body = prime()
+    indented = read("cached", headers={"Accept": "application/json; indent=4"})
+
+    assert indented.came_from == "fwd=bypass; detail=accept"
+    assert indented.body.startswith(b"{\n    ")
+    assert indented.headers["Cache-Control"] == "no-cache"
+    assert read("cached").body == body
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/plain, */*", "application/*", "text/html;q=0.5, application/json"])
+def test_all_who_take_plain_json_share_it(twenty_properties, prime, read, accept):
+    body = prime()
+
+    answer = read("cached", headers={"Accept": accept})
+
+    assert (answer.came_from, answer.body) == ("hit", body)
+    assert "Accept" in answer.headers["Vary"]
+
+
+def test_a_browser_gets_a_page_around_the_remembered_bytes(twenty_properties, prime, read, queries):
+    """So that the Debug Toolbar, which lives on a page, can show 1 query and then 0."""
+    prime()
+
+    with queries.exactly(0, because="the page shows what is remembered"):
+        page = read("cached", headers={"Accept": "text/html"})
+
+    assert page.came_from == "hit"
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "ETag" not in page.headers
+    assert b"Home 19" in page.body
+
+
+def test_a_format_that_nobody_has_is_refused(twenty_properties, prime, read):
+    prime()
+
+    assert read("cached", headers={"Accept": "image/png"}).status == 406
+
+
+# Who has it already
+
+
+def test_who_has_the_bytes_is_not_sent_them_again(twenty_properties, read):
+    first = read("cached")
+
+    again = read("cached", headers={"If-None-Match": first.headers["ETag"]})
+
+    assert (again.status, again.body, again.came_from) == (304, b"", "hit")
+    assert {name: again.headers[name] for name in ("ETag", "Cache-Control", "Vary")} == {
+        name: first.headers[name] for name in ("ETag", "Cache-Control", "Vary")
+    }
+
+
+@pytest.mark.parametrize("known", ["W/{}", '"else", {}', "*"])
+def test_etags_are_compared_as_http_says(twenty_properties, read, known):
+    """Weakly, one of a list, or any (RFC 9110, section 13.1.2)."""
+    etag = read("cached").headers["ETag"]
+
+    assert read("cached", headers={"If-None-Match": known.format(etag)}).status == 304
+    assert read("cached", headers={"If-None-Match": '"else"'}).status == 200
+
+
+def test_a_cold_read_gives_304_too(twenty_properties, read):
+    """What the reader has is compared with what is true now, wherever that comes from."""
+    etag = read("cached").headers["ETag"]
+    forget_everything()
+
+    again = read("cached", headers={"If-None-Match": etag})
+    assert (again.status, again.came_from) == (304, "fwd=miss; stored")
+
+
+def test_a_changed_page_has_another_etag(home, read):
+    etag = read("cached").headers["ETag"]
+
+    home.title = "Another"
+    home.save()
+
+    assert read("cached", headers={"If-None-Match": etag}).status == 200
+
+
+def test_a_browser_must_ask_each_time(twenty_properties, read):
+    """`max-age` would keep an old price on a screen after every invalidation on the server."""
+    assert read("cached").headers["Cache-Control"] == "no-cache"
+
+
+def test_the_three_doors_give_the_same_bytes(twenty_properties, read):
+    for asked in ("", "?city=Springfield", "?ordering=price&page_size=7", f"/{twenty_properties[0].pk}"):
+        assert read(f"naive{asked}").body == read(f"optimized{asked}").body == read(f"cached{asked}").body == read(f"cached{asked}").body
+
+
+# Past the cache
+
+
+def test_inside_a_transaction_nothing_is_remembered(home, read):
+    """Its snapshot may be older than any write, and hold writes that nobody else may see."""
+    with transaction.atomic():
+        Property.objects.filter(pk=home.pk).update(price=1)
+        inside = read("cached")
+        assert inside.rows[0]["price"] == "1.00"
+        transaction.set_rollback(True)
+
+    assert inside.came_from == "fwd=bypass; detail=transaction"
+    assert entries() == []
+    assert read("cached").rows[0]["price"] == "300000.00"
+
+
+def test_a_detail_inside_a_transaction_sees_that_transaction(home, read):
+    with transaction.atomic():
+        make_images(home)
+        assert len(read(f"cached/{home.pk}").json["images"]) == 4
+
+
+def test_inside_a_transaction_the_cache_is_not_asked_either(home, prime, read, redis_commands):
+    prime()
+    with transaction.atomic(), redis_commands.exactly(0, because="a transaction sees its own state, not what others remember"):
+        assert read("cached").came_from == "fwd=bypass; detail=transaction"
+
+
+def test_atomic_requests_leaves_the_cached_doors_out(home, read, monkeypatch):
+    """Else every request would be inside a transaction, and nothing would ever be remembered."""
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+
+    assert read("cached").came_from == "fwd=miss; stored"
+    assert read(f"cached/{home.pk}").came_from == "fwd=miss; stored"
+
+
+def test_without_redis_reads_are_answered_from_the_database(twenty_properties, read, redis_away, queries, caplog):
+    body = read("optimized").body
+
+    with redis_away(), queries.exactly(1, because="the database is asked once, as if nothing were remembered"):
+        answer = read("cached")
+
+    assert (answer.came_from, answer.body) == ("fwd=bypass; detail=unreachable", body)
+    assert "Answered from the database: Redis at" in caplog.text
+
+
+def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(twenty_properties, read, redis_away, meanwhile, queries):
+    """The answer is there already; it is not read again."""
+    read("optimized")
+    with ExitStack() as stack, meanwhile(lambda: stack.enter_context(redis_away())), queries.exactly(1, because="the answer was read already"):
+        answer = read("cached")
+
+    assert answer.came_from == "fwd=bypass; detail=unreachable"
+    assert len(answer.rows) == 20

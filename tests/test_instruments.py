@@ -1,0 +1,198 @@
+"""The instruments: what they count, and what a failure tells. A message is read by somebody who has not read the code."""
+
+from types import SimpleNamespace
+
+import pytest
+from django.db import connection, transaction
+from django_redis import get_redis_connection
+
+from housing.models import Office, Property
+from tests.instruments import Latency, Timings, command_names, shape_of
+
+
+def failure(broken):
+    """What the promise says when it is broken."""
+    with pytest.raises(pytest.fail.Exception) as raised:
+        broken()
+    return str(raised.value)
+
+
+# SQL
+
+
+def test_an_n_plus_1_is_named_and_the_way_out_with_it(twenty_properties, queries):
+    def names_of_offices():
+        with queries.exactly(1, because="one SELECT joins the office"):
+            for home in Property.objects.select_related("agent")[:3]:
+                assert home.agent.office.name
+
+    assert failure(names_of_offices).splitlines() == [
+        "promised: exactly 1 query, because one SELECT joins the office",
+        "happened: 4 queries",
+        '     3 × SELECT "housing_office"."id", "housing_office"."name", "housing_office"."city" FROM "housing_office" '
+        'WHERE "housing_office"."id" = ? LIMIT ?   ← N+1: the same once more for each row',
+        '     1 × SELECT … FROM "housing_property" INNER JOIN "housing_agent" ON ("housing_property"."agent_id" = "housing_agent"."id") LIMIT ?',
+        "to do:    ask once for all rows: select_related() for a foreign key, prefetch_related() for many.",
+    ]
+
+
+def test_a_query_where_none_was_promised_leads_to_the_cache(home, queries):
+    def reads():
+        with queries.exactly(0, because="the page is remembered"):
+            Office.objects.count()
+
+    assert failure(reads).splitlines() == [
+        "promised: exactly 0 queries, because the page is remembered",
+        "happened: 1 query",
+        '     1 × SELECT COUNT(*) AS "__count" FROM "housing_office"',
+        "to do:    it was to come from the cache. See its Cache-Status: was it never stored, or made stale?",
+    ]
+
+
+def test_a_query_too_many_is_shown(home, queries):
+    def asks_twice():
+        with queries.exactly(1, because="a count is one query"):
+            Office.objects.count()
+            Property.objects.count()
+
+    assert failure(asks_twice).endswith("to do:    see which statement is new, and either do without it or promise it, with its reason.")
+
+
+def test_a_query_too_few_is_no_triumph_yet(queries):
+    """Whoever asks nothing may have answered nothing."""
+
+    def asks_nothing():
+        with queries.exactly(1, because="a page is one query"):
+            pass
+
+    assert failure(asks_nothing).splitlines() == [
+        "promised: exactly 1 query, because a page is one query",
+        "happened: 0 queries",
+        "to do:    it got cheaper, or it was not asked at all. See that the answer is whole; then promise the new count, with its reason.",
+    ]
+
+
+def test_a_count_without_its_reason_is_refused(queries, redis_commands):
+    """A number that nobody can explain is a number that nobody dares to change."""
+    with pytest.raises(TypeError, match="because"):
+        queries.exactly(1)
+    with pytest.raises(TypeError, match="because"):
+        redis_commands.exactly(1)
+    with pytest.raises(TypeError, match="because"):
+        Timings([1], [1]).at_most(1)
+
+
+def test_transaction_control_is_no_query(home, queries):
+    with queries.exactly(1, because="BEGIN, SAVEPOINT, RELEASE and COMMIT ask nothing"), transaction.atomic(), transaction.atomic():
+        Office.objects.count()
+
+
+def test_an_error_inside_is_told_instead_of_a_count(queries):
+    """The count is off because of the error: that is what to read."""
+    with pytest.raises(ZeroDivisionError), queries.exactly(3, because="it never gets there"):
+        raise ZeroDivisionError
+
+
+def test_what_was_counted_is_there_to_look_at(home, queries):
+    with queries.exactly(1, because="a count is one query") as seen:
+        Office.objects.count()
+
+    assert seen == ['SELECT COUNT(*) AS "__count" FROM "housing_office"']
+
+
+def test_counting_alters_nothing(home, read, queries, redis_commands):
+    """The cache is as warm, the connection as it was, and outside of the block nobody counts."""
+    read("cached")
+    with queries.exactly(0, because="the page is remembered"), redis_commands.exactly(1, because="a hit is one script"):
+        assert read("cached").came_from == "hit"
+
+    assert read("cached").came_from == "hit"
+    assert connection.execute_wrappers == []
+    assert connection.force_debug_cursor is False
+
+
+def test_statements_that_differ_only_in_values_have_one_shape():
+    assert shape_of("SELECT a FROM t WHERE b = 'it''s' AND c IN (1, 2.5, %s)  LIMIT 20") == shape_of("SELECT a FROM t WHERE b = 'x' AND c IN (%s)\nLIMIT 1")
+    assert shape_of("SELECT a FROM t") != shape_of("SELECT a FROM u")
+
+
+# Redis
+
+
+def test_a_round_trip_too_many_is_shown_by_its_commands(queries, redis_commands):
+    client = get_redis_connection("default")
+    client.ping()
+
+    def asks_twice():
+        with redis_commands.exactly(1, because="one script looks up entry and journal"):
+            client.get("a")
+            with client.pipeline(transaction=False) as pipeline:
+                pipeline.get("b")
+                pipeline.ttl("b")
+                pipeline.execute()
+
+    assert failure(asks_twice).splitlines() == [
+        "promised: exactly 1 round trip to Redis, because one script looks up entry and journal",
+        "happened: 2 round trips",
+        "     1. GET",
+        "     2. GET TTL",
+        "to do:    HELLO and CLIENT are a new connection: prime it first. Otherwise put into one script or pipeline what is asked together.",
+    ]
+
+
+def test_commands_are_read_from_the_wire_whatever_their_values_hold():
+    """A value may look like a command."""
+    wire = [b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$14\r\n*1\r\n$4\r\nPING\r\n\r\n", b"*1\r\n$4\r\nPING\r\n"]
+
+    assert command_names(wire) == command_names(b"".join(wire)) == ["SET", "PING"]
+
+
+# Time
+
+
+def test_a_ratio_above_its_budget_says_how_it_was_measured():
+    timings = Timings(this=[0.002, 0.004, 0.003], to=[0.010, 0.010, 0.010])
+
+    timings.at_most(0.3, because="a hit serializes nothing")
+    assert failure(lambda: timings.at_most(0.2, because="a hit serializes nothing")).splitlines() == [
+        "promised: at most 0.2 × the other, because a hit serializes nothing",
+        "happened: 0.300 × (3.00 ms to 10.00 ms), the median of 3 interleaved rounds",
+        "to do:    see first that it does the work it is promised to do, for queries and round trips are counted; then profile it.",
+    ]
+
+
+def test_milliseconds_above_their_budget_are_said_too():
+    timings = Timings(this=[0.002, 0.004, 0.003], to=[0.010, 0.010, 0.010])
+
+    timings.within(3, because="nobody notices")
+    assert failure(lambda: timings.within(2.5, because="nobody notices")).splitlines()[:2] == [
+        "promised: at most 2.5 ms, because nobody notices",
+        "happened: 3.00 ms, the median of 3 interleaved rounds",
+    ]
+
+
+def test_rounds_alternate_between_the_two():
+    """So that a busy minute is busy for both."""
+    told = []
+    ticks = iter(range(100))
+
+    def pedantic(this, *, setup, rounds, warmup_rounds):
+        for _ in range(warmup_rounds + rounds):
+            setup()
+            this()
+
+    benchmark = SimpleNamespace(pedantic=pedantic, stats=SimpleNamespace(stats=SimpleNamespace(data=[4.0, 5.0])))
+    timings = Latency(clock=lambda: next(ticks)).interleaved(
+        benchmark, lambda: told.append("this"), to=lambda: told.append("to"), prepare=lambda: told.append("prepare"), rounds=2
+    )
+
+    assert told == ["to", "prepare", "this"] * 4
+    assert timings == Timings(this=[4.0, 5.0], to=[1, 1])
+
+
+def test_without_benchmarks_both_run_once_and_nothing_is_judged(latency):
+    told = []
+    benchmark = SimpleNamespace(pedantic=lambda this, *, setup, **_: (setup(), this()), stats=None)
+
+    assert latency.interleaved(benchmark, lambda: told.append("this"), to=lambda: told.append("to")) is None
+    assert told == ["to", "this"]

@@ -1,0 +1,394 @@
+"""What happens at once. Readers and writers step between each other, processes die, Redis forgets: slower, never stale.
+
+T1, T2, … are processes. Each spec is one story, its steps in order.
+"""
+
+import pytest
+from django.core.cache import cache
+from django.db import transaction
+from django_redis import get_redis_connection
+
+from conftest import Killed, die, entries
+from housing.cache.entries import ATTEMPTS
+from housing.cache.journal import Hit, Miss, journal
+from housing.models import Property, PropertyImage
+
+PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
+
+
+@pytest.fixture
+def reprice(home):
+    """Give the newest property a price, as any process would."""
+
+    def reprice(price):
+        mine = Property.objects.get(pk=home.pk)
+        mine.price = price
+        mine.save(update_fields=["price"])
+
+    return reprice
+
+
+@pytest.fixture
+def price(read):
+    """The price that a reader is shown, and where the answer came from."""
+
+    def price():
+        answer = read("cached")
+        return answer.rows[0]["price"], answer.came_from
+
+    return price
+
+
+# A read is overtaken by a write
+
+
+def test_a_write_between_select_and_store(reprice, price, meanwhile):
+    """The oldest race of all: what T1 read is already old when it would remember it."""
+    with meanwhile(lambda: reprice(1)):  # T1 misses, SELECTs the old price · T2 leases, COMMITs, closes
+        assert price() == ("1.00", "fwd=miss; stored")  # T1 may not store what it read, and reads again
+    assert price() == ("1.00", "hit")
+
+
+def test_a_write_between_select_and_store_every_time(reprice, price, meanwhile):
+    """A reader does not try for ever; it answers with what it read last, which was true when it read it."""
+    prices = iter(range(1, 9))
+    with meanwhile(lambda: reprice(next(prices)), times=ATTEMPTS):
+        assert price() == (f"{ATTEMPTS - 1}.00", "fwd=miss; detail=overtaken")
+    assert price() == (f"{ATTEMPTS}.00", "fwd=miss; stored")
+
+
+def test_a_write_that_is_rolled_back_between_select_and_store(home, price, meanwhile):
+    """Nothing was said to Redis, so nothing is read again."""
+
+    def change_your_mind():
+        with transaction.atomic():
+            Property.objects.filter(pk=home.pk).update(price=1)
+            transaction.set_rollback(True)
+
+    with meanwhile(change_your_mind):
+        assert price() == ("300000.00", "fwd=miss; stored")
+
+
+def test_a_write_to_something_else_between_select_and_store(twenty_properties, read, meanwhile):
+    home, other = twenty_properties[:2]
+    with meanwhile(other.save):
+        assert read(f"cached/{home.pk}").came_from == "fwd=miss; stored"
+
+
+def test_a_title_and_images_of_two_states_are_never_one_answer(home, read, meanwhile):
+    """The detail asks twice. Both see one state, whoever writes in between, however often."""
+
+    def rename_and_strip():
+        with transaction.atomic():
+            mine = Property.objects.get(pk=home.pk)
+            count = mine.images.count()
+            mine.title = f"{count + 1} images"
+            mine.save()
+            PropertyImage.objects.create(property=mine, url="https://images.example.com/one-more.jpg")
+
+    rename_and_strip()
+    with meanwhile(rename_and_strip, times=ATTEMPTS):
+        answer = read(f"cached/{home.pk}")
+
+    assert answer.came_from == "fwd=miss; detail=overtaken"
+    assert answer.json["title"] == f"{len(answer.json['images'])} images"
+
+
+# A read steps between the steps of a write
+
+
+def test_a_read_between_lease_and_commit(reprice, price, around_commit):
+    """T2 reads the old price, which is still true; but it may not be remembered, for COMMIT may come before the store."""
+    seen = []
+    with around_commit(before=lambda: seen.append(price())):  # T1 leases · T2 reads · T1 COMMITs, closes
+        reprice(1)
+    assert seen == [("300000.00", "fwd=miss; detail=leased")]
+    assert price() == ("1.00", "fwd=miss; stored")
+
+
+def test_a_read_between_commit_and_close(reprice, price, around_commit):
+    """T2 sees the new price, and nobody after it sees the old one: a page that was warm is not trusted either."""
+    price()
+    seen = []
+    with around_commit(after=lambda: seen.extend([price(), price()])):  # T1 leases, COMMITs · T2 reads, reads · T1 closes
+        reprice(1)
+    assert seen == [("1.00", "fwd=miss; detail=leased")] * 2
+    assert price() == ("1.00", "fwd=stale; stored")
+
+
+def test_a_read_that_began_before_the_lease_and_ends_before_the_close(reprice, price, around_commit, meanwhile):
+    seen = []
+
+    def read_while_it_commits():
+        seen.append(price())
+
+    with around_commit(before=read_while_it_commits, after=read_while_it_commits):
+        reprice(1)
+    assert [came_from for _, came_from in seen] == ["fwd=miss; detail=leased"] * 2
+    assert price() == ("1.00", "fwd=miss; stored")
+
+
+def test_pages_that_a_write_does_not_touch_stay_warm_while_it_commits(twenty_properties, prime, read, around_commit):
+    home, other = twenty_properties[:2]
+    prime(f"cached/{other.pk}")
+    seen = []
+    with around_commit(before=lambda: seen.append(read(f"cached/{other.pk}").came_from)):
+        home.save()
+    assert seen == ["hit"]
+
+
+def test_one_writers_close_ends_no_other_writers_lease(home, reprice, price):
+    """T1 and T2 write the same row; T1 has leased and is about to COMMIT when T2 closes."""
+    price()
+    lease = journal.lease({f"property:{home.pk}"})  # T1 leases
+    reprice(2)  # T2 leases, COMMITs, closes
+    assert price() == ("2.00", "fwd=miss; detail=leased")  # T1 might have committed by now
+    journal.close(lease)
+    assert price() == ("2.00", "fwd=stale; stored")
+
+
+def test_a_slow_reader_does_not_overwrite_a_fast_one(home, price):
+    """T1 misses · T2 misses, stores · T1 stores: what T2 read is newer."""
+    slow = journal.lookup(PAGE)
+    fast = journal.lookup(PAGE)
+    assert journal.store(PAGE, fast, {"t"}, '"new"', b"new") == "stored"
+    assert journal.store(PAGE, slow, {"t"}, '"old"', b"old") == "overtaken"
+    assert journal.lookup(PAGE) == Hit('"new"', b"new")
+
+
+# A process dies
+
+
+def test_killed_between_lease_and_commit(reprice, price, around_commit, redis_clock, settings):
+    """Nothing was written. Readers cannot know, and ask the database until the lease has run out."""
+    price()
+    with pytest.raises(Killed), around_commit(before=die):
+        reprice(1)
+    assert price() == ("300000.00", "fwd=miss; detail=leased")
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    assert price() == ("300000.00", "fwd=stale; stored")
+    assert price() == ("300000.00", "hit")
+
+
+def test_killed_between_commit_and_close(reprice, price, around_commit, redis_clock, settings):
+    """It was written, and nobody was told: the lease, taken before, tells it."""
+    price()
+    with pytest.raises(Killed), around_commit(after=die):
+        reprice(1)
+    assert price() == ("1.00", "fwd=miss; detail=leased")
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    assert price() == ("1.00", "fwd=stale; stored")
+    assert price() == ("1.00", "hit")
+
+
+def test_an_entry_read_under_a_lease_that_ran_out_is_not_trusted_afterwards(home, redis_clock, settings):
+    """T1 leases, dies · T2 reads before T1's COMMIT could have been seen, stores after the lease is over."""
+    journal.lease({"t"})
+    miss = journal.lookup(PAGE)
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    journal.lookup(ANOTHER)
+    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "overtaken"
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"new"', b"new") == "stored"
+
+
+def test_a_lease_that_ran_out_does_not_hide_a_later_close(home, redis_clock, settings):
+    """T1 leases, dies · the lease runs out · T2 closes later: T2's close counts, not T1's expiry."""
+    journal.lease({"t"})
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    journal.close(journal.lease({"t"}))
+    miss = journal.lookup(PAGE)
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "stored"
+    journal.close(journal.lease({"t"}))
+    journal.lease({"u"})
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    assert isinstance(journal.lookup(PAGE), Miss)
+
+
+# Redis forgets
+
+
+def evict_the_journal():
+    get_redis_connection("default").delete(cache.make_key("journal"))
+
+
+def flush():
+    get_redis_connection("default").flushall()
+
+
+@pytest.mark.parametrize("forget", [evict_the_journal, flush])
+def test_the_journal_is_lost_while_a_write_commits(reprice, price, around_commit, redis_clock, settings, forget):
+    """The lease went with it. A new journal begins with a lease on everything, for as long as that lease could have lasted."""
+    price()
+    seen = []
+
+    def forget_and_read():
+        forget()
+        seen.extend([price(), price()])
+
+    with around_commit(before=forget_and_read):  # T1 leases · Redis forgets · T2 reads, reads · T1 COMMITs, closes
+        reprice(1)
+    assert seen == [("300000.00", "fwd=miss; detail=newborn")] * 2
+    assert price() == ("1.00", "fwd=miss; detail=newborn")
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    assert price()[0] == "1.00"
+    assert price() == ("1.00", "hit")
+
+
+@pytest.mark.parametrize("forget", [evict_the_journal, flush])
+def test_the_journal_is_lost_after_a_killed_writer(reprice, price, around_commit, forget):
+    """T1 is killed between COMMIT and close · the journal is lost, its lease and all · T2 reads: what is in Redis still is disowned."""
+    price()
+    with pytest.raises(Killed), around_commit(after=die):
+        reprice(1)
+    forget()
+    assert price() == ("1.00", "fwd=miss; detail=newborn")
+    assert price() == ("1.00", "fwd=miss; detail=newborn")
+
+
+def test_an_entry_of_a_lost_journal_is_disowned_even_if_the_clock_stepped_back(reprice, price, redis_clock, settings):
+    """Its instant lies in the new journal's future: only the epoch tells them apart."""
+    price()
+    reprice(1)
+    evict_the_journal()
+    redis_clock.seconds -= 3 * settings.HOUSING_LEASE
+    price()
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    assert price()[0] == "1.00"
+
+
+def test_a_fill_that_began_in_a_lost_journal_is_not_remembered(home, redis_clock, settings):
+    """T1 misses · the journal is lost, and born anew by T2 · T1 stores: nobody knows what was written in between."""
+    miss = journal.lookup(PAGE)
+    evict_the_journal()
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "overtaken"
+    redis_clock.seconds -= 3 * settings.HOUSING_LEASE
+    journal.lookup(ANOTHER)
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    journal.lookup(ANOTHER)
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "overtaken"
+
+
+@pytest.mark.parametrize("entry", [0, 1])
+def test_an_evicted_entry_is_read_again(home, prime, read, entry):
+    """Entries are all alike: any may go at any time."""
+    prime()
+    prime(f"cached/{home.pk}")
+    get_redis_connection("default").delete(sorted(entries())[entry])
+
+    assert sorted(read(page).came_from for page in ("cached", f"cached/{home.pk}")) == ["fwd=miss; stored", "hit"]
+
+
+def test_records_are_dropped_and_what_was_read_before_them_with_them(home, redis_clock, settings):
+    """T1 misses · T2 writes what T1 reads · its record outlives its use and is dropped · T1, very late, stores."""
+    miss = journal.lookup(PAGE)
+    journal.close(journal.lease({"t"}))
+    redis_clock.seconds += settings.HOUSING_TTL + 1
+    journal.close(journal.lease({"u"}))
+    assert get_redis_connection("default").zscore(cache.make_key("journal"), "t") is None
+    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "overtaken"
+
+
+def test_a_journal_remembers_no_more_than_was_written_within_a_ttl(home, redis_clock, settings):
+    for number in range(50):
+        journal.close(journal.lease({f"agent:{number}"}))
+        redis_clock.seconds += settings.HOUSING_TTL / 10
+
+    assert get_redis_connection("default").zcard(cache.make_key("journal")) < 20
+
+
+# Redis's clock
+
+
+def test_the_clock_steps_back_a_little(reprice, price, redis_clock):
+    """Instants are the clock made monotonic: a write never seems older than a read before it."""
+    price()
+    redis_clock.seconds -= 1
+    reprice(1)
+    assert price() == ("1.00", "fwd=stale; stored")
+    assert price() == ("1.00", "hit")
+
+
+def test_the_clock_steps_back_by_more_than_a_lease(reprice, price, redis_clock, settings):
+    """Leases would never run out: the journal is born anew, and the next minutes begin cold."""
+    price()
+    redis_clock.seconds -= settings.HOUSING_LEASE + 1
+    reprice(1)
+    assert price() == ("1.00", "fwd=miss; detail=newborn")
+    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    price()
+    assert price() == ("1.00", "hit")
+
+
+def test_two_events_of_one_microsecond_are_told_apart(reprice, price, redis_clock):
+    """The clock stands still here."""
+    for new in range(1, 4):
+        price()
+        reprice(new)
+        assert price() == (f"{new}.00", "fwd=stale; stored")
+        assert price() == (f"{new}.00", "hit")
+
+
+# Redis restarts
+
+
+@pytest.fixture
+def run_id(monkeypatch, settings):
+    """A server that knows its run: `run_id("b")` is another one, which came up with the data of the one before it."""
+    from fakeredis import FakeRedisConnection
+
+    send, receive, runs = FakeRedisConnection.send_command, FakeRedisConnection.read_response, ["a"]
+    asked = set()
+
+    def send_command(self, *args, **kwargs):
+        asked.add(id(self)) if args[0] == "INFO" else send(self, *args, **kwargs)
+
+    def read_response(self, *args, **kwargs):
+        if id(self) in asked:
+            asked.discard(id(self))
+            return f"# Server\r\nredis_version:7.0.15\r\nrun_id:{runs[-1]}\r\n".encode()
+        return receive(self, *args, **kwargs)
+
+    def restart(run):
+        runs.append(run)
+        get_redis_connection("default").script_flush()
+
+    monkeypatch.setattr(FakeRedisConnection, "send_command", send_command)
+    monkeypatch.setattr(FakeRedisConnection, "read_response", read_response)
+    settings.HOUSING_INCARNATION = None
+    journal.forget_server()
+    journal.begin()
+    yield restart
+    journal.forget_server()
+
+
+def test_a_server_that_restarts_with_all_its_data_begins_cold(reprice, price, run_id):
+    """It may be an old dump: what it remembers may be of before the last write."""
+    price()
+    assert price() == ("300000.00", "hit")
+    run_id("b")
+    assert price() == ("300000.00", "fwd=miss; detail=newborn")
+
+
+def test_a_server_that_only_forgot_its_scripts_goes_on_warm(home, price, run_id):
+    price()
+    run_id("a")
+    assert price() == ("300000.00", "hit")
+
+
+# A command runs twice
+
+
+def test_every_command_may_run_twice(home):
+    """A client that lost the connection cannot know whether its command ran, and sends it again."""
+    lease = journal.lease({"t"})
+    journal._run("lease", lease.id, *lease.tags)
+    miss = journal.lookup(PAGE)
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "leased"
+    journal.close(lease)
+    journal.close(lease)
+    miss = journal.lookup(PAGE)
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "stored"
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "stored"
+    journal.withdraw(lease)
+    journal.withdraw(lease)
+    assert journal.lookup(PAGE) == Hit('"e"', b"e")
