@@ -138,7 +138,7 @@ def _whole_number(text: object) -> int:
 
 def _delete_everything() -> None:
     for model in (PropertyImage, Property, Location, Agent, Office):
-        model.objects.all()._raw_delete(connection.alias)  # noqa: SLF001  # delete() would read each row first, to tell its signals
+        model.objects.all()._raw_delete(connection.alias)  # delete() would read each row first, to tell its signals
 
 
 def _seed(number: int, *, quiet: bool) -> dict[str, int]:
@@ -146,7 +146,7 @@ def _seed(number: int, *, quiet: bool) -> dict[str, int]:
 
     So 1,000 have 5 offices, 25 agents and 40 locations. Returns how many of each were made.
     """
-    random = Random(2026)  # noqa: S311  # the same every time is the point
+    random = Random(2026)
     offices = Office.objects.bulk_create((_office(random) for _ in range(_ceil(number, 200))), BATCH)
     agents = Agent.objects.bulk_create((_agent(random, offices[index % len(offices)]) for index in range(_ceil(number, 40))), BATCH)
     cities = [random.choice(CITIES) for _ in range(_ceil(number, 25))]
