@@ -289,13 +289,19 @@ def _rule(name: str, field: models.Field[Any, Any], table: Any, missing: frozens
         raise Unusable(f'{name} is {table!r}. Write {name}.column = "…" for a column, {name}.default = "…" for the same in every row.')
     if unknown := sorted(table.keys() - allowed.keys()):
         raise Unusable(f"{name} has no key {unknown[0]!r}. It has: {', '.join(allowed)}.")
-    if wrong := [key for key, value in table.items() if not isinstance(value, allowed[key]) or (isinstance(value, bool) and allowed[key] is not bool)]:
+    if wrong := [key for key, value in table.items() if not _fits(value, allowed[key])]:
         raise Unusable(f"{name}.{wrong[0]} cannot be {table[wrong[0]]!r}.")
     if "default" in table:
         table = table | {"default": str(table["default"])}
     rule = Rule(name, field, missing, **table)
     _check(rule)
     return rule
+
+
+def _fits(value: Any, kind: type | tuple[type, ...]) -> bool:
+    if isinstance(value, dict):
+        return kind is dict and all(isinstance(text, str) for text in value.values())
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))  # to Python, True is a number too
 
 
 def _check(rule: Rule) -> None:

@@ -83,9 +83,7 @@ def _tags_of_save(instance: TaggedModel, update_fields: Iterable[str] | None, co
     tags = _row_tags(instance) | ({LIST} if stale.listed and instance._state.adding else set())
     if instance.pk is None:
         return tags
-    written = (
-        set(instance.written_fields()) if update_fields is None else {cast(Any, instance._meta.get_field(name)).attname for name in update_fields}
-    )
+    written = set(instance.written_fields()) if update_fields is None else {cast(Any, instance._meta.get_field(name)).attname for name in update_fields}
     held = _held_under_lock(instance, connection)
     written = {column for column in written if column not in held or held[column] != getattr(instance, column)}
     return tags | _stored_row_tags(instance, connection) | {column_tag(model, column) for column in stale.selects if column in written}

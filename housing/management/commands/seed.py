@@ -146,7 +146,7 @@ def _seed(number: int, *, quiet: bool) -> dict[str, int]:
 
     So 1,000 have 5 offices, 25 agents and 40 locations. Returns how many of each were made.
     """
-    random = Random(2026)  # the same every time is the point
+    random = Random(2026)
     offices = Office.objects.bulk_create((_office(random) for _ in range(_ceil(number, 200))), BATCH)
     agents = Agent.objects.bulk_create((_agent(random, offices[index % len(offices)]) for index in range(_ceil(number, 40))), BATCH)
     cities = [random.choice(CITIES) for _ in range(_ceil(number, 25))]

@@ -1,0 +1,698 @@
+"""Where the listings come from: made up, the same every time, or out of somebody else's file, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.db.models import Count, Max, Min
+
+from housing.listings import MODELS
+from housing.management.commands import import_listings as command
+from housing.management.commands import seed as seeding
+from housing.models import Agent, Location, Office, Property, PropertyImage
+
+ROOT = Path(command.__file__).parents[2]
+
+MINIMAL = """
+[office]
+name.default = "Town"
+[agent]
+name.default = "Ann"
+[location]
+city.column = "City"
+[property]
+title.template = "{Rooms} rooms in {City}"
+property_type.default = "house"
+status.default = "sold"
+price.column = "Price"
+bedrooms.column = "Rooms"
+created_at = { column = "Date", date = "%d/%m/%Y" }
+"""
+HEADER = ["City", "Rooms", "Price", "Date"]
+
+
+class Terminal(io.StringIO):
+    """Somebody looks."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(*args: object, **options: object) -> str:
+    """What a command prints."""
+    out = io.StringIO()
+    call_command(*map(str, args), stdout=out, **options)
+    return out.getvalue()
+
+
+def everything() -> list[list[dict[str, object]]]:
+    """All rows of all our tables, as they are."""
+    return [list(model.objects.order_by("pk").values()) for model in (*MODELS.values(), PropertyImage)]
+
+
+@pytest.fixture
+def csv_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file of these rows: `csv_file([...], [...], header=HEADER)`."""
+
+    def write(*rows: list[object], header: list[str] = HEADER, name: str = "listings.csv") -> Path:
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+        return path
+
+    return write
+
+
+@pytest.fixture
+def mapping(tmp_path: Path) -> Callable[..., Path]:
+    """Write a mapping: the minimal one, with some text in it replaced."""
+
+    def write(*replaced: tuple[str, str], added: str = "") -> Path:
+        text = MINIMAL
+        for old, new in replaced:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "mapping.toml"
+        path.write_text(text + added, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def import_file(mapping: Callable[..., Path]) -> Callable[..., str]:
+    """Import a file, by the minimal mapping unless told otherwise; what it prints."""
+
+    def act(file: Path, *flags: str, by: Path | None = None, **options: object) -> str:
+        return run("import_listings", file, "--mapping", by or mapping(), *flags, **options)
+
+    return act
+
+
+@contextmanager
+def interrupted(at: int) -> Iterator[None]:
+    """Ctrl-C, just before the INSERT of properties that is the `at`-th."""
+    left = at
+
+    def press(execute, sql, params, many, context):
+        nonlocal left
+        if sql.startswith('INSERT INTO "housing_property"'):
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(press), pytest.raises(KeyboardInterrupt):
+        yield
+
+
+# Made up
+
+
+def test_a_thousand_properties_come_with_forty_locations_twenty_five_agents_and_five_offices(db):
+    said = run("seed")
+
+    assert [model.objects.count() for model in (Property, PropertyImage, Location, Agent, Office)] == [1000, 2000, 40, 25, 5]
+    assert said == "Made 1,000 properties, 2,000 images, 40 locations, 25 agents, 5 offices.\n"
+
+
+@pytest.mark.parametrize(("number", "rest"), [(1, [2, 1, 1, 1]), (25, [50, 1, 1, 1]), (201, [402, 9, 6, 2])])
+def test_the_rest_grows_with_the_number_of_properties(db, number, rest):
+    run("seed", "--properties", number)
+
+    assert Property.objects.count() == number
+    assert [model.objects.count() for model in (PropertyImage, Location, Agent, Office)] == rest
+
+
+def test_a_seed_is_the_same_every_time(db, monkeypatch):
+    """A screenshot, a tutorial and a bug report speak of the same listings; also of their times, which no clock writes."""
+
+    def listings() -> list[tuple]:
+        return list(
+            Property.objects.order_by("pk").values_list(
+                *("title", "description", "property_type", "status", "price", "bedrooms", "bathrooms", "area", "created_at", "updated_at"),
+                *("location__city", "location__zip_code", "location__latitude", "location__longitude"),
+                *("agent__name", "agent__email", "agent__office__name", "agent__office__city"),
+            )
+        )
+
+    monkeypatch.setattr(seeding, "BATCH", 20)
+    run("seed", properties=50)
+    first = listings()
+    run("seed", properties=50, replace=True)
+
+    assert listings() == first
+
+
+def test_seeded_listings_read_like_real_ones(db):
+    """A newcomer's first page: nothing invalid, nothing uniform, and the gaps that real files have."""
+    run("seed", "--properties", 400)
+
+    for home in Property.objects.select_related("agent", "location"):
+        home.full_clean()
+        home.agent.full_clean()
+        home.location.full_clean()
+    facts = Property.objects.aggregate(
+        titles=Count("title", distinct=True), cities=Count("location__city", distinct=True), low=Min("price"), high=Max("price"), newest=Max("created_at")
+    )
+    assert facts["titles"] > 350
+    assert facts["cities"] > 5
+    assert facts["high"] > 10 * facts["low"]
+    assert facts["newest"] <= seeding.NEWEST
+    assert set(Property.objects.values_list("property_type", flat=True)) == set(Property.Type)
+    assert set(Property.objects.values_list("status", flat=True)) == set(Property.Status)
+    for gap in ("description", "bedrooms", "bathrooms", "area", "location__latitude", "agent__email"):
+        assert 0 < Property.objects.filter(**{gap: None}).count() < 200, gap
+
+
+def test_each_seeded_property_has_two_images_in_order(db):
+    run("seed", "--properties", 3)
+
+    assert [list(home.images.values_list("position", flat=True)) for home in Property.objects.all()] == [[0, 1]] * 3
+
+
+def test_a_second_seed_refuses_and_says_what_to_do(transactional_db):
+    """It can neither add the same listings again nor guess whether those that are there may go."""
+    run("seed", "--properties", 3)
+    before = everything()
+
+    with pytest.raises(CommandError, match=r"There are 3 properties already, and nothing was changed.*seed --replace"):
+        run("seed", "--properties", 5)
+
+    assert everything() == before
+
+
+def test_a_seed_that_replaces_deletes_what_was_there(transactional_db):
+    run("seed", "--properties", 30)
+    run("seed", "--properties", 2, "--replace")
+
+    assert [model.objects.count() for model in (Property, PropertyImage, Location, Agent, Office)] == [2, 4, 1, 1, 1]
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "abc", "1e3", ""])
+def test_a_number_of_properties_that_is_none_is_refused(db, number):
+    with pytest.raises(CommandError, match=f"--properties is '{number}'. It takes a whole number from 1 on."):
+        run("seed", f"--properties={number}")
+
+
+def test_an_interrupted_seed_leaves_the_database_as_it_was(transactional_db, monkeypatch):
+    """Also what it was about to replace."""
+    monkeypatch.setattr(seeding, "BATCH", 2)
+    run("seed", "--properties", 4)
+    before = everything()
+
+    with interrupted(at=2):
+        run("seed", "--properties", 6, "--replace")
+
+    assert everything() == before
+
+
+def test_what_was_seeded_is_in_the_very_next_read(transactional_db, read):
+    """Bulk SQL sends no signal; the cursor names its tables."""
+    assert read().json["results"] == []
+
+    run("seed", "--properties", 3)
+
+    assert len(read().json["results"]) == 3
+
+
+# Out of a file
+
+
+def test_a_row_becomes_a_property_with_its_location_agent_and_office(db, csv_file, import_file, mapping):
+    by = mapping(('city.column = "City"', 'city.column = "City"\nlatitude.column = "Lat"'), ("[agent]", 'city.default = "Capital"\n[agent]'))
+
+    said = import_file(csv_file(["Örebro", 3, "1.225e+006", "3/09/2016", "59.2753"], header=[*HEADER, "Lat"]), by=by)
+
+    home = Property.objects.select_related("location", "agent__office").get()
+    assert said == "1 rows read: 1 imported, 0 already there, 0 refused.\n"
+    assert (home.title, home.price, home.bedrooms, home.status, home.area) == ("3 rooms in Örebro", 1_225_000, 3, "sold", None)
+    assert home.created_at == datetime.datetime(2016, 9, 3, tzinfo=datetime.UTC)
+    assert (home.location.city, home.location.latitude, home.location.longitude) == ("Örebro", Decimal("59.275300"), None)
+    assert (home.agent.name, home.agent.office.name, home.agent.office.city) == ("Ann", "Town", "Capital")
+
+
+def test_what_was_imported_is_in_the_very_next_read(transactional_db, csv_file, import_file, read):
+    assert read().json["results"] == []
+
+    import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
+
+    assert [home["title"] for home in read().json["results"]] == ["3 rooms in Bath"]
+
+
+def test_a_second_import_adds_nothing_and_leaves_pages_warm(transactional_db, csv_file, import_file, read):
+    file = csv_file(["Bath", 3, 100, "1/1/2026"], ["Wells", 2, 90, "2/1/2026"])
+    import_file(file)
+    before = everything()
+    read()
+
+    assert import_file(file) == "2 rows read: 0 imported, 2 already there, 0 refused.\n"
+
+    assert everything() == before
+    assert read().came_from == "hit"
+
+
+def test_exact_copies_in_one_file_are_properties_of_their_own_and_known_again(db, csv_file, import_file, monkeypatch):
+    """Two flats in one house may read alike, and the totals have to hold; also when the copies are batches apart."""
+    monkeypatch.setattr(command, "BATCH", 2)
+    row = ["Bath", 3, 100, "1/1/2026"]
+    file = csv_file(row, row, ["Wells", 2, 90, "2/1/2026"], row)
+
+    assert import_file(file).startswith("4 rows read: 4 imported")
+    assert import_file(file).startswith("4 rows read: 0 imported, 4 already there")
+    assert import_file(csv_file(row, row, row, row)).startswith("4 rows read: 1 imported, 3 already there")
+
+
+def test_a_record_is_known_again_whatever_file_it_comes_in(db, csv_file, import_file, tmp_path):
+    """What it says counts: not the line it is in, nor the order of the columns, quotes, line ends or compression."""
+    import_file(csv_file(["Bath", 3, 100, "1/1/2026"], ["Wells", 2, 90, "2/1/2026"]))
+    same = tmp_path / "same.csv.gz"
+    same.write_bytes(gzip.compress(b'"Price","City","Date","Rooms"\n90,Wells,2/1/2026,"2"\n100,Bath,1/1/2026,3\n'))
+
+    assert import_file(same) == "2 rows read: 0 imported, 2 already there, 0 refused.\n"
+
+
+def test_a_record_with_one_cell_changed_is_another(db, csv_file, import_file):
+    import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
+    assert import_file(csv_file(["Bath", 3, 101, "1/1/2026"])).startswith("1 rows read: 1 imported")
+
+
+def test_offices_agents_and_locations_are_shared(db, csv_file, import_file, monkeypatch):
+    """Within a batch, from one to the next, and from one import to another."""
+    monkeypatch.setattr(command, "BATCH", 2)
+    import_file(csv_file(*[["Bath", 3, price, "1/1/2026"] for price in range(5)]))
+    import_file(csv_file(*[["Bath", 3, price, "1/1/2027"] for price in range(5)]))
+
+    assert [model.objects.count() for model in (Property, Location, Agent, Office)] == [10, 1, 1, 1]
+
+
+def test_of_equal_locations_the_oldest_is_used(db, csv_file, import_file):
+    """Somebody may have entered it twice."""
+    oldest, _ = (Location.objects.create(city="Bath") for _ in range(2))
+    import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
+
+    assert Property.objects.get().location == oldest
+
+
+def test_the_same_name_in_another_office_is_another_agent(db, csv_file, import_file, mapping):
+    by = mapping(('name.default = "Town"', 'name.column = "City"'))
+    import_file(csv_file(["Bath", 3, 100, "1/1/2026"], ["Wells", 3, 100, "1/1/2026"]), by=by)
+
+    assert sorted(Agent.objects.values_list("name", "office__name")) == [("Ann", "Bath"), ("Ann", "Wells")]
+
+
+def test_a_location_differs_by_each_of_its_fields(db, csv_file, import_file, mapping):
+    by = mapping(
+        ('city.column = "City"', 'city.default = "Bath"\nzip_code.column = "City"\nlatitude.column = "Rooms"'),
+        ('title.template = "{Rooms} rooms in {City}"', 'title.default = "Home"'),
+    )
+    import_file(csv_file(["01", 1, 1, "1/1/2026"], ["01", "", 1, "1/1/2026"], ["", 1, 1, "1/1/2026"], ["1", 1, 1, "1/1/2026"]), by=by)
+
+    assert set(Location.objects.values_list("zip_code", "latitude")) == {("01", 1), ("01", None), (None, 1), ("1", 1)}
+
+
+def test_names_that_differ_only_in_case_are_one_spelt_as_the_first(db, csv_file, import_file, mapping):
+    """The first that the database knows, or else the file; and Ö is a letter too."""
+    by = mapping(('name.default = "Town"', 'name = { column = "City", fold = true }\ncity = { column = "Nowhere", fold = true }'))
+    Office.objects.create(name="McÖRN")
+    header = [*HEADER, "Nowhere"]
+    import_file(csv_file(*[[name, 3, 100, "1/1/2026", ""] for name in ("mcörn", "OBrien", "Obrien", "MCÖRN")], header=header), by=by)
+
+    assert set(Office.objects.values_list("name", flat=True)) == {"McÖRN", "OBrien"}
+    assert Agent.objects.count() == 2
+
+
+# What a mapping can say
+
+
+def test_either_kind_of_missing_leaves_an_optional_field_empty(db, csv_file, import_file, mapping):
+    by = mapping(
+        (
+            'bedrooms.column = "Rooms"',
+            'bedrooms.column = "Rooms"\ndescription.template = "{Rooms} and a bath"\nbathrooms = { column = "Rooms", default = 1.5 }',
+        ),
+        ('title.template = "{Rooms} rooms in {City}"', 'title.column = "City"'),
+    )
+    by.write_text('missing = ["", "#N/A"]\n' + by.read_text(encoding="utf-8"), encoding="utf-8")
+    import_file(csv_file(["Bath", "", 1, "1/1/2026"], ["Bath", "#N/A", 2, "1/1/2026"], ["Bath", " 3 ", 3, "1/1/2026"]), by=by)
+
+    found = Property.objects.order_by("price").values_list("bedrooms", "description", "bathrooms")
+    assert list(found) == [(None, None, Decimal("1.50")), (None, None, Decimal("1.50")), (3, "3 and a bath", 3)]
+
+
+def test_values_are_translated_and_others_refused(db, csv_file, import_file, mapping):
+    by = mapping(('property_type.default = "house"', 'property_type = { column = "City", values = { h = "house", u = "apartment" } }'))
+    said = import_file(csv_file(["h", 1, 1, "1/1/2026"], ["u", 1, 2, "1/1/2026"], ["x", 1, 3, "1/1/2026"]), by=by)
+
+    assert list(Property.objects.order_by("price").values_list("property_type", flat=True)) == ["house", "apartment"]
+    assert "1 × property.property_type: 'x' is not among the mapping's values (line 4)" in said
+
+
+def test_a_factor_changes_the_unit_and_numbers_are_rounded_half_up(db, csv_file, import_file, mapping):
+    by = mapping(('bedrooms.column = "Rooms"', 'area = { column = "Rooms", factor = 0.09290304 }\nbathrooms.column = "Baths"'))
+    import_file(csv_file(["Bath", 1180, 1, "1/1/2026", "2.245"], header=[*HEADER, "Baths"]), by=by)
+
+    home = Property.objects.get()
+    assert (home.area, home.bathrooms) == (Decimal("109.63"), Decimal("2.25"))
+
+
+def test_a_required_field_is_one_that_the_mapping_says_no_row_may_lack(db, csv_file, import_file, mapping):
+    by = mapping(('bedrooms.column = "Rooms"', 'bedrooms = { column = "Rooms", required = true }'), ("{Rooms} rooms in {City}", "A home in {City}"))
+    assert "property.bedrooms: Rooms is missing (line 2)" in import_file(csv_file(["Bath", "", 100, "1/1/2026"]), by=by)
+
+
+# Rows that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (["Bath", 3, "", "1/1/2026"], "property.price: Price is missing"),
+        (["Bath", 3, "dear", "1/1/2026"], "property.price 'dear': not a number"),
+        (["Bath", 3, "nan", "1/1/2026"], "property.price 'nan': not a number"),
+        (["Bath", 3, "1_000", "1/1/2026"], "property.price '1_000': not a number"),
+        (["Bath", 3, "1e999999", "1/1/2026"], "property.price '1e999999': too many digits"),
+        (["Bath", 3, "1e9999999999999999999", "1/1/2026"], "property.price '1e9999999999999999999': too many digits"),
+        (["Bath", 3, "12345678901", "1/1/2026"], "property.price '12345678901': Ensure that there are no more than 12 digits in total."),
+        (["Bath", 3, "-1", "1/1/2026"], "property.price '-1': Ensure this value is greater than or equal to 0."),
+        (["Bath", "abc", 100, "1/1/2026"], "property.bedrooms 'abc': not a number"),
+        (["Bath", "2.5", 100, "1/1/2026"], "property.bedrooms '2.5': not a whole number"),
+        (["Bath", "-1", 100, "1/1/2026"], "property.bedrooms '-1': not between 0 and 32767"),
+        (["Bath", "1e99999", 100, "1/1/2026"], "property.bedrooms '1e99999': not between 0 and 32767"),
+        (["Bath", "32768", 100, "1/1/2026"], "property.bedrooms '32768': not between 0 and 32767"),
+        (["Bath", 3, 100, "31/2/2026"], "property.created_at '31/2/2026': not a date like %d/%m/%Y"),
+        (["Bath", 3, 100, "12/31/2026"], "property.created_at '12/31/2026': not a date like %d/%m/%Y"),
+        (["B" * 101, 3, 100, "1/1/2026"], "Ensure this value has at most 100 characters (it has 101)."),
+        (["Bath", 3, 100], "fewer cells than columns: 3 instead of 4"),
+        (["Bath", 3, 100, "1/1/2026", "x"], "more cells than columns: 5 instead of 4"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_counted_and_named_and_the_rest_imported(db, csv_file, import_file, row, reason):
+    """Nothing of it is half written: no location either. What SQLite would take and PostgreSQL not is refused on both."""
+    said = import_file(csv_file(["Wells", 3, 100, "1/1/2026"], row))
+
+    assert "2 rows read: 1 imported, 0 already there, 1 refused:\n" in said
+    assert f"1 × {reason}" in said.replace(f"location.city '{'B' * 101}': ", "")
+    assert "(line 3)" in said
+    assert [place.city for place in Location.objects.all()] == ["Wells"]
+
+
+def test_refused_rows_are_counted_by_reason_and_the_first_five_lines_named(db, csv_file, import_file, monkeypatch):
+    """A line is where the row begins, though cells before it may hold several."""
+    monkeypatch.setattr(command, "BATCH", 3)
+    bad = ["Bath", 3, "", "1/1/2026"]
+    said = import_file(csv_file(["Ba\nth", 3, 100, "1/1/2026"], ["Ba\nth", 3, "", "1/1/2026"], bad, ["Bath", "x", 1, "1/1/2026"], *[bad] * 5))
+
+    assert said == (
+        "9 rows read: 1 imported, 0 already there, 8 refused:\n"
+        "  7 × property.price: Price is missing (line 4; likewise 6, 8, 9, 10, …)\n"
+        "  1 × property.bedrooms 'x': not a number (line 7)\n"
+    )
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(transactional_db, csv_file, import_file, read):
+    import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
+    before = everything()
+    read()
+
+    said = import_file(csv_file(["Bath", 3, 100, "1/1/2026"], ["Wells", 3, 100, "1/1/2026"], ["Wells", 3, "", "1/1/2026"]), "--dry-run")
+
+    assert said.startswith("Nothing was written (--dry-run). An import would do this. 3 rows read: 1 imported, 1 already there, 1 refused:\n")
+    assert everything() == before
+    assert read().came_from == "hit"
+
+
+def test_a_strict_import_of_a_file_with_one_bad_row_writes_nothing(transactional_db, csv_file, import_file, monkeypatch):
+    """All of it is read first, so that every reason is told at once."""
+    monkeypatch.setattr(command, "BATCH", 2)
+    rows = [["Bath", 3, price, "1/1/2026"] for price in (1, "", 3, 4, "dear")]
+
+    with pytest.raises(CommandError, match=r"Nothing was imported \(--strict\).* 5 rows read: 3 imported, 0 already there, 2 refused") as refused:
+        import_file(csv_file(*rows), "--strict")
+
+    assert "Price is missing (line 3)" in str(refused.value)
+    assert "'dear': not a number (line 6)" in str(refused.value)
+    assert not any(everything())
+
+
+def test_a_strict_import_of_a_clean_file_is_an_import(db, csv_file, import_file):
+    assert import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), "--strict").startswith("1 rows read: 1 imported")
+
+
+def test_an_interrupted_import_leaves_the_database_as_it_was(transactional_db, csv_file, import_file, monkeypatch):
+    monkeypatch.setattr(command, "BATCH", 2)
+    with interrupted(at=3):
+        import_file(csv_file(*[["Bath", 3, price, "1/1/2026"] for price in range(10)]))
+
+    assert not any(everything())
+
+
+def test_rows_are_written_while_the_file_is_read_and_taken_back_if_it_breaks(transactional_db, tmp_path, import_file, monkeypatch):
+    """So memory does not grow with the file; and a file cut off at its end still leaves nothing behind."""
+    monkeypatch.setattr(command, "BATCH", 2)
+    file = tmp_path / "listings.csv"
+    file.write_bytes(b"City,Rooms,Price,Date\n" + b"".join(b"Bath,3,%d,1/1/2026\n" % price for price in range(1_000)) + b"Bath,3,\xff,1/1/2026\n")
+    written = []
+
+    def count(execute, sql, params, many, context):
+        written.extend([sql] * sql.startswith('INSERT INTO "housing_property"'))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(count), pytest.raises(CommandError, match="is not UTF-8: byte 0xff after line"):
+        import_file(file)
+
+    assert len(written) > 100
+    assert not any(everything())
+
+
+# Files that cannot be read
+
+
+UNREADABLE = {
+    "an empty file": ("e.csv", b"", "is empty"),
+    "an empty gzip file": ("e.csv.gz", gzip.compress(b""), "is empty"),
+    "blank lines alone": ("e.csv", b"\r\n\r\n", "is empty"),
+    "a header alone": ("h.csv", b"City,Rooms,Price,Date\n", "has a header, and no row below it"),
+    "plain text named .gz": ("n.csv.gz", b"City,Rooms,Price,Date\nBath,3,100,1/1/2026\n", "is named .gz, but is not gzip"),
+    "Latin-1": ("l.csv", "City,Rooms,Price,Date\nÖrebro,3,100,1/1/2026\n".encode("latin-1"), "is not UTF-8: byte 0xd6 after line 0"),
+    "UTF-16": ("u.csv", "City,Rooms,Price,Date\nBath,3,100,1/1/2026\n".encode("utf-16"), "is not UTF-8: byte 0xff"),
+    "a NUL byte": ("z.csv", b"City,Rooms,Price,Date\nBath,3,1\x0000,1/1/2026\n", "has a NUL byte in line 2"),
+    "gzip cut off": ("t.csv.gz", gzip.compress(b"City,Rooms,Price,Date\n" + b"Bath,3,100,1/1/2026\n" * 9)[:-12], "is damaged or cut off after line"),
+    "gzip with other bytes after it": ("g.csv.gz", gzip.compress(b"City,Rooms,Price,Date\nBath,3,100,1/1/2026\n") + b"x", "is damaged or cut off"),
+    "gzip that is damaged": ("d.csv.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 20, "is damaged or cut off"),
+    "a quote left open": ("q.csv", b'City,Rooms,Price,Date\nBath,3,100,1/1/2026\n"Wells,3,100,1/1/2026\n', "is not CSV from line 3 on"),
+    "a column twice": ("c.csv", b"City,Rooms,Price,Date,City\nBath,3,100,1/1/2026,Wells\n", "The file has two columns 'City'"),
+    "another header": ("o.csv", b"Town;Rooms\nBath;3\n", "location.city is made of 'City', but the file's columns are Town;Rooms."),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_file_that_cannot_be_read_is_one_clear_error(transactional_db, tmp_path, import_file, what):
+    name, content, complaint = UNREADABLE[what]
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(CommandError, match=r"Nothing was imported\. ") as refused:
+        import_file(tmp_path / name)
+
+    assert complaint in str(refused.value)
+    assert not any(everything())
+
+
+def test_a_file_that_is_not_there_is_one_clear_error(db, tmp_path, import_file):
+    with pytest.raises(CommandError, match=r"Nothing was imported\. .*none\.csv cannot be read: No such file or directory\."):
+        import_file(tmp_path / "none.csv")
+
+
+def test_a_directory_is_no_file(db, tmp_path, import_file):
+    with pytest.raises(CommandError, match="cannot be read: Is a directory"):
+        import_file(tmp_path)
+
+
+def test_content_decides_whether_a_file_is_gzip(db, csv_file, import_file):
+    file = csv_file(["Bath", 3, 100, "1/1/2026"])
+    file.write_bytes(gzip.compress(file.read_bytes()))
+
+    assert import_file(file).startswith("1 rows read: 1 imported")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_lines_in_a_quoted_cell_and_letters_of_all_scripts_arrive_whole(db, tmp_path, import_file, end):
+    """A byte order mark is no part of the first column's name, and a blank line is no row."""
+    file = tmp_path / "listings.csv"
+    file.write_bytes(b"\xef\xbb\xbfCity,Rooms,Price,Date" + end + '"San\r\n""José"", 東京 \U0001f3e0",3,100,1/1/2026'.encode() + end + end)
+
+    assert import_file(file).startswith("1 rows read: 1 imported")
+    assert Location.objects.get().city == 'San\r\n"José", 東京 \U0001f3e0'
+
+
+# Mappings that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("[office]", "[office", "is not TOML"),
+        ("[office]", "[offices]", "there is nothing called 'offices'. There are: missing, office, agent, location, property."),
+        ("[office]", "missing = 3\n[office]", "missing is not a list of texts"),
+        ("[office]", "missing = [3]\n[office]", "missing is not a list of texts"),
+        ('[agent]\nname.default = "Ann"', "", "agent.name is needed. Write name.column = "),
+        ('price.column = "Price"', "", "property.price is needed"),
+        ('created_at = { column = "Date", date = "%d/%m/%Y" }', "", "property.created_at is needed"),
+        ('price.column = "Price"', 'prize.column = "Price"', "[property] has no field 'prize'. It has: title, description"),
+        ('price.column = "Price"', 'price = "Price"', "property.price is 'Price'. Write property.price.column"),
+        ('price.column = "Price"', 'price.colum = "Price"', "property.price has no key 'colum'. It has: column, default, required, factor."),
+        ('price.column = "Price"', "price.column = 3", "property.price.column cannot be 3."),
+        ('price.column = "Price"', 'price = { column = "Price", factor = true }', "property.price.factor cannot be True."),
+        ('price.column = "Price"', "price.required = true", "property.price is made of a column or of a template, or else has a default."),
+        ('title.template = "{Rooms}', 'title.column = "City"\ntitle.template = "{Rooms}', "property.title is made of a column or of a template"),
+        ('title.template = "{Rooms}', 'title.template = "{Rooms', "property.title.template is "),
+        ('title.template = "{Rooms}', 'title.template = "{Room}', "property.title is made of 'Room', but the file's columns are City, Rooms, Price, Date."),
+        ('price.column = "Price"', 'price.default = "dear"', "property.price 'dear': not a number"),
+        ('status.default = "sold"', 'status.default = "gone"', "property.status 'gone': Value 'gone' is not a valid choice."),
+        ('status.default = "sold"', 'status = { column = "City", values = { x = "gone" } }', "property.status 'gone': Value 'gone' is not a valid choice."),
+        ('status.default = "sold"', 'status = { column = "City", values = { x = 3 } }', "property.status.values cannot be {'x': 3}."),
+        (
+            'bedrooms.column = "Rooms"',
+            'bedrooms = { column = "Rooms", fold = true }',
+            "property.bedrooms has no key 'fold'. It has: column, default, required.",
+        ),
+        ("title.template", "title.fold = true\ntitle.template", "property.title has no key 'fold'"),
+        ('"%d/%m/%Y"', '"%d/%m"', "property.created_at.date is '%d/%m'. It says how day, month and year are written"),
+        ('"%d/%m/%Y"', '"%d/%m/%Y%z"', "property.created_at.date is '%d/%m/%Y%z'"),
+        ('"%d/%m/%Y"', '"%d%d"', "property.created_at.date is '%d%d'"),
+        (', date = "%d/%m/%Y"', "", "property.created_at.date is None"),
+    ],
+)
+def test_a_mapping_that_cannot_be_used_is_one_clear_error(transactional_db, csv_file, import_file, mapping, old, new, complaint):
+    """Before the first row, and with the name of what to mend."""
+    with pytest.raises(CommandError, match=r"Nothing was imported\. .*mapping\.toml") as refused:
+        import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=mapping((old, new)))
+
+    assert complaint in str(refused.value)
+    assert not any(everything())
+
+
+def test_a_table_that_is_none_is_one_clear_error(db, csv_file, import_file, mapping):
+    by = mapping(('[office]\nname.default = "Town"', 'office = "Town"'))
+    with pytest.raises(CommandError, match=r"office is not a table\. Write "):
+        import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=by)
+
+
+def test_a_mapping_that_is_not_there_is_one_clear_error(db, csv_file, import_file, tmp_path):
+    with pytest.raises(CommandError, match=r"none\.toml cannot be read: No such file or directory\."):
+        import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=tmp_path / "none.toml")
+
+
+def test_a_mapping_in_another_encoding_is_one_clear_error(db, csv_file, import_file, mapping):
+    by = mapping()
+    by.write_bytes(by.read_bytes() + b"# \xff")
+    with pytest.raises(CommandError, match=r"mapping\.toml is not TOML: "):
+        import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=by)
+
+
+# The two mappings that come with the project
+
+
+MELBOURNE = "Suburb,Address,Rooms,Type,Price,Method,SellerG,Date,Distance,Postcode,Bedroom2,Bathroom,BuildingArea,CouncilArea,Lattitude,Longtitude,Regionname"
+
+
+def test_the_melbourne_mapping_reads_day_first_dates_two_kinds_of_missing_and_agencies_in_any_case(db, tmp_path, import_file):
+    file = tmp_path / "melbourne.csv.gz"
+    rows = [
+        MELBOURNE,
+        "Fernhill,1/2 Wattle Gr,3,t,1480000,S,MARLOWE,3/09/2016,7.5,0800,2,1,110.575,Quarry City Council,-37.81234,145.0001,Eastern",
+        "fernhill,9 Kelp St,2,u,640000,PI,Marlowe,28/10/2017,7.5,0800,,,,#N/A,,,Eastern",
+        "Fernhill,9 Kelp St,2,u,,S,Marlowe,28/10/2017,7.5,0800,,,,#N/A,,,Eastern",
+        "Fernhill,9 Kelp St,2,u,640000,W,Marlowe,28/10/2017,#N/A,#N/A,,,,#N/A,,,Eastern",
+    ]
+    file.write_bytes(gzip.compress("\r\n".join(rows).encode()))
+
+    said = import_file(file, by=ROOT / "mappings/melbourne.toml")
+
+    assert said.startswith("4 rows read: 2 imported, 0 already there, 2 refused:")
+    assert "1 × location.zip_code: Postcode is missing (line 5)" in said
+    whole, sparse = Property.objects.order_by("created_at")
+    assert (whole.title, whole.property_type, whole.status, whole.area) == ("3 rooms at 1/2 Wattle Gr, Fernhill", "townhouse", "sold", Decimal("110.58"))
+    assert (whole.created_at.month, whole.created_at.day, whole.bedrooms, whole.location.zip_code) == (9, 3, 2, "0800")
+    assert (sparse.property_type, sparse.status, sparse.description, sparse.bedrooms) == ("apartment", "available", None, None)
+    assert (sparse.agent, sparse.agent.office.name, sparse.location.city) == (whole.agent, "MARLOWE", "Fernhill")
+    assert Location.objects.count() == 2, "with and without coordinates"
+
+
+def test_the_king_county_mapping_fills_in_what_the_file_does_not_know(db, tmp_path, import_file):
+    file = tmp_path / "kc.csv"
+    file.write_text(
+        "id,date,price,bedrooms,bathrooms,sqft_living,sqft_lot,floors,condition,grade,yr_built,zipcode,lat,long\n"
+        '"0012300450","20141103T000000",1.225e+006,33,2.25,1000,5000,"1.5",3,7,1955,"00123",47.5,-122.25\n',
+        encoding="utf-8",
+    )
+
+    import_file(file, by=ROOT / "mappings/king_county.toml")
+
+    home = Property.objects.get()
+    assert (home.price, home.bedrooms, home.bathrooms, home.area) == (1_225_000, 33, Decimal("2.25"), Decimal("92.90"))
+    assert home.title == "33 bedroom house in 00123, built in 1955"
+    assert home.description is not None
+    assert "Parcel 0012300450." in home.description
+    assert home.created_at == datetime.datetime(2014, 11, 3, tzinfo=datetime.UTC)
+    assert (home.property_type, home.status, home.location.city, home.location.zip_code) == ("house", "sold", "King County", "00123")
+    assert (home.location.longitude, home.agent.name, home.agent.office.city) == (Decimal("-122.25"), "King County Assessor", "Seattle")
+
+
+# At the prompt
+
+
+@pytest.fixture
+def act(csv_file, import_file) -> dict[str, Callable[..., str]]:
+    """Either command, ready to go."""
+    file = csv_file(["Bath", 3, 100, "1/1/2026"])
+    return {"seed": lambda **options: run("seed", properties=2, **options), "import_listings": lambda **options: import_file(file, **options)}
+
+
+@pytest.mark.parametrize("name", ["seed", "import_listings"])
+def test_progress_is_shown_to_a_terminal_alone(db, act, monkeypatch, name):
+    """A log file or a pipe wants the summary, not a hundred bars."""
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    act[name]()
+    assert "100%" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("name", ["seed", "import_listings"])
+def test_progress_is_not_written_into_a_pipe(db, act, capfd, name):
+    act[name]()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["seed", "import_listings"])
+def test_verbosity_0_is_silent_even_at_a_terminal(db, act, monkeypatch, name):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert act[name](verbosity=0) == ""
+    assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", ["seed", "import_listings"])
+def test_what_the_database_refuses_is_one_clear_error(db, act, name):
+    """No table, because nobody migrated; a lock that never came free; a lease that Redis could not give."""
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE housing_property RENAME TO elsewhere")
+
+    with pytest.raises(CommandError, match=r"Nothing was .* The database says: .*housing_property"):
+        act[name]()
+
+
+@pytest.mark.parametrize(("name", "tells"), [("seed", "--replace"), ("seed", "Refuses"), ("import_listings", "--strict"), ("import_listings", "adds nothing")])
+def test_help_says_what_a_second_run_does(capsys, name, tells):
+    with pytest.raises(SystemExit):
+        call_command(name, "--help")
+    assert tells in " ".join(capsys.readouterr().out.split())
