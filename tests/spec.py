@@ -34,13 +34,13 @@ SPELLED = {
         "SELECT",
         "COMMIT",
         "Unicode",
-        "Ctrl-C",
         "Django",
         "URL",
         "DRF",
     )
 } | {
     "n plus 1": "N+1",
+    "ctrl c": "Ctrl-C",
     "a commit": "a COMMIT",
     "lease and commit": "lease and COMMIT",
     "commit and close": "COMMIT and close",

@@ -709,6 +709,22 @@ def test_without_redis_a_save_is_refused_and_the_connection_lives_on(home, redis
     home.save()
 
 
+def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, prime, monkeypatch):
+    """Not leased is not committed, whatever the reason."""
+    prime()
+
+    def interrupted(tags):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("housing.db.commit.journal.lease", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Property.objects.filter(pk=home.pk).update(price=1)
+
+    assert read("optimized").rows[0]["price"] == "300000.00"
+    assert read("cached").came_from == "hit"
+
+
 def test_a_close_that_fails_leaves_its_lease_to_run_out(home, prime, read, redis_away, monkeypatch, caplog):
     """The write is committed and its caller is told nothing else; until the lease is over, readers ask the database."""
     from django.db.backends.sqlite3.base import DatabaseWrapper
@@ -859,8 +875,9 @@ def test_what_makes_nothing_stale_is_no_line(home, caplog):
     assert caplog.messages == []
 
 
-def test_sql_that_named_no_row_is_a_line_too(home, caplog):
-    with caplog.at_level(logging.INFO, "housing"):
-        Property.objects.update(price=1)
+def test_sql_that_named_no_row_is_a_line_too_and_one_for_many_statements(home, caplog):
+    with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
+        for price in range(3):
+            Property.objects.update(price=price)
 
     assert caplog.messages == ["[SQL] housing_property written, no row named. Stale: property:*."]

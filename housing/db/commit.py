@@ -36,7 +36,7 @@ class Frame:
 
     sid: str | None = None
     tags: set[str] = field(default_factory=set)
-    changes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    changes: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)  # in order, and each once
     deleted: set[tuple[str, Any]] = field(default_factory=set)
 
 
@@ -115,7 +115,7 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         tags = tuple(sorted(tags))
         self.frames[-1].tags.update(tags)
         if change and tags:
-            self.frames[-1].changes.append((change, tags))
+            self.frames[-1].changes[change, tags] = None
 
     def name_deleted(self, table: str, pk: Any) -> None:
         """Note that the tags of this row's deletion are named, so that the DELETE need not name the whole model."""
@@ -143,7 +143,7 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         super()._savepoint_commit(sid)
         for frame in self._cut(sid):
             self.frames[-1].tags |= frame.tags
-            self.frames[-1].changes += frame.changes
+            self.frames[-1].changes |= frame.changes
             self.frames[-1].deleted |= frame.deleted
 
     def _cut(self, sid: str) -> list[Frame]:
@@ -207,6 +207,9 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
             lease = journal.lease(tags)
         except Unreachable as away:
             raise NotLeased(f"Not committed: {away} What was written could have stayed invisible to readers, so it was rolled back.") from away
+        except BaseException:  # Ctrl-C: Django rolls back after errors of the database only, and SQLite would commit with the next statement
+            self._rollback()
+            raise
         self.frames = [Frame()]
         try:
             super()._commit()
