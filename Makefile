@@ -26,7 +26,7 @@ bench: install ## the budgets, measured: naive, optimized, cold, warm
 
 .PHONY: coverage
 coverage: install ## the specs, and every branch that they take
-	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
+	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 .PHONY: spec
 spec: install ## SPEC.md, from the specs themselves

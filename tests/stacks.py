@@ -40,14 +40,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Timings are asked for with --benchmark-only; without, each budget runs once, for its counts."""
-    if not config.option.benchmark_only:
-        config.option.benchmark_disable = True
+    config.option.benchmark_disable = not config.option.benchmark_only
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """What the run made goes with it."""
-    if folder := config.stash.get(FOLDER, None):
-        shutil.rmtree(folder)
+    shutil.rmtree(config.stash[FOLDER])
 
 
 def new_folder() -> str:

@@ -116,6 +116,11 @@ def test_a_hit_needs_no_database(twenty_properties, prime, read):
     assert connection.connection is None
 
 
+def test_a_new_thread_may_begin_with_a_detail(home, read, elsewhere):
+    """Its connection to the database is not open yet."""
+    assert elsewhere(lambda: read(f"cached/{home.pk}")).came_from == "fwd=miss; stored"
+
+
 # One entry for all ways of asking the same
 
 

@@ -116,6 +116,15 @@ def test_a_read_between_commit_and_close(reprice, price, around_commit):
     assert price() == ("1.00", "fwd=stale; stored")
 
 
+def test_a_detail_between_lease_and_commit(home, reprice, read, around_commit):
+    """It has a transaction of its own, which ends while the other is about to."""
+    seen = []
+    with around_commit(before=lambda: seen.append(read(f"cached/{home.pk}"))):
+        reprice(1)
+    assert [(answer.json["price"], answer.came_from) for answer in seen] == [("300000.00", "fwd=miss; detail=leased")]
+    assert read(f"cached/{home.pk}").json["price"] == "1.00"
+
+
 def test_a_read_that_began_before_the_lease_and_ends_before_the_close(reprice, price, around_commit, meanwhile):
     seen = []
 
