@@ -16,6 +16,10 @@ run: install ## the service, with data, at http://127.0.0.1:8000/ (PORT=8001 for
 test: install ## the specs, on SQLite and fakeredis
 	@$(BIN)/pytest -q -n auto
 
+.PHONY: test-real
+test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS_URL, or containers
+	@$(BIN)/pytest -q --stack=real
+
 .PHONY: lint
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy
