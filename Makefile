@@ -18,7 +18,7 @@ test: install ## the specs, on SQLite and fakeredis
 
 .PHONY: test-real
 test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS_URL, or containers
-	@$(BIN)/pytest -q --stack=real
+	@$(BIN)/pytest -q -n auto --stack=real
 
 .PHONY: lint
 lint: install ## ruff and mypy
@@ -29,8 +29,9 @@ bench: install ## the budgets, measured: naive, optimized, cold, warm
 	@$(BIN)/pytest -q --benchmark-only
 
 .PHONY: coverage
-coverage: install ## the specs, and every branch that they take
-	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
+coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs
+	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real && \
+		$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 .PHONY: spec
 spec: install ## SPEC.md, from the specs themselves

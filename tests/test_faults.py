@@ -208,8 +208,9 @@ def cut_postgres():
 
 
 @pytest.mark.only("real")
-def test_redis_cuts_every_connection_between_select_and_store(price, reprice, meanwhile):
+def test_redis_cuts_every_connection_between_select_and_store(own_redis, price, reprice, meanwhile):
     """T1 misses, SELECTs · its connection is cut · the answer is given, whether it is kept or not."""
+    own_redis()
     with meanwhile(cut_redis):
         assert price()[0] == "300000.00"
     reprice(1)
@@ -217,8 +218,9 @@ def test_redis_cuts_every_connection_between_select_and_store(price, reprice, me
 
 
 @pytest.mark.only("real")
-def test_redis_cuts_every_connection_while_a_write_commits(price, reprice, around_commit):
+def test_redis_cuts_every_connection_while_a_write_commits(own_redis, price, reprice, around_commit):
     """T1 leases · its connection is cut · T1 COMMITs, and closes over a new one, or leaves the lease to run out."""
+    own_redis()
     price()
     with around_commit(before=cut_redis, after=cut_redis):
         reprice(1)
@@ -289,21 +291,21 @@ def until_somebody_waits_for_a_lock():
     """Ask PostgreSQL, again and again, but not for ever."""
     with connection.cursor() as cursor:
         for _ in range(5_000):
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
             if cursor.fetchone()[0]:
                 return
     raise AssertionError("nobody waits for a lock")
 
 
 @pytest.mark.only("real")
-def test_a_blind_save_that_waited_for_another_writer(home, price, prime, read_the_list):
+def test_a_blind_save_that_waited_for_another_writer(home, prime, read_the_list, elsewhere):
     """T2 loaded the row, T1 changes its status, T2's save waits and then writes the old status back: the page of that status knows."""
     t2_copy = Property.objects.get(pk=home.pk)
     second = threading.Thread(target=lambda: (t2_copy.save(), connections.close_all()))
     with transaction.atomic():
         Property.objects.filter(pk=home.pk).update(status="sold")
         second.start()
-        until_somebody_waits_for_a_lock()
+        elsewhere(until_somebody_waits_for_a_lock)
     second.join(30)
 
     assert read_the_list(status="sold") == []
