@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = ("setup", "contract", "cost", "hits", "invalidation", "races", "histories", "latency", "data", "instruments")
+CHAPTERS = ("setup", "checks", "contract", "cost", "hits", "invalidation", "races", "histories", "latency", "data", "instruments")
 SPELLED = {
     word.lower(): word
     for word in (

@@ -4,6 +4,7 @@ import logging
 from contextlib import ExitStack
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.management import call_command
@@ -13,6 +14,7 @@ from django.db.models.signals import post_save, pre_delete, pre_save
 from django.utils import timezone
 
 from conftest import a_property, saved
+from housing import signals
 from housing.db.commit import MANY_ROWS, NotLeased, collapse
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
@@ -483,6 +485,37 @@ def test_a_save_whose_signals_are_muted_names_its_whole_model(home, prime, read_
     assert read_the_list()[0]["title"] == "Quiet"
 
 
+@pytest.fixture
+def a_proxy():
+    """Another app's own view of properties."""
+
+    class Bargain(Property):
+        class Meta:
+            app_label = "housing"
+            proxy = True
+
+    signals.connect()
+    yield Bargain
+    for signal in (pre_save, post_save, pre_delete):
+        signal.disconnect(signals.handle, sender=Bargain, dispatch_uid="housing.signals.housing.Bargain")
+    del apps.all_models["housing"]["bargain"]
+    apps.clear_cache()
+
+
+def test_a_save_through_a_proxy_names_its_row_and_no_other(twenty_properties, prime, read, a_proxy):
+    """It is sent by the proxy's class, and written to the table of the model behind it."""
+    first, second = twenty_properties[:2]
+    prime(f"cached/{first.pk}")
+    prime(f"cached/{second.pk}")
+
+    bargain = a_proxy.objects.get(pk=first.pk)
+    bargain.price = 1
+    bargain.save()
+
+    assert read(f"cached/{first.pk}").json["price"] == "1.00"
+    assert read(f"cached/{second.pk}").came_from == "hit"
+
+
 @pytest.mark.parametrize(
     "innocent",
     [
@@ -838,6 +871,17 @@ def test_a_change_is_one_line_in_the_log(home, caplog):
         assert caplog.messages == []
 
     assert caplog.messages == [f"[SIGNAL] Property {home.pk} changed. Stale: property.price, property:{home.pk}."]
+
+
+def test_a_change_under_a_savepoint_is_said_if_the_savepoint_is_kept(twenty_properties, caplog):
+    kept, dropped = twenty_properties[:2]
+    with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
+        for home in (kept, dropped):
+            with transaction.atomic():
+                home.save(update_fields=["price"])
+                transaction.set_rollback(home is dropped)
+
+    assert caplog.messages == [f"[SIGNAL] Property {kept.pk} changed. Stale: property.price, property:{kept.pk}."]
 
 
 def test_creating_and_deleting_are_one_line_each(home, caplog):
