@@ -16,6 +16,10 @@ run: install ## the service, with data, at http://127.0.0.1:8000/ (PORT=8001 for
 test: install ## the specs, on SQLite and fakeredis
 	@$(BIN)/pytest -q -n auto
 
+.PHONY: test-real
+test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS_URL, or containers
+	@$(BIN)/pytest -q -n auto --stack=real
+
 .PHONY: lint
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy
@@ -25,8 +29,9 @@ bench: install ## the budgets, measured: naive, optimized, cold, warm
 	@$(BIN)/pytest -q --benchmark-only
 
 .PHONY: coverage
-coverage: install ## the specs, and every branch that they take
-	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
+coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs
+	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real && \
+		$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 # docker-compose 1.29 or Compose v2. What the environment says goes before images.env.
 COMPOSE = $(if $(shell command -v docker-compose),docker-compose,docker compose) --env-file images.env

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
@@ -30,18 +33,30 @@ from pytest_django import DjangoDbBlocker
 
 from housing.cache.journal import journal
 from housing.models import Agent, Location, Office, Property, PropertyImage
+from tests import stacks
 from tests.instruments import CONTROL
 
 DOORS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
 """The three ways to the same answer."""
+
+ROOT = Path(__file__).resolve().parent
 
 NEW_YEAR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings() -> None:
-    """The database of the specs is a file: one in memory locks its readers out while a write is open."""
-    connection.settings_dict["TEST"]["NAME"] = connection.settings_dict["NAME"] + ".specs"
+    """A database of their own for the specs; on SQLite a file, for one in memory locks its readers out while a write is open."""
+    name = connection.settings_dict["NAME"]
+    connection.settings_dict["TEST"]["NAME"] = f"{name}.specs" if connection.vendor == "sqlite" else f"{name}_specs_{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keys_of_our_own() -> Iterator[None]:
+    """What the specs left in Redis goes with them."""
+    yield
+    forget_everything()
+    get_redis_connection("default").delete(cache.make_key("journal"))
 
 
 @pytest.fixture
@@ -64,8 +79,7 @@ def a_cold_cache(request: pytest.FixtureRequest) -> None:
 def forget_everything() -> None:
     """Make the cache cold."""
     client = get_redis_connection("default")
-    if keys := list(client.scan_iter(cache.make_key("*"))):
-        client.delete(*keys)
+    client.delete(cache.make_key("journal"), *client.scan_iter(cache.make_key("*")))
     journal.begin()
 
 
@@ -327,17 +341,37 @@ def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return clock
 
 
+@dataclass(frozen=True)
+class OwnRedis:
+    """A server of a spec's own. `restart()` ends it and starts it again, with the data of its last SAVE."""
+
+    url: str
+    restart: Callable[[], None]
+
+
 @pytest.fixture
-def redis_away() -> Callable[[], AbstractContextManager[None]]:
-    """`with redis_away():` nobody answers there."""
+def new_redis() -> Iterator[Callable[..., OwnRedis]]:
+    """`new_redis(arguments…)`: a Redis that a spec may break."""
+    with ExitStack() as servers:
+
+        def new_redis(*arguments: str) -> OwnRedis:
+            return OwnRedis(*stacks.start_redis(servers, *arguments))
+
+        yield new_redis
+
+
+@pytest.fixture
+def redis_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """`with redis_away():` every connection is cut, and no new one can be made."""
 
     @contextmanager
     def away() -> Iterator[None]:
-        server = get_redis_connection("default").connection_pool.make_connection()._server
-        server.connected = False
-        try:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise redis.ConnectionError("connection refused")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(redis.connection.AbstractConnection, "connect", refuse)
+            get_redis_connection("default").connection_pool.disconnect()
             yield
-        finally:
-            server.connected = True
 
     return away

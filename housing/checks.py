@@ -26,7 +26,7 @@ def database_backend_is_ours(app_configs: Any, databases: Iterable[str] | None =
     return [
         checks.Error(
             f"The database '{alias}' commits past the cache: its engine is {connections[alias].settings_dict['ENGINE']}.",
-            hint="Use housing.db.sqlite3, or keep the tables of `housing` away from it with a database router.",
+            hint="Use housing.db.postgresql or housing.db.sqlite3, or keep the tables of `housing` away from it with a database router.",
             id="housing.E001",
         )
         for alias in sorted(ours)

@@ -42,11 +42,6 @@ class TaggedModel(models.Model):
     class Meta:
         abstract = True
 
-    def __reduce__(self) -> Any:
-        """As Django's, without the lock: it belongs to a transaction of this process."""
-        self.locked = None
-        return super().__reduce__()
-
     @classmethod
     def written_fields(cls) -> tuple[str, ...]:
         """The columns (attribute names) that a plain `save()` of an existing row writes."""

@@ -35,14 +35,19 @@ INTERNAL_IPS = ["127.0.0.1", "::1", *(gateways() if DEBUG else [])]
 # The engines
 
 DATABASE_URL = env.str("DATABASE_URL", default="") or f"sqlite:///{quote(str(ROOT / 'db.sqlite3'))}"
-ENGINES = {"sqlite": "housing.db.sqlite3"}
+ENGINES = {"sqlite": "housing.db.sqlite3", "postgres": "housing.db.postgresql", "postgresql": "housing.db.postgresql"}
 scheme = DATABASE_URL.partition(":")[0]
 if scheme not in ENGINES:
-    raise ImproperlyConfigured(f"DATABASE_URL names an engine on which the promises cannot be kept: '{scheme}'. Use sqlite:///PATH.")
+    raise ImproperlyConfigured(
+        f"DATABASE_URL names an engine on which the promises cannot be kept: '{scheme}'. Use postgres://USER:PASSWORD@HOST:PORT/NAME, or sqlite:///PATH."
+    )
 DATABASES = {"default": env.db_url_config(DATABASE_URL) | {"ENGINE": ENGINES[scheme]}}
-# A transaction takes SQLite's write lock when it begins, or waits for it: one that took it later could fail instead.
-# WAL lets readers go on meanwhile. (https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
-DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
+if scheme == "sqlite":
+    # A transaction takes SQLite's write lock when it begins, or waits for it: one that took it later could fail instead.
+    # WAL lets readers go on meanwhile. (https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
+    DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
+else:
+    DATABASES["default"] |= {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
 
 REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")
 EMBEDDED = REDIS_URL.startswith("fakeredis://")  # fakeredis://HOST:PORT is its TCP server, fakeredis:// alone is in process

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = ("setup", "contract", "cost", "hits", "invalidation", "races", "histories", "latency", "data", "instruments")
+CHAPTERS = ("setup", "contract", "cost", "hits", "invalidation", "races", "faults", "histories", "latency", "data", "stacks", "instruments")
 SPELLED = {
     word.lower(): word
     for word in (
@@ -91,23 +91,16 @@ def reasons_of(spec: ast.FunctionDef) -> tuple[str, ...]:
         if keyword.arg == "because" and isinstance(keyword.value, ast.Constant)
     ]
     for mark in spec.decorator_list:
-        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.parametrize" and "because" in (names := _literal(mark.args[0]) or ()):
-            found += [row[names.index("because")] for row in _literal(mark.args[1])]
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.parametrize" and "because" in (names := ast.literal_eval(mark.args[0])):
+            found += [row[names.index("because")] for row in ast.literal_eval(mark.args[1])]
     return tuple(dict.fromkeys(found))
-
-
-def _literal(node: ast.expr) -> object:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return None
 
 
 def stacks_of(spec: ast.FunctionDef) -> frozenset[str]:
     """The stacks on which a spec holds: all, unless it is marked `@pytest.mark.only("embedded")`."""
     for mark in spec.decorator_list:
         if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.only":
-            return frozenset(map(_literal, mark.args))
+            return frozenset(map(ast.literal_eval, mark.args))
     return frozenset(STACKS)
 
 

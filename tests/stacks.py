@@ -1,23 +1,40 @@
 """Which servers the specs run against, chosen before Django reads its settings.
 
-A pytest plugin, loaded by `addopts`: a `conftest.py` would be too late.
+A pytest plugin, loaded by `addopts`: a `conftest.py` would be too late. `--stack=real` uses the servers of DATABASE_URL and REDIS_URL where
+both are set, and else starts its own with Testcontainers.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
+import redis
 
-STACKS = {"embedded": "SQLite and fakeredis, in process"}
+if TYPE_CHECKING:
+    from testcontainers.core.container import DockerContainer
+
+STACKS = {"embedded": "SQLite and fakeredis, in process", "real": "PostgreSQL and Redis"}
 """The stacks there are; SPEC.md has a column for each."""
 
+IMAGES = Path(__file__).resolve().parent.parent / "images.env"
+"""Where the images are named, for Testcontainers and Compose alike; the environment goes first."""
 
-FOLDER = pytest.StashKey[str]()
+PATIENCE = 60
+"""Seconds that a server may take to answer for the first time."""
+
+SERVERS = pytest.StashKey[ExitStack]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,29 +45,143 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
     """Before pytest-django reads the settings."""
-    early_config.stash[FOLDER] = new_folder()
+    early_config.stash[SERVERS] = servers = ExitStack()
+    try:
+        database, cache = {"embedded": embedded, "real": real}[early_config.known_args_namespace.stack](servers)
+    except BaseException:
+        servers.close()
+        raise
     os.environ |= {
         "DJANGO_DEBUG": "false",
         "DJANGO_SECRET_KEY": "the specs' own, so that cursors are the same in every run",
-        "DATABASE_URL": f"sqlite:///{early_config.stash[FOLDER]}/housing.sqlite3",
-        "REDIS_URL": "fakeredis://",
+        "DATABASE_URL": database,
+        "REDIS_URL": cache,
     }
     return (yield)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Timings are asked for with --benchmark-only; without, each budget runs once, for its counts."""
-    if not config.option.benchmark_only:
-        config.option.benchmark_disable = True
+    """Keys of their own for the specs. Timings are asked for with --benchmark-only; without, each budget runs once, for its counts."""
+    from django.conf import settings
+
+    config.addinivalue_line("markers", "only(stack): holds on this stack alone; the docstring says why")
+    config.option.benchmark_disable = not config.option.benchmark_only
+    settings.CACHES["default"]["KEY_PREFIX"] = f"housing-specs-{secrets.token_hex(4)}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the specs of the other stack, and let pytest say how many."""
+    elsewhere = [item for item in items if (only := item.get_closest_marker("only")) and config.option.stack not in only.args]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """What the run made goes with it."""
-    if folder := config.stash.get(FOLDER, None):
-        shutil.rmtree(folder)
+    config.stash[SERVERS].close()
 
 
-def new_folder() -> str:
+def embedded(servers: ExitStack) -> tuple[str, str]:
     """A folder for the database, in memory where the system has one. A file, for two connections must see one database."""
     memory = Path("/dev/shm")
-    return tempfile.mkdtemp(prefix="housing-specs-", dir=memory if os.access(memory, os.W_OK) else None)
+    folder = tempfile.mkdtemp(prefix="housing-specs-", dir=memory if os.access(memory, os.W_OK) else None)
+    servers.callback(shutil.rmtree, folder)
+    return f"sqlite:///{folder}/housing.sqlite3", "fakeredis://"
+
+
+def real(servers: ExitStack) -> tuple[str, str]:
+    """The servers of the two URLs, which must answer; or new ones, side by side. Raises UsageError, in one line, where neither can be had."""
+    urls = os.environ.get("DATABASE_URL", ""), os.environ.get("REDIS_URL", "")
+    if all(urls):
+        answers("DATABASE_URL", lambda: psycopg.connect(urls[0], connect_timeout=5).close())
+        answers("REDIS_URL", lambda: redis.Redis.from_url(urls[1], socket_connect_timeout=5).ping())
+        return urls
+    if any(urls):
+        raise pytest.UsageError("--stack=real: set both DATABASE_URL and REDIS_URL, or neither for Testcontainers to start servers.")
+    with ThreadPoolExecutor() as both:
+        database, cache = both.submit(start_postgres, servers), both.submit(start_redis, servers)
+    return database.result(), cache.result()[0]
+
+
+def answers(variable: str, ask: Callable[[], Any]) -> None:
+    """Raise UsageError unless the server of this variable answers."""
+    try:
+        ask()
+    except (psycopg.Error, redis.RedisError, ValueError) as error:
+        raise pytest.UsageError(f"--stack=real: the server of {variable} does not answer: {' '.join(str(error).split())}") from error
+
+
+def start_postgres(servers: ExitStack) -> str:
+    """A PostgreSQL that forgets everything when it stops, and so need not wait for a disk; its URL."""
+    password = secrets.token_hex(8)
+    container = new_container("POSTGRES_IMAGE")
+    container.with_envs(POSTGRES_USER="housing", POSTGRES_PASSWORD=password, POSTGRES_DB="housing").with_exposed_ports(5432)
+    container.with_tmpfs_mount("/var/lib/postgresql/data").with_command("-c fsync=off -c synchronous_commit=off -c full_page_writes=off")
+    host, port = run(container, 5432, servers)
+    url = f"postgres://housing:{password}@{host}:{port}/housing"
+    wait_for(lambda: psycopg.connect(url, connect_timeout=1).close(), psycopg.OperationalError)
+    return url
+
+
+def start_redis(servers: ExitStack, *arguments: str) -> tuple[str, Callable[[], None]]:
+    """A Redis that writes nothing to a disk by itself; its URL, and how it is restarted at that URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]  # named, for a port that the engine chooses is another after a restart
+    container = new_container("REDIS_IMAGE").with_bind_ports(6379, port)
+    container.with_command(" ".join(["redis-server", *(arguments or ("--save", "''", "--appendonly", "no"))]))
+    host, _ = run(container, 6379, servers)
+    url = f"redis://{host}:{port}/0"
+
+    def wait() -> None:
+        with redis.Redis(host, port) as client:
+            wait_for(client.ping, redis.ConnectionError)
+
+    def restart() -> None:
+        container.get_wrapped_container().restart(timeout=5)
+        wait()
+
+    wait()
+    return url, restart
+
+
+def new_container(variable: str) -> DockerContainer:
+    """A container of the image that this variable names, not started yet. Raises UsageError where no engine answers."""
+    from docker.errors import DockerException  # half a second, which the embedded stack need not wait for
+    from testcontainers.core.container import DockerContainer
+
+    try:
+        return DockerContainer(image(variable))
+    except DockerException as error:
+        raise pytest.UsageError(f"--stack=real needs a Docker engine, or both DATABASE_URL and REDIS_URL: {' '.join(str(error).split())}") from error
+
+
+def image(variable: str) -> str:
+    """The image that the environment names, or else `images.env`."""
+    named = dict(line.split("=", 1) for line in IMAGES.read_text(encoding="utf-8").splitlines() if "=" in line and not line.startswith("#"))
+    return os.environ.get(variable) or named[variable]
+
+
+def run(container: DockerContainer, port: int, servers: ExitStack) -> tuple[str, int]:
+    """Start a container that goes with the run; the address of its port. Raises UsageError where its image cannot be had."""
+    from docker.errors import DockerException
+
+    servers.callback(container.stop)
+    try:
+        container.start()
+    except DockerException as error:
+        raise pytest.UsageError(f"--stack=real: {container.image} cannot be started: {' '.join(str(error).split())}") from error
+    return container.get_container_host_ip().replace("localhost", "127.0.0.1"), int(container.get_exposed_port(port))
+
+
+def wait_for(ask: Callable[[], Any], not_yet: type[Exception]) -> None:
+    """Ask until there is an answer. Raises `not_yet` when patience is at its end."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            ask()
+        except not_yet:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return

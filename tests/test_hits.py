@@ -4,7 +4,6 @@ from contextlib import ExitStack
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.cache import cache
 from django.db import connection, transaction
 from django_redis import get_redis_connection
 
@@ -99,12 +98,17 @@ def test_the_fingerprint_covers_the_key_that_signs_the_links(settings):
     assert fingerprint.__wrapped__() == fingerprint.__wrapped__()
 
 
-def test_the_service_keeps_to_its_own_prefix(twenty_properties, prime):
+def test_the_service_keeps_to_its_own_prefix(twenty_properties, prime, settings):
     """The server may be somebody else's too."""
+    client = get_redis_connection("default")
+    before = set(client.scan_iter())
+
     prime()
 
-    assert all(key.startswith(cache.make_key("").encode()) for key in get_redis_connection("default").scan_iter())
-    assert entry_key("list", "").startswith("housing:")
+    new = set(client.scan_iter()) - before
+    assert new
+    assert all(key.startswith(settings.CACHES["default"]["KEY_PREFIX"].encode() + b":") for key in new)
+    assert entry_key("list", "").startswith(settings.CACHES["default"]["KEY_PREFIX"])
 
 
 def test_a_hit_needs_no_database(twenty_properties, prime, read):
@@ -114,6 +118,11 @@ def test_a_hit_needs_no_database(twenty_properties, prime, read):
 
     assert read("cached").came_from == "hit"
     assert connection.connection is None
+
+
+def test_a_new_thread_may_begin_with_a_detail(home, read, elsewhere):
+    """Its connection to the database is not open yet."""
+    assert elsewhere(lambda: read(f"cached/{home.pk}")).came_from == "fwd=miss; stored"
 
 
 # One entry for all ways of asking the same

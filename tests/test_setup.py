@@ -71,7 +71,10 @@ def test_a_database_that_cannot_keep_the_promises_is_refused_in_one_line() -> No
     check = python("manage.py", "check", DJANGO_SECRET_KEY="any", DATABASE_URL="mysql://127.0.0.1/housing")
 
     assert check.code == 1
-    assert check.complained == "DATABASE_URL names an engine on which the promises cannot be kept: 'mysql'. Use sqlite:///PATH.\n"
+    assert (
+        check.complained
+        == "DATABASE_URL names an engine on which the promises cannot be kept: 'mysql'. Use postgres://USER:PASSWORD@HOST:PORT/NAME, or sqlite:///PATH.\n"
+    )
 
 
 # Debug, or no trace of it.

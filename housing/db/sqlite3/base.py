@@ -34,6 +34,7 @@ class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """A transaction whose SELECTs all see one state, and which takes no write lock."""
+        self.ensure_connection()  # which reads the mode from the settings
         mode: Any = self.transaction_mode
         self.transaction_mode: Any = "DEFERRED"
         try:

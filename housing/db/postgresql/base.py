@@ -1,0 +1,36 @@
+"""`ENGINE = "housing.db.postgresql"`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import transaction
+from django.db.backends.postgresql import base
+
+from housing.db.commit import CommitMixin, CursorMixin
+
+
+class Cursor(CursorMixin):
+    """The cursor of Django's wrapper, which has one more way to write on PostgreSQL."""
+
+    @contextmanager
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As psycopg's."""
+        with self.db.statement(str(statement)), self.cursor.copy(statement, *args, **kwargs) as copy:
+            yield copy
+
+
+class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
+    """Django's, with leases around COMMIT."""
+
+    cursor_mixin = Cursor
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction whose SELECTs all see one state."""
+        with transaction.atomic(using=self.alias, durable=True):
+            with self.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield

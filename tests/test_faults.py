@@ -1,0 +1,337 @@
+"""What only real servers do: die for real, restart, evict, wait for each other's locks. Slower, never stale.
+
+T1, T2, … are connections or processes. Whatever breaks Redis here breaks one of its own. Embedded servers die with the process, restart
+empty and know no locks: all of this is of the real stack alone.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import redis
+from django.conf import settings as service
+from django.core.cache import cache
+from django.db import OperationalError, connection, connections, transaction
+from django_redis import get_redis_connection
+
+from conftest import ROOT, forget_everything
+from housing.cache.journal import journal
+from housing.models import Property
+
+SOON = 2_000
+"""How many reads a page may take to be warm again once its lease has run out."""
+
+
+@pytest.fixture
+def price(read, home):
+    """The price of the newest property, and where the answer came from."""
+
+    def price():
+        answer = read("cached")
+        return answer.rows[0]["price"], answer.came_from
+
+    return price
+
+
+@pytest.fixture
+def reprice(home):
+    """Give the newest property a price, as any process would."""
+
+    def reprice(price):
+        Property.objects.filter(pk=home.pk).update(price=price)
+
+    return reprice
+
+
+@pytest.fixture
+def own_redis(settings, new_redis):
+    """A Redis of this spec's own, as the service's cache: `own_redis(arguments…)`."""
+
+    def own_redis(*arguments):
+        server = new_redis(*arguments)
+        settings.CACHES = {"default": service.CACHES["default"] | {"LOCATION": server.url}}
+        journal.forget_server()
+        forget_everything()
+        return server
+
+    yield own_redis
+    journal.forget_server()
+
+
+# A process is killed
+
+
+DIES = """
+import os, signal, sys
+from django.conf import settings
+settings.CACHES["default"]["KEY_PREFIX"], settings.HOUSING_LEASE, pk, where = sys.argv[1], 1.0, int(sys.argv[2]), sys.argv[3]
+import django
+django.setup()
+from housing.db import commit
+from housing.models import Property
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Dies(type(commit.journal)):
+    close = die
+
+commit.journal.__class__ = Dies
+if where == "before":
+    commit.BaseDatabaseWrapper._commit = die
+Property.objects.filter(pk=pk).update(price=1)
+"""
+"""A process that writes a price, and is killed before COMMIT or after it."""
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize(("where", "expected"), [("before", "300000.00"), ("after", "1.00")], ids=["before COMMIT", "after COMMIT"])
+def test_a_process_killed_with_sigkill(home, price, where, expected):
+    """T1 leases, (COMMITs,) is killed · T2 reads what is true, again and again, and after the lease from the cache."""
+    price()
+    url = "postgres://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format_map(connection.settings_dict)
+    killed = subprocess.run(
+        [sys.executable, "-c", DIES, service.CACHES["default"]["KEY_PREFIX"], str(home.pk), where],
+        cwd=ROOT,
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "housing.settings", "DATABASE_URL": url},
+        timeout=60,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+
+    seen = [price()]
+    while seen[-1][1] != "hit" and len(seen) < SOON:
+        seen.append(price())
+
+    assert {shown for shown, _ in seen} == {expected}
+    assert seen[0][1] == "fwd=miss; detail=leased"
+    assert [came_from for _, came_from in seen[-2:]] == ["fwd=stale; stored", "hit"]
+
+
+# Redis restarts
+
+
+@pytest.mark.only("real")
+def test_redis_restarts_from_an_old_dump(own_redis, price, reprice):
+    """Its dump holds the page of before the write, and a journal that knows nothing of it: the run id is another, so both are disowned."""
+    server = own_redis()
+    price()
+    get_redis_connection("default").save()
+    reprice(1)
+    assert price() == ("1.00", "fwd=stale; stored")
+
+    server.restart()
+
+    assert cache.make_key("journal").encode() in set(redis.Redis.from_url(server.url).scan_iter()), "the dump was not loaded"
+    assert price() == ("1.00", "fwd=miss; detail=newborn")
+
+
+@pytest.mark.only("real")
+def test_redis_restarts_empty(own_redis, price, reprice):
+    server = own_redis()
+    price()
+    reprice(1)
+
+    server.restart()
+
+    assert price() == ("1.00", "fwd=miss; detail=newborn")
+
+
+@pytest.mark.only("real")
+def test_redis_restarts_while_a_write_commits(own_redis, price, reprice, around_commit):
+    """T1 leases · Redis restarts from a dump of before the lease · T2 reads, and its answer is not kept · T1 COMMITs, closes."""
+    server = own_redis()
+    price()
+    get_redis_connection("default").save()
+    seen = []
+
+    def restart_and_read():
+        server.restart()
+        seen.extend([price(), price()])
+
+    with around_commit(before=restart_and_read):
+        reprice(1)
+
+    assert seen == [("300000.00", "fwd=miss; detail=newborn")] * 2
+    assert price()[0] == "1.00"
+
+
+@pytest.mark.only("real")
+def test_flushall_while_a_write_commits(own_redis, price, reprice, around_commit):
+    """T1 leases · FLUSHALL takes the lease away · T2 reads, and its answer is not kept · T1 COMMITs, closes."""
+    own_redis()
+    price()
+    seen = []
+
+    def flush_and_read():
+        get_redis_connection("default").flushall()
+        seen.extend([price(), price()])
+
+    with around_commit(before=flush_and_read):
+        reprice(1)
+
+    assert seen == [("300000.00", "fwd=miss; detail=newborn")] * 2
+    assert price() == ("1.00", "fwd=miss; detail=newborn")
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize("policy", ["volatile-lru", "allkeys-random"])
+def test_redis_evicts_whatever_it_likes(twenty_properties, own_redis, read, policy):
+    """`volatile-*` evicts entries; `allkeys-*` the journal too, and then everything begins cold. Each answer is the database's."""
+    own_redis("--maxmemory-policy", policy)
+    client = get_redis_connection("default")
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + 200_000)
+    for number in range(100):
+        asked = {"max_price": 400_000 + number % 40}
+        if number % 10 == 0:
+            twenty_properties[number % 20].save()
+        assert read("cached", **asked).body == read("optimized", **asked).body
+
+    assert client.info("stats")["evicted_keys"] > 0
+
+
+# Connections are cut
+
+
+def cut_redis():
+    """Every connection to Redis but this one, cut by the server."""
+    get_redis_connection("default").client_kill_filter(_type="normal", skipme=True)
+
+
+def cut_postgres():
+    """Every connection to this database but this one, cut by the server."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+
+
+@pytest.mark.only("real")
+def test_redis_cuts_every_connection_between_select_and_store(own_redis, price, reprice, meanwhile):
+    """T1 misses, SELECTs · its connection is cut · the answer is given, whether it is kept or not."""
+    own_redis()
+    with meanwhile(cut_redis):
+        assert price()[0] == "300000.00"
+    reprice(1)
+    assert price()[0] == "1.00"
+
+
+@pytest.mark.only("real")
+def test_redis_cuts_every_connection_while_a_write_commits(own_redis, price, reprice, around_commit):
+    """T1 leases · its connection is cut · T1 COMMITs, and closes over a new one, or leaves the lease to run out."""
+    own_redis()
+    price()
+    with around_commit(before=cut_redis, after=cut_redis):
+        reprice(1)
+    assert price()[0] == "1.00"
+
+
+@pytest.mark.only("real")
+def test_postgresql_cuts_the_connection_of_a_write_before_its_commit(home, price, elsewhere):
+    """Nothing is written, nothing is stale, and the next write has a connection of its own."""
+    price()
+    with pytest.raises(OperationalError), transaction.atomic():
+        home.save()
+        elsewhere(cut_postgres)
+        Property.objects.count()
+    connection.close()
+    assert price() == ("300000.00", "hit")
+
+    home.price = 2
+    home.save()
+    assert price()[0] == "2.00"
+
+
+@pytest.mark.only("real")
+def test_postgresql_cuts_the_connection_of_a_commit(price, reprice, around_commit):
+    """T1 leases · its connection is cut · COMMIT fails, and nobody knows how it ended: the lease is left to run out."""
+    price()
+    with pytest.raises(OperationalError), around_commit(before=cut_postgres):
+        reprice(1)
+    connection.close()
+    assert price() == ("300000.00", "fwd=miss; detail=leased")
+
+
+# Two transactions write one row
+
+
+@pytest.mark.only("real")
+def test_two_overlapping_writes_of_one_row_and_a_reader_between_all_their_steps(home, price, elsewhere):
+    """T2 waits for T1's lock. Nobody is shown what is not committed, and nobody the old after the new."""
+    seen, t2_writes = [price()], threading.Event()
+
+    def t2():
+        try:
+            with transaction.atomic():
+                Property.objects.filter(pk=home.pk).update(price=2)  # waits for T1
+                t2_writes.set()
+                seen.append(elsewhere(price))
+        finally:
+            connections.close_all()
+
+    second = threading.Thread(target=t2)
+    with transaction.atomic():
+        Property.objects.filter(pk=home.pk).update(price=1)  # T1 writes
+        seen.append(elsewhere(price))
+        second.start()
+        elsewhere(until_somebody_waits_for_a_lock)  # T2 begins, and waits
+        seen.append(elsewhere(price))
+        assert not t2_writes.is_set()
+    # T1 has COMMITted and closed; T2 goes on, is seen by a reader, COMMITs and closes
+    second.join(30)
+    seen += [price(), price()]
+
+    assert [shown for shown, _ in seen] == ["300000.00", "300000.00", "300000.00", "1.00", "2.00", "2.00"]
+    assert [came_from for _, came_from in seen[:3]] == ["fwd=miss; stored", "hit", "hit"]
+    assert seen[-1] == ("2.00", "hit")
+
+
+def until_somebody_waits_for_a_lock():
+    """Ask PostgreSQL, again and again, but not for ever."""
+    with connection.cursor() as cursor:
+        for _ in range(5_000):
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+            if cursor.fetchone()[0]:
+                return
+    raise AssertionError("nobody waits for a lock")
+
+
+@pytest.mark.only("real")
+def test_a_blind_save_that_waited_for_another_writer(home, prime, read_the_list, elsewhere):
+    """T2 loaded the row, T1 changes its status, T2's save waits and then writes the old status back: the page of that status knows."""
+    t2_copy = Property.objects.get(pk=home.pk)
+    second = threading.Thread(target=lambda: (t2_copy.save(), connections.close_all()))
+    with transaction.atomic():
+        Property.objects.filter(pk=home.pk).update(status="sold")
+        second.start()
+        elsewhere(until_somebody_waits_for_a_lock)
+    second.join(30)
+
+    assert read_the_list(status="sold") == []
+    assert read_the_list(status="available")[0]["id"] == home.pk
+
+
+# What only PostgreSQL can
+
+
+@pytest.mark.only("real")
+def test_copy_makes_the_whole_model_stale(home, price, prime, read):
+    """It writes rows that no statement names."""
+    prime()
+    with connection.cursor() as cursor, cursor.copy("COPY housing_office (name) FROM STDIN") as copy:
+        copy.write_row(["Copied"])
+
+    assert read("cached").came_from == "fwd=stale; stored"
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM housing_office WHERE name = 'Copied'")
+        assert cursor.fetchone() == (1,)
+
+
+@pytest.mark.only("real")
+def test_a_do_block_makes_everything_stale(home, price, prime, read):
+    prime()
+    with connection.cursor() as cursor:
+        cursor.execute("DO $$ BEGIN EXECUTE 'UPDATE housing_' || 'property SET price = 7'; END $$")
+
+    assert read("cached").rows[0]["price"] == "7.00"

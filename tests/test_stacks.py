@@ -1,0 +1,96 @@
+"""The stacks: the same specs on SQLite and fakeredis, and on PostgreSQL and Redis. What cannot be had is said in one line, and nothing is left behind."""
+
+import os
+import subprocess
+import sys
+
+import psycopg
+import pytest
+import redis
+from django.conf import settings as service
+from django.db import connection
+
+from conftest import ROOT
+
+ONE_SPEC = "tests/test_cost.py::test_a_cold_read_costs_one_query"
+
+
+def run_specs(*arguments, **environment):
+    """Run pytest in a process of its own, whose environment names no servers but these."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", "DJANGO_SETTINGS_MODULE")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"DATABASE_URL": f"postgres://{NOBODY}/x"}, "set both DATABASE_URL and REDIS_URL, or neither for Testcontainers to start servers."),
+        ({"REDIS_URL": f"redis://{NOBODY}/0"}, "set both DATABASE_URL and REDIS_URL, or neither for Testcontainers to start servers."),
+        ({"DATABASE_URL": f"postgres://{NOBODY}/x", "REDIS_URL": f"redis://{NOBODY}/0"}, "the server of DATABASE_URL does not answer: "),
+        ({"DATABASE_URL": "nonsense", "REDIS_URL": f"redis://{NOBODY}/0"}, "the server of DATABASE_URL does not answer: "),
+        ({"DOCKER_HOST": "unix:///nowhere/docker.sock"}, "needs a Docker engine, or both DATABASE_URL and REDIS_URL: "),
+    ],
+    ids=["only a database", "only a Redis", "nobody there", "no URL", "no engine"],
+)
+def test_a_real_stack_that_cannot_be_had_is_one_line_and_a_failure(environment, line):
+    """Never a silent skip: green would mean promised."""
+    ended = run_specs("--stack=real", ONE_SPEC, **environment)
+
+    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("ERROR: --stack=real")
+    assert line in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_stack_that_nobody_knows_is_refused():
+    ended = run_specs("--stack=imaginary")
+
+    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "invalid choice: 'imaginary' (choose from" in ended.stderr
+
+
+@pytest.mark.only("real")
+def test_an_image_that_cannot_be_had_is_one_line_and_a_failure():
+    """Only where an engine answers can it say that it has no such image."""
+    ended = run_specs("--stack=real", ONE_SPEC, POSTGRES_IMAGE="nobody/has-this:1", REDIS_IMAGE="nobody/has-this:1")
+
+    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert ended.stderr.startswith("ERROR: --stack=real: nobody/has-this:1 cannot be started: ")
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.only("real")
+def test_servers_that_were_handed_in_are_left_as_they_were():
+    """A database and keys of their own for the specs, gone at the end: whatever else is there is somebody's. (Embedded servers are handed in by nobody.)"""
+    database = "postgres://{USER}:{PASSWORD}@{HOST}:{PORT}/housing".format_map(connection.settings_dict)
+    cache = service.CACHES["default"]["LOCATION"]
+
+    def there():
+        with psycopg.connect(database) as asked, redis.Redis.from_url(cache) as client:
+            databases = {name for (name,) in asked.execute("SELECT datname FROM pg_database")}
+            return databases, set(client.scan_iter()), client.get("somebody's")
+
+    with redis.Redis.from_url(cache) as client:
+        client.set("somebody's", "key")
+    try:
+        before = there()
+        ended = run_specs("--stack=real", ONE_SPEC, DATABASE_URL=database, REDIS_URL=cache)
+
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert there() == before
+    finally:
+        with redis.Redis.from_url(cache) as client:
+            client.delete("somebody's")
+
+
+def test_specs_of_the_other_stack_are_counted_and_not_skipped():
+    """pytest says how many it left out; each says in its docstring why."""
+    ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_stack_that_nobody_knows_is_refused")
+
+    assert ended.returncode == 0
+    assert "1 passed, 16 deselected" in ended.stdout
