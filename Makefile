@@ -21,8 +21,10 @@ test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS
 	@$(BIN)/pytest -q -n auto --stack=real
 
 .PHONY: lint
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy, and what watches over the hosted workflow
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/zizmor --quiet --offline --persona pedantic .github
 
 .PHONY: bench
 bench: install ## the budgets, measured: naive, optimized, cold, warm
