@@ -21,8 +21,10 @@ test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS
 	@$(BIN)/pytest -q -n auto --stack=real
 
 .PHONY: lint
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy, and what watches over the hosted workflow
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/zizmor --quiet --offline --persona pedantic .github
 
 .PHONY: bench
 bench: install ## the budgets, measured: naive, optimized, cold, warm
@@ -33,14 +35,50 @@ coverage: install ## every branch of housing/ and tests/, on both stacks; needs 
 	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real && \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
+# docker-compose 1.29 or Compose v2. What the environment says goes before images.env.
+COMPOSE = $(if $(shell command -v docker-compose),docker-compose,docker compose) --env-file images.env
+up: export PORT := $(PORT)
+
+.PHONY: up
+up: engine .env.service ## PostgreSQL, Redis and the service, in containers, at http://127.0.0.1:8000/ (PORT=8001 for another port)
+	@echo 'Building, and starting …' && log=$$(mktemp) && trap 'rm -f "$$log"*' EXIT && \
+	{ $(COMPOSE) build && $(COMPOSE) up --detach; } >"$$log" 2>&1 || { \
+		sed -E -i.all $$'s/\e\\[[0-9;]*m//g; /failed to build|Encountered errors/d' "$$log"; \
+		why=$$(grep -E 'ERROR|Error' "$$log" | tail -n 1); why=$${why:-$$(tail -n 1 "$$log")}; \
+		container=$$(sed -nE 's/.*[Cc]ontainer "?([[:alnum:]_.-]+)"? (exited|is unhealthy).*/\1/p' <<<"$$why"); \
+		[ -z "$$container" ] || why="$$why It says: $$(docker logs --tail 1 "$$container" 2>&1)"; \
+		$(COMPOSE) down >/dev/null 2>&1; echo "Not up: $$why" >&2; exit 1; }
+	@printf '%s\n' '' '  Housing  http://127.0.0.1:$(PORT)/' '' \
+		'  Admin    http://127.0.0.1:$(PORT)/admin/, as admin, after' \
+		'           $(COMPOSE) exec service python manage.py changepassword admin' \
+		'  Log      $(COMPOSE) logs --follow service' \
+		'  The end  make down' ''
+
+.PHONY: down
+down: engine .env.service ## remove what `make up` made: containers, networks and the data; the image and the secrets stay
+	@$(COMPOSE) down --volumes --remove-orphans
+
+.PHONY: engine
+engine:
+	@why=$$(docker info 2>&1 >/dev/null) || { echo "No Docker engine answers: $$(tail -n 1 <<<"$$why")" >&2; exit 1; }
+	@$(COMPOSE) version >/dev/null 2>&1 || { echo 'There is no Compose. Install docker-compose (Debian: apt install docker-compose).' >&2; exit 1; }
+
+# Secrets of this folder's own, made once. The data keeps the password that it was made with.
+.env.service:
+	@umask 077 && secret() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; } && password=$$(secret) && \
+	echo "POSTGRES_PASSWORD=$$password" >.env.database && \
+	printf 'DJANGO_SECRET_KEY=%s\nDATABASE_URL=postgres://housing:%s@database:5432/housing\n' "$$(secret)" "$$password" >$@
+
 .PHONY: spec
 spec: install ## SPEC.md, from the specs themselves
 	@$(BIN)/python -m tests.spec
 
+RESOLVE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+
 .PHONY: lock
-lock: install ## resolve pyproject.toml into requirements.lock, for every Python and platform
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade \
-		--group embedded --group test --group lint pyproject.toml --output-file $(LOCK)
+lock: install ## resolve pyproject.toml into requirements.lock, for every Python and platform, and what the image needs of it
+	@$(RESOLVE) --upgrade --group embedded --group test --group lint --output-file $(LOCK)
+	@$(RESOLVE) --group debug --constraints $(LOCK) --output-file requirements-run.lock
 
 .PHONY: clean
 clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay

@@ -1,5 +1,7 @@
 """One file for every stack: two URLs choose the engines. Secure by default."""
 
+import socket
+import struct
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +19,18 @@ SECRET_KEY = env.str("DJANGO_SECRET_KEY", default="debug only" if DEBUG else "")
 if not SECRET_KEY:
     raise ImproperlyConfigured("DJANGO_SECRET_KEY is not set. Set it to a long random text, or run `make run`, which writes one into .env.")
 ALLOWED_HOSTS = env.list("DJANGO_ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"] if DEBUG else [])
-INTERNAL_IPS = ["127.0.0.1", "::1"]
+
+RTF_GATEWAY = 0x2  # linux/route.h
+
+
+def gateways(routes: Path = Path("/proc/net/route")) -> list[str]:
+    """The addresses of the default routes' gateways, from a table as Linux writes it; none where there is no such table."""
+    table = [line.split() for line in routes.read_text().splitlines()[1:]] if routes.is_file() else []
+    return [socket.inet_ntoa(struct.pack("=L", int(gateway, 16))) for _, to, gateway, flags, *_ in table if to == "00000000" and int(flags, 16) & RTF_GATEWAY]
+
+
+# Who sees the toolbar. What the host asks of a container comes from the container's gateway.
+INTERNAL_IPS = ["127.0.0.1", "::1", *(gateways() if DEBUG else [])]
 
 # The engines
 

@@ -18,12 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from django.conf import settings
 from django.db import connection
 
 from housing.run import Refused, cache_address
+from housing.settings import gateways
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DJANGO_ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE")
@@ -93,6 +95,54 @@ def test_with_debug_the_toolbar_is_the_first_middleware() -> None:
     asked = python("-c", "from housing import settings; print(settings.MIDDLEWARE[0])", DJANGO_DEBUG="true", DJANGO_SECRET_KEY="any")
 
     assert asked.said == "debug_toolbar.middleware.DebugToolbarMiddleware\n"
+
+
+ROUTES = """\
+Iface Destination Gateway  Flags RefCnt Use Metric Mask     MTU Window IRTT
+eth0  00000000    {gateway} 0003  0      0   0      00000000 0   0      0
+eth1  00000000    00000000 0001  0      0   0      00000000 0   0      0
+eth0  {network}    00000000 0001  0      0   0      0000FFFF 0   0      0
+"""
+
+
+def test_the_toolbar_is_shown_to_whom_the_container_s_gateway_stands_for(tmp_path: Path) -> None:
+    """What a browser beside the engine asks comes from there. A default route without a gateway, and a network's own, say nothing."""
+    routes = tmp_path / "route"
+    gateway, network = (f"{int.from_bytes(socket.inet_aton(address), sys.byteorder):08X}" for address in ("172.21.0.1", "172.21.0.0"))
+    routes.write_text(ROUTES.format(gateway=gateway, network=network))
+
+    assert gateways(routes) == ["172.21.0.1"]
+    assert gateways(tmp_path / "no Linux") == []
+
+
+@pytest.mark.parametrize(("debug", "shown_to"), [("true", ["127.0.0.1", "::1", *gateways()]), ("false", ["127.0.0.1", "::1"])])
+def test_only_with_debug_is_the_gateway_trusted(debug: str, shown_to: list[str]) -> None:
+    """Elsewhere than in a container it is a router."""
+    asked = python("-c", "import json; from housing import settings; print(json.dumps(settings.INTERNAL_IPS))", DJANGO_DEBUG=debug, DJANGO_SECRET_KEY="any")
+
+    assert json.loads(asked.said) == shown_to
+
+
+# What the image is made of.
+
+
+def test_the_image_installs_nothing_that_the_specs_have_not_run_with() -> None:
+    """It has a lock of its own, without what only specs and linters need; `make lock` writes both."""
+    run, everything = (set(re.findall(r"^\S+==\S+", (ROOT / f"requirements{which}.lock").read_text(), re.MULTILINE)) for which in ("-run", ""))
+
+    assert {name.partition("==")[0] for name in run} >= {"django", "psycopg-binary", "redis", "gunicorn"}
+    assert run < everything
+
+
+def test_any_wsgi_server_can_serve_it(transactional_db: None) -> None:
+    from housing.wsgi import application
+
+    environ = {"PATH_INFO": "/health/", "HTTP_HOST": "testserver"}
+    setup_testing_defaults(environ)
+    said: list[str] = []
+    body = b"".join(application(environ, lambda status, headers: said.append(status)))
+
+    assert (said, json.loads(body)) == (["200 OK"], {"database": "ok", "cache": "ok"})
 
 
 # Health, and the page to look at.

@@ -1,0 +1,19 @@
+# The service. Built by `make up`, which takes PYTHON_IMAGE from images.env.
+ARG PYTHON_IMAGE
+
+# What pip needs and leaves behind stays in this stage.
+FROM ${PYTHON_IMAGE} AS packages
+COPY requirements-run.lock /
+RUN python3 -m venv /venv && /venv/bin/pip install --quiet --no-cache-dir --require-hashes --only-binary :all: --requirement /requirements-run.lock
+
+FROM ${PYTHON_IMAGE}
+RUN useradd --system --no-create-home --shell /usr/sbin/nologin housing
+COPY --from=packages /venv /venv
+WORKDIR /srv/housing
+COPY manage.py ./
+COPY housing housing
+ENV PATH=/venv/bin:$PATH DJANGO_SETTINGS_MODULE=housing.settings PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER housing
+EXPOSE 8000
+# Without gunicorn's control socket: it wants a home to write to. WEB_CONCURRENCY says how many workers there are.
+CMD ["gunicorn", "housing.wsgi", "--bind", "0.0.0.0:8000", "--threads", "4", "--no-control-socket"]
