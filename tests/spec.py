@@ -26,6 +26,7 @@ SPELLED = {
         "SIGKILL",
         "FLUSHALL",
         "TTL",
+        "WSGI",
         "ETag",
         "ETags",
         "SQL",

@@ -105,7 +105,7 @@ eth0  {network}    00000000 0001  0      0   0      0000FFFF 0   0      0
 """
 
 
-def test_the_toolbar_is_shown_to_whom_the_container_s_gateway_stands_for(tmp_path: Path) -> None:
+def test_the_toolbar_is_shown_to_whom_the_gateway_of_a_container_stands_for(tmp_path: Path) -> None:
     """What a browser beside the engine asks comes from there. A default route without a gateway, and a network's own, say nothing."""
     routes = tmp_path / "route"
     gateway, network = (f"{int.from_bytes(socket.inet_aton(address), sys.byteorder):08X}" for address in ("172.21.0.1", "172.21.0.0"))
