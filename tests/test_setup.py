@@ -101,12 +101,13 @@ ROUTES = """\
 Iface Destination Gateway  Flags RefCnt Use Metric Mask     MTU Window IRTT
 eth0  00000000    {gateway} 0003  0      0   0      00000000 0   0      0
 eth1  00000000    00000000 0001  0      0   0      00000000 0   0      0
+eth1  {network}    {gateway} 0003  0      0   0      0000FFFF 0   0      0
 eth0  {network}    00000000 0001  0      0   0      0000FFFF 0   0      0
 """
 
 
-def test_the_toolbar_is_shown_to_whom_the_container_s_gateway_stands_for(tmp_path: Path) -> None:
-    """What a browser beside the engine asks comes from there. A default route without a gateway, and a network's own, say nothing."""
+def test_the_toolbar_is_shown_to_the_host_of_a_container(tmp_path: Path) -> None:
+    """What a browser there asks comes from the gateway of the default route. One without a gateway, and the way to another network, say nothing."""
     routes = tmp_path / "route"
     gateway, network = (f"{int.from_bytes(socket.inet_aton(address), sys.byteorder):08X}" for address in ("172.21.0.1", "172.21.0.0"))
     routes.write_text(ROUTES.format(gateway=gateway, network=network))
@@ -134,7 +135,7 @@ def test_the_image_installs_nothing_that_the_specs_have_not_run_with() -> None:
     assert run < everything
 
 
-def test_any_wsgi_server_can_serve_it(transactional_db: None) -> None:
+def test_a_wsgi_server_serves_it_too(transactional_db: None) -> None:
     from housing.wsgi import application
 
     environ = {"PATH_INFO": "/health/", "HTTP_HOST": "testserver"}
