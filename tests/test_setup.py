@@ -101,6 +101,7 @@ ROUTES = """\
 Iface Destination Gateway  Flags RefCnt Use Metric Mask     MTU Window IRTT
 eth0  00000000    {gateway} 0003  0      0   0      00000000 0   0      0
 eth1  00000000    00000000 0001  0      0   0      00000000 0   0      0
+eth1  {network}    {gateway} 0003  0      0   0      0000FFFF 0   0      0
 eth0  {network}    00000000 0001  0      0   0      0000FFFF 0   0      0
 """
 
@@ -134,7 +135,7 @@ def test_the_image_installs_nothing_that_the_specs_have_not_run_with() -> None:
     assert run < everything
 
 
-def test_any_wsgi_server_can_serve_it(transactional_db: None) -> None:
+def test_a_wsgi_server_serves_it_too(transactional_db: None) -> None:
     from housing.wsgi import application
 
     environ = {"PATH_INFO": "/health/", "HTTP_HOST": "testserver"}
