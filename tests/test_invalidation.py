@@ -50,7 +50,9 @@ def test_the_new_name_of_an_office_two_joins_away_is_in_the_very_next_read(home,
     assert read(f"cached/{home.pk}").json["agent"]["office"]["name"] == "Harbour & Sons"
 
 
-def test_a_deleted_property_is_gone_from_the_very_next_read(home, prime, read_the_list, read):
+@pytest.mark.parametrize("number", [0, 19], ids=["with images", "without"])
+def test_a_deleted_property_is_gone_from_the_very_next_read(twenty_properties, prime, read_the_list, read, number):
+    home = twenty_properties[number]
     prime()
     prime(f"cached/{home.pk}")
     was = home.pk
@@ -260,7 +262,7 @@ def test_an_image_deleted_by_who_does_not_know_whose_it_is(twenty_properties, pr
 
     image.delete()
 
-    assert image.pk not in [shown["id"] for shown in read(f"cached/{second.pk}").json["images"]]
+    assert len(read(f"cached/{second.pk}").json["images"]) == 2
 
 
 def test_the_21st_row_leaves_and_the_page_has_no_next(twenty_properties, prime, read):
@@ -303,6 +305,7 @@ def test_a_blind_save_over_a_change_of_others_is_in_the_very_next_read(home, pri
 def test_a_save_after_a_locked_read_names_only_what_differs(home, prime, read):
     """The lock makes certain what the row held, so pages selected by other columns stay warm."""
     prime(city="Shelbyville")
+    prime(max_price=5)
 
     with transaction.atomic():
         locked = Property.objects.select_for_update().get(pk=home.pk)
@@ -310,7 +313,7 @@ def test_a_save_after_a_locked_read_names_only_what_differs(home, prime, read):
         locked.save()
 
     assert read("cached", city="Shelbyville").came_from == "hit"
-    assert read("cached", ordering="price").rows[0]["price"] == "5.00"
+    assert [row["price"] for row in read("cached", max_price=5).rows] == ["5.00"]
 
 
 @pytest.fixture
