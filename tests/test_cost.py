@@ -149,6 +149,15 @@ def test_a_write_costs_two_round_trips_whatever_is_cached(twenty_properties, pri
         twenty_properties[0].save()
 
 
+def test_a_save_costs_one_query(home, queries):
+    """To name what it makes stale, it looks nothing up; only an image's owner may have changed unseen."""
+    with queries.exactly(1, because="one UPDATE"):
+        home.save()
+    image = home.images.first()
+    with queries.exactly(2, because="whose the image is, and one UPDATE"):
+        image.save()
+
+
 def test_many_writes_in_one_transaction_cost_two_round_trips(twenty_properties, redis_commands):
     with redis_commands.exactly(2, because="a transaction has one lease, however many rows it writes"), transaction.atomic():
         for home in twenty_properties:
