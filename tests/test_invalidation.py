@@ -458,7 +458,8 @@ UNNAMED = {
     "SQL with a comment before it": lambda home: sql("/* nightly */ UPDATE housing_property SET price = 3 WHERE id = %s", home.pk),
     "SQL with a CTE": lambda home: sql("WITH x AS (SELECT %s AS id) UPDATE housing_property SET price = 3 WHERE id IN (SELECT id FROM x)", home.pk),
     "executemany()": lambda home: connection.cursor().executemany("UPDATE housing_office SET name = %s WHERE id = %s", [("Else", home.agent.office_id)]),
-    "SQL on another table": lambda home: sql("UPDATE housing_agent SET name = 'Else' WHERE id = %s", home.agent_id),
+    "SQL on agents": lambda home: sql("UPDATE housing_agent SET name = 'Else' WHERE id = %s", home.agent_id),
+    "SQL on locations": lambda home: sql("UPDATE housing_location SET zip_code = 'Else' WHERE id = %s", home.location_id),
     "an updatable view": lambda home: sql("UPDATE somebodys_view SET price = 4 WHERE id = %s", home.pk),
 }
 
@@ -486,6 +487,16 @@ def test_a_write_without_a_signal_is_in_the_very_next_read(home, prime, read, wa
         assert after.came_from == "fwd=stale; stored"
     finally:
         sql("DROP VIEW somebodys_view")
+
+
+def test_a_write_of_images_without_a_signal_is_in_the_very_next_read(home, prime, read):
+    prime(f"cached/{home.pk}")
+    prime()
+
+    PropertyImage.objects.update(caption="Else")
+
+    assert {image["caption"] for image in read(f"cached/{home.pk}").json["images"]} == {"Else"}
+    assert read("cached").came_from == "hit"  # for a list shows none
 
 
 def test_loaddata_is_in_the_very_next_read(home, prime, read_the_list, tmp_path):
