@@ -178,14 +178,15 @@ def test_a_row_enters_and_leaves_a_filtered_page(home, prime, read_the_list, col
     assert read_the_list(f"cached?{asked}") == []
 
 
-def test_a_price_moves_a_row_to_another_page(twenty_properties, prime, read_the_list):
-    """The page of the cheapest showed nineteen others."""
-    prime(ordering="price", page_size=5)
+@pytest.mark.parametrize(("ordering", "number", "price"), [("price", 19, 1), ("-price", 0, 999_999)])
+def test_a_price_moves_a_row_to_another_page(twenty_properties, prime, read_the_list, ordering, number, price):
+    """The first page showed five others."""
+    prime(ordering=ordering, page_size=5)
 
-    twenty_properties[19].price = 1
-    twenty_properties[19].save(update_fields=["price"])
+    twenty_properties[number].price = price
+    twenty_properties[number].save(update_fields=["price"])
 
-    assert read_the_list(ordering="price", page_size=5)[0]["id"] == twenty_properties[19].pk
+    assert read_the_list(ordering=ordering, page_size=5)[0]["id"] == twenty_properties[number].pk
 
 
 @pytest.mark.parametrize("way", ["agent", "agent_id"])
