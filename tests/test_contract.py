@@ -284,11 +284,11 @@ def test_a_cursor_beyond_the_end_leads_back_to_the_last_page(twenty_properties, 
 
 def test_links_are_relative_and_hold_what_was_asked_and_nothing_else(twenty_properties, read):
     """`unknown` is dropped, defaults and empty values too: one page, one address."""
-    page = read("optimized?page_size=5&unknown=1&city=Springfield&status=&ordering=-created_at&min_price=1.00")
+    page = read("optimized?page_size=5&unknown=1&city=Springfield&status=&ordering=-created_at&min_price=1.00&max_price=1e6")
 
     link = page.json["next"]
-    assert link.startswith("?city=Springfield&min_price=1&page_size=5&cursor=")
-    assert link.count("=") == 4
+    assert link.startswith("?city=Springfield&min_price=1&max_price=1000000&page_size=5&cursor=")
+    assert link.count("=") == 5
 
 
 def test_a_cursor_of_another_ordering_is_refused(twenty_properties, read):
