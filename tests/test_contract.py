@@ -8,7 +8,9 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.signing import Signer
+from django.db import connection
 from django.http import QueryDict
+from django.test.utils import CaptureQueriesContext
 from hypothesis import given, strategies
 from hypothesis import settings as hypothesis_settings
 from rest_framework.exceptions import ValidationError
@@ -397,6 +399,18 @@ def test_the_admin_lists_and_searches_every_model(twenty_properties, editor, mod
     assert editor.get(f"/admin/housing/{model}/add/").status_code == 200
 
 
+@pytest.mark.parametrize("model", ["property", "agent", "propertyimage"])
+def test_a_longer_list_of_the_admin_costs_no_more(twenty_properties, editor, model):
+    """Whoever edits deserves no N+1 either."""
+    costs = []
+    for found in ("zzz", ""):
+        with CaptureQueriesContext(connection) as captured:
+            editor.get(f"/admin/housing/{model}/", {"q": found})
+        costs.append(len(captured))
+
+    assert costs[0] == costs[1]
+
+
 def test_a_price_is_changed_in_the_list_of_the_admin(twenty_properties, editor, read, prime):
     """And is in the very next read."""
     prime()
@@ -434,6 +448,16 @@ def test_the_admin_asks_before_it_deletes_what_hangs_on_a_row(home, editor):
 
     assert "Home 0" in asked
     assert Property.objects.filter(pk=home.pk).exists()
+
+
+# The tables
+
+
+def test_the_migrations_make_the_tables_of_the_models(transactional_db, capsys):
+    """Fields and indexes, all of them."""
+    call_command("makemigrations", "--check", "--dry-run")
+
+    assert "No changes detected" in capsys.readouterr().out
 
 
 # Names

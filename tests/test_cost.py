@@ -1,7 +1,8 @@
 """What a read costs. A page of twenty properties touches sixty related rows."""
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from conftest import forget_everything, make_images, make_properties
 from housing.cache.journal import journal
@@ -116,6 +117,22 @@ def test_a_deep_page_costs_what_the_first_costs(twenty_properties, read, queries
         assert len(page.rows) == 5
         assert "COUNT" not in sql[0]
         assert "OFFSET" not in sql[0]
+
+
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize(("ordering", "index"), [("created_at", "property_newest"), ("-price", "property_price")])
+def test_a_page_is_read_along_an_index(twenty_properties, read, ordering, index):
+    """Else each page would sort the whole table. (PostgreSQL plans by what is in the table, and twenty rows need no index.)"""
+    link = read("optimized", ordering=ordering, page_size=5).json["next"]
+    with CaptureQueriesContext(connection) as captured:
+        read(f"optimized{link}")
+
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN QUERY PLAN " + captured[0]["sql"])
+        plan = " / ".join(row[-1] for row in cursor.fetchall())
+    assert index in plan
+    assert "SCAN" not in plan
+    assert "TEMP B-TREE" not in plan
 
 
 def test_a_hit_costs_one_round_trip(twenty_properties, prime, read, redis_commands):

@@ -420,10 +420,9 @@ def test_a_locked_image_is_not_looked_up_again(twenty_properties, queries):
 def test_a_save_that_changes_nothing_of_a_locked_image_keeps_the_others_warm(twenty_properties, prime, read, queries):
     first, second = twenty_properties[:2]
     prime(f"cached/{second.pk}")
-    with transaction.atomic():
-        with queries.exactly(2, because="one SELECT, which leaves the caption out, and one UPDATE"):
-            image = PropertyImage.objects.select_for_update().defer("caption").filter(property=first)[0]
-            image.save()
+    with transaction.atomic(), queries.exactly(2, because="one SELECT, which leaves the caption out, and one UPDATE"):
+        image = PropertyImage.objects.select_for_update().defer("caption").filter(property=first)[0]
+        image.save()
 
     assert read(f"cached/{second.pk}").came_from == "hit"
 
