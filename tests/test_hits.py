@@ -411,12 +411,13 @@ def test_a_redis_that_refuses_is_as_good_as_away(home, read, monkeypatch, refusa
     def refuse(*_, **__):
         raise refusal
 
-    with monkeypatch.context() as patched:
-        patched.setattr("fakeredis.FakeRedisConnection.read_response", refuse)
+    pool = get_redis_connection("default").connection_pool
+    with ExitStack() as afterwards, monkeypatch.context() as patched:
+        afterwards.callback(pool.disconnect)  # the answers that nobody has read go with their connections
+        patched.setattr(pool.connection_class, "read_response", refuse)
         assert read("cached").came_from == "fwd=bypass; detail=unreachable"
         with pytest.raises(NotLeased, match=str(refusal)):
             home.save()
-    get_redis_connection("default").connection_pool.disconnect()  # whose answers nobody has read
 
 
 def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(twenty_properties, read, redis_away, meanwhile, queries, caplog):

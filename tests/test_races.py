@@ -5,7 +5,8 @@ T1, T2, … are processes. Each spec is one story, its steps in order.
 
 import pytest
 from django.core.cache import cache
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -124,6 +125,15 @@ def test_a_detail_between_lease_and_commit(home, reprice, read, around_commit):
         reprice(1)
     assert [(answer.json["price"], answer.came_from) for answer in seen] == [("300000.00", "fwd=miss; detail=leased")]
     assert read(f"cached/{home.pk}").json["price"] == "1.00"
+
+
+@pytest.mark.only("embedded")
+def test_a_writer_after_a_detail_takes_its_lock_at_once(home, read):
+    """The detail's own transaction takes none; what comes after it on the connection does, or could fail half way. (SQLite alone has two ways.)"""
+    read(f"cached/{home.pk}")
+    with CaptureQueriesContext(connection) as statements, transaction.atomic():
+        pass
+    assert statements[0]["sql"] == "BEGIN IMMEDIATE"
 
 
 def test_a_read_that_began_before_the_lease_and_ends_before_the_close(reprice, price, around_commit, meanwhile):
