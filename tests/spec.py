@@ -17,11 +17,16 @@ from pathlib import Path
 from tests.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = ("setup", "contract", "cost", "hits", "invalidation", "races", "faults", "histories", "latency", "data", "stacks", "instruments")
+CHAPTERS = ("setup", "checks", "contract", "cost", "hits", "invalidation", "races", "faults", "histories", "latency", "data", "stacks", "instruments")
 SPELLED = {
     word.lower(): word
     for word in (
         "Redis",
+        "PostgreSQL",
+        "SIGKILL",
+        "FLUSHALL",
+        "TTL",
+        "WSGI",
         "ETag",
         "ETags",
         "SQL",
@@ -41,6 +46,9 @@ SPELLED = {
 } | {
     "n plus 1": "N+1",
     "ctrl c": "Ctrl-C",
+    "copy makes": "COPY makes",
+    "a do block": "a DO block",
+    "env is": ".env is",
     "a commit": "a COMMIT",
     "lease and commit": "lease and COMMIT",
     "commit and close": "COMMIT and close",
@@ -110,7 +118,7 @@ def rows_of(source: str) -> Iterator[str]:
     headings = [(number, line.removeprefix("# ")) for number, line in enumerate(source.splitlines(), 1) if line.startswith("# ")]
     for node in nodes:
         while headings and headings[0][0] < node.lineno:
-            yield f"| **{headings.pop(0)[1]}** |" + " |" * (1 + len(STACKS))
+            yield f"| **{headings.pop(0)[1].removesuffix('.')}** |" + " |" * (1 + len(STACKS))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             why = " ".join((ast.get_docstring(node) or "").split())
             yield Promise(sentence_of(node.name), why, reasons_of(node), stacks_of(node)).row()

@@ -4,6 +4,7 @@ import pytest
 from django.db import transaction
 
 from conftest import forget_everything, make_images, make_properties
+from housing.cache.journal import journal
 
 
 def test_a_naive_page_costs_61_queries(twenty_properties, read_the_list, queries):
@@ -153,6 +154,14 @@ def test_many_writes_in_one_transaction_cost_two_round_trips(twenty_properties, 
         for home in twenty_properties:
             home.save()
             home.agent.save()
+
+
+def test_a_read_under_a_lease_costs_what_a_miss_costs(home, read, queries, redis_commands):
+    """Nobody waits for the writer, and nobody tries again: the answer is true, and that it is not remembered is no harm."""
+    journal.lease({f"property:{home.pk}"})
+
+    with queries.exactly(1, because="the page is read once"), redis_commands.exactly(2, because="one script looks up, one says why it is not stored"):
+        assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
 def test_a_rollback_costs_no_round_trip(home, redis_commands):

@@ -335,3 +335,14 @@ def test_a_do_block_makes_everything_stale(home, price, prime, read):
         cursor.execute("DO $$ BEGIN EXECUTE 'UPDATE housing_' || 'property SET price = 7'; END $$")
 
     assert read("cached").rows[0]["price"] == "7.00"
+
+
+@pytest.mark.only("real")
+def test_a_procedure_makes_everything_stale(home, prime, read):
+    """What it does, nobody says."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE OR REPLACE FUNCTION nightly() RETURNS void LANGUAGE sql AS 'UPDATE housing_property SET price = 5'")
+        prime()
+        cursor.callproc("nightly")
+
+    assert read("cached").rows[0]["price"] == "5.00"

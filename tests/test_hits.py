@@ -1,14 +1,17 @@
 """What is a hit, and what is never shared. An answer is remembered for everybody who asks the same, and for nobody else."""
 
+import inspect
 from contextlib import ExitStack
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django_redis import get_redis_connection
+from redis import exceptions as refusals
 
 from conftest import entries, forget_everything, make_images
 from housing.cache.keys import LONG, entry_key
+from housing.db.commit import NotLeased
 from housing.models import Property
 
 # What is remembered
@@ -96,6 +99,26 @@ def test_the_fingerprint_covers_the_key_that_signs_the_links(settings):
 
     assert fingerprint.__wrapped__() != before
     assert fingerprint.__wrapped__() == fingerprint.__wrapped__()
+
+
+@pytest.mark.parametrize("module", ["models", "signals", "queries", "filters", "serializers"])
+def test_the_fingerprint_covers_all_the_code_that_gives_an_answer_its_shape_or_its_tags(monkeypatch, module):
+    from housing.cache.keys import fingerprint
+
+    before, source = fingerprint.__wrapped__(), inspect.getsource
+    monkeypatch.setattr("inspect.getsource", lambda read: source(read) + "# changed" * (read.__name__ == f"housing.{module}"))
+
+    assert fingerprint.__wrapped__() != before
+
+
+@pytest.mark.parametrize("version", ["django.__version__", "rest_framework.VERSION"])
+def test_the_fingerprint_covers_the_libraries_that_render(monkeypatch, version):
+    from housing.cache.keys import fingerprint
+
+    before = fingerprint.__wrapped__()
+    monkeypatch.setattr(version, "another")
+
+    assert fingerprint.__wrapped__() != before
 
 
 def test_the_service_keeps_to_its_own_prefix(twenty_properties, prime, settings):
@@ -189,7 +212,14 @@ def test_every_cursor_has_an_entry_of_its_own(twenty_properties, prime, read):
     assert read(f"cached{third}").body == read(f"optimized{third}").body
 
 
+def test_two_long_questions_never_meet(transactional_db, prime, read):
+    prime(search="x" * (LONG - 1) + "a")
+
+    assert read("cached", search="x" * (LONG - 1) + "b").came_from == "fwd=miss; stored"
+
+
 def test_a_list_and_a_detail_never_meet(home, prime, read):
+    assert entry_key("list", "7") != entry_key("detail", "7")
     prime()
 
     assert read(f"cached/{home.pk}").came_from == "fwd=miss; stored"
@@ -290,12 +320,13 @@ def test_etags_are_compared_as_http_says(twenty_properties, read, known):
     assert read("cached", headers={"If-None-Match": '"else"'}).status == 200
 
 
-def test_a_cold_read_gives_304_too(twenty_properties, read):
+@pytest.mark.parametrize("known", ["{}", "*"])
+def test_a_cold_read_gives_304_too(twenty_properties, read, known):
     """What the reader has is compared with what is true now, wherever that comes from."""
     etag = read("cached").headers["ETag"]
     forget_everything()
 
-    again = read("cached", headers={"If-None-Match": etag})
+    again = read("cached", headers={"If-None-Match": known.format(etag)})
     assert (again.status, again.came_from) == (304, "fwd=miss; stored")
 
 
@@ -364,7 +395,31 @@ def test_without_redis_reads_are_answered_from_the_database(twenty_properties, r
     assert "Answered from the database: Redis at" in caplog.text
 
 
-def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(twenty_properties, read, redis_away, meanwhile, queries):
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        refusals.TimeoutError("Timeout reading from socket"),
+        refusals.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        refusals.ReadOnlyError("You can't write against a read only replica."),
+        refusals.NoScriptError("No matching script."),
+    ],
+    ids=lambda refusal: type(refusal).__name__,
+)
+def test_a_redis_that_refuses_is_as_good_as_away(home, read, monkeypatch, refusal):
+    """Too slow, full, a replica by now, or without a memory for scripts: it is up, and of no use."""
+
+    def refuse(*_, **__):
+        raise refusal
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fakeredis.FakeRedisConnection.read_response", refuse)
+        assert read("cached").came_from == "fwd=bypass; detail=unreachable"
+        with pytest.raises(NotLeased, match=str(refusal)):
+            home.save()
+    get_redis_connection("default").connection_pool.disconnect()  # whose answers nobody has read
+
+
+def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(twenty_properties, read, redis_away, meanwhile, queries, caplog):
     """The answer is there already; it is not read again."""
     read("optimized")
     with ExitStack() as stack, meanwhile(lambda: stack.enter_context(redis_away())), queries.exactly(1, because="the answer was read already"):
@@ -372,3 +427,4 @@ def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(
 
     assert answer.came_from == "fwd=bypass; detail=unreachable"
     assert len(answer.rows) == 20
+    assert "Answered, but not remembered: Redis at" in caplog.text

@@ -7,6 +7,7 @@ import pytest
 from django.core.cache import cache
 from django.db import transaction
 from django_redis import get_redis_connection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conftest import Killed, die, entries
 from housing.cache.entries import ATTEMPTS
@@ -204,6 +205,20 @@ def test_an_entry_read_under_a_lease_that_ran_out_is_not_trusted_afterwards(home
 
 
 @pytest.mark.only("embedded")
+@pytest.mark.parametrize("begin", [lambda: journal.lease({"t"}), lambda: evict_the_journal() or journal.lookup(ANOTHER)], ids=["a lease", "a newborn lease"])
+def test_a_read_at_the_very_instant_at_which_a_lease_runs_out_is_not_trusted(home, redis_clock, settings, begin):
+    """A COMMIT may be of that instant too: ties are stale, while the lease is there and once it is settled. (Only where the clock can be turned.)"""
+    redis_clock.seconds = round(redis_clock.seconds) + 1
+    begin()
+    redis_clock.seconds += settings.HOUSING_LEASE
+    miss = journal.lookup(PAGE)
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") in ("leased", "newborn")
+    journal.lookup(ANOTHER)
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "overtaken"
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"e"', b"e") == "stored"
+
+
+@pytest.mark.only("embedded")
 def test_a_lease_that_ran_out_does_not_hide_a_later_close(home, redis_clock, settings):
     """T1 leases, dies · the lease runs out · T2 closes later: T2's close counts, not T1's expiry. (Only where the clock can be turned.)"""
     journal.lease({"t"})
@@ -271,6 +286,7 @@ def test_an_entry_of_a_lost_journal_is_disowned_even_if_the_clock_stepped_back(r
     price()
     redis_clock.seconds += settings.HOUSING_LEASE + 1
     assert price()[0] == "1.00"
+    assert price() == ("1.00", "hit")  # and it does not keep its place, though its instant is the later one
 
 
 @pytest.mark.only("embedded")
@@ -311,7 +327,9 @@ def test_records_are_dropped_and_what_was_read_before_them_with_them(home, redis
 def test_a_journal_remembers_no_more_than_was_written_within_a_ttl(home, redis_clock, settings):
     """Only where the clock can be turned."""
     for number in range(50):
-        journal.close(journal.lease({f"agent:{number}"}))
+        lease = journal.lease({f"agent:{number}"})
+        if number % 2:  # every other writer dies
+            journal.close(lease)
         redis_clock.seconds += settings.HOUSING_TTL / 10
 
     assert get_redis_connection("default").zcard(cache.make_key("journal")) < 20
@@ -332,7 +350,8 @@ def test_the_clock_steps_back_a_little(reprice, price, redis_clock):
 
 @pytest.mark.only("embedded")
 def test_the_clock_steps_back_by_more_than_a_lease(reprice, price, redis_clock, settings):
-    """Leases would never run out: the journal is born anew, and the next minutes begin cold. (Only where the clock can be turned.)"""
+    """Leases would never run out: the journal is born anew without what it knew, and the next minutes begin cold. (Only where the clock can be turned.)"""
+    reprice(2)
     price()
     redis_clock.seconds -= settings.HOUSING_LEASE + 1
     reprice(1)
@@ -357,24 +376,38 @@ def test_two_events_of_one_microsecond_are_told_apart(reprice, price, redis_cloc
 
 @pytest.fixture
 def run_id(monkeypatch, settings):
-    """A server that knows its run: `run_id("b")` is another one, which came up with the data of the one before it."""
+    """A server that knows its run: `run_id("b")` is another one, which came up with the data of the one before it.
+
+    With `after_info` it comes up once the one before it has said which run it is. A connection ends with its server.
+    """
     from fakeredis import FakeRedisConnection
 
-    send, receive, runs = FakeRedisConnection.send_command, FakeRedisConnection.read_response, ["a"]
-    asked = set()
+    send, receive, runs, next_runs = FakeRedisConnection.send_command, FakeRedisConnection.read_response, ["a"], []
+    due, told = set(), {}
 
     def send_command(self, *args, **kwargs):
-        asked.add(id(self)) if args[0] == "INFO" else send(self, *args, **kwargs)
+        if args[0] == "INFO":
+            due.add(self)
+        elif args[0] == "SCRIPT" and told.get(self, runs[-1]) != runs[-1]:
+            raise RedisConnectionError("Connection reset by peer")
+        else:
+            send(self, *args, **kwargs)
 
     def read_response(self, *args, **kwargs):
-        if id(self) in asked:
-            asked.discard(id(self))
-            return f"# Server\r\nredis_version:7.0.15\r\nrun_id:{runs[-1]}\r\n".encode()
-        return receive(self, *args, **kwargs)
+        if self not in due:
+            return receive(self, *args, **kwargs)
+        due.discard(self)
+        told[self] = runs[-1]
+        if next_runs:
+            restart(next_runs.pop())
+        return f"# Server\r\nredis_version:7.0.15\r\nrun_id:{told[self]}\r\n".encode()
 
-    def restart(run):
-        runs.append(run)
-        get_redis_connection("default").script_flush()
+    def restart(run, after_info=False):
+        if after_info:
+            next_runs.append(run)
+        else:
+            runs.append(run)
+            get_redis_connection("default").script_flush()
 
     monkeypatch.setattr(FakeRedisConnection, "send_command", send_command)
     monkeypatch.setattr(FakeRedisConnection, "read_response", read_response)
@@ -400,6 +433,27 @@ def test_a_server_that_only_forgot_its_scripts_goes_on_warm(home, price, run_id)
     price()
     run_id("a")
     assert price() == ("300000.00", "hit")
+
+
+@pytest.mark.only("embedded")
+def test_a_restart_takes_no_connection_away(home, price, run_id):
+    """Each would be one less in the pool, and in the end there would be none. (Only a server that is told its run id by the spec.)"""
+    price()
+    pool = get_redis_connection("default").connection_pool
+    idle = len(pool._available_connections)
+    run_id("b")
+    price()
+    assert len(pool._available_connections) == idle
+
+
+@pytest.mark.only("embedded")
+def test_a_server_that_restarts_while_it_is_asked_which_run_it_is(home, price, run_id):
+    """The script goes over the connection that asked, which ends with its server: no run is taken for another. (Only where the spec tells the run id.)"""
+    price()
+    journal.forget_server()  # a new process
+    run_id("b", after_info=True)
+    assert price() == ("300000.00", "fwd=bypass; detail=unreachable")
+    assert price() == ("300000.00", "fwd=miss; detail=newborn")
 
 
 NOT_PROMISED = {
