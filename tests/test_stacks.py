@@ -11,6 +11,7 @@ from django.conf import settings as service
 from django.db import connection
 
 from conftest import ROOT
+from tests import stacks
 
 ONE_SPEC = "tests/test_cost.py::test_a_cold_read_costs_one_query"
 
@@ -52,6 +53,26 @@ def test_a_stack_that_nobody_knows_is_refused():
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
     assert "invalid choice: 'imaginary' (choose from" in ended.stderr
+
+
+def test_a_server_that_never_answers_is_not_waited_for_for_ever(monkeypatch):
+    """What it says last is what is told."""
+    monkeypatch.setattr(stacks, "PATIENCE", 0)
+    answers = iter([OSError("not yet"), OSError("still not")])
+
+    def ask():
+        raise next(answers)
+
+    with pytest.raises(OSError, match="still not|not yet"):
+        stacks.wait_for(ask, OSError)
+
+
+def test_a_server_that_answers_at_last_is_waited_for():
+    answers = iter([1, 0])
+
+    stacks.wait_for(lambda: 1 // (1 - next(answers)), ZeroDivisionError)
+
+    assert list(answers) == []
 
 
 @pytest.mark.only("real")
