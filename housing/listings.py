@@ -323,8 +323,10 @@ def _check(rule: Rule) -> None:
 
 
 def _tells_the_day(written: str) -> bool:
-    day = datetime.date(2013, 11, 28)
+    day, years_later = datetime.date(2013, 11, 28), datetime.date(2019, 11, 28)  # the same day of its week and of its year
     try:
+        if day.strftime(written) == years_later.strftime(written):
+            return False  # strptime would guess the year, and from Python 3.13 on warn that it does
         return datetime.datetime.strptime(day.strftime(written), written).replace(tzinfo=datetime.UTC).date() == day
     except (ValueError, re.error):
         return False

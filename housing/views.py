@@ -38,6 +38,9 @@ from housing.serializers import PropertyDetailSerializer, PropertySerializer
 JSON = "application/json"
 R = TypeVar("R", bound=HttpResponseBase)
 
+ROW, DETAIL = PropertySerializer(), PropertyDetailSerializer()
+"""Kept, for DRF makes a serializer's fields anew for each instance of it."""
+
 
 class Bill:
     """Counts the SQL of one request, and its time in seconds: an execute wrapper of Django's."""
@@ -178,7 +181,7 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):  # type: ig
 
         def read() -> tuple[bytes, Collection[str]]:
             page = query.page(query.filter(queries.joined()))
-            return _rendered(page.body(PropertySerializer(page.rows, many=True).data)), queries.tags_of_list(page.rows, query.selected_by)
+            return _rendered(page.body([ROW.to_representation(home) for home in page.rows])), queries.tags_of_list(page.rows, query.selected_by)
 
         return query.canonical, read
 
@@ -194,7 +197,7 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):  # type
         def read() -> tuple[bytes, Collection[str]]:
             with nullcontext() if ours().in_transaction else ours().snapshot():
                 home = get_object_or_404(queries.with_images(queries.joined()), pk=self.kwargs["id"])
-                return _rendered(PropertyDetailSerializer(home).data), queries.tags_of_detail(home)
+                return _rendered(DETAIL.to_representation(home)), queries.tags_of_detail(home)
 
         return str(self.kwargs["id"]), read
 

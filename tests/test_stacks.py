@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import psycopg
 import pytest
 import redis
-from django.conf import settings as service
-from django.db import connection
 
 from conftest import ROOT
+from tests import stacks
 
 ONE_SPEC = "tests/test_cost.py::test_a_cold_read_costs_one_query"
 
@@ -54,6 +54,26 @@ def test_a_stack_that_nobody_knows_is_refused():
     assert "invalid choice: 'imaginary' (choose from" in ended.stderr
 
 
+def test_a_server_that_never_answers_is_not_waited_for_for_ever(monkeypatch):
+    """What it says last is what is told."""
+    monkeypatch.setattr(stacks, "PATIENCE", 0)
+    answers = iter([OSError("not yet"), OSError("still not")])
+
+    def ask():
+        raise next(answers)
+
+    with pytest.raises(OSError, match="not"):
+        stacks.wait_for(ask, OSError)
+
+
+def test_a_server_that_answers_at_last_is_waited_for():
+    answers = iter([1, 0])
+
+    stacks.wait_for(lambda: 1 // (1 - next(answers)), ZeroDivisionError)
+
+    assert list(answers) == []
+
+
 @pytest.mark.only("real")
 def test_an_image_that_cannot_be_had_is_one_line_and_a_failure():
     """Only where an engine answers can it say that it has no such image."""
@@ -67,25 +87,21 @@ def test_an_image_that_cannot_be_had_is_one_line_and_a_failure():
 @pytest.mark.only("real")
 def test_servers_that_were_handed_in_are_left_as_they_were():
     """A database and keys of their own for the specs, gone at the end: whatever else is there is somebody's. (Embedded servers are handed in by nobody.)"""
-    database = "postgres://{USER}:{PASSWORD}@{HOST}:{PORT}/housing".format_map(connection.settings_dict)
-    cache = service.CACHES["default"]["LOCATION"]
+    with ExitStack() as servers:
+        database, (cache, _) = stacks.start_postgres(servers), stacks.start_redis(servers)
 
-    def there():
-        with psycopg.connect(database) as asked, redis.Redis.from_url(cache) as client:
-            databases = {name for (name,) in asked.execute("SELECT datname FROM pg_database")}
-            return databases, set(client.scan_iter()), client.get("somebody's")
+        def there():
+            with psycopg.connect(database) as asked, redis.Redis.from_url(cache) as client:
+                databases = {name for (name,) in asked.execute("SELECT datname FROM pg_database")}
+                return databases, {key: client.get(key) for key in client.scan_iter()}
 
-    with redis.Redis.from_url(cache) as client:
-        client.set("somebody's", "key")
-    try:
+        with redis.Redis.from_url(cache) as client:
+            client.set("somebody's", "key")
         before = there()
         ended = run_specs("--stack=real", ONE_SPEC, DATABASE_URL=database, REDIS_URL=cache)
 
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert there() == before
-    finally:
-        with redis.Redis.from_url(cache) as client:
-            client.delete("somebody's")
 
 
 def test_specs_of_the_other_stack_are_counted_and_not_skipped():
