@@ -255,6 +255,26 @@ def test_an_image_moves_to_an_owner_whom_a_subquery_chooses(twenty_properties, p
     assert len(read(f"cached/{second.pk}").json["images"]) == 3
 
 
+def test_images_deleted_by_an_owner_whose_id_is_that_of_an_image(home, prime, read):
+    """The deletion of image N is announced; that of the images of property N is not."""
+    same = 10**9
+    owner = Property.objects.create(pk=same, title="Same", price=1, location=home.location, agent=home.agent)
+    PropertyImage.objects.create(property=owner, url="https://images.example.com/owned.jpg")
+    image = PropertyImage.objects.create(pk=same, property=home, url="https://images.example.com/other.jpg")
+    prime(f"cached/{same}")
+
+    def listener(**_):
+        PropertyImage.objects.filter(property__in=[same])._raw_delete("default")
+
+    pre_delete.connect(listener, sender=PropertyImage)
+    try:
+        image.delete()
+    finally:
+        pre_delete.disconnect(listener, sender=PropertyImage)
+
+    assert read(f"cached/{same}").json["images"] == []
+
+
 def test_an_image_deleted_by_who_does_not_know_whose_it_is(twenty_properties, prime, read):
     first, second = twenty_properties[:2]
     image = first.images.first()

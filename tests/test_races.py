@@ -223,8 +223,9 @@ def test_a_read_at_the_very_instant_at_which_a_lease_runs_out_is_not_trusted(hom
     redis_clock.seconds += settings.HOUSING_LEASE
     miss = journal.lookup(PAGE)
     assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") in ("leased", "newborn")
-    journal.lookup(ANOTHER)
-    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "overtaken"
+    for settle in (lambda: journal.lookup(ANOTHER), lambda: journal.close(journal.lease({"u"}))):
+        settle()
+        assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "overtaken"
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"e"', b"e") == "stored"
 
 
