@@ -131,7 +131,9 @@ class Cursor:
     def encode(self) -> str:
         """The text for a link."""
         value, key = self.position or (None, None)
-        return self.signer.sign_object([self.ordering, self.backward, value.isoformat() if isinstance(value, datetime.datetime) else value and str(value), key])
+        return self.signer.sign_object(
+            [self.ordering, self.backward, value.isoformat() if isinstance(value, datetime.datetime) else None if value is None else str(value), key]
+        )
 
     @classmethod
     def decode(cls, text: str, ordering: str) -> Cursor:

@@ -18,11 +18,11 @@ class TaggedQuerySet(models.QuerySet[Any]):
     def _fetch_all(self) -> None:
         fresh = self._result_cache is None
         super()._fetch_all()
-        if fresh and self.query.select_for_update:
+        if fresh and self.query.select_for_update and (not self.query.select_for_update_of or "self" in self.query.select_for_update_of):
             frame = ours(self.db).innermost_frame()
             for row in self._result_cache or ():
                 if isinstance(row, TaggedModel):
-                    row.locked = (frame, {name: row.__dict__[name] for name in row.written_fields() if name in row.__dict__})
+                    row.locked = (frame, row.pk, {name: row.__dict__[name] for name in row.written_fields() if name in row.__dict__})
 
 
 class TaggedModel(models.Model):
@@ -31,8 +31,8 @@ class TaggedModel(models.Model):
     tag: ClassVar[str]
     """What the tags of this model's rows begin with: `agent` for `agent:3`, and `agent:*` for all of them."""
 
-    locked: tuple[Frame | None, dict[str, Any]] | None = None
-    """The savepoint under which this row was read FOR UPDATE, and what it held; None if it was not."""
+    locked: tuple[Frame | None, Any, dict[str, Any]] | None = None
+    """The savepoint under which this row was read FOR UPDATE, its id, and what it held; None if it was not."""
 
     announced: set[str] | None = None
     """The tags that the save in progress has named, so that its SQL need not name the whole model; None if it has not."""

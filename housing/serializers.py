@@ -1,5 +1,7 @@
 """What leaves: a property with its location, its agent and the agent's office; in the detail, its images too."""
 
+import datetime
+
 from rest_framework import serializers
 
 from housing.models import Agent, Location, Office, Property, PropertyImage
@@ -42,6 +44,8 @@ class PropertyImageSerializer(serializers.ModelSerializer[PropertyImage]):
 class PropertySerializer(serializers.ModelSerializer[Property]):
     """A row of a list."""
 
+    created_at = serializers.DateTimeField(default_timezone=datetime.UTC)  # not that of whoever asks
+    updated_at = serializers.DateTimeField(default_timezone=datetime.UTC)
     location = LocationSerializer()
     agent = AgentSerializer()
 

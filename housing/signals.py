@@ -67,10 +67,9 @@ def handle(signal: Any, instance: TaggedModel, using: str, **details: Any) -> No
         instance.announced = _tags_of_save(instance, details["update_fields"], connection)
         connection.name(instance.announced)
     elif signal is post_save:
-        # An update of a row that somebody has deleted meanwhile inserts it again: only now is that known.
-        created = {LIST} if details["created"] and TABLE[model].listed else set()
         happened = "created" if details["created"] else "changed"
-        connection.name((instance.announced or set()) | created, f"[SIGNAL] {model.__name__} {instance.pk} {happened}.")
+        written = _tags_of_written(instance, details["created"], details["update_fields"], connection)
+        connection.name((instance.announced or set()) | written, f"[SIGNAL] {model.__name__} {instance.pk} {happened}.")
     else:
         listed = {LIST} if TABLE[model].listed else set()
         connection.name(_row_tags(instance) | _stored_row_tags(instance, connection) | listed, f"[SIGNAL] {model.__name__} {instance.pk} deleted.")
@@ -83,10 +82,24 @@ def _tags_of_save(instance: TaggedModel, update_fields: Iterable[str] | None, co
     tags = _row_tags(instance) | ({LIST} if stale.listed and instance._state.adding else set())
     if instance.pk is None:
         return tags
+    return tags | _stored_row_tags(instance, connection) | _column_tags(instance, update_fields, connection)
+
+
+def _tags_of_written(instance: TaggedModel, created: bool, update_fields: Iterable[str] | None, connection: CommitMixin) -> set[str]:
+    """What only shows when it is done: a receiver behind ours changed the instance, or an update found no row and inserted one."""
+    stale = TABLE[_model(instance)]
+    if not created:
+        return _row_tags(instance) | _column_tags(instance, update_fields, connection)
+    return ({LIST} if stale.listed else set()) | (_row_tags(instance) if stale.row != "id" else set())
+
+
+def _column_tags(instance: TaggedModel, update_fields: Iterable[str] | None, connection: CommitMixin) -> set[str]:
+    """The columns that a save of an existing row writes; after a locked read, those that differ."""
+    model = _model(instance)
     written = set(instance.written_fields()) if update_fields is None else {cast(Any, instance._meta.get_field(name)).attname for name in update_fields}
     held = _held_under_lock(instance, connection)
     written = {column for column in written if column not in held or held[column] != getattr(instance, column)}
-    return tags | _stored_row_tags(instance, connection) | {column_tag(model, column) for column in stale.selects if column in written}
+    return {column_tag(model, column) for column in TABLE[model].selects if column in written}
 
 
 def _model(instance: TaggedModel) -> type[TaggedModel]:
@@ -95,14 +108,17 @@ def _model(instance: TaggedModel) -> type[TaggedModel]:
 
 def _held_under_lock(instance: TaggedModel, connection: CommitMixin) -> dict[str, Any]:
     """What the row is certain to hold until this transaction writes it; without a lock nothing is certain."""
-    frame, held = instance.locked or (None, {})
-    return held if connection.holds(frame) else {}
+    frame, pk, held = instance.locked or (None, None, {})
+    return held if connection.holds(frame) and pk == instance.pk else {}
 
 
 def _row_tags(instance: TaggedModel) -> set[str]:
     model = _model(instance)
-    key = getattr(instance, TABLE[model].row)
-    return set() if key is None else {row_tag(model, key)}
+    column = TABLE[model].row
+    key = getattr(instance, column)
+    if hasattr(key, "resolve_expression"):
+        return {row_tag(model, "*")}  # only the database can tell whose
+    return set() if key is None else {row_tag(model, cast(Any, model._meta.get_field(column)).get_prep_value(key))}
 
 
 def _stored_row_tags(instance: TaggedModel, connection: CommitMixin) -> set[str]:

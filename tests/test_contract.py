@@ -331,6 +331,16 @@ def test_a_forged_cursor_is_refused(twenty_properties, read, forge):
     assert (refused.status, refused.json) == (400, {"cursor": ["This is not a cursor from `next` or `previous`."]})
 
 
+@pytest.mark.parametrize("ordering", ["price", "-price"])
+def test_homes_that_cost_nothing_are_walked_too(transactional_db, read, ordering):
+    """A price may be 0, and 0 is a position like any other."""
+    saved(*(a_property(number, price=0) for number in range(3)))
+
+    page = read("optimized", ordering=ordering, page_size=2)
+
+    assert len(read("optimized" + page.json["next"]).rows) == 1
+
+
 def test_a_cursor_holds_its_place_while_rows_come_and_go(twenty_properties, read):
     """An offset would show a row twice, or never."""
     link = read("optimized", page_size=10).json["next"]

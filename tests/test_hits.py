@@ -1,11 +1,13 @@
 """What is a hit, and what is never shared. An answer is remembered for everybody who asks the same, and for nobody else."""
 
+import datetime
 import inspect
 from contextlib import ExitStack
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection, transaction
+from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
@@ -257,6 +259,15 @@ def test_the_host_is_no_part_of_the_answer(twenty_properties, prime, read, setti
     assert host.encode() not in body
 
 
+def test_the_time_zone_of_a_reader_is_no_part_of_the_answer(twenty_properties, read):
+    """A middleware may activate the reader's own: whoever fills would decide everybody's."""
+    with timezone.override(datetime.timezone(datetime.timedelta(hours=9))):
+        theirs = read("cached").body
+
+    assert theirs == read("cached").body
+    assert read("cached").rows[0]["created_at"] == "2026-01-01T00:00:00Z"
+
+
 def test_a_media_type_with_parameters_is_answered_past_the_cache(twenty_properties, prime, read):
     """`indent=4` is another text of the same rows: it may neither be remembered nor be given what is."""
     body = prime()
@@ -318,6 +329,13 @@ def test_etags_are_compared_as_http_says(twenty_properties, read, known):
 
     assert read("cached", headers={"If-None-Match": known.format(etag)}).status == 304
     assert read("cached", headers={"If-None-Match": '"else"'}).status == 200
+
+
+def test_any_number_of_etags_may_be_known(twenty_properties, prime, read):
+    """What a header can hold, the script must take."""
+    prime()
+
+    assert read("cached", headers={"If-None-Match": ", ".join(f'"{number}"' for number in range(9_000))}).status == 200
 
 
 @pytest.mark.parametrize("known", ["{}", "*"])
@@ -402,6 +420,8 @@ def test_without_redis_reads_are_answered_from_the_database(twenty_properties, r
         refusals.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
         refusals.ReadOnlyError("You can't write against a read only replica."),
         refusals.NoScriptError("No matching script."),
+        refusals.ResponseError("MISCONF Redis is configured to save RDB snapshots, but it is currently unable to persist to disk."),
+        refusals.MasterDownError("Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
     ],
     ids=lambda refusal: type(refusal).__name__,
 )
@@ -418,6 +438,7 @@ def test_a_redis_that_refuses_is_as_good_as_away(home, read, monkeypatch, refusa
         assert read("cached").came_from == "fwd=bypass; detail=unreachable"
         with pytest.raises(NotLeased, match=str(refusal)):
             home.save()
+        assert connection.get_autocommit()  # and no transaction is left open
 
 
 def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(twenty_properties, read, redis_away, meanwhile, queries, caplog):

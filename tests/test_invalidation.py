@@ -12,7 +12,7 @@ from django.core.management import call_command
 from django.db import IntegrityError, NotSupportedError, OperationalError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
-from django.db.models import F
+from django.db.models import F, Value
 from django.db.models.signals import post_save, pre_delete, pre_save
 from django.utils import timezone
 from django_redis import get_redis_connection
@@ -447,6 +447,61 @@ def test_a_save_that_changes_nothing_of_a_locked_image_keeps_the_others_warm(twe
     assert read(f"cached/{second.pk}").came_from == "hit"
 
 
+def test_a_lock_is_of_one_row(twenty_properties, prime, read):
+    """Saved under another id, the object overwrites a row of which nobody knows what it held."""
+    first, second = twenty_properties[:2]
+    Property.objects.filter(pk=second.pk).update(status="sold")
+    prime(status="available", page_size=100)
+
+    with transaction.atomic():
+        locked = Property.objects.select_for_update().get(pk=first.pk)
+        locked.pk = second.pk
+        locked.save()
+
+    assert len(read("cached", status="available", page_size=100).rows) == 20
+
+
+@pytest.mark.parametrize("way", ["save", "delete"])
+def test_a_locked_image_under_another_id_is_another_image(twenty_properties, prime, read, way):
+    first, second = twenty_properties[:2]
+    prime(f"cached/{second.pk}")
+
+    with transaction.atomic():
+        locked = PropertyImage.objects.select_for_update().filter(property=first)[0]
+        locked.pk = second.images.first().pk
+        getattr(locked, way)()
+
+    assert len(read(f"cached/{second.pk}").json["images"]) == 1
+
+
+@pytest.mark.only("embedded")
+def test_a_locked_read_with_nothing_behind_it_is_certain_of_nothing(home, prime, read, elsewhere):
+    """By hand, SQLite's driver begins no transaction before the first write: so SELECT FOR UPDATE locks nothing. (PostgreSQL's driver begins one.)"""
+    transaction.set_autocommit(False)
+    try:
+        locked = Property.objects.select_for_update().get(pk=home.pk)
+        elsewhere(lambda: Property.objects.filter(pk=home.pk).update(status="sold"))
+        elsewhere(lambda: prime(status="available", page_size=100))
+        locked.save()
+        transaction.commit()
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+    assert len(read("cached", status="available", page_size=100).rows) == 20
+
+
+def test_a_lock_of_a_joined_row_is_none_of_the_row_itself(home, prime, read):
+    """`of=("agent",)` locks agents alone; what a property holds may change before it is saved."""
+    prime(status="sold")
+
+    with transaction.atomic():
+        mine = Property.objects.select_related("agent").select_for_update(of=("agent",)).get(pk=home.pk)
+        mine.save()
+
+    assert read("cached", status="sold").came_from == "fwd=stale; stored"
+
+
 def test_an_update_of_a_row_that_somebody_deleted_creates_it_again(home, prime, read_the_list):
     """Django's save() inserts what it could not update: the list knows, though nobody said that a property was created."""
     ghost = Property.objects.get(pk=home.pk)
@@ -456,6 +511,39 @@ def test_an_update_of_a_row_that_somebody_deleted_creates_it_again(home, prime, 
     ghost.save()
 
     assert read_the_list()[0]["id"] == ghost.pk
+
+
+WRITTEN_OTHERWISE = {"a float": float, "with a zero before it": "0{}".format, "with a space": " {}".format}
+"""Ids as files and forms give them: Django makes whole numbers of them, but only in the SQL."""
+
+
+@pytest.mark.parametrize("way", WRITTEN_OTHERWISE)
+def test_an_owner_whose_id_is_written_otherwise(home, prime, read, way):
+    prime(f"cached/{home.pk}")
+
+    PropertyImage.objects.create(property_id=WRITTEN_OTHERWISE[way](home.pk), url="https://images.example.com/new.jpg")
+
+    assert len(read(f"cached/{home.pk}").json["images"]) == 3
+
+
+@pytest.mark.parametrize("way", WRITTEN_OTHERWISE)
+def test_a_row_whose_id_is_written_otherwise(home, prime, read, way):
+    prime(f"cached/{home.pk}")
+
+    Property(pk=WRITTEN_OTHERWISE[way](home.pk), title="Other", price=1, location=home.location, agent=home.agent).save()
+
+    assert read(f"cached/{home.pk}").json["title"] == "Other"
+
+
+def test_an_owner_that_only_the_database_can_tell(twenty_properties, prime, read):
+    first, second = twenty_properties[:2]
+    prime(f"cached/{second.pk}")
+
+    image = first.images.first()
+    image.property_id = Value(second.pk)
+    image.save()
+
+    assert len(read(f"cached/{second.pk}").json["images"]) == 3
 
 
 def test_a_row_saved_under_an_id_of_its_own_choice(home, prime, read_the_list):
@@ -504,6 +592,9 @@ UNNAMED = {
     "executemany()": lambda home: connection.cursor().executemany("UPDATE housing_office SET name = %s WHERE id = %s", [("Else", home.agent.office_id)]),
     "SQL on agents": lambda home: sql("UPDATE housing_agent SET name = 'Else' WHERE id = %s", home.agent_id),
     "SQL on locations": lambda home: sql("UPDATE housing_location SET zip_code = 'Else' WHERE id = %s", home.location_id),
+    "an updatable view, chosen by a table of ours": lambda home: sql(
+        "UPDATE somebodys_view SET price = 4 WHERE id IN (SELECT property_id FROM housing_propertyimage WHERE property_id = %s)", home.pk
+    ),
     "an updatable view": lambda home: sql("UPDATE somebodys_view SET price = 4 WHERE id = %s", home.pk),
 }
 
@@ -570,6 +661,39 @@ def test_the_update_of_a_receiver_is_not_taken_for_the_save_that_it_listens_to(t
             signal.disconnect(listener, sender=Property)
         assert [row["id"] for row in read_the_list(status="sold")] == [other.pk]
         Property.objects.update(status="available")
+
+
+def test_a_receiver_may_change_what_is_saved(home, prime, read_the_list):
+    """It runs after ours, and before the SQL: what counts is what was written."""
+    prime(status="sold")
+
+    def sell(instance, **_):
+        instance.status = "sold"
+
+    pre_save.connect(sell, sender=Property)
+    try:
+        with transaction.atomic():
+            Property.objects.select_for_update().get(pk=home.pk).save()
+    finally:
+        pre_save.disconnect(sell, sender=Property)
+
+    assert [row["id"] for row in read_the_list(status="sold")] == [home.pk]
+
+
+def test_a_receiver_may_give_an_image_to_another_property(twenty_properties, prime, read):
+    first, second = twenty_properties[:2]
+    prime(f"cached/{second.pk}")
+
+    def move(instance, **_):
+        instance.property = second
+
+    pre_save.connect(move, sender=PropertyImage)
+    try:
+        PropertyImage.objects.create(property=first, url="https://images.example.com/new.jpg")
+    finally:
+        pre_save.disconnect(move, sender=PropertyImage)
+
+    assert len(read(f"cached/{second.pk}").json["images"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -682,9 +806,10 @@ def test_a_save_through_a_proxy_names_its_row_and_no_other(twenty_properties, pr
         lambda: sql({"sqlite": "PRAGMA optimize", "postgresql": "SET application_name = 'specs'"}[connection.vendor]),
         lambda: sql("ANALYZE"),
         lambda: sql("EXPLAIN SELECT * FROM housing_property"),
+        lambda: sql("/* who asks */ SELECT 1"),
         lambda: sql("CREATE TABLE elsewhere (id integer)") or sql("DROP TABLE elsewhere"),
     ],
-    ids=["a user", "a session", "a setting", "statistics", "a plan", "another table"],
+    ids=["a user", "a session", "a setting", "statistics", "a plan", "a SELECT with a comment before it", "another table"],
 )
 def test_a_write_to_the_table_of_another_app_makes_nothing_stale(home, prime, read, innocent):
     """A login is a write too, and must not empty the cache."""
@@ -714,6 +839,8 @@ STATEMENTS = {
     "SELECT 1; CALL nightly()": EVERYTHING,
     "CALL nightly()": EVERYTHING,
     "UPDATE somebodys_view SET price = 1": EVERYTHING,
+    "UPDATE somebodys_view SET price = 1 WHERE id IN (SELECT property_id FROM housing_propertyimage)": EVERYTHING,
+    "EXPLAIN ANALYSE UPDATE housing_agent SET name = 'x'": {"housing_agent"},
     "INSERT INTO django_session VALUES (1)": NOTHING,
     'INSERT OR REPLACE INTO "django_session" VALUES (1)': NOTHING,
     "UPDATE ONLY django_session SET session_data = ''": NOTHING,
@@ -735,6 +862,7 @@ def test_a_statement_is_a_write_unless_its_text_says_otherwise(text, written):
 
 
 NOT_PROMISED = {
+    "`UPDATE … RETURNING` through a cursor works in autocommit on SQLite": "SQLite refuses our COMMIT before the rows are fetched: an error. Use `atomic()`.",
     "A write through a function or a trigger is in the very next read": "Neither `SELECT f()` nor the statement before a trigger says what is written.",
     "A write by another program is in the very next read": "Nobody stands before its COMMIT: an entry lives until a write of ours, or its time is up.",
     "A column that a blind save writes back unchanged leaves pages warm": "`save()` cannot know that it is unchanged; a locked read, or `update_fields`, can.",
@@ -898,6 +1026,29 @@ def test_a_commit_that_fails_makes_nothing_stale(home, prime, read):
     assert read("cached").came_from == "hit"
 
 
+@pytest.mark.only("embedded")
+def test_a_commit_that_is_tried_again_takes_the_same_way(home, prime, read, elsewhere, redis_clock, settings):
+    """By hand, a transaction goes on after a COMMIT that failed: the second COMMIT says again what the first had to say. (PostgreSQL ends the transaction.)"""
+    transaction.set_autocommit(False)
+    try:
+        sql("PRAGMA defer_foreign_keys = ON")
+        image = PropertyImage.objects.create(property_id=10**9, url="https://images.example.com/nobody.jpg")
+        home.price = 5
+        home.save()
+        with pytest.raises(IntegrityError):
+            transaction.commit()
+        redis_clock.seconds += settings.HOUSING_LEASE + 1
+        elsewhere(prime)
+        image.property = home
+        image.save()
+        transaction.commit()
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+    assert read("cached").rows[0]["price"] == "5.00"
+
+
 @pytest.fixture
 def lost_at_commit(monkeypatch):
     """`with lost_at_commit():` the connection is lost with COMMIT on its way."""
@@ -1035,7 +1186,7 @@ def test_switching_autocommit_on_commits_and_so_takes_the_same_way(home, prime, 
     assert read_the_list()[0]["price"] == "4.00"
 
 
-@pytest.mark.parametrize("text", ["COMMIT", "end", "ROLLBACK", "abort", "PREPARE TRANSACTION 'x'"])
+@pytest.mark.parametrize("text", ["COMMIT", "end", "ROLLBACK", "abort", "PREPARE TRANSACTION 'x'", "/* done */ COMMIT", "-- done\nCOMMIT", ";COMMIT"])
 def test_ending_a_transaction_with_sql_is_refused(home, text):
     """It would pass the lease by."""
     with pytest.raises(NotSupportedError, match=r"Use transaction.atomic\(\)"), transaction.atomic():
@@ -1068,6 +1219,43 @@ def test_a_savepoint_of_sql_is_nobodys_business(home, prime, read):
 
 
 @pytest.mark.only("embedded")
+def commit_as_sql():
+    sql("COMMIT")
+
+
+def commit_by_a_script():
+    connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")
+
+
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize("end", [commit_as_sql, commit_by_a_script])
+def test_ending_djangos_transaction_past_django_is_refused(home, prime, read, end):
+    """Django would go on as if inside it, commit what comes next statement by statement, and roll nothing back. (Scripts are SQLite's.)"""
+    prime()
+
+    with pytest.raises(NotSupportedError), transaction.atomic():
+        end()
+        Property.objects.filter(pk=home.pk).update(price=1)
+        raise NotSupportedError("too late")
+
+    assert read("cached").body == read("optimized").body
+
+
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize("end", [commit_as_sql, commit_by_a_script])
+def test_a_lock_does_not_outlive_its_transaction(home, prime, read, elsewhere, end):
+    """(Scripts are SQLite's.)"""
+    with pytest.raises(NotSupportedError), transaction.atomic():
+        locked = Property.objects.select_for_update().get(pk=home.pk)
+        end()
+        elsewhere(lambda: Property.objects.filter(pk=home.pk).update(status="sold"))
+        elsewhere(lambda: prime(status="available", page_size=100))
+        locked.save()
+        raise NotSupportedError("too late")
+
+    assert read("cached", status="available", page_size=100).body == read("optimized", status="available", page_size=100).body
+
+
 @pytest.mark.parametrize("script", ["DELETE FROM housing_property;", "SELECT 1; UPDATE somebodys_view SET price = 1;"])
 def test_a_script_that_may_write_our_tables_is_refused(home, script):
     """SQLite's executescript commits by itself, before and after. (PostgreSQL's driver has none.)"""

@@ -15,6 +15,24 @@ from housing.cache.entries import ATTEMPTS
 from housing.cache.journal import Hit, Miss, journal
 from housing.models import Property, PropertyImage
 
+SELECT = Property.objects.order_by("pk")
+
+
+def an_iterator():
+    """One that has rows left."""
+    rows = SELECT.iterator(chunk_size=2)
+    next(rows)
+    return rows
+
+
+def a_cursor():
+    """The same of a cursor."""
+    cursor = connection.cursor()
+    cursor.execute("SELECT id FROM housing_property")
+    cursor.fetchone()
+    return cursor
+
+
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 
 
@@ -463,6 +481,39 @@ def test_a_server_that_restarts_while_it_is_asked_which_run_it_is(home, price, r
     run_id("b", after_info=True)
     assert price() == ("300000.00", "fwd=bypass; detail=unreachable")
     assert price() == ("300000.00", "fwd=miss; detail=newborn")
+
+
+# A connection that still reads
+
+
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize("page", ["cached", "cached/{}"], ids=["a list", "a detail"])
+@pytest.mark.parametrize("pin", [an_iterator, a_cursor], ids=["an iterator", "a cursor"])
+def test_a_read_while_an_earlier_select_is_not_read_to_its_end(home, read, reprice, elsewhere, pin, page):
+    """On SQLite every SELECT of a connection sees what the first unfinished one saw: older than `read_at`. (psycopg reads to the end.)"""
+    page = page.format(home.pk)
+    unfinished = pin()
+    elsewhere(lambda: reprice(1))  # T2 leases, COMMITs, closes
+    read(page)  # T1 misses, SELECTs the old price: it may not be stored
+    unfinished.close()
+    assert read(page).body == read(page.replace("cached", "optimized")).body
+
+
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize(("begin", "end"), [("BEGIN", "COMMIT"), ("SAVEPOINT mine", "RELEASE mine")])
+@pytest.mark.parametrize("page", ["cached", "cached/{}"], ids=["a list", "a detail"])
+def test_a_read_inside_a_transaction_that_only_sql_began(home, read, reprice, elsewhere, begin, end, page):
+    """Django thinks that it is in autocommit; the driver knows better. (PostgreSQL takes no SAVEPOINT there.)"""
+    page = page.format(home.pk)
+    with connection.cursor() as cursor:
+        cursor.execute(begin)
+        try:
+            assert SELECT.count() == 20
+            elsewhere(lambda: reprice(1))
+            read(page)
+        finally:
+            cursor.execute(end)
+    assert read(page).body == read(page.replace("cached", "optimized")).body
 
 
 NOT_PROMISED = {

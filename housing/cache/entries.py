@@ -38,7 +38,7 @@ def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin
 
     `etags` are those that the reader has. Raises what `read` raises, and then remembers nothing.
     """
-    if connection.in_transaction:  # its snapshot may be older than any instant of ours, and hold writes nobody else sees
+    if connection.reads_the_past:  # its snapshot may be older than any instant of ours, and hold writes nobody else sees
         return _without_cache(read, etags, "transaction")
     for _ in range(ATTEMPTS):
         try:

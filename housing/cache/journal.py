@@ -24,9 +24,6 @@ from redis import exceptions as refusals
 
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
-LOST = (refusals.ConnectionError, refusals.TimeoutError, refusals.OutOfMemoryError, refusals.ReadOnlyError, refusals.NoScriptError)
-"""What Redis says, or fails to say, when it cannot serve us now."""
-
 
 class Unreachable(Exception):
     """Redis did not answer, or refused; the message says which server, and what it said."""
@@ -108,7 +105,7 @@ class Journal:
             except refusals.NoScriptError:  # another incarnation of the server, whatever dump it came from
                 self._sha = None
                 return self._evaluate(client, verb, entry, nonce, args)
-        except LOST as error:
+        except refusals.RedisError as error:  # away, full, read-only, or holding something else under our key
             where = client.connection_pool.connection_kwargs
             raise Unreachable(f"Redis at {where.get('host')}:{where.get('port')} is out of reach ({error}).") from error
 

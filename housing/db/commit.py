@@ -98,13 +98,28 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         return any(frame.tags for frame in self.frames)
 
     @property
-    def in_transaction(self) -> bool:
-        """Whether a SELECT may be answered from a snapshot that began earlier. Asking does not connect."""
+    def managed(self) -> bool:
+        """Whether Django holds a transaction open. Asking does not connect."""
         return self.in_atomic_block or (self.connection is not None and not self.autocommit)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether there is a transaction, Django's or one that SQL began. Asking does not connect."""
+        return self.managed or self.begun
+
+    @property
+    def begun(self) -> bool:
+        """Whether the driver is inside a transaction."""
+        raise NotImplementedError
+
+    @property
+    def reads_the_past(self) -> bool:
+        """Whether a SELECT may be answered from a snapshot that began earlier."""
+        return self.in_transaction
+
     def innermost_frame(self) -> Frame | None:
-        """The frame of the innermost savepoint; None in autocommit, where a lock lasts no longer than its statement."""
-        return self.frames[-1] if self.in_transaction else None
+        """The frame of the innermost savepoint; None in autocommit, where a lock lasts no longer than its statement, and where nothing is locked."""
+        return self.frames[-1] if self.managed and self.begun else None
 
     def holds(self, frame: Frame | None) -> bool:
         """Whether the locks that were taken under `frame` are held for certain."""
@@ -167,9 +182,9 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
         Raises NotSupportedError where the text itself would end a transaction that holds writes of ours.
         """
-        if statements.ENDS_TRANSACTION.match(sql):
-            if self.uncommitted:
-                verb = sql.split(maxsplit=1)[0].upper()
+        if statements.ends_transaction(sql):
+            if self.managed or self.uncommitted or statements.ENDS_LATER.search(sql):
+                verb = statements.bare(sql).split(maxsplit=1)[0].upper()
                 raise NotSupportedError(f"{verb} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback().")
             yield
         elif not (tables := statements.written_tables(sql)):
@@ -210,12 +225,12 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         except BaseException:  # Ctrl-C: Django rolls back after errors of the database only, and SQLite would commit with the next statement
             self._rollback()
             raise
-        self.frames = [Frame()]
         try:
             super()._commit()
         except DatabaseError:
             self.in_doubt = lease
             raise
+        self.frames = [Frame()]
         try:
             journal.close(lease)
         except Unreachable as away:

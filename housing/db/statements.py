@@ -12,7 +12,7 @@ APP = "housing"
 
 HARMLESS = re.compile(
     r"[\s(]*(SELECT|SHOW|PRAGMA|SET|RESET|BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK\s+TO|DECLARE|FETCH|CLOSE|DEALLOCATE|LISTEN|UNLISTEN|NOTIFY"
-    r"|VACUUM|ANALYZE|REINDEX|LOCK|EXPLAIN(?!.*\bANALYZE\b))\b",
+    r"|VACUUM|ANALYZE|REINDEX|LOCK|EXPLAIN(?!.*\bANALY[SZ]E\b))\b",
     re.IGNORECASE | re.DOTALL,
 )
 """Beginnings of statements that write no row."""
@@ -20,15 +20,21 @@ HARMLESS = re.compile(
 CONTROL = re.compile(r"\s*(BEGIN|START\s+TRANSACTION|SET\s+TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK|COMMIT)\b", re.IGNORECASE)
 """Transaction control: statements that ask nothing and write nothing, and so are no query."""
 
+LEAD = re.compile(r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)*", re.DOTALL)
+"""What may stand before a statement. A comment within a comment, which servers read differently, is left to look like a write."""
+
 SEVERAL = re.compile(r";\s*\S")
 """More than one statement in one text: only the first could be judged by its beginning."""
 
 ENDS_TRANSACTION = re.compile(r"\s*(COMMIT|END|ROLLBACK(?!\s+TO)|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
 
+ENDS_LATER = re.compile(r";\s*(COMMIT|ROLLBACK(?!\s+TO)|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
+
 TARGET = re.compile(r'\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?)\s+"?(\w+)"?(?!\w*\.)', re.IGNORECASE)
 """The one table that a plain INSERT, UPDATE or DELETE writes."""
 
 SCHEMA = re.compile(r"\s*(CREATE|ALTER|DROP|COMMENT|GRANT|REVOKE)\b", re.IGNORECASE)
+WITH = re.compile(r"WITH\b", re.IGNORECASE)
 CONCURRENTLY = re.compile(r"\s*(CREATE|DROP)\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\b", re.IGNORECASE)
 
 DELETES_ROWS = re.compile(r'DELETE FROM "(\w+)" WHERE "\1"\."id" IN \((?:%s(?:, )?)+\)')
@@ -53,21 +59,33 @@ def _mention() -> re.Pattern[str]:
     return re.compile(r"\b(" + "|".join(map(re.escape, our_tables())) + r")\b", re.IGNORECASE)
 
 
+def bare(sql: str) -> str:
+    """A text without the comments and the empty statements that it begins with."""
+    return LEAD.sub("", sql, count=1)
+
+
+def ends_transaction(sql: str) -> bool:
+    """Whether a text ends the transaction that it is in, or might."""
+    return bool(ENDS_TRANSACTION.match(bare(sql)) or ENDS_LATER.search(sql))
+
+
 def written_tables(sql: str) -> frozenset[str]:
     """The tables of ours that a statement may write: those in its text, and all of them where its target is not known.
 
     A write through a function (`SELECT f()`) or through somebody else's trigger is not seen.
     """
-    if HARMLESS.match(sql) and not SEVERAL.search(sql):
+    sql = bare(sql)
+    several = SEVERAL.search(sql)
+    if CONCURRENTLY.match(sql) or (HARMLESS.match(sql) and not several):
         return frozenset()
-    if CONCURRENTLY.match(sql):
-        return frozenset()
+    target = TARGET.match(sql)
+    if target and target[1].lower() not in our_tables() | dict.fromkeys(other_tables()):
+        return frozenset(our_tables())  # a view, say: what it stands for is in no text
+    if WITH.match(sql):
+        return frozenset(our_tables())
     if named := frozenset(name.lower() for name in _mention().findall(sql)):
         return named
-    target = TARGET.match(sql)
-    if target and target[1] in other_tables() and not SEVERAL.search(sql):
-        return frozenset()
-    if SCHEMA.match(sql) and not SEVERAL.search(sql):
+    if (target or SCHEMA.match(sql)) and not several:
         return frozenset()
     return frozenset(our_tables())
 

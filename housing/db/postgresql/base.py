@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import transaction
 from django.db.backends.postgresql import base
+from psycopg.pq import TransactionStatus
 
 from housing.db.commit import CommitMixin, CursorMixin
 
@@ -26,6 +27,11 @@ class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
     """Django's, with leases around COMMIT."""
 
     cursor_mixin = Cursor
+
+    @property
+    def begun(self) -> bool:
+        """Whether the driver is inside a transaction."""
+        return self.connection is not None and self.connection.info.transaction_status != TransactionStatus.IDLE
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

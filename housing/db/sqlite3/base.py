@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from django.db.backends.sqlite3 import base
 from housing.db.commit import CommitMixin, CursorMixin
 from housing.db.statements import tables_in_script
 
+PROBE = "housing_probe"
+
 
 class Cursor(CursorMixin):
     """The cursor of Django's wrapper, which has one more way to write on SQLite."""
@@ -21,7 +24,7 @@ class Cursor(CursorMixin):
 
         Raises NotSupportedError for the others: nobody could stand before that COMMIT.
         """
-        if self.db.uncommitted or tables_in_script(script):
+        if self.db.managed or self.db.uncommitted or tables_in_script(script):
             raise NotSupportedError("executescript commits past the cache. Execute the statements one by one, inside transaction.atomic().")
         return self.cursor.executescript(script)
 
@@ -30,6 +33,29 @@ class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
     """Django's, with leases around COMMIT."""
 
     cursor_mixin = Cursor
+
+    def get_new_connection(self, conn_params: Any) -> Any:
+        """As Django's, with the function that `reads_the_past` asks by."""
+        connection = super().get_new_connection(conn_params)
+        connection.create_function(PROBE, 0, bool)
+        return connection
+
+    @property
+    def begun(self) -> bool:
+        """Whether the driver is inside a transaction."""
+        return self.connection is not None and self.connection.in_transaction
+
+    @property
+    def reads_the_past(self) -> bool:
+        """As the mixin's; and while a SELECT is not read to its end, for every other on the connection sees what it sees."""
+        return self.in_transaction or (self.connection is not None and self._has_unfinished())
+
+    def _has_unfinished(self) -> bool:
+        try:
+            self.connection.create_function(PROBE, 0, bool)
+        except sqlite3.OperationalError:  # SQLite changes no function while a statement is pending
+            return True
+        return False
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
