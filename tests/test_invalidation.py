@@ -1256,6 +1256,7 @@ def test_a_lock_does_not_outlive_its_transaction(home, prime, read, elsewhere, e
     assert read("cached", status="available", page_size=100).body == read("optimized", status="available", page_size=100).body
 
 
+@pytest.mark.only("embedded")
 @pytest.mark.parametrize("script", ["DELETE FROM housing_property;", "SELECT 1; UPDATE somebodys_view SET price = 1;"])
 def test_a_script_that_may_write_our_tables_is_refused(home, script):
     """SQLite's executescript commits by itself, before and after. (PostgreSQL's driver has none.)"""
