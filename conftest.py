@@ -241,8 +241,8 @@ def plant_a_mark() -> Callable[[], bytes]:
 
 def entries() -> list[bytes]:
     """The keys of all that is remembered."""
-    journal_key = cache.make_key("journal").encode()
-    return [key for key in get_redis_connection("default").scan_iter(cache.make_key("*")) if key != journal_key]
+    client, journal_key = get_redis_connection("default"), cache.make_key("journal").encode()
+    return [key for key in client.scan_iter(cache.make_key("*")) if key != journal_key and client.hexists(key, "body")]
 
 
 @pytest.fixture
@@ -339,6 +339,24 @@ def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("fakeredis.commands_mixins.server_mixin.time", clock)
     journal.begin()
     return clock
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The clock by which a reader waits for another's answer, each its own, which only waiting turns; `waiting.begun` is called in each pause."""
+
+    class Waiting(threading.local):
+        seconds = 0.0
+        begun: Callable[[], Any] = bool
+
+        def sleep(self, seconds: float) -> None:
+            self.seconds += seconds
+            type(self).begun()
+
+    waiting = Waiting()
+    monkeypatch.setattr("housing.cache.entries.sleep", waiting.sleep)
+    monkeypatch.setattr("housing.cache.entries.monotonic", lambda: waiting.seconds)
+    return waiting
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,12 @@ if REDIS_URL.rstrip("/") == "fakeredis:":
 HOUSING_LEASE = 5.0
 # How long an entry lives when nothing makes it stale, which also bounds what the journal remembers. It is the net, not the rope.
 HOUSING_TTL = 24 * 3600.0
+# How long a reader waits for the answer that another one is reading: longer than a page takes on a bad day, and no longer than
+# all may be held up by one that dies over it.
+HOUSING_PATIENCE = 0.5
+# How early an answer whose time will be up is read again. 1 is the optimum for costs that vary little; more is earlier.
+# (XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015.)
+HOUSING_BETA = 1.0
 # Which run of the Redis server this is: None asks it. fakeredis cannot say, but always starts empty.
 HOUSING_INCARNATION = "fakeredis" if EMBEDDED else None
 

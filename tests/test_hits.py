@@ -2,11 +2,14 @@
 
 import datetime
 import inspect
+import re
 from contextlib import ExitStack
+from io import StringIO
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.core.management import CommandError, call_command
+from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
@@ -66,7 +69,7 @@ def test_what_is_remembered_is_bytes_and_no_pickle(twenty_properties, prime):
     stored = get_redis_connection("default").hgetall(entry)
 
     assert stored[b"body"] == body
-    assert set(stored) == {b"epoch", b"read_at", b"tags", b"etag", b"body"}
+    assert set(stored) == {b"epoch", b"read_at", b"tags", b"etag", b"body", b"cost", b"until"}
 
 
 def test_an_entry_does_not_live_for_ever(twenty_properties, prime, settings):
@@ -103,7 +106,7 @@ def test_the_fingerprint_covers_the_key_that_signs_the_links(settings):
     assert fingerprint.__wrapped__() == fingerprint.__wrapped__()
 
 
-@pytest.mark.parametrize("module", ["models", "signals", "queries", "filters", "serializers"])
+@pytest.mark.parametrize("module", ["models", "signals", "queries", "filters", "serializers", "views"])
 def test_the_fingerprint_covers_all_the_code_that_gives_an_answer_its_shape_or_its_tags(monkeypatch, module):
     from housing.cache.keys import fingerprint
 
@@ -450,3 +453,92 @@ def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(
     assert answer.came_from == "fwd=bypass; detail=unreachable"
     assert len(answer.rows) == 20
     assert "Answered, but not remembered: Redis at" in caplog.text
+
+
+# Warming
+
+
+@pytest.fixture
+def warm_cache():
+    """`manage.py warm_cache`; what it says."""
+
+    def warm_cache(*arguments, **options):
+        said = StringIO()
+        call_command("warm_cache", *arguments, stdout=said, **options)
+        return said.getvalue()
+
+    return warm_cache
+
+
+def test_what_was_warmed_is_a_hit_for_its_first_reader(twenty_properties, warm_cache, read):
+    """The first page in each order, unless something else is named."""
+    assert warm_cache() == "4 pages filled, 0 were warm, 0 were written meanwhile and are not remembered.\n"
+
+    assert {read("cached", ordering=ordering).came_from for ordering in ("created_at", "-created_at", "price", "-price")} == {"hit"}
+    assert read("cached").body == read("optimized").body
+
+
+def test_named_pages_are_warmed_as_far_as_there_are_any(twenty_properties, warm_cache, read):
+    said = warm_cache("?city=Springfield&page_size=8", "status=sold", pages=4)
+
+    assert said.startswith("4 pages filled")
+    second = read("cached", city="Springfield", page_size=8).json["next"]
+    assert [read(f"cached{page}").came_from for page in ("?city=Springfield&page_size=8", second, "?status=sold", "")] == ["hit"] * 3 + ["fwd=miss; stored"]
+
+
+def test_warming_again_asks_the_database_nothing(twenty_properties, warm_cache, queries):
+    warm_cache()
+
+    with queries.exactly(0, because="a page that is warm costs a look"):
+        assert warm_cache() == "0 pages filled, 4 were warm, 0 were written meanwhile and are not remembered.\n"
+
+
+def test_warming_never_overwrites_newer_data(home, warm_cache, read, meanwhile):
+    """It fills as any reader does: what a write overtook is read again."""
+
+    def reprice():
+        Property.objects.filter(pk=home.pk).update(price=1)
+
+    with meanwhile(reprice):
+        assert warm_cache("status=available").startswith("1 pages filled")
+    assert read("cached", status="available").came_from == "hit"
+    assert read("cached", status="available").body == read("optimized", status="available").body
+
+
+def test_what_cannot_be_remembered_while_it_is_written_is_said(home, warm_cache, around_commit):
+    said = []
+    with around_commit(before=lambda: said.append(warm_cache("status=available"))):
+        home.save()
+
+    assert said == ["0 pages filled, 0 were warm, 1 were written meanwhile and are not remembered.\n"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["status=sold", "citty=Springfield"], "citty=Springfield: the list has no parameter citty. It has city, status, "),
+        (["status=gone"], "status=gone: status: Select a valid choice. gone is not one of the available choices."),
+        (["--pages=0"], "--pages is 0. It takes a whole number from 1 on."),
+    ],
+)
+def test_a_page_that_cannot_be_asked_for_is_named_before_anything_is_read(twenty_properties, warm_cache, queries, arguments, complaint):
+    with queries.exactly(0, because="nothing is half done"), pytest.raises(CommandError, match=f"^{re.escape(complaint)}"):
+        warm_cache(*arguments)
+
+
+def test_warming_says_that_redis_is_away(twenty_properties, warm_cache, redis_away):
+    with redis_away(), pytest.raises(CommandError, match=r"^Redis is out of reach, and nothing is remembered\. See REDIS_URL\.$"):
+        warm_cache()
+
+
+def test_warming_says_what_the_database_says(twenty_properties, warm_cache):
+    def refuse(*_):
+        raise OperationalError("the database is shutting down")
+
+    with connection.execute_wrapper(refuse), pytest.raises(CommandError, match=r"^The database says: the database is shutting down$"):
+        warm_cache()
+
+
+def test_quiet_warming_is_quiet(twenty_properties, warm_cache, capsys):
+    assert warm_cache(verbosity=0) == ""
+    assert capsys.readouterr() == ("", "")

@@ -3,16 +3,22 @@
 T1, T2, … are processes. Each spec is one story, its steps in order.
 """
 
+import random
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from threading import Barrier, Event
+
 import pytest
 from django.core.cache import cache
 from django.db import connection, transaction
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from conftest import Killed, die, entries
-from housing.cache.entries import ATTEMPTS
-from housing.cache.journal import Hit, Miss, journal
+from conftest import Killed, ask, die, entries
+from housing.cache.entries import ATTEMPTS, PAUSES, draws
+from housing.cache.journal import Filling, Hit, Miss, journal
 from housing.models import Property, PropertyImage
 
 SELECT = Property.objects.order_by("pk")
@@ -192,6 +198,196 @@ def test_a_slow_reader_does_not_overwrite_a_fast_one(home, price):
     assert journal.store(PAGE, fast, {"t"}, '"new"', b"new") == "stored"
     assert journal.store(PAGE, slow, {"t"}, '"old"', b"old") == "overtaken"
     assert journal.lookup(PAGE) == Hit('"new"', b"new")
+
+
+# Many readers of one page
+
+
+@pytest.fixture
+def endless_patience(settings):
+    """However slow the machine is."""
+    settings.HOUSING_PATIENCE = 3600.0
+    journal.forget_server()  # the setting is in the script's text
+    yield
+    journal.forget_server()
+
+
+def test_of_fifty_cold_readers_one_asks_the_database(twenty_properties, handler, waiting, endless_patience):
+    """The others have its answer: they looked it up when it was there."""
+    everybody_waits, it_is_there, asked = Barrier(50), Event(), []
+
+    def wait_for_the_others():
+        everybody_waits.wait(timeout=30)
+        it_is_there.wait(timeout=30)
+
+    def read_alone(_):
+        client = Client()
+        client.handler = handler
+        try:
+            with connection.execute_wrapper(take_your_time):
+                return ask(client).came_from
+        finally:
+            it_is_there.set()
+            connection.close()
+
+    def take_your_time(execute, *statement):
+        asked.append(statement[0])
+        everybody_waits.wait(timeout=30)
+        return execute(*statement)
+
+    type(waiting).begun = wait_for_the_others
+    with ThreadPoolExecutor(50) as readers:
+        answers = list(readers.map(read_alone, range(50)))
+
+    assert len(asked) == 1
+    assert sorted(answers) == ["fwd=miss; collapsed"] * 49 + ["fwd=miss; stored"]
+
+
+def test_who_waits_gets_no_answer_older_than_its_own_start(home):
+    """T1 misses, SELECTs · T2 writes · T3 begins, and waits for T1 · T1 may not store · T3 asks the database itself."""
+    miss = journal.lookup(PAGE)
+    journal.close(journal.lease({"t"}))
+    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "overtaken"
+    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+
+
+def test_who_waits_for_a_reader_that_died_does_not_wait_longer_than_its_patience(home, read, waiting, settings, monkeypatch):
+    """T1 misses, is killed · T2 waits, then asks the database."""
+    monkeypatch.setattr("housing.views.entry_key", lambda *_: PAGE)
+    journal.lookup(PAGE)
+
+    assert read("cached").came_from == "fwd=miss; stored"
+    assert settings.HOUSING_PATIENCE <= waiting.seconds < settings.HOUSING_PATIENCE + PAUSES[-1]
+
+
+@pytest.mark.only("embedded")
+def test_what_a_reader_that_died_was_filling_is_another_ones_after_a_while(home, redis_clock, settings):
+    """And others wait for that one. (Only where the clock can be turned.)"""
+    journal.lookup(PAGE)
+    redis_clock.seconds += settings.HOUSING_PATIENCE + 0.001
+    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+
+
+def test_nobody_waits_for_a_reader_that_found_nothing(transactional_db, read, waiting):
+    """An id that is not there is not remembered: whoever asks for it at once would wait in vain, one after another."""
+    for _ in range(3):
+        assert read("cached/1").status == 404
+    assert waiting.seconds == 0
+
+
+@pytest.mark.only("embedded")
+def test_nobody_waits_for_a_reader_that_failed_until_it_is_long_ago(home, redis_clock, settings):
+    """T1 misses, fails · T2, T3 ask at once · later T4 asks, and T5 waits for it. (Only where the clock can be turned.)"""
+    journal.abandon(PAGE, journal.lookup(PAGE))
+    for _ in range(2):
+        assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+    redis_clock.seconds += settings.HOUSING_PATIENCE + 0.001
+    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+
+
+def test_who_comes_too_late_to_fill_ends_nobody_elses_fill(home):
+    """T1 misses, T2 is impatient · T2 fails, or stores too late: T3 still waits for T1, and gets what T1 stored."""
+    first, second = journal.lookup(PAGE), journal.lookup(PAGE)
+    journal.abandon(PAGE, second)
+    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    journal.close(journal.lease({"u"}))
+    assert journal.store(PAGE, second, {"u"}, '"2"', b"2") == "overtaken"
+    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert journal.store(PAGE, first, {"t"}, '"1"', b"1") == "stored"
+    assert journal.lookup(PAGE, patient=True) == Hit('"1"', b"1")
+
+
+def test_where_a_lease_is_open_nobody_waits(home):
+    """What is read cannot be remembered. T1 finds that out for those who come after it; when the lease is over they wait again."""
+    lease = journal.lease({"t"})
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "leased"
+    for _ in range(2):
+        assert journal.lookup(PAGE, patient=True).stale is False
+    journal.close(lease)
+    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+
+
+def test_what_could_not_be_remembered_is_no_answer_once_its_lease_is_withdrawn(home):
+    """Only its tags were."""
+    lease = journal.lease({"t"})
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "leased"
+    journal.withdraw(lease)
+    assert isinstance(journal.lookup(PAGE), Miss)
+
+
+def test_a_page_that_was_warm_is_warm_again_when_a_lease_is_withdrawn(home):
+    """What was read meanwhile, and could not be remembered, did not put it out."""
+    journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1")
+    lease = journal.lease({"t"})
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"2"', b"2") == "leased"
+    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+    journal.withdraw(lease)
+    assert journal.lookup(PAGE) == Hit('"1"', b"1")
+
+
+def test_in_a_newborn_journal_nobody_waits(home):
+    """T1 finds out that nothing can be remembered yet."""
+    evict_the_journal()
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "newborn"
+    for _ in range(2):
+        assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+
+
+# An answer's time is nearly up
+
+
+@pytest.fixture
+def costing(monkeypatch):
+    """Every answer takes a second to read."""
+    monkeypatch.setattr("housing.cache.entries.perf_counter", count().__next__)
+
+
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
+def test_an_answer_is_read_again_early_as_often_as_the_formula_says(transactional_db, read, redis_clock, settings, costing, beta):
+    """XFetch: where cost × β × -ln(random) reaches the time that is left. (Only where the clock can be turned.)"""
+    settings.HOUSING_BETA = beta
+    draws.seed(7)
+    read("cached")
+    formula = random.Random(7)
+    formula.expovariate(1.0)
+    seen, expected = [], []
+    for _ in range(20):
+        redis_clock.seconds += settings.HOUSING_TTL - 1.5
+        seen.append(read("cached").came_from)
+        expected.append("fwd=stale; stored" if 1.0 * beta * formula.expovariate(1.0) >= 1.5 else "hit")
+        journal.begin()
+        read("cached")
+        formula.expovariate(1.0)
+
+    assert seen == expected
+    assert seen.count("fwd=stale; stored") == {0.0: 0, 1.0: 3, 3.0: 9}[beta]
+
+
+@pytest.mark.only("embedded")
+def test_while_one_reads_early_the_others_have_the_answer_that_is_there(home, redis_clock, settings):
+    """Nobody waits, and nobody joins in. (Only where the clock can be turned.)"""
+    journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", cost=1.0)
+    redis_clock.seconds += settings.HOUSING_TTL - 0.5
+    early = journal.lookup(PAGE, draw=0.6)
+    assert early.stale
+    assert journal.lookup(PAGE, draw=0.6, patient=True) == Hit('"1"', b"1")
+    assert journal.store(PAGE, early, {"t"}, '"2"', b"2") == "stored"
+    assert journal.lookup(PAGE, draw=0.6) == Hit('"2"', b"2")
+
+
+@pytest.mark.only("embedded")
+def test_an_answer_whose_time_is_up_is_read_again(home, read, redis_clock, settings):
+    """Whatever is drawn. (Only where the clock can be turned.)"""
+    settings.HOUSING_BETA = 0.0
+    read("cached")
+    redis_clock.seconds += settings.HOUSING_TTL
+    assert read("cached").came_from == "fwd=stale; stored"
+    assert read("cached").came_from == "hit"
 
 
 # A process dies

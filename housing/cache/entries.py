@@ -1,19 +1,33 @@
-"""How a read comes by its answer: remembered and fresh, or read from the database and remembered."""
+"""How a read comes by its answer: remembered and fresh, or read from the database and remembered.
+
+Of many readers of one answer that is not there one asks the database (single flight); the others look up again until it is there.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import random
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic, perf_counter, sleep
 
-from housing.cache.journal import Hit, Unreachable, journal
+from django.conf import settings
+
+from housing.cache.journal import Filling, Hit, Miss, Unreachable, journal
 from housing.db.commit import CommitMixin
 
 logger = logging.getLogger("housing.cache")
 
 ATTEMPTS = 3
 """How often an answer is read again because a write overtook it; then it is given as it is, and not remembered."""
+
+PAUSES = (0.002, 0.004, 0.008, 0.016, 0.032)
+"""Seconds between one look and the next for what another reader is filling; the last is repeated."""
+
+draws = random.Random()
+"""Who reads an answer again before its time is up."""
 
 Read = Callable[[], tuple[bytes, Collection[str]]]
 """Reads an answer from the database: its bytes, and the tags that they depend on."""
@@ -40,18 +54,18 @@ def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin
     """
     if connection.reads_the_past:  # its snapshot may be older than any instant of ours, and hold writes nobody else sees
         return _without_cache(read, etags, "transaction")
+    deadline = monotonic() + settings.HOUSING_PATIENCE
     for _ in range(ATTEMPTS):
         try:
-            found = journal.lookup(key, etags)
+            found, waited = _look_up(key, etags, deadline)
         except Unreachable as away:
             logger.warning("Answered from the database: %s", away)
             return _without_cache(read, etags, "unreachable")
         if isinstance(found, Hit):
-            return Answer(found.etag, found.body, "housing; hit")
-        body, tags = read()
-        etag = etag_of(body)
+            return Answer(found.etag, found.body, "housing; fwd=miss; collapsed" if waited else "housing; hit")
+        body, tags, seconds = _read_after(found, key, read)
         try:
-            verdict = journal.store(key, found, tags, etag, body)
+            verdict = journal.store(key, found, tags, etag_of(body), body, seconds)
         except Unreachable as away:
             logger.warning("Answered, but not remembered: %s", away)
             return _given(body, etags, "housing; fwd=bypass; detail=unreachable")
@@ -60,6 +74,28 @@ def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin
         if verdict != "overtaken":
             break
     return _given(body, etags, f"housing; fwd=miss; detail={verdict}")
+
+
+def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | Miss, bool]:
+    """What there is under `key`, and whether another reader was waited for; nobody waits beyond `deadline`."""
+    draw = draws.expovariate(1.0) * settings.HOUSING_BETA
+    looks = 0
+    while isinstance(found := journal.lookup(key, etags, draw=draw, patient=monotonic() < deadline), Filling):
+        sleep(PAUSES[min(looks, len(PAUSES) - 1)])
+        looks += 1
+    return found, looks > 0
+
+
+def _read_after(miss: Miss, key: str, read: Read) -> tuple[bytes, Collection[str], float]:
+    """What `read` gives, and how many seconds it took. Where it raises, nobody waits for it any longer."""
+    started = perf_counter()
+    try:
+        body, tags = read()
+    except BaseException:
+        with suppress(Unreachable):  # then they wait until their patience is at its end
+            journal.abandon(key, miss)
+        raise
+    return body, tags, perf_counter() - started
 
 
 def _without_cache(read: Read, etags: Collection[str], why: str) -> Answer:

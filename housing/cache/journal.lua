@@ -7,10 +7,15 @@
 --   'low'         minus the low-water mark: records at or before it may have been dropped
 --   tag           the instant of its last close
 --   lease|tag     LEASES + the instant at which this lease runs out; tag '*' is everything
--- KEYS[2] is an entry, one hash: epoch, read_at, tags, etag, body.
+-- KEYS[2] is an entry, one hash:
+--   epoch, read_at, tags   when it was read, and what may make it stale
+--   etag, body             what was read; not there where a lease forbade to remember it
+--   cost, until            how many microseconds that took, and the instant at which its time is up
+--   filling                the read_at of the one reader who asks the database, for whom others wait;
+--                          or minus the instant at which one gave up, and since when nobody waits
 -- Instants are microseconds. They never pass through tostring, which keeps 14 digits.
 
-local RUN, LEASE, TTL = 'run:@RUN@', @LEASE@, @TTL@
+local RUN, LEASE, TTL, PATIENCE = 'run:@RUN@', @LEASE@, @TTL@, @PATIENCE@
 local LEASES = 4e15 -- beyond every instant until the year 2096, and twice that still fits a double
 local journal, entry = KEYS[1], KEYS[2]
 
@@ -91,31 +96,53 @@ end
 
 local verbs = {}
 
--- etags… → 'hit', etag, body (none where the reader has it) | 'miss' or 'stale', epoch, read_at
-function verbs.lookup(nonce, ...)
-  local j = read_journal()
-  local e = redis.call('HMGET', entry, 'epoch', 'read_at', 'tags', 'etag')
-  if j and e[1] and not doubt(j, tonumber(e[1]), tonumber(e[2]), split(e[3])) then
+-- 'patient' or not, draw, etags… → 'hit', etag, body (none where the reader has it) | 'filling': look up again, later
+-- | 'miss' or 'stale', epoch, read_at
+-- Early expiration (XFetch: Vattani et al., VLDB 2015): with `draw` from the exponential distribution one reader reads an
+-- answer again before its time is up, the likelier the nearer that is and the more it cost.
+function verbs.lookup(nonce, patience, draw, ...)
+  local j, now = read_journal(), clock()
+  local e = redis.call('HMGET', entry, 'epoch', 'read_at', 'tags', 'etag', 'cost', 'until', 'filling')
+  local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]), split(e[3]))
+  local filling = tonumber(e[7]) or 0
+  local lately = now - math.abs(filling) < PATIENCE
+  local taken = filling > 0 and lately
+  if e[4] and not why and (taken or now + e[5] * draw < tonumber(e[6])) then
     for _, known in ipairs({...}) do
       if known == e[4] or known == '*' then return {'hit', e[4]} end
     end
     return {'hit', e[4], redis.call('HGET', entry, 'body')}
   end
+  local together = why ~= 'leased' and why ~= 'newborn' and (filling >= 0 or not lately)
+  if taken and together and patience == 'patient' then return {'filling'} end
   j = tick(nonce)
-  return {e[1] and 'stale' or 'miss', text(j.epoch), text(j.last)}
+  if together and not taken then
+    redis.call('HSET', entry, 'filling', text(j.last))
+    if not e[1] then redis.call('PEXPIRE', entry, PATIENCE / 1000) end
+  end
+  return {e[4] and 'stale' or 'miss', text(j.epoch), text(j.last)}
 end
 
 -- → 'stored', or why not
-function verbs.store(_, epoch, read_at, tags, etag, body)
+function verbs.store(_, epoch, read_at, tags, etag, body, cost)
   local j = read_journal()
-  if not j then return 'overtaken' end
-  local why = doubt(j, tonumber(epoch), tonumber(read_at), split(tags))
-  if why then return why end
-  local there = redis.call('HMGET', entry, 'epoch', 'read_at')
-  if there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then return 'overtaken' end
-  redis.call('HSET', entry, 'epoch', epoch, 'read_at', read_at, 'tags', tags, 'etag', etag, 'body', body)
-  redis.call('PEXPIRE', entry, TTL / 1000)
-  return 'stored'
+  local why = not j and 'overtaken' or doubt(j, tonumber(epoch), tonumber(read_at), split(tags))
+  local there = redis.call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
+  if there[4] == read_at then redis.call('HDEL', entry, 'filling') end
+  if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'overtaken' end
+  if not why then
+    redis.call('HSET', entry, 'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL))
+  elseif why == 'overtaken' or there[3] then
+    return why
+  end
+  redis.call('HSET', entry, 'epoch', epoch, 'read_at', read_at, 'tags', tags)
+  redis.call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
+  return why or 'stored'
+end
+
+-- Whoever asked the database got no answer. Others ask at once: one after another they would wait for nothing.
+function verbs.abandon(nonce, read_at)
+  if redis.call('HGET', entry, 'filling') == read_at then redis.call('HSET', entry, 'filling', text(-tick(nonce).last)) end
 end
 
 -- Reads of these tags cannot be trusted from now until the lease has run out.

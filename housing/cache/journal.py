@@ -54,22 +54,37 @@ class Miss:
     read_at: bytes
 
 
+class Filling:
+    """Nothing to be had yet: another reader is asking the database. Look up again, later."""
+
+
 class Journal:
     """The verbs of `journal.lua`. Each is one round trip, and raises Unreachable where Redis is."""
 
     def __init__(self) -> None:
         self._sha: str | None = None
 
-    def lookup(self, entry: str, etags: Iterable[str] = ()) -> Hit | Miss:
-        """The entry under this key, if it is fresh; without its body if the reader's `etags` name it."""
-        verdict, first, *rest = self._run("lookup", *etags, entry=entry)
-        if verdict == b"hit":
-            return Hit(first.decode(), rest[0] if rest else None)
-        return Miss(verdict == b"stale", first, rest[0])
+    def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, patient: bool = False) -> Hit | Miss | Filling:
+        """The entry under this key, if it is fresh; without its body if the reader's `etags` name it.
 
-    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes) -> str:
-        """Remember what was read after `miss`: "stored"; or why not, "overtaken", "leased" or "newborn"."""
-        return bytes(self._run("store", miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, entry=entry)).decode()
+        `draw`, from the exponential distribution, times the seconds that the entry cost: so long before its time is up it counts as over.
+        Whoever is `patient` may be told that another is filling it.
+        """
+        verdict, *rest = self._run("lookup", "patient" if patient else "", repr(draw), *etags, entry=entry)
+        if verdict == b"filling":
+            return Filling()
+        if verdict == b"hit":
+            return Hit(rest[0].decode(), rest[1] if len(rest) > 1 else None)
+        return Miss(verdict == b"stale", *rest)
+
+    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0) -> str:
+        """Remember what was read after `miss`, in `cost` seconds: "stored"; or why not, "overtaken", "leased" or "newborn"."""
+        args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000))
+        return bytes(self._run("store", *args, entry=entry)).decode()
+
+    def abandon(self, entry: str, miss: Miss) -> None:
+        """Say that nothing will be stored after `miss`, so that nobody waits for it."""
+        self._run("abandon", miss.read_at, entry=entry)
 
     def lease(self, tags: Collection[str]) -> Lease:
         """Say that reads of these tags cannot be trusted until the lease is closed or, in `HOUSING_LEASE` seconds, runs out."""
@@ -134,8 +149,10 @@ class Journal:
 
 def script(run: str) -> str:
     """The text of `journal.lua` for one incarnation of a server; the settings are in seconds, the script's instants in µs."""
-    lease, ttl = (round(seconds * 1_000_000) for seconds in (settings.HOUSING_LEASE, settings.HOUSING_TTL))
-    return SCRIPT.replace("@RUN@", run).replace("@LEASE@", str(lease)).replace("@TTL@", str(ttl))
+    text = SCRIPT.replace("@RUN@", run)
+    for name in ("LEASE", "TTL", "PATIENCE"):
+        text = text.replace(f"@{name}@", str(round(getattr(settings, f"HOUSING_{name}") * 1_000_000)))
+    return text
 
 
 journal = Journal()
