@@ -1,0 +1,311 @@
+"""Every order in which processes can take their steps, through the real code.
+
+Each actor runs in a thread of its own, and stands still before each step: an SQL statement, a COMMIT, a script in Redis, another look at what some
+reader is filling. One actor at a time takes its step. A schedule is who took which, and can be replayed; all of them are found depth first, each
+from a fresh start, as stateless model checkers do (Godefroid, "Model Checking for Programming Languages using VeriSoft", POPL 1997).
+
+An actor that waits for a database lock cannot take a step. One that waits for another's answer looks again when a script has run since, or loses
+its patience at any time. A kill ends an actor at the step before which it stands.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from unittest.mock import patch
+
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from conftest import Killed
+from housing.cache import entries
+from housing.cache.journal import Journal
+from tests.instruments import CONTROL
+from tests.linearizability import Operation, violation
+
+PATIENCE = 60
+"""Seconds after which an actor that neither comes to its next step nor waits for a lock counts as stuck."""
+
+BEGIN, WAITING = "BEGIN", "looks again"
+
+STEP, KILL, IMPATIENT = "", "†", "…"
+"""What may be chosen for an actor: its step; its end; that it waits no longer. A schedule's name is the numbers of the actors, with these."""
+
+here = threading.local()
+"""`here.actor`: the actor of this thread, if there is one."""
+
+
+@dataclass(eq=False)
+class Actor:
+    """A process. `act` returns what a reader read; `writes` is what a writer writes. A fault does neither. `kills` says whether it may be killed."""
+
+    kind: Literal["read", "write", "fault"]
+    act: Callable[[], Any]
+    writes: Any = None
+    kills: bool = False
+    at: str | None = None
+    blocked: bool = False
+    holds_lock: bool = False
+    dead: bool = False
+    impatient: bool = False
+    looked: int = -1
+    fused: bool = False
+    backend: int | None = None
+    said: str = ""
+    began: float = math.inf
+    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def stand_before(self, step: str) -> None:
+        """Wait for the turn to take this step. Raises Killed if it never comes."""
+        if not self.dead:
+            self.at = step
+            self.back.release()
+            self.go.acquire()
+        if self.dead:
+            raise Killed
+
+
+def stand_before(step: str) -> None:
+    """Within `act`: a step of the spec's own."""
+    here.actor.stand_before(step)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who took which step, in order; what came of it; and where another could have been chosen."""
+
+    name: str
+    lines: list[str]
+    history: list[Operation]
+    chosen: list[int]
+    options: list[int]
+
+    def violation(self, initial: Any) -> str | None:
+        """None where the answers are linearizable; else the schedule as lines, what is wrong with it, and how to see it again."""
+        wrong = violation(self.history, initial)
+        return wrong and "\n".join([*self.lines, "", wrong, "", f"Again, alone: --schedule={self.name}"])
+
+
+Option = tuple[int, str]
+"""The number of an actor, from 0, and STEP, KILL or IMPATIENT."""
+
+Choose = Callable[[int, Sequence[Option]], int]
+"""At a position, of these options: the index of one."""
+
+
+class Stage:
+    """Where actors take their steps. `cast` makes them, and what they meet, anew for each schedule; `afterwards` gives what is read when all is over.
+
+    With `preemptions`, so many times at most an actor that could go on is made to wait for another (Musuvathi and Qadeer, "Iterative context
+    bounding", PLDI 2007).
+    """
+
+    def __init__(self, cast: Callable[[], Sequence[Actor]], afterwards: Callable[[], Sequence[Any]] = list, preemptions: float = math.inf) -> None:
+        self.cast, self.afterwards, self.preemptions = cast, afterwards, preemptions
+        self.threads: list[ThreadPoolExecutor] = []
+        self.failed: list[BaseException] = []
+        self._begin(())
+
+    def _begin(self, actors: Sequence[Actor]) -> None:
+        self.actors, self.lines, self.changes, self.preempted = actors, [], 0, 0
+        self.last: Actor | None = None
+        self.history: list[Operation] = []
+
+    def __enter__(self) -> Stage:
+        self.patches = ExitStack()
+        for target, name, replacement in (
+            (Journal, "_run", self._script(Journal._run)),
+            (BaseDatabaseWrapper, "_commit", self._commit(BaseDatabaseWrapper._commit)),
+            (entries, "sleep", self._pause),
+            (entries, "monotonic", self._clock),
+        ):
+            self.patches.enter_context(patch.object(target, name, replacement))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self.actors:
+            actor.dead = True
+            actor.go.release()
+        for thread in self.threads:
+            thread.submit(connections.close_all).result(PATIENCE)
+            thread.shutdown()
+        self.patches.close()
+
+    def every(self) -> Iterator[Schedule]:
+        """All schedules, each once."""
+        prefix: list[int] = []
+        while True:
+            schedule = self.run(lambda position, _, prefix=prefix: prefix[position] if position < len(prefix) else 0)
+            yield schedule
+            prefix = list(schedule.chosen)
+            while prefix and prefix[-1] == schedule.options[len(prefix) - 1] - 1:
+                prefix.pop()
+            if not prefix:
+                return
+            prefix[-1] += 1
+
+    def replay(self, name: str) -> Schedule:
+        """The schedule of this name. Raises ValueError where it cannot be followed."""
+        wanted = [(int(number) - 1, kind) for number, kind in re.findall(rf"(\d)([{KILL}{IMPATIENT}]?)", name)]
+        return self.run(lambda position, options: options.index(wanted[position]))
+
+    def run(self, choose: Choose) -> Schedule:
+        """One schedule, chosen step by step."""
+        self._begin(self.cast())
+        chosen: list[int] = []
+        sizes: list[int] = []
+        name = ""
+        for number, actor in enumerate(self.actors):
+            self._enter(number, actor)
+        while options := self._options():
+            chosen.append(choose(len(chosen), options))
+            sizes.append(len(options))
+            number, kind = options[chosen[-1]]
+            name += f"{number + 1}{kind}"
+            self._take(number, kind)
+        if waiting := [f"T{number}" for number, actor in enumerate(self.actors, 1) if actor.at]:
+            raise RuntimeError("\n".join([*self.lines, f"Nobody can go on: {', '.join(waiting)} wait for ever."]))
+        for instant, value in enumerate(self.afterwards(), len(self.lines)):
+            self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
+        return Schedule(name, self.lines, self.history, chosen, sizes)
+
+    def _options(self) -> list[Option]:
+        able = [actor for actor in self.actors if self._is_able(actor)]
+        if self.last in able and self.preempted >= self.preemptions:
+            able = [self.last]
+        killable = [actor for actor in self.actors if actor.kills and actor.at and actor.began < math.inf and not actor.blocked]
+        waiting = [actor for actor in self.actors if actor.at == WAITING]
+        kinds = ((able, STEP), (killable, KILL), (waiting, IMPATIENT))
+        return [(self.actors.index(actor), kind) for actors, kind in kinds for actor in actors]
+
+    def _is_able(self, actor: Actor) -> bool:
+        if actor.at is None or actor.blocked:
+            return False
+        if actor.at == BEGIN:  # SQLite's one write lock
+            return not any(other.holds_lock for other in self.actors)
+        return actor.at != WAITING or actor.looked < self.changes
+
+    def _take(self, number: int, kind: str) -> None:
+        actor, before = self.actors[number], len(self.lines)
+        self.preempted += self.last not in (None, actor) and self._is_able(self.last)
+        self.last = actor
+        actor.began = min(actor.began, before)
+        actor.dead, actor.impatient = kind == KILL, actor.impatient or kind == IMPATIENT
+        self.lines.append("")
+        step, actor.said = {KILL: "is killed", IMPATIENT: "loses its patience"}.get(kind, actor.at), ""
+        actor.go.release()
+        self._wait_for(actor)
+        self.lines[before] = f"T{number + 1} {step}{actor.said and ': '}{actor.said}{' …' if actor.blocked else ''}"
+        for other in self.actors:
+            if other.blocked:
+                self._wait_for(other)
+
+    def _enter(self, number: int, actor: Actor) -> None:
+        if number == len(self.threads):
+            self.threads.append(ThreadPoolExecutor(1))
+        self.threads[number].submit(self._play, number, actor)
+        self._wait_for(actor)
+
+    def _play(self, number: int, actor: Actor) -> None:
+        """In the actor's thread, which keeps its connection to the database: act, and say what came of it."""
+        read = error = None
+        try:
+            connection.ensure_connection()
+            if connection.vendor == "postgresql":
+                actor.backend = connection.connection.info.backend_pid
+            with connection.execute_wrapper(self._statement):
+                here.actor = actor
+                read = actor.act()
+        except BaseException as raised:  # noqa: BLE001  # in another thread nobody would see it: it goes into the lines
+            error = raised
+            here.actor = None
+            connection.close()
+        here.actor = None
+        if error and not isinstance(error, Killed):
+            self.failed.append(error)
+        if actor.kind == "write" or (actor.kind == "read" and not error):
+            ended = math.inf if error else len(self.lines) - 0.5
+            self.history.append(Operation(f"T{number + 1}", actor.kind, actor.writes if actor.kind == "write" else read, actor.began, ended))
+        self.changes += actor.kind == "fault"
+        actor.at, actor.holds_lock = None, False
+        actor.back.release()
+
+    def _wait_for(self, actor: Actor) -> None:
+        """Until it stands before its next step, has none, or waits for a lock."""
+        end = time.monotonic() + PATIENCE
+        while not actor.back.acquire(timeout=0.005):
+            if actor.backend is not None and is_blocked(actor.backend):
+                actor.blocked = True
+                return
+            if time.monotonic() > end:
+                raise RuntimeError("\n".join([*self.lines, f"T{self.actors.index(actor) + 1} does not come back."]))
+        actor.blocked = False
+        if self.failed:
+            raise self.failed.pop()
+
+    # Where an actor stands still. Other threads pass.
+
+    def _statement(self, execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        actor, verb = here.actor, sql.split(maxsplit=1)[0]
+        if actor and verb == BEGIN and "IMMEDIATE" in sql:
+            actor.stand_before(BEGIN)
+            actor.holds_lock = actor.fused = True  # what is written first tells nobody more than that
+        elif actor and not CONTROL.match(sql) and verb != "PRAGMA":
+            self._stand_or_go_on(actor, verb)
+        return execute(sql, *rest)
+
+    def _stand_or_go_on(self, actor: Actor, step: str) -> None:
+        if actor.fused:
+            actor.fused, actor.said = False, step
+        else:
+            actor.stand_before(step)
+
+    def _commit(self, commit: Callable[..., None]) -> Callable[..., None]:
+        def stepwise(wrapper: Any) -> None:
+            actor = getattr(here, "actor", None)
+            if actor and wrapper.uncommitted:
+                actor.stand_before("COMMIT")
+            commit(wrapper)
+            if actor:
+                actor.holds_lock = False
+
+        return stepwise
+
+    def _script(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def stepwise(journal: Journal, verb: str, *args: Any, **entry: Any) -> Any:
+            actor = getattr(here, "actor", None)
+            if not actor:
+                return run(journal, verb, *args, **entry)
+            self._stand_or_go_on(actor, verb)
+            answer = run(journal, verb, *args, **entry)
+            verdict = (answer[0] if isinstance(answer, list) else answer or b"").decode()
+            actor.said = f"{actor.said} {verdict}".strip()
+            self.changes += verdict not in ("hit", "filling")
+            return answer
+
+        return stepwise
+
+    def _pause(self, seconds: float) -> None:
+        here.actor.looked = self.changes
+        here.actor.stand_before(WAITING)
+        here.actor.fused = True
+
+    def _clock(self) -> float:
+        """Who is no actor never waits: those for whom it would wait may be dead."""
+        actor = getattr(here, "actor", None)
+        return math.inf if actor is None or actor.impatient else 0.0
+
+
+def is_blocked(backend: int) -> bool:
+    """Whether this process of PostgreSQL's waits for a lock."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", [backend])
+        return bool(cursor.fetchone()[0])
