@@ -14,7 +14,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.core.cache import cache
-from django.db import connections, router
+from django.db import OperationalError, connections, router
 from django.db.models import ForeignObjectRel, Model, Prefetch, QuerySet, signals
 from django.urls import URLResolver, get_resolver
 from django_redis import get_redis_connection
@@ -90,23 +90,27 @@ def reads_go_where_writes_go(app_configs: Any, **_: Any) -> Found:
 
 def database_is_primary(app_configs: Any, databases: Iterable[str] | None = None, **_: Any) -> Found:
     """The same where the address itself is a replica's. Asks the databases that are named, and those alone."""
-    return [
-        checks.Error(
-            f"The database '{alias}' is a replica, which follows another server.",
-            hint="It lags behind, and takes no writes. Give its settings the primary's address.",
-            id="housing.E004",
+    return [message for alias in databases or () if alias in _ours() and connections[alias].vendor == "postgresql" for message in _recovery(alias)]
+
+
+def _recovery(alias: str) -> Iterator[checks.CheckMessage]:
+    try:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT pg_is_in_recovery()")
+            [is_replica] = cursor.fetchone()
+    except OperationalError as error:
+        yield checks.Warning(
+            f"The database '{alias}' could not be asked whether it is a primary ({' '.join(str(error).split())}).",
+            hint="Check again where DATABASE_URL can be reached.",
+            id="housing.W008",
         )
-        for alias in databases or ()
-        if alias in _ours() and _is_in_recovery(alias)
-    ]
-
-
-def _is_in_recovery(alias: str) -> bool:
-    if connections[alias].vendor != "postgresql":
-        return False
-    with connections[alias].cursor() as cursor:
-        cursor.execute("SELECT pg_is_in_recovery()")
-        return bool(cursor.fetchone()[0])
+    else:
+        if is_replica:
+            yield checks.Error(
+                f"The database '{alias}' is a replica, which follows another server: it lags behind, and takes no writes.",
+                hint="Set DATABASE_URL to the primary's address.",
+                id="housing.E004",
+            )
 
 
 # Redis
