@@ -17,7 +17,7 @@ from rest_framework import serializers
 
 from conftest import forget_everything
 from housing import checks, signals
-from housing.cache.journal import journal
+from housing.cache.journal import Unreachable, journal
 from housing.models import Agent, Office, Property, PropertyImage
 from housing.queries import joined, properties
 from housing.serializers import OfficeSerializer, PropertyImageSerializer, PropertySerializer
@@ -145,7 +145,7 @@ def test_a_database_that_is_away_is_not_an_error_of_the_settings(monkeypatch):
 
 def test_a_cache_that_is_not_redis_is_refused(settings):
     """The journal is a script that runs there."""
-    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "one, two"}}
 
     with pytest.raises(SystemCheckError) as refused:
         call_command("check")
@@ -181,6 +181,7 @@ def test_replicas_of_redis_are_not_asked(settings, home, prime):
 
     for _ in range(10):
         prime()
+    assert "refused" not in str(said("W002", deploy=True))
 
 
 def test_redis_that_is_away_is_not_an_error_of_the_settings(settings):
@@ -214,7 +215,10 @@ VOLATILE = "Set maxmemory-policy to volatile-lru: entries have a TTL, the journa
 
 @pytest.mark.only("real")
 def test_an_eviction_policy_that_does_not_keep_the_journal_is_named_with_its_price(deployed):
-    """Only a real Redis evicts. Without a limit it does not, and volatile-* takes nothing but entries."""
+    """Only a real Redis evicts. Without a limit it does not, and volatile-* takes nothing but entries.
+
+    What the loss of the journal costs, test_races.py knows; what a full server does, this spec tries.
+    """
     seen = {}
     for limit in ("100mb", "0"):
         for policy in ("allkeys-lru", "allkeys-random", "noeviction", "volatile-lru", "volatile-ttl"):
@@ -228,6 +232,10 @@ def test_an_eviction_policy_that_does_not_keep_the_journal_is_named_with_its_pri
         ("100mb", "allkeys-random"): [(price.format("allkeys-random"), VOLATILE)],
         ("100mb", "noeviction"): [("Redis evicts nothing (noeviction). Once it is full, it takes no lease, and a write without one fails.", VOLATILE)],
     }
+    deployed.config_set("maxmemory-policy", "noeviction")
+    deployed.config_set("maxmemory", 1)
+    with pytest.raises(Unreachable, match="maxmemory"):
+        journal.lease({"t"})
 
 
 @pytest.mark.only("real")
@@ -240,6 +248,8 @@ def test_a_redis_that_is_a_replica_is_refused(deployed):
     assert said("E005", deploy=True) == [
         ("Redis is a replica, which follows another server: it takes no lease, and its journal lags behind.", "Set REDIS_URL to the primary's address.")
     ]
+    with pytest.raises(Unreachable, match="read only replica"):
+        journal.lease({"t"})
 
 
 def test_a_cache_that_no_other_process_shares_is_refused_in_production(settings):
@@ -343,6 +353,12 @@ class Colleague(serializers.ModelSerializer):
         fields = ["office"]
 
 
+class Pieces(serializers.Serializer):
+    """Of a text, which has no images of a property's, whatever they are called."""
+
+    images = serializers.CharField()
+
+
 HINT = "Join it in housing/queries.py, by select_related() or, for many, prefetch_related(); and name its rows among the tags there."
 
 
@@ -361,9 +377,10 @@ HINT = "Join it in housing/queries.py, by select_related() or, for many, prefetc
         ({"agency": serializers.StringRelatedField(source="agent.office")}, {}),
         ({"photo": serializers.PrimaryKeyRelatedField(source="agent.office", read_only=True)}, {}),
         ({"title": serializers.CharField(source="title.upper")}, {}),
+        ({"title": Pieces()}, {}),
         ({"computed": serializers.SerializerMethodField()}, {}),
     ],
-    ids=["nested", "many ids", "through two", "nested twice", "itself", "a column", "a text", "an id", "an attribute of a column", "computed"],
+    ids=["nested", "many ids", "through two", "nested twice", "itself", "a column", "a text", "an id", "an attribute of a column", "a column in pieces", "computed"],
 )
 def test_a_field_that_reads_a_relation_which_is_not_joined_is_refused(monkeypatch, fields, unjoined):
     """It is the N+1 again, and an entry that does not depend on what it shows."""
