@@ -311,7 +311,22 @@ def test_the_lease_of_a_killed_process_is_shown_until_it_runs_out(reprice, aroun
     redis_clock.seconds += 1.4
     [line] = leases()
     assert "  0.1 s left  " in line
+    redis_clock.seconds -= 1  # it steps back, and the lease is there for longer
+    [line] = leases()
+    assert "  1.1 s left  " in line
+    redis_clock.seconds += 1
     redis_clock.seconds += 0.2
+    assert leases() == ["No lease is open."]
+
+
+@pytest.mark.only("embedded")
+def test_a_lease_in_the_journal_of_another_server_is_not_open(leases, run_id):
+    """The next reader begins a new journal, with a lease on everything. (Only where the server's run can be chosen.)"""
+    journal.lease({"t"})
+    assert len(leases()) == 1
+    run_id("b")
+    journal.lease({"t"})
+    run_id("c")
     assert leases() == ["No lease is open."]
 
 

@@ -153,9 +153,8 @@ function verbs.begin(nonce) give_birth(nonce, true) end
 
 -- → lease|tag, the µs until it runs out, …: those that are open, the first to run out first. Writes nothing, not even an instant.
 function verbs.leases()
-  local j = read_journal()
-  if not j then return {} end
-  local now = math.max(clock(), j.last)
+  if not read_journal() then return {} end
+  local now = clock()
   local open = redis.call('ZRANGEBYSCORE', journal, text(LEASES + now), '+inf', 'WITHSCORES')
   for i = 2, #open, 2 do open[i] = text(open[i] - LEASES - now) end
   return open
