@@ -231,6 +231,7 @@ def test_an_eviction_policy_that_does_not_keep_the_journal_is_named_with_its_pri
         ("100mb", "allkeys-random"): [(price.format("allkeys-random"), VOLATILE)],
         ("100mb", "noeviction"): [("Redis evicts nothing (noeviction). Once it is full, it takes no lease, and a write without one fails.", VOLATILE)],
     }
+    journal.begin()
     deployed.config_set("maxmemory-policy", "noeviction")
     deployed.config_set("maxmemory", 1)
     with pytest.raises(Unreachable, match="maxmemory"):
