@@ -4,12 +4,14 @@ T1, T2, … are processes. Each spec is one story, its steps in order.
 """
 
 import random
+import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from threading import Barrier, Event
 
 import pytest
 from django.core.cache import cache
+from django.core.management import call_command
 from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -19,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from conftest import Killed, ask, die, entries
 from housing.cache.entries import ATTEMPTS, PAUSES, draws
 from housing.cache.journal import Filling, Hit, Miss, journal
+from housing.management.commands.leases import Command
 from housing.models import Property, PropertyImage
 
 SELECT = Property.objects.order_by("pk")
@@ -455,6 +458,88 @@ def test_a_lease_that_ran_out_does_not_hide_a_later_close(home, redis_clock, set
     journal.lease({"u"})
     redis_clock.seconds += settings.HOUSING_LEASE + 1
     assert isinstance(journal.lookup(PAGE), Miss)
+
+
+@pytest.fixture
+def leases(capsys):
+    """What `manage.py leases` shows."""
+
+    def leases():
+        call_command("leases")
+        return capsys.readouterr().out.splitlines()
+
+    return leases
+
+
+def test_the_leases_that_are_open_can_be_looked_at(leases):
+    """Whoever asks why a page is not remembered sees whose COMMIT it waits for."""
+    assert leases() == ["No lease is open."]
+    first, second = journal.lease({"agent:1", "agent.office"}), journal.lease({"office:2"})
+    assert [line.split()[0] for line in leases()] == [first.id, second.id]
+    assert leases()[0].endswith(" s left  agent.office, agent:1")
+    journal.close(first)
+    assert [line.split()[0] for line in leases()] == [second.id]
+    journal.withdraw(second)
+    assert leases() == ["No lease is open."]
+
+
+def test_to_look_at_leases_changes_nothing(leases):
+    """Not even by an instant: who looks is no reader."""
+    journal.lease({"t"})
+    key = cache.make_key("journal")
+    before = get_redis_connection("default").dump(key)
+    leases()
+    assert get_redis_connection("default").dump(key) == before
+    evict_the_journal()
+    assert leases() == ["No lease is open."]
+    assert get_redis_connection("default").exists(key) == 0
+
+
+@pytest.mark.only("embedded")
+def test_the_lease_of_a_killed_process_is_shown_until_it_runs_out(reprice, around_commit, leases, redis_clock, settings):
+    """T1 leases, dies · nobody reads or writes, so nobody settles it · it is over all the same. (Only where the clock can be turned.)"""
+    with pytest.raises(Killed), around_commit(before=die):
+        reprice(1)
+    redis_clock.seconds += settings.HOUSING_LEASE - 1.5
+    [line] = leases()
+    assert "  1.5 s left  " in line
+    redis_clock.seconds += 1.4
+    [line] = leases()
+    assert "  0.1 s left  " in line
+    redis_clock.seconds -= 1  # it steps back, and the lease is there for longer
+    [line] = leases()
+    assert "  1.1 s left  " in line
+    redis_clock.seconds += 1
+    redis_clock.seconds += 0.2
+    assert leases() == ["No lease is open."]
+
+
+@pytest.mark.only("embedded")
+def test_a_lease_in_the_journal_of_another_server_is_not_open(leases, run_id):
+    """The next reader begins a new journal, with a lease on everything. (Only where the server's run can be chosen.)"""
+    journal.lease({"t"})
+    assert len(leases()) == 1
+    run_id("b")
+    journal.lease({"t"})
+    run_id("c")
+    assert leases() == ["No lease is open."]
+
+
+@pytest.mark.only("embedded")
+def test_the_lease_of_a_new_journal_says_that_it_is_on_everything(leases, redis_clock):
+    """Only where the clock can be turned."""
+    evict_the_journal()
+    journal.lookup(PAGE)
+    assert leases() == ["newborn  5.0 s left  everything: the journal is new, and a writer may not know it"]
+
+
+def test_without_redis_there_are_no_leases_to_look_at(redis_away, capsys):
+    """One line, and an exit code that a script can tell."""
+    with redis_away(), pytest.raises(SystemExit) as ended:
+        Command().run_from_argv(["manage.py", "leases"])
+
+    assert ended.value.code == 1
+    assert re.fullmatch(r"CommandError: Redis at \S+ is out of reach \(.*\)\.\n", capsys.readouterr().err)
 
 
 # Redis forgets

@@ -178,4 +178,13 @@ end
 -- A new journal, from somebody who knows that nobody writes.
 function verbs.begin(nonce) give_birth(nonce, true) end
 
+-- → lease|tag, the µs until it runs out, …: those that are open, the first to run out first. Writes nothing, not even an instant.
+function verbs.leases()
+  if not read_journal() then return {} end
+  local now = clock()
+  local open = redis.call('ZRANGEBYSCORE', journal, text(LEASES + now), '+inf', 'WITHSCORES')
+  for i = 2, #open, 2 do open[i] = text(open[i] - LEASES - now) end
+  return open
+end
+
 return verbs[ARGV[1]](unpack(ARGV, 2))
