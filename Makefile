@@ -20,6 +20,10 @@ test: install ## the specs, on SQLite and fakeredis
 test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS_URL, or containers
 	@$(BIN)/pytest -q -n auto --stack=real
 
+.PHONY: races
+races: install ## every order of the steps of readers and writers, with kills: some thousand schedules, in minutes
+	@$(BIN)/pytest -q -n auto --races -m races
+
 .PHONY: lint
 lint: install ## ruff, mypy, and what watches over the hosted workflow
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy

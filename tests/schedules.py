@@ -44,12 +44,12 @@ here = threading.local()
 
 @dataclass(eq=False)
 class Actor:
-    """A process. `act` returns what a reader read; `writes` is what a writer writes. A fault does neither. `kills` says whether it may be killed."""
+    """A process. `act` returns what a reader read; `writes` is what a writer writes. A fault does neither."""
 
     kind: Literal["read", "write", "fault"]
     act: Callable[[], Any]
     writes: Any = None
-    kills: bool = False
+    killable: bool = True
     at: str | None = None
     blocked: bool = False
     holds_lock: bool = False
@@ -89,9 +89,9 @@ class Schedule:
     options: list[int]
 
     def violation(self, initial: Any) -> str | None:
-        """None where the answers are linearizable; else the schedule as lines, what is wrong with it, and how to see it again."""
+        """None where the answers are linearizable; else the schedule as lines, and what is wrong with it."""
         wrong = violation(self.history, initial)
-        return wrong and "\n".join([*self.lines, "", wrong, "", f"Again, alone: --schedule={self.name}"])
+        return wrong and "\n".join([f"Schedule {self.name}:", *self.lines, "", wrong])
 
 
 Option = tuple[int, str]
@@ -104,18 +104,20 @@ Choose = Callable[[int, Sequence[Option]], int]
 class Stage:
     """Where actors take their steps. `cast` makes them, and what they meet, anew for each schedule; `afterwards` gives what is read when all is over.
 
-    With `preemptions`, so many times at most an actor that could go on is made to wait for another (Musuvathi and Qadeer, "Iterative context
-    bounding", PLDI 2007).
+    At most so many actors are killed (`kills`), and so many times at most is one that could go on made to wait for another (`preemptions`: Musuvathi
+    and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded Programs", PLDI 2007).
     """
 
-    def __init__(self, cast: Callable[[], Sequence[Actor]], afterwards: Callable[[], Sequence[Any]] = list, preemptions: float = math.inf) -> None:
-        self.cast, self.afterwards, self.preemptions = cast, afterwards, preemptions
+    def __init__(
+        self, cast: Callable[[], Sequence[Actor]], afterwards: Callable[[], Sequence[Any]] = list, kills: int = 0, preemptions: float = math.inf
+    ) -> None:
+        self.cast, self.afterwards, self.kills, self.preemptions = cast, afterwards, kills, preemptions
         self.threads: list[ThreadPoolExecutor] = []
         self.failed: list[BaseException] = []
         self._begin(())
 
     def _begin(self, actors: Sequence[Actor]) -> None:
-        self.actors, self.lines, self.changes, self.preempted = actors, [], 0, 0
+        self.actors, self.lines, self.changes, self.preempted, self.killed = actors, [], 0, 0, 0
         self.last: Actor | None = None
         self.history: list[Operation] = []
 
@@ -153,9 +155,15 @@ class Stage:
             prefix[-1] += 1
 
     def replay(self, name: str) -> Schedule:
-        """The schedule of this name. Raises ValueError where it cannot be followed."""
+        """The schedule of this name. Raises ValueError where it cannot be followed: the code takes other steps now."""
         wanted = [(int(number) - 1, kind) for number, kind in re.findall(rf"(\d)([{KILL}{IMPATIENT}]?)", name)]
-        return self.run(lambda position, options: options.index(wanted[position]))
+
+        def follow(position: int, options: Sequence[Option]) -> int:
+            if position == len(wanted) or wanted[position] not in options:
+                raise ValueError("\n".join([*self.lines, f"and there schedule {name} cannot be followed."]))
+            return options.index(wanted[position])
+
+        return self.run(follow)
 
     def run(self, choose: Choose) -> Schedule:
         """One schedule, chosen step by step."""
@@ -165,14 +173,15 @@ class Stage:
         name = ""
         for number, actor in enumerate(self.actors):
             self._enter(number, actor)
-        while options := self._options():
+        while any(actor.at for actor in self.actors):
+            options = self._options()
+            if not options:
+                raise RuntimeError("\n".join([*self.lines, "and there nobody can go on."]))
             chosen.append(choose(len(chosen), options))
             sizes.append(len(options))
             number, kind = options[chosen[-1]]
             name += f"{number + 1}{kind}"
             self._take(number, kind)
-        if waiting := [f"T{number}" for number, actor in enumerate(self.actors, 1) if actor.at]:
-            raise RuntimeError("\n".join([*self.lines, f"Nobody can go on: {', '.join(waiting)} wait for ever."]))
         for instant, value in enumerate(self.afterwards(), len(self.lines)):
             self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
         return Schedule(name, self.lines, self.history, chosen, sizes)
@@ -181,7 +190,9 @@ class Stage:
         able = [actor for actor in self.actors if self._is_able(actor)]
         if self.last in able and self.preempted >= self.preemptions:
             able = [self.last]
-        killable = [actor for actor in self.actors if actor.kills and actor.at and actor.began < math.inf and not actor.blocked]
+        killable = (
+            [actor for actor in self.actors if actor.killable and actor.at and actor.began < math.inf and not actor.blocked] if self.killed < self.kills else []
+        )
         waiting = [actor for actor in self.actors if actor.at == WAITING]
         kinds = ((able, STEP), (killable, KILL), (waiting, IMPATIENT))
         return [(self.actors.index(actor), kind) for actors, kind in kinds for actor in actors]
@@ -196,6 +207,7 @@ class Stage:
     def _take(self, number: int, kind: str) -> None:
         actor, before = self.actors[number], len(self.lines)
         self.preempted += self.last not in (None, actor) and self._is_able(self.last)
+        self.killed += kind == KILL
         self.last = actor
         actor.began = min(actor.began, before)
         actor.dead, actor.impatient = kind == KILL, actor.impatient or kind == IMPATIENT
@@ -246,7 +258,7 @@ class Stage:
                 actor.blocked = True
                 return
             if time.monotonic() > end:
-                raise RuntimeError("\n".join([*self.lines, f"T{self.actors.index(actor) + 1} does not come back."]))
+                raise RuntimeError("\n".join([*self.lines, f"and there T{self.actors.index(actor) + 1} does not come back."]))
         actor.blocked = False
         if self.failed:
             raise self.failed.pop()

@@ -38,8 +38,11 @@ SERVERS = pytest.StashKey[ExitStack]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--stack`."""
-    parser.getgroup("housing").addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
+    """`--stack`, `--races`, `--schedule`."""
+    group = parser.getgroup("housing")
+    group.addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
+    group.addoption("--races", action="store_true", help="also the specs that try some thousand orders of the steps; minutes")
+    group.addoption("--schedule", help="of the orders that a spec tries, this one alone, as its failure named it")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -64,14 +67,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keys of their own for the specs. Timings are asked for with --benchmark-only; without, each budget runs once, for its counts."""
     from django.conf import settings
 
+    config.addinivalue_line("markers", "races: takes minutes, and runs with --races alone")
     config.addinivalue_line("markers", "only(stack): holds on this stack alone; the docstring says why")
     config.option.benchmark_disable = not config.option.benchmark_only
     settings.CACHES["default"]["KEY_PREFIX"] = f"housing-specs-{secrets.token_hex(4)}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the specs of the other stack, and let pytest say how many."""
-    elsewhere = [item for item in items if (only := item.get_closest_marker("only")) and config.option.stack not in only.args]
+    """Leave out the specs of the other stack, and the long ones, and let pytest say how many."""
+    wanted = config.option.races or config.option.schedule
+    elsewhere = [
+        item
+        for item in items
+        if ((only := item.get_closest_marker("only")) and config.option.stack not in only.args) or (item.get_closest_marker("races") and not wanted)
+    ]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
 
