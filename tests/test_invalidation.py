@@ -537,6 +537,12 @@ def loaded(row):
         found.save()
 
 
+@async_to_sync
+async def awaited(act):
+    """As an asynchronous view does it."""
+    await act()
+
+
 def proxy():
     """Another app's own view of properties: `a_proxy`."""
     return apps.get_model("housing", "Bargain")
@@ -576,9 +582,9 @@ WAYS = {
     "delete() of its office": lambda home, _: home.agent.office.delete(),
     "delete() of its location": lambda home, _: home.location.delete(),
     "a foreign key moved": lambda home, other: changed(home, agent=other.agent).save(),
-    "get_or_create()": lambda home, _: Property.objects.get_or_create(title="New", defaults=newer(home)),
+    "get_or_create()": lambda home, _: Property.objects.get_or_create(record_hash=home.pk, defaults=newer(home)),
     "update_or_create()": lambda home, _: Property.objects.update_or_create(pk=home.pk, defaults={"price": 1}),
-    "update_or_create() of a new one": lambda home, _: Property.objects.update_or_create(title="New", defaults=newer(home)),
+    "update_or_create() of a new one": lambda home, _: Property.objects.update_or_create(record_hash=home.pk, defaults=newer(home)),
     # many rows
     "update()": lambda home, _: Property.objects.filter(pk=home.pk).update(price=1),
     "update() with F()": lambda home, _: Property.objects.filter(pk=home.pk).update(price=F("price") + 1),
@@ -612,18 +618,18 @@ WAYS = {
     "update() of a proxy": lambda home, _: proxy().objects.filter(pk=home.pk).update(price=1),
     "delete() of a proxy": lambda home, _: proxy().objects.get(pk=home.pk).delete(),
     "save() in a migration": lambda home, _: changed(historical("Property").objects.get(pk=home.pk), price=1).save(),
-    "save() of a new row in a migration": lambda home, _: historical("Property")(**newer(home)).save(),
+    "save() of a new row in a migration": lambda home, _: transaction.atomic(historical("Property")(**newer(home)).save)(),  # as it runs in
     "save() of an office in a migration": lambda home, _: changed(historical("Office").objects.get(pk=home.agent.office_id), **NAME).save(),
     "update() in a migration": lambda home, _: historical("Property").objects.filter(pk=home.pk).update(price=1),
     "bulk_create() in a migration": lambda home, _: historical("Property").objects.bulk_create([historical("Property")(**newer(home))]),
     "delete() in a migration": lambda home, _: historical("Office").objects.get(pk=home.agent.office_id).delete(),
-    "asave()": lambda home, _: async_to_sync(changed(home, price=1).asave)(),
-    "acreate()": lambda home, _: async_to_sync(Property.objects.acreate)(**newer(home)),
-    "adelete()": lambda home, _: async_to_sync(home.adelete)(),
-    "aupdate()": lambda home, _: async_to_sync(Property.objects.filter(pk=home.pk).aupdate)(price=1),
-    "abulk_create()": lambda home, _: async_to_sync(Property.objects.abulk_create)([Property(**newer(home))]),
-    "aupdate_or_create()": lambda home, _: async_to_sync(Property.objects.aupdate_or_create)(pk=home.pk, defaults={"price": 1}),
-    "aadd() of a related manager": lambda home, other: async_to_sync(other.agent.properties.aadd)(home),
+    "asave()": lambda home, _: awaited(lambda: changed(home, price=1).asave()),
+    "acreate()": lambda home, _: awaited(lambda: Property.objects.acreate(**newer(home))),
+    "adelete()": lambda home, _: awaited(home.adelete),
+    "aupdate()": lambda home, _: awaited(lambda: Property.objects.filter(pk=home.pk).aupdate(price=1)),
+    "abulk_create()": lambda home, _: awaited(lambda: Property.objects.abulk_create([Property(**newer(home))])),
+    "aupdate_or_create()": lambda home, _: awaited(lambda: Property.objects.aupdate_or_create(pk=home.pk, defaults={"price": 1})),
+    "aadd() of a related manager": lambda home, other: awaited(lambda: other.agent.properties.aadd(home)),
     # SQL
     "SQL": lambda home, _: sql("UPDATE housing_property SET price = 3 WHERE id = %s", home.pk),
     "SQL with a comment before it": lambda home, _: sql("/* nightly */ UPDATE housing_property SET price = 3 WHERE id = %s", home.pk),
@@ -652,7 +658,7 @@ WAYS_WITH_IMAGES = {
     "_raw_delete() of images": lambda home, _: home.images.all()._raw_delete("default"),
     "a fixture of an image": lambda home, _: loaded(changed(home.images.first(), caption="Else")),
     "save() of an image in a migration": lambda home, _: changed(historical("PropertyImage").objects.get(pk=home.images.first().pk), caption="Else").save(),
-    "acreate() of images": lambda home, _: async_to_sync(home.images.acreate)(url="https://images.example.com/new.jpg"),
+    "acreate() of images": lambda home, _: awaited(lambda: home.images.acreate(url="https://images.example.com/new.jpg")),
     "SQL on images": lambda home, _: sql("UPDATE housing_propertyimage SET caption = 'Else' WHERE property_id = %s", home.pk),
 }
 """The same for what the detail alone shows."""
@@ -993,6 +999,7 @@ def test_a_statement_is_a_write_unless_its_text_says_otherwise(text, written):
 
 NOT_PROMISED = {
     "`UPDATE … RETURNING` through a cursor works in autocommit on SQLite": "SQLite refuses our COMMIT before the rows are fetched: an error. Use `atomic()`.",
+    "A migration with `atomic = False` saves a new row on SQLite": "The same: its INSERT asks for the row's id. `bulk_create()` does it, and so does `atomic()`.",
     "A write through a function or a trigger is in the very next read": "Neither `SELECT f()` nor the statement before a trigger says what is written.",
     "A write by another program is in the very next read": "Nobody stands before its COMMIT: an entry lives until a write of ours, or its time is up.",
     "A column that a blind save writes back unchanged leaves pages warm": "`save()` cannot know that it is unchanged; a locked read, or `update_fields`, can.",
