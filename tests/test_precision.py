@@ -13,8 +13,6 @@ from django.db.models import ForeignKey
 from conftest import NEW_YEAR, a_property, forget_everything, make_images, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage, TaggedModel
 
-# The pages
-
 PAGES = {
     "a": "",  # every property
     "b": "?page_size=2",  # the two before the row that is written
@@ -90,11 +88,11 @@ def fates(pages, read):
         write()
         was = dict(held)
         held.update(truth())
-        return "".join(fate(letter, held[letter] != was[letter]) for letter in pages)
+        return "".join(fate(write, letter, held[letter] != was[letter]) for letter in pages)
 
-    def fate(letter, changed):
+    def fate(write, letter, changed):
         answer = read(f"cached{pages[letter]}")
-        assert (answer.status, answer.body) == held[letter], f"{letter} is not what the database says: {answer.came_from}"
+        assert (answer.status, answer.body) == held[letter], f"{answer.came_from}, and not what the database says of '{PAGES[letter]}' after {write}"
         assert answer.came_from in (("hit", "fwd=stale; stored") if answer.status == 200 else (None,))
         return "." if answer.came_from == "hit" else letter.upper() if changed else letter
 
@@ -102,9 +100,6 @@ def fates(pages, read):
     for letter, page in pages.items():
         assert read(f"optimized{page}").body == read(f"cached{page}").body == held[letter][1]
     return fates
-
-
-# The writes
 
 
 def blindly(model, key, column, value):
@@ -189,8 +184,6 @@ def carried_out(happens, row, other):
             yield partial(way, model, row.pk, field.attname, value)
 
 
-# The table
-
 TABLE = """
                         save()                    save() under lock         update_fields             update()
 Office.name             A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  AbCdefgHiJklmnOpQrStuvWx
@@ -232,7 +225,7 @@ PropertyImage created   ......................W.
 PropertyImage deleted   ......................W.
 """
 """A row for each write, a column for each way: its pages from a to x. A capital was stale, and had to be; a small letter was stale for nothing;
-a dot stayed warm. `created_at` keeps its value, except in an update(); a row is created or deleted in one way."""
+a dot stayed warm. Saves leave `created_at` as it is, and nobody is shown a `record_hash`; a row is created or deleted in one way."""
 
 PROMISED = {re.split(r"\s{2,}", line)[0]: line for line in TABLE.splitlines()[2:]}
 
@@ -264,7 +257,7 @@ def test_every_column_of_every_model_is_in_the_table():
 
 
 def test_a_save_that_knows_what_it_changes_makes_hardly_a_page_stale_for_nothing():
-    """A blind one, and an update() of no row in particular, are told apart from it by nothing else."""
+    """A blind one cannot tell what it leaves as it was, nor an update() whose rows it writes."""
     counted = {way: Counter({"stale": 0, "for nothing": 0, "warm": 0}) for way in PRECISION}
     for line in PROMISED.values():
         _, *cells = re.split(r"\s{2,}", line)
