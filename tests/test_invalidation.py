@@ -700,9 +700,9 @@ def every_way(transactional_db, read, a_proxy):
         page = f"/{home.pk}" if way in WAYS_WITH_IMAGES else "?page_size=1"
         before = read(f"cached{page}").body
         carry_out(partial(write, home, other))
+        after = read(f"cached{page}")
         with transaction.atomic():  # where nothing is remembered
             truth = read(f"cached{page}")
-        after = read(f"cached{page}")
         return truth.body != before, after.body == truth.body, after.came_from
 
     ways = WAYS | WAYS_WITH_IMAGES | SERVERS_OWN[connection.vendor]

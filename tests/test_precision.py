@@ -86,12 +86,12 @@ def fates(pages, read):
 
     def fates(write):
         write()
+        answers = {letter: read(f"cached{page}") for letter, page in pages.items()}  # before the truth, whose transaction has a COMMIT of its own
         was = dict(held)
         held.update(truth())
-        return "".join(fate(write, letter, held[letter] != was[letter]) for letter in pages)
+        return "".join(fate(write, letter, answer, held[letter] != was[letter]) for letter, answer in answers.items())
 
-    def fate(write, letter, changed):
-        answer = read(f"cached{pages[letter]}")
+    def fate(write, letter, answer, changed):
         assert (answer.status, answer.body) == held[letter], f"{answer.came_from}, and not what the database says of '{PAGES[letter]}' after {write}"
         assert answer.came_from in (("hit", "fwd=stale; stored") if answer.status == 200 else (None,))
         return "." if answer.came_from == "hit" else letter.upper() if changed else letter
