@@ -60,8 +60,10 @@ def connect() -> None:
 
 
 def handle(signal: Any, instance: TaggedModel, using: str, **details: Any) -> None:
-    """Name what this save or deletion makes stale."""
+    """Name what this save or deletion makes stale, into the transaction that carries it."""
     connection = ours(using)
+    if not connection.managed:
+        return  # a fixture saved by hand, past our save_base(): its SQL is given a transaction, and names the whole model there
     model = _model(instance)
     if signal is pre_save:
         instance.announced = _tags_of_save(instance, details["update_fields"], connection)
