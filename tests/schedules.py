@@ -70,6 +70,7 @@ class Actor:
             self.back.release()
             self.go.acquire()
         if self.dead:
+            connection.close()  # as the end of a process does; Django would go on talking to the server
             raise Killed
 
 
@@ -133,9 +134,6 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in self.actors:
-            actor.dead = True
-            actor.go.release()
         for thread in self.threads:
             thread.submit(connections.close_all).result(PATIENCE)
             thread.shutdown()
@@ -168,6 +166,17 @@ class Stage:
     def run(self, choose: Choose) -> Schedule:
         """One schedule, chosen step by step."""
         self._begin(self.cast())
+        try:
+            schedule = self._perform(choose)
+        finally:
+            for actor in self.actors:  # whoever stands there still, because something is wrong
+                actor.dead = True
+                actor.go.release()
+        for instant, value in enumerate(self.afterwards(), len(self.lines)):
+            self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
+        return schedule
+
+    def _perform(self, choose: Choose) -> Schedule:
         chosen: list[int] = []
         sizes: list[int] = []
         name = ""
@@ -182,8 +191,6 @@ class Stage:
             number, kind = options[chosen[-1]]
             name += f"{number + 1}{kind}"
             self._take(number, kind)
-        for instant, value in enumerate(self.afterwards(), len(self.lines)):
-            self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
         return Schedule(name, self.lines, self.history, chosen, sizes)
 
     def _options(self) -> list[Option]:
@@ -215,6 +222,8 @@ class Stage:
         step, actor.said = {KILL: "is killed", IMPATIENT: "loses its patience"}.get(kind, actor.at), ""
         actor.go.release()
         self._wait_for(actor)
+        if step == BEGIN:
+            step, actor.said = actor.said, ""
         self.lines[before] = f"T{number + 1} {step}{actor.said and ': '}{actor.said}{' …' if actor.blocked else ''}"
         for other in self.actors:
             if other.blocked:
