@@ -634,6 +634,14 @@ def test_a_write_of_images_without_a_signal_is_in_the_very_next_read(home, prime
     assert read("cached").came_from == "hit"  # for a list shows none
 
 
+def test_many_at_once_name_the_model_in_their_text_and_no_other(home, prime, read):
+    prime()
+
+    connection.cursor().executemany("UPDATE housing_propertyimage SET caption = %s", [("Else",), ("Other",)])
+
+    assert read("cached").came_from == "hit"
+
+
 def test_loaddata_is_in_the_very_next_read(home, prime, read_the_list, tmp_path):
     fixture = tmp_path / "offices.json"
     call_command("dumpdata", "housing.office", output=str(fixture), verbosity=0)
@@ -760,11 +768,21 @@ def test_a_debug_cursor_sees_it_too(home, prime, read_the_list):
 def test_a_procedure_may_write_anything(home, prime, read_the_list, monkeypatch):
     """SQLite has none, so its cursor is given one here. (PostgreSQL's own are in the chapter of real servers.)"""
     prime()
-    monkeypatch.setattr(SQLiteCursorWrapper, "callproc", lambda cursor, name: cursor.execute("UPDATE housing_office SET name = 'Renamed'"), raising=False)
+    called = []
+
+    def callproc(cursor, *how):
+        called.append(how)
+        cursor.execute("UPDATE housing_office SET name = 'Renamed'")
+
+    monkeypatch.setattr(SQLiteCursorWrapper, "callproc", callproc, raising=False)
 
     connection.cursor().callproc("nightly")
-
     assert read_the_list()[0]["agent"]["office"]["name"] == "Renamed"
+
+    connection.cursor().callproc("nightly", [1])
+    with pytest.raises(NotSupportedError, match="Keyword parameters for callproc"):
+        connection.cursor().callproc("nightly", [1], {"depth": 2})
+    assert called == [("nightly",), ("nightly", [1])]
 
 
 @pytest.fixture
@@ -779,7 +797,7 @@ def a_proxy():
     signals.connect()
     yield Bargain
     for signal in (pre_save, post_save, pre_delete):
-        signal.disconnect(signals.handle, sender=Bargain, dispatch_uid="housing.signals.housing.Bargain")
+        signal.disconnect(signals.handle, sender=Bargain)
     del apps.all_models["housing"]["bargain"]
     apps.clear_cache()
 
@@ -1136,7 +1154,10 @@ def test_a_close_that_fails_leaves_its_lease_to_run_out(home, prime, read, redis
         home.save()
         monkeypatch.undo()
 
-    assert "Committed, but its lease could not be closed: Redis at" in caplog.text
+    said, changed = caplog.messages
+    assert said.startswith("Committed, but its lease could not be closed: Redis at ")
+    assert said.endswith(" Readers ask the database until it runs out.")
+    assert changed.startswith(f"[SIGNAL] Property {home.pk} changed. Stale: ")
     answer = read("cached")
     assert (answer.rows[0]["price"], answer.came_from) == ("3.00", "fwd=miss; detail=leased")
 
@@ -1155,7 +1176,9 @@ def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, prime, read, 
             home.save()
         monkeypatch.undo()
 
-    assert "Rolled back, but its lease could not be withdrawn: Redis at" in caplog.text
+    [said] = caplog.messages
+    assert said.startswith("Rolled back, but its lease could not be withdrawn: Redis at ")
+    assert said.endswith(" Readers ask the database until it runs out.")
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
@@ -1232,10 +1255,12 @@ def test_a_script_inside_a_transaction_is_refused_whatever_it_says(home):
 
 
 @pytest.mark.only("embedded")
-@pytest.mark.parametrize("script", ["DELETE FROM housing_property;", "SELECT 1; UPDATE somebodys_view SET price = 1;"])
+@pytest.mark.parametrize(
+    "script", ["DELETE FROM housing_property;", "SELECT 1; UPDATE somebodys_view SET price = 1;", "/* ; SELECT */ DELETE FROM Housing_Property"]
+)
 def test_a_script_that_may_write_our_tables_is_refused(home, script):
     """SQLite's executescript commits by itself, before and after. (PostgreSQL's driver has none.)"""
-    with pytest.raises(NotSupportedError, match="executescript commits past the cache"):
+    with pytest.raises(NotSupportedError, match=r"^executescript commits past the cache. Execute the statements one by one, inside transaction.atomic\(\).$"):
         connection.cursor().executescript(script)
 
     connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")

@@ -89,9 +89,9 @@ def test_a_write_that_is_rolled_back_between_select_and_store(home, price, meanw
         assert price() == ("300000.00", "fwd=miss; stored")
 
 
-def test_a_write_to_something_else_between_select_and_store(twenty_properties, read, meanwhile):
+def test_a_write_to_something_else_between_select_and_store(twenty_properties, read, meanwhile, queries):
     home, other = twenty_properties[:2]
-    with meanwhile(other.save):
+    with queries.exactly(2, because="the property and its images are read once"), meanwhile(other.save):
         assert read(f"cached/{home.pk}").came_from == "fwd=miss; stored"
 
 
