@@ -48,7 +48,7 @@ def row_tag(model: type[TaggedModel], key: Any) -> str:
 
 def column_tag(model: type[TaggedModel], column: str) -> str:
     """`property.price`: by which pages are selected or ordered."""
-    return f"{model.tag}.{column.removesuffix('_id')}"
+    return f"{model.tag}.{column}"
 
 
 def connect() -> None:
