@@ -671,6 +671,15 @@ def test_the_update_of_a_receiver_is_not_taken_for_the_save_that_it_listens_to(t
         Property.objects.update(status="available")
 
 
+def test_an_update_after_a_save_is_not_taken_for_the_save(home, prime, read_the_list):
+    home.save(update_fields=["title"])
+    prime()
+
+    Property.objects.filter(pk=home.pk).update(price=5)
+
+    assert read_the_list()[0]["price"] == "5.00"
+
+
 def test_a_receiver_may_change_what_is_saved(home, prime, read_the_list):
     """It runs after ours, and before the SQL: what counts is what was written."""
     prime(status="sold")
@@ -950,6 +959,16 @@ def test_a_savepoint_that_nobody_releases_counts_as_written(twenty_properties, p
             transaction.savepoint_commit(savepoint)
 
     assert [read(f"cached/{home.pk}").came_from for home in homes] == ["fwd=stale; stored"] * 3
+
+
+def test_what_came_before_a_savepoint_left_empty_counts_as_written(home, prime, read):
+    prime()
+
+    with transaction.atomic():
+        home.save()
+        transaction.savepoint()
+
+    assert read("cached").came_from == "fwd=stale; stored"
 
 
 def test_a_savepoint_rolled_back_to_twice_holds_what_came_between(home, prime, read):
