@@ -1275,7 +1275,13 @@ def test_a_script_inside_a_transaction_is_refused_whatever_it_says(home):
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize(
-    "script", ["DELETE FROM housing_property;", "SELECT 1; UPDATE somebodys_view SET price = 1;", "/* ; SELECT */ DELETE FROM Housing_Property"]
+    "script",
+    [
+        "DELETE FROM housing_property;",
+        "SELECT 1; UPDATE somebodys_view SET price = 1;",
+        "/* ; SELECT */ DELETE FROM housing_property",
+        "-- ; SELECT\nDELETE FROM housing_property",
+    ],
 )
 def test_a_script_that_may_write_our_tables_is_refused(home, script):
     """SQLite's executescript commits by itself, before and after. (PostgreSQL's driver has none.)"""
