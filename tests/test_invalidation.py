@@ -1228,6 +1228,19 @@ def test_switching_autocommit_on_commits_and_so_takes_the_same_way(home, prime, 
     assert read_the_list()[0]["price"] == "4.00"
 
 
+def test_switching_autocommit_off_again_commits_nothing(home, read):
+    transaction.set_autocommit(False)
+    try:
+        home.price = 4
+        home.save()
+        transaction.set_autocommit(False)
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+    assert read("optimized").rows[0]["price"] == "300000.00"
+
+
 @pytest.mark.parametrize("text", ["COMMIT", "end", "ROLLBACK", "abort", "PREPARE TRANSACTION 'x'", "/* done */ COMMIT", "-- done\nCOMMIT", ";COMMIT"])
 def test_ending_a_transaction_with_sql_is_refused(home, text):
     """It would pass the lease by."""

@@ -3,6 +3,8 @@
 T1, T2, … are processes. Each spec is one story, its steps in order.
 """
 
+from functools import partial
+
 import pytest
 from django.core.cache import cache
 from django.db import connection, transaction
@@ -492,11 +494,12 @@ def test_a_server_that_restarts_while_it_is_asked_which_run_it_is(home, price, r
 def test_a_read_while_an_earlier_select_is_not_read_to_its_end(home, read, reprice, elsewhere, pin, page):
     """On SQLite every SELECT of a connection sees what the first unfinished one saw: older than `read_at`. (psycopg reads to the end.)"""
     page = page.format(home.pk)
-    unfinished = pin()
-    elsewhere(lambda: reprice(1))  # T2 leases, COMMITs, closes
-    read(page)  # T1 misses, SELECTs the old price: it may not be stored
-    unfinished.close()
-    assert read(page).body == read(page.replace("cached", "optimized")).body
+    for price in (1, 2):  # the connection's first read is no other than its second
+        unfinished = pin()
+        elsewhere(partial(reprice, price))  # T2 leases, COMMITs, closes
+        read(page)  # T1 misses, SELECTs the old price: it may not be stored
+        unfinished.close()
+        assert read(page).body == read(page.replace("cached", "optimized")).body
 
 
 @pytest.mark.only("embedded")

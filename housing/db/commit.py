@@ -130,7 +130,7 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         tags = tuple(sorted(tags))
         self.frames[-1].tags.update(tags)
         if change and tags:
-            self.frames[-1].changes[change, tags] = None
+            self.frames[-1].changes.setdefault((change, tags))
 
     def name_deleted(self, table: str, pk: Any) -> None:
         """Note that the tags of this row's deletion are named, so that the DELETE need not name the whole model."""
@@ -258,6 +258,6 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
 def collapse(tags: Iterable[str]) -> set[str]:
     """The same tags, with `model:*` in place of more than `MANY_ROWS` rows of one model."""
-    rows = Counter(tag.partition(":")[0] for tag in tags)
+    rows = Counter(tag.split(":")[0] for tag in tags)
     whole = {model for model, count in rows.items() if count > MANY_ROWS}
-    return {f"{tag.partition(':')[0]}:*" if tag.partition(":")[0] in whole else tag for tag in tags}
+    return {f"{tag.split(':')[0]}:*" if tag.split(":")[0] in whole else tag for tag in tags}

@@ -20,7 +20,7 @@ HARMLESS = re.compile(
 CONTROL = re.compile(r"(BEGIN|SET TRANSACTION)\b")
 """How a snapshot begins, on SQLite and on PostgreSQL: statements that ask nothing and write nothing, and so are no query."""
 
-LEAD = re.compile(r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)*", re.DOTALL)
+LEAD = re.compile(r"\A(?:[\s;]|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)*", re.DOTALL)
 """What may stand before a statement. A comment within a comment, which servers read differently, is left to look like a write."""
 
 SEVERAL = re.compile(r";\s*\S")
@@ -61,7 +61,7 @@ def _mention() -> re.Pattern[str]:
 
 def bare(sql: str) -> str:
     """A text without the comments and the empty statements that it begins with."""
-    return LEAD.sub("", sql, count=1)
+    return LEAD.sub("", sql)
 
 
 def ends_transaction(sql: str) -> bool:
