@@ -17,7 +17,22 @@ from pathlib import Path
 from tests.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = ("setup", "checks", "contract", "cost", "hits", "invalidation", "races", "faults", "histories", "latency", "data", "stacks", "instruments")
+CHAPTERS = (
+    "setup",
+    "checks",
+    "contract",
+    "cost",
+    "hits",
+    "invalidation",
+    "races",
+    "faults",
+    "histories",
+    "latency",
+    "data",
+    "stacks",
+    "instruments",
+    "sabotages",
+)
 SPELLED = {
     word.lower(): word
     for word in (
