@@ -73,6 +73,10 @@ engine:
 	echo "POSTGRES_PASSWORD=$$password" >.env.database && \
 	printf 'DJANGO_SECRET_KEY=%s\nDATABASE_URL=postgres://housing:%s@database:5432/housing\n' "$$(secret)" "$$password" >$@
 
+.PHONY: mutants
+mutants: install ## sabotages of housing/, by hand and by the hundred: the specs must notice each; goes on where it was stopped
+	@$(BIN)/python -m tests.sabotages && $(BIN)/mutmut run && $(BIN)/python -m tests.survivors
+
 .PHONY: spec
 spec: install ## SPEC.md, from the specs themselves
 	@$(BIN)/python -m tests.spec
@@ -81,12 +85,12 @@ RESOLVE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 
 .PHONY: lock
 lock: install ## resolve pyproject.toml into requirements.lock, for every Python and platform, and what the image needs of it
-	@$(RESOLVE) --upgrade --group embedded --group test --group lint --output-file $(LOCK)
+	@$(RESOLVE) --upgrade --group embedded --group test --group lint --group mutants --output-file $(LOCK)
 	@$(RESOLVE) --group debug --constraints $(LOCK) --output-file requirements-run.lock
 
 .PHONY: clean
 clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Installs quietly, once, and again only when the lock has changed.

@@ -48,7 +48,7 @@ def row_tag(model: type[TaggedModel], key: Any) -> str:
 
 def column_tag(model: type[TaggedModel], column: str) -> str:
     """`property.price`: by which pages are selected or ordered."""
-    return f"{model.tag}.{column.removesuffix('_id')}"
+    return f"{model.tag}.{column}"
 
 
 def connect() -> None:
@@ -56,7 +56,7 @@ def connect() -> None:
     for model in apps.get_models():
         if model._meta.concrete_model in TABLE:
             for signal in (pre_save, post_save, pre_delete):
-                signal.connect(handle, sender=model, dispatch_uid=f"{__name__}.{model._meta.label}")
+                signal.connect(handle, sender=model)
 
 
 def handle(signal: Any, instance: TaggedModel, using: str, **details: Any) -> None:

@@ -26,12 +26,14 @@ CHAPTERS = (
     "invalidation",
     "precision",
     "races",
+    "schedules",
     "faults",
     "histories",
     "latency",
     "data",
     "stacks",
     "instruments",
+    "sabotages",
 )
 SPELLED = {
     word.lower(): word

@@ -374,7 +374,9 @@ def test_the_schema_describes_the_lists_and_their_parameters(client):
     listed = schema["paths"]["/api/properties/cached/"]["get"]
     assert {parameter["name"] for parameter in listed["parameters"]} == set(Query.form_class.base_fields)
     page = schema["components"]["schemas"]["PaginatedPropertyList"]
-    assert set(page["properties"]) == {"next", "previous", "results"}
+    link = {"type": "string", "nullable": True, "example": "?cursor=…"}
+    rows = {"type": "array", "items": {"$ref": "#/components/schemas/Property"}}
+    assert page == {"type": "object", "required": ["next", "previous", "results"], "properties": {"next": link, "previous": link, "results": rows}}
     detail = schema["components"]["schemas"]["PropertyDetail"]
     assert {"images", "location", "agent", "price"} <= set(detail["properties"])
     assert all(f"{path}{suffix}" in schema["paths"] for path in DOORS.values() for suffix in ("", "{id}/"))

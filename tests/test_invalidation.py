@@ -786,6 +786,14 @@ def test_a_write_of_images_without_a_signal_is_in_the_very_next_read(home, prime
     assert read("cached").came_from == "hit"  # for a list shows none
 
 
+def test_many_at_once_name_the_model_in_their_text_and_no_other(home, prime, read):
+    prime()
+
+    connection.cursor().executemany("UPDATE housing_propertyimage SET caption = %s", [("Else",), ("Other",)])
+
+    assert read("cached").came_from == "hit"
+
+
 def test_loaddata_is_in_the_very_next_read(home, prime, read_the_list, tmp_path):
     fixture = tmp_path / "offices.json"
     call_command("dumpdata", "housing.office", output=str(fixture), verbosity=0)
@@ -813,6 +821,15 @@ def test_the_update_of_a_receiver_is_not_taken_for_the_save_that_it_listens_to(t
             signal.disconnect(listener, sender=Property)
         assert [row["id"] for row in read_the_list(status="sold")] == [other.pk]
         Property.objects.update(status="available")
+
+
+def test_an_update_after_a_save_is_not_taken_for_the_save(home, prime, read_the_list):
+    home.save(update_fields=["title"])
+    prime()
+
+    Property.objects.filter(pk=home.pk).update(price=5)
+
+    assert read_the_list()[0]["price"] == "5.00"
 
 
 def test_a_receiver_may_change_what_is_saved(home, prime, read_the_list):
@@ -918,11 +935,21 @@ def test_a_debug_cursor_sees_it_too(home, prime, read_the_list):
 def test_a_procedure_may_write_anything(home, prime, read_the_list, monkeypatch):
     """SQLite has none, so its cursor is given one here. (PostgreSQL's own are in the chapter of real servers.)"""
     prime()
-    monkeypatch.setattr(SQLiteCursorWrapper, "callproc", lambda cursor, name: cursor.execute("UPDATE housing_office SET name = 'Renamed'"), raising=False)
+    called = []
+
+    def callproc(cursor, *how):
+        called.append(how)
+        cursor.execute("UPDATE housing_office SET name = 'Renamed'")
+
+    monkeypatch.setattr(SQLiteCursorWrapper, "callproc", callproc, raising=False)
 
     connection.cursor().callproc("nightly")
-
     assert read_the_list()[0]["agent"]["office"]["name"] == "Renamed"
+
+    connection.cursor().callproc("nightly", [1])
+    with pytest.raises(NotSupportedError, match="Keyword parameters for callproc"):
+        connection.cursor().callproc("nightly", [1], {"depth": 2})
+    assert called == [("nightly",), ("nightly", [1])]
 
 
 @pytest.fixture
@@ -937,7 +964,7 @@ def a_proxy():
     signals.connect()
     yield Bargain
     for signal in (pre_save, post_save, pre_delete):
-        signal.disconnect(signals.handle, sender=Bargain, dispatch_uid="housing.signals.housing.Bargain")
+        signal.disconnect(signals.handle, sender=Bargain)
     del apps.all_models["housing"]["bargain"]
     apps.clear_cache()
 
@@ -1091,6 +1118,16 @@ def test_a_savepoint_that_nobody_releases_counts_as_written(twenty_properties, p
             transaction.savepoint_commit(savepoint)
 
     assert [read(f"cached/{home.pk}").came_from for home in homes] == ["fwd=stale; stored"] * 3
+
+
+def test_what_came_before_a_savepoint_left_empty_counts_as_written(home, prime, read):
+    prime()
+
+    with transaction.atomic():
+        home.save()
+        transaction.savepoint()
+
+    assert read("cached").came_from == "fwd=stale; stored"
 
 
 def test_a_savepoint_rolled_back_to_twice_holds_what_came_between(home, prime, read):
@@ -1295,7 +1332,10 @@ def test_a_close_that_fails_leaves_its_lease_to_run_out(home, prime, read, redis
         home.save()
         monkeypatch.undo()
 
-    assert "Committed, but its lease could not be closed: Redis at" in caplog.text
+    said, changed = caplog.messages
+    assert said.startswith("Committed, but its lease could not be closed: Redis at ")
+    assert said.endswith(" Readers ask the database until it runs out.")
+    assert changed.startswith(f"[SIGNAL] Property {home.pk} changed. Stale: ")
     answer = read("cached")
     assert (answer.rows[0]["price"], answer.came_from) == ("3.00", "fwd=miss; detail=leased")
 
@@ -1314,7 +1354,9 @@ def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, prime, read, 
             home.save()
         monkeypatch.undo()
 
-    assert "Rolled back, but its lease could not be withdrawn: Redis at" in caplog.text
+    [said] = caplog.messages
+    assert said.startswith("Rolled back, but its lease could not be withdrawn: Redis at ")
+    assert said.endswith(" Readers ask the database until it runs out.")
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
@@ -1343,6 +1385,19 @@ def test_switching_autocommit_on_commits_and_so_takes_the_same_way(home, prime, 
     transaction.set_autocommit(True)
 
     assert read_the_list()[0]["price"] == "4.00"
+
+
+def test_switching_autocommit_off_again_commits_nothing(home, read):
+    transaction.set_autocommit(False)
+    try:
+        home.price = 4
+        home.save()
+        transaction.set_autocommit(False)
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+    assert read("optimized").rows[0]["price"] == "300000.00"
 
 
 @pytest.mark.parametrize("text", ["COMMIT", "end", "ROLLBACK", "abort", "PREPARE TRANSACTION 'x'", "/* done */ COMMIT", "-- done\nCOMMIT", ";COMMIT"])
@@ -1391,10 +1446,18 @@ def test_a_script_inside_a_transaction_is_refused_whatever_it_says(home):
 
 
 @pytest.mark.only("embedded")
-@pytest.mark.parametrize("script", ["DELETE FROM housing_property;", "SELECT 1; UPDATE somebodys_view SET price = 1;"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "DELETE FROM housing_property;",
+        "SELECT 1; UPDATE somebodys_view SET price = 1;",
+        "/* ; SELECT */ DELETE FROM housing_property",
+        "-- ; SELECT\nDELETE FROM housing_property",
+    ],
+)
 def test_a_script_that_may_write_our_tables_is_refused(home, script):
     """SQLite's executescript commits by itself, before and after. (PostgreSQL's driver has none.)"""
-    with pytest.raises(NotSupportedError, match="executescript commits past the cache"):
+    with pytest.raises(NotSupportedError, match=r"^executescript commits past the cache. Execute the statements one by one, inside transaction.atomic\(\).$"):
         connection.cursor().executescript(script)
 
     connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")

@@ -6,6 +6,7 @@ T1, T2, … are processes. Each spec is one story, its steps in order.
 import random
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from threading import Barrier, Event
 
@@ -98,9 +99,9 @@ def test_a_write_that_is_rolled_back_between_select_and_store(home, price, meanw
         assert price() == ("300000.00", "fwd=miss; stored")
 
 
-def test_a_write_to_something_else_between_select_and_store(twenty_properties, read, meanwhile):
+def test_a_write_to_something_else_between_select_and_store(twenty_properties, read, meanwhile, queries):
     home, other = twenty_properties[:2]
-    with meanwhile(other.save):
+    with queries.exactly(2, because="the property and its images are read once"), meanwhile(other.save):
         assert read(f"cached/{home.pk}").came_from == "fwd=miss; stored"
 
 
@@ -773,11 +774,12 @@ def test_a_server_that_restarts_while_it_is_asked_which_run_it_is(home, price, r
 def test_a_read_while_an_earlier_select_is_not_read_to_its_end(home, read, reprice, elsewhere, pin, page):
     """On SQLite every SELECT of a connection sees what the first unfinished one saw: older than `read_at`. (psycopg reads to the end.)"""
     page = page.format(home.pk)
-    unfinished = pin()
-    elsewhere(lambda: reprice(1))  # T2 leases, COMMITs, closes
-    read(page)  # T1 misses, SELECTs the old price: it may not be stored
-    unfinished.close()
-    assert read(page).body == read(page.replace("cached", "optimized")).body
+    for price in (1, 2):  # the connection's first read is no other than its second
+        unfinished = pin()
+        elsewhere(partial(reprice, price))  # T2 leases, COMMITs, closes
+        read(page)  # T1 misses, SELECTs the old price: it may not be stored
+        unfinished.close()
+        assert read(page).body == read(page.replace("cached", "optimized")).body
 
 
 @pytest.mark.only("embedded")

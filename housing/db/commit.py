@@ -80,8 +80,8 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.frames = [Frame()]
         self.covered: list[str] = []
         self.in_doubt: Lease | None = None
@@ -130,7 +130,7 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         tags = tuple(sorted(tags))
         self.frames[-1].tags.update(tags)
         if change and tags:
-            self.frames[-1].changes[change, tags] = None
+            self.frames[-1].changes.setdefault((change, tags))
 
     def name_deleted(self, table: str, pk: Any) -> None:
         """Note that the tags of this row's deletion are named, so that the DELETE need not name the whole model."""
@@ -159,7 +159,6 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         for frame in self._cut(sid):
             self.frames[-1].tags |= frame.tags
             self.frames[-1].changes |= frame.changes
-            self.frames[-1].deleted |= frame.deleted
 
     def _cut(self, sid: str) -> list[Frame]:
         at = next(i for i, frame in enumerate(self.frames) if frame.sid == sid)
@@ -170,11 +169,13 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
     def make_cursor(self, cursor: Any) -> Any:
         """As Django's."""
-        return _mixed(self.cursor_mixin, type(super().make_cursor(cursor)))(cursor, self)
+        wrapper = super().make_cursor(cursor)
+        return _mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> Any:
         """As Django's."""
-        return _mixed(self.cursor_mixin, type(super().make_debug_cursor(cursor)))(cursor, self)
+        wrapper = super().make_debug_cursor(cursor)
+        return _mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     @contextmanager
     def statement(self, sql: str, params: Any = None) -> Iterator[None]:
@@ -205,13 +206,11 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
     def _is_announced_delete(self, table: str, sql: str, params: Any) -> bool:
         if not statements.DELETES_ROWS.fullmatch(sql):
             return False
-        deleted = set().union(*(frame.deleted for frame in self.frames))
-        return all((table, pk) in deleted for pk in params)
+        return all((table, pk) in self.frames[-1].deleted for pk in params)
 
     # The commit.
 
     def _commit(self) -> None:
-        self.in_doubt = None
         if not self.uncommitted:
             self.frames = [Frame()]
             super()._commit()
@@ -259,6 +258,6 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
 def collapse(tags: Iterable[str]) -> set[str]:
     """The same tags, with `model:*` in place of more than `MANY_ROWS` rows of one model."""
-    rows = Counter(tag.partition(":")[0] for tag in tags if ":" in tag)
+    rows = Counter(tag.split(":")[0] for tag in tags)
     whole = {model for model, count in rows.items() if count > MANY_ROWS}
-    return {f"{tag.partition(':')[0]}:*" if tag.partition(":")[0] in whole else tag for tag in tags}
+    return {f"{tag.split(':')[0]}:*" if tag.split(":")[0] in whole else tag for tag in tags}

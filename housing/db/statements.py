@@ -17,10 +17,10 @@ HARMLESS = re.compile(
 )
 """Beginnings of statements that write no row."""
 
-CONTROL = re.compile(r"\s*(BEGIN|START\s+TRANSACTION|SET\s+TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK|COMMIT)\b", re.IGNORECASE)
-"""Transaction control: statements that ask nothing and write nothing, and so are no query."""
+CONTROL = re.compile(r"(BEGIN|SET TRANSACTION)\b")
+"""How a snapshot begins, on SQLite and on PostgreSQL: statements that ask nothing and write nothing, and so are no query."""
 
-LEAD = re.compile(r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)*", re.DOTALL)
+LEAD = re.compile(r"\A(?:[\s;]|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)*", re.DOTALL)
 """What may stand before a statement. A comment within a comment, which servers read differently, is left to look like a write."""
 
 SEVERAL = re.compile(r";\s*\S")
@@ -61,7 +61,7 @@ def _mention() -> re.Pattern[str]:
 
 def bare(sql: str) -> str:
     """A text without the comments and the empty statements that it begins with."""
-    return LEAD.sub("", sql, count=1)
+    return LEAD.sub("", sql)
 
 
 def ends_transaction(sql: str) -> bool:
@@ -90,7 +90,6 @@ def written_tables(sql: str) -> frozenset[str]:
     return frozenset(our_tables())
 
 
-def tables_in_script(script: str) -> frozenset[str]:
-    """The tables of ours that a text of many statements may write: all that it mentions, whatever with."""
-    mentioned = frozenset(name.lower() for name in _mention().findall(script))
-    return mentioned.union(*(written_tables(statement) for statement in script.split(";") if statement.strip()))
+def may_write(script: str) -> bool:
+    """Whether a text of many statements may write a table of ours. A comment that holds a semicolon looks like something unknown."""
+    return any(written_tables(statement) for statement in script.split(";") if statement.strip())

@@ -11,7 +11,7 @@ from django.db import NotSupportedError, transaction
 from django.db.backends.sqlite3 import base
 
 from housing.db.commit import CommitMixin, CursorMixin
-from housing.db.statements import tables_in_script
+from housing.db.statements import may_write
 
 PROBE = "housing_probe"
 
@@ -24,7 +24,7 @@ class Cursor(CursorMixin):
 
         Raises NotSupportedError for the others: nobody could stand before that COMMIT.
         """
-        if self.db.managed or self.db.uncommitted or tables_in_script(script):
+        if self.db.managed or self.db.uncommitted or may_write(script):
             raise NotSupportedError("executescript commits past the cache. Execute the statements one by one, inside transaction.atomic().")
         return self.cursor.executescript(script)
 

@@ -1,0 +1,835 @@
+"""What each spec is there to notice: one-line sabotages of `housing`, and the spec that goes red for each.
+
+    python -m tests.sabotages            all of them; what stays green, or fits no longer, is said, and the exit code is 1
+    python -m tests.sabotages WORDS      those whose description or file has these words in it
+
+Each runs in a copy of the tree, in a temporary folder; the tree itself is never touched. `make mutants` runs them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env")
+"""What the specs named below need of the tree."""
+
+PATIENCE = 120
+"""Seconds that one spec may take before it counts as hung."""
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """One line of `file` (in `housing/`) made wrong, and the spec (in `tests/`) that notices."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    spec: str
+
+
+# The journal: what ../shared/model calls its defences, and what else stands in the comparison.
+
+JOURNAL = (
+    Sabotage(
+        "read_at: the instant is that of the store, not of the miss",
+        "cache/journal.lua",
+        "local why = doubt(j, tonumber(epoch), tonumber(read_at), split(tags))",
+        "read_at = text(tick('1').last) local why = doubt(j, tonumber(epoch), tonumber(read_at), split(tags))",
+        "test_races.py::test_a_write_between_select_and_store",
+    ),
+    Sabotage(
+        "lease: none is opened before COMMIT",
+        "db/commit.py",
+        "lease = journal.lease(tags)",
+        'lease = Lease("none", tuple(tags))',
+        "test_races.py::test_a_read_between_commit_and_close",
+    ),
+    Sabotage(
+        "lease: it ends at once",
+        "cache/journal.lua",
+        "text(LEASES + tick(nonce).last + LEASE)",
+        "text(LEASES + tick(nonce).last)",
+        "test_races.py::test_a_read_between_commit_and_close",
+    ),
+    Sabotage(
+        "lease: it is opened after COMMIT",
+        "db/commit.py",
+        "lease = journal.lease(tags)",
+        "super()._commit(); lease = journal.lease(tags)",
+        "test_races.py::test_a_read_between_commit_and_close",
+    ),
+    Sabotage(
+        "lease: an open one is no reason for doubt",
+        "cache/journal.lua",
+        "if mine[tag] then return 'leased' end",
+        "",
+        "test_races.py::test_killed_between_commit_and_close",
+    ),
+    Sabotage(
+        "lease: any is a reason for doubt",
+        "cache/journal.lua",
+        "if mine[tag] then return 'leased' end",
+        "do return 'leased' end",
+        "test_races.py::test_pages_that_a_write_does_not_touch_stay_warm_while_it_commits",
+    ),
+    Sabotage(
+        "lease: one that ran out leaves no record",
+        "cache/journal.lua",
+        "redis.call('ZADD', journal, 'GT', text(expiry), tag)",
+        "",
+        "test_races.py::test_an_entry_read_under_a_lease_that_ran_out_is_not_trusted_afterwards",
+    ),
+    Sabotage(
+        "lease: one that ran out stays for ever",
+        "cache/journal.lua",
+        "redis.call('ZREM', journal, over[i])",
+        "",
+        "test_races.py::test_a_journal_remembers_no_more_than_was_written_within_a_ttl",
+    ),
+    Sabotage(
+        "closed record: a close leaves none",
+        "cache/journal.lua",
+        "redis.call('ZADD', journal, unpack(records))",
+        "",
+        "test_races.py::test_a_write_between_select_and_store",
+    ),
+    Sabotage(
+        "closed record: those of tags that nobody asked for count",
+        "cache/journal.lua",
+        "if closed and tonumber(closed) >= read_at then",
+        "if #written > 0 then",
+        "test_races.py::test_a_write_to_something_else_between_select_and_store",
+    ),
+    Sabotage(
+        "closed record: it is dropped at once",
+        "cache/journal.lua",
+        "redis.call('ZREMRANGEBYSCORE', journal, 1, text(low))",
+        "redis.call('ZREMRANGEBYSCORE', journal, 1, now)",
+        "test_races.py::test_a_write_between_select_and_store",
+    ),
+    Sabotage(
+        "own lease only: a close ends every lease",
+        "cache/journal.lua",
+        "local now, records = text(j.last), {}",
+        "local now, records = text(j.last), {} redis.call('ZREMRANGEBYSCORE', journal, text(LEASES), '+inf')",
+        "test_races.py::test_the_close_of_one_writer_ends_no_lease_of_another",
+    ),
+    Sabotage(
+        "own lease only: all leases have one name",
+        "cache/journal.py",
+        "Lease(os.urandom(8).hex(), ",
+        'Lease("lease", ',
+        "test_races.py::test_the_close_of_one_writer_ends_no_lease_of_another",
+    ),
+    Sabotage(
+        "epoch: it is not compared",
+        "cache/journal.lua",
+        "if epoch ~= j.epoch or read_at <= j.low",
+        "if read_at <= j.low",
+        "test_races.py::test_an_entry_of_a_lost_journal_is_disowned_even_if_the_clock_stepped_back",
+    ),
+    Sabotage(
+        "epoch: it is always the same",
+        "cache/journal.py",
+        "str(int.from_bytes(os.urandom(6)) + 1)",
+        '"1"',
+        "test_races.py::test_an_entry_of_a_lost_journal_is_disowned_even_if_the_clock_stepped_back",
+    ),
+    Sabotage(
+        "quarantine: a new journal begins without a lease on everything",
+        "cache/journal.lua",
+        "if not quiet then",
+        "if false then",
+        "test_races.py::test_the_journal_is_lost_while_a_write_commits",
+    ),
+    Sabotage(
+        "quarantine: the lease on everything is on nothing",
+        "cache/journal.lua",
+        "if tag == '*' then return 'newborn' end",
+        "",
+        "test_races.py::test_the_journal_is_lost_while_a_write_commits",
+    ),
+    Sabotage(
+        "quarantine: once over, it leaves no low-water mark",
+        "cache/journal.lua",
+        "redis.call('ZADD', journal, text(-expiry), 'low')",
+        "",
+        "test_races.py::test_a_read_at_the_very_instant_at_which_a_lease_runs_out_is_not_trusted",
+    ),
+    Sabotage(
+        "low water: what was read before it is trusted",
+        "cache/journal.lua",
+        "or read_at <= j.low then",
+        "then",
+        "test_races.py::test_records_are_dropped_and_what_was_read_before_them_with_them",
+    ),
+    Sabotage(
+        "low water: it does not rise when records are dropped",
+        "cache/journal.lua",
+        "redis.call('ZADD', journal, text(-low), 'low')",
+        "",
+        "test_races.py::test_records_are_dropped_and_what_was_read_before_them_with_them",
+    ),
+    Sabotage(
+        "low water: nothing is ever dropped below it",
+        "cache/journal.lua",
+        "redis.call('ZREMRANGEBYSCORE', journal, 1, text(low))",
+        "",
+        "test_races.py::test_records_are_dropped_and_what_was_read_before_them_with_them",
+    ),
+    Sabotage(
+        "run id: the journal does not carry it",
+        "cache/journal.lua",
+        "'run:@RUN@'",
+        "'run:'",
+        "test_races.py::test_a_server_that_restarts_with_all_its_data_begins_cold",
+    ),
+    Sabotage(
+        "run id: it is learnt once, and no restart is noticed",
+        "cache/journal.py",
+        '.replace("@RUN@", run)',
+        '.replace("@RUN@", "a")',
+        "test_races.py::test_a_server_that_restarts_with_all_its_data_begins_cold",
+    ),
+    Sabotage(
+        "run id: the server that loads is not the one that was asked",
+        "cache/journal.py",
+        'connection.send_command("SCRIPT", "LOAD", script(run))',
+        'connection = client.connection_pool.get_connection(); connection.send_command("SCRIPT", "LOAD", script(run))',
+        "test_races.py::test_a_server_that_restarts_while_it_is_asked_which_run_it_is",
+    ),
+    Sabotage(
+        "monotonic instants: the clock as it is",
+        "cache/journal.lua",
+        "math.max(now, j.last + 1)",
+        "now",
+        "test_races.py::test_the_clock_steps_back_a_little",
+    ),
+    Sabotage(
+        "monotonic instants: two may be the same",
+        "cache/journal.lua",
+        "math.max(now, j.last + 1)",
+        "math.max(now, j.last)",
+        "test_races.py::test_two_events_of_one_microsecond_are_told_apart",
+    ),
+    Sabotage(
+        "monotonic instants: the last one is not kept",
+        "cache/journal.lua",
+        "redis.call('ZADD', journal, text(-j.last), 'last')",
+        "",
+        "test_races.py::test_the_clock_steps_back_a_little",
+    ),
+    Sabotage(
+        "monotonic instants: a clock far behind them is followed for ever",
+        "cache/journal.lua",
+        "if not j or j.last > now + LEASE then",
+        "if not j then",
+        "test_races.py::test_the_clock_steps_back_by_more_than_a_lease",
+    ),
+    Sabotage(
+        "monotonic instants: a clock a little behind them ends the journal",
+        "cache/journal.lua",
+        "if not j or j.last > now + LEASE then",
+        "if not j or j.last > now then",
+        "test_races.py::test_the_clock_steps_back_a_little",
+    ),
+    Sabotage(
+        "ties: a lease at that very instant is over",
+        "cache/journal.lua",
+        "journal, text(LEASES + read_at), '+inf')",
+        "journal, '(' .. text(LEASES + read_at), '+inf')",
+        "test_races.py::test_a_read_at_the_very_instant_at_which_a_lease_runs_out_is_not_trusted",
+    ),
+    Sabotage(
+        "ties: a close at that very instant came before",
+        "cache/journal.lua",
+        "if closed and tonumber(closed) >= read_at then",
+        "if closed and tonumber(closed) > read_at then",
+        "test_races.py::test_a_read_at_the_very_instant_at_which_a_lease_runs_out_is_not_trusted[a lease]",
+    ),
+    Sabotage(
+        "ties: a low-water mark at that very instant is below",
+        "cache/journal.lua",
+        "or read_at <= j.low then",
+        "or read_at < j.low then",
+        "test_races.py::test_a_read_at_the_very_instant_at_which_a_lease_runs_out_is_not_trusted[a newborn lease]",
+    ),
+    Sabotage(
+        "instants pass through tostring",
+        "cache/journal.lua",
+        "string.format('%.0f', instant)",
+        "tostring(instant)",
+        "test_races.py::test_two_events_of_one_microsecond_are_told_apart",
+    ),
+)
+
+# What each write makes stale: every row of the table in signals.py, and which writes are asked.
+
+TAGS = (
+    *(
+        Sabotage(
+            f"a property's {column} selects no page",
+            "signals.py",
+            f'"{column}", ',
+            "",
+            f"test_invalidation.py::test_a_row_enters_and_leaves_a_filtered_page[{case}]",
+        )
+        for column, case in {
+            "title": "title-A lighthouse-search=lighthouse",
+            "description": "description-By the lighthouse.-search=lighthouse",
+            "property_type": "property_type-land-property_type=land",
+            "status": "status-sold-status=sold",
+            "price": "price-9-max_price=9",
+            "bedrooms": "bedrooms-9-min_bedrooms=9",
+        }.items()
+    ),
+    Sabotage(
+        "a property's location selects no page",
+        "signals.py",
+        '"location_id", ',
+        "",
+        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[property: every column]",
+    ),
+    Sabotage(
+        "a property's agent selects no page",
+        "signals.py",
+        ', "agent_id")',
+        ")",
+        "test_invalidation.py::test_a_property_moves_to_another_agent",
+    ),
+    Sabotage(
+        "a property comes and goes, and no list knows",
+        "signals.py",
+        ", listed=True)",
+        ")",
+        "test_invalidation.py::test_a_created_property_is_first_in_the_very_next_read",
+    ),
+    Sabotage(
+        "a property's row is not told",
+        "signals.py",
+        "return set() if key is None else",
+        "return set() if model is Property else",
+        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[property: price]",
+    ),
+    Sabotage(
+        "an agent is not listened to",
+        "signals.py",
+        'Agent: Stale("id", ("office_id",)),',
+        "",
+        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[agent: created]",
+    ),
+    Sabotage(
+        "an agent's office selects no page",
+        "signals.py",
+        'Stale("id", ("office_id",))',
+        'Stale("id")',
+        "test_invalidation.py::test_an_agent_moves_to_another_office",
+    ),
+    Sabotage(
+        "an office is not listened to",
+        "signals.py",
+        'Office: Stale("id"),',
+        "",
+        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[office: created]",
+    ),
+    Sabotage(
+        "a location is not listened to",
+        "signals.py",
+        'Location: Stale("id", ("city",)),',
+        "",
+        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[location: created]",
+    ),
+    Sabotage(
+        "a location's city selects no page",
+        "signals.py",
+        'Stale("id", ("city",))',
+        'Stale("id")',
+        "test_invalidation.py::test_a_location_moves_to_another_city",
+    ),
+    Sabotage(
+        "an image is not listened to",
+        "signals.py",
+        'PropertyImage: Stale("property_id"),',
+        "",
+        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[image: created]",
+    ),
+    Sabotage(
+        "an image is shown under its own id",
+        "signals.py",
+        'Stale("property_id")',
+        'Stale("id")',
+        "test_invalidation.py::test_an_image_leaves_its_old_owner",
+    ),
+    Sabotage(
+        "an image's old owner is not told",
+        "signals.py",
+        "return tags | _stored_row_tags(instance, connection) |",
+        "return tags |",
+        "test_invalidation.py::test_an_image_leaves_its_old_owner",
+    ),
+    Sabotage(
+        "a save is taken to write what differs from a row that nobody locked",
+        "signals.py",
+        "return held if connection.holds(frame) and",
+        "return held if",
+        "test_invalidation.py::test_a_lock_ends_with_its_transaction",
+    ),
+    Sabotage(
+        "a proxy is not listened to",
+        "signals.py",
+        "if model._meta.concrete_model in TABLE:",
+        "if model in TABLE:",
+        "test_invalidation.py::test_a_save_through_a_proxy_names_its_row_and_no_other",
+    ),
+    *(
+        Sabotage(f"{signal} is not heard", "signals.py", "(pre_save, post_save, pre_delete):", f"({others}):", f"test_invalidation.py::{spec}")
+        for signal, others, spec in (
+            ("pre_save", "post_save, pre_delete", "test_a_write_makes_stale_what_shows_it_and_nothing_else[image: caption]"),
+            ("post_save", "pre_save, pre_delete", "test_a_receiver_may_change_what_is_saved"),
+            ("pre_delete", "pre_save, post_save", "test_a_write_makes_stale_what_shows_it_and_nothing_else[image: deleted]"),
+        )
+    ),
+    *(
+        Sabotage(f"a page {way} does not depend on it", "filters.py", old, new, f"test_invalidation.py::{spec}")
+        for way, old, new, spec in (
+            (
+                "by city, by where a property stands,",
+                'column_tag(Property, "location_id"), ',
+                "",
+                "test_a_write_makes_stale_what_shows_it_and_nothing_else[property: every column]",
+            ),
+            ("by city, by where that is,", ', column_tag(Location, "city")', ",", "test_a_location_moves_to_another_city"),
+            ("by status", '"status": (column_tag(Property, "status"),),', "", "test_a_row_enters_and_leaves_a_filtered_page[status-sold-status=sold]"),
+            (
+                "by type",
+                '"property_type": (column_tag(Property, "property_type"),),',
+                "",
+                "test_a_row_enters_and_leaves_a_filtered_page[property_type-land-property_type=land]",
+            ),
+            ("by agent", '"agent": (column_tag(Property, "agent_id"),),', "", "test_a_property_moves_to_another_agent"),
+            ("by office, by who sells,", '"office": (column_tag(Property, "agent_id"), ', '"office": (', "test_a_property_moves_to_another_agent"),
+            ("by office, by who works there,", ', column_tag(Agent, "office_id"))', ",)", "test_an_agent_moves_to_another_office"),
+            (
+                "by min_price",
+                '"min_price": (column_tag(Property, "price"),),',
+                "",
+                "test_a_row_enters_and_leaves_a_filtered_page[price-900000-min_price=900000]",
+            ),
+            ("by max_price", '"max_price": (column_tag(Property, "price"),),', "", "test_a_row_enters_and_leaves_a_filtered_page[price-9-max_price=9]"),
+            (
+                "by bedrooms",
+                '"min_bedrooms": (column_tag(Property, "bedrooms"),),',
+                "",
+                "test_a_row_enters_and_leaves_a_filtered_page[bedrooms-9-min_bedrooms=9]",
+            ),
+            (
+                "by title",
+                '(column_tag(Property, "title"), column_tag(Property, "description"))',
+                '(column_tag(Property, "description"),)',
+                "test_a_row_enters_and_leaves_a_filtered_page[title-A lighthouse-search=lighthouse]",
+            ),
+            (
+                "by description",
+                '(column_tag(Property, "title"), column_tag(Property, "description"))',
+                '(column_tag(Property, "title"),)',
+                "test_a_row_enters_and_leaves_a_filtered_page[description-By the lighthouse.-search=lighthouse]",
+            ),
+            ("in the order of price", '    "price": (column_tag(Property, "price"),),', "", "test_a_price_moves_a_row_to_another_page[price-19-1]"),
+            ("against the order of price", '"-price": (column_tag(Property, "price"),),', "", "test_a_price_moves_a_row_to_another_page[-price-0-999999]"),
+        )
+    ),
+    *(
+        Sabotage(f"an answer does not depend on {what}", "queries.py", old, new, f"test_invalidation.py::{spec}")
+        for what, old, new, spec in (
+            (
+                "its properties",
+                "row_tag(Property, home.pk), row_tag(Location",
+                "row_tag(Location",
+                "test_a_write_makes_stale_what_shows_it_and_nothing_else[property: title]",
+            ),
+            ("their locations", "row_tag(Location, home.location_id), ", "", "test_a_write_makes_stale_what_shows_it_and_nothing_else[location: zip_code]"),
+            ("their agents", "row_tag(Agent, home.agent_id), ", "", "test_a_write_makes_stale_what_shows_it_and_nothing_else[agent: name]"),
+            ("their offices", ", row_tag(Office, home.agent.office_id)", "", "test_the_new_name_of_an_office_two_joins_away_is_in_the_very_next_read"),
+            ("its images", "row_tag(PropertyImage, home.pk), ", "", "test_a_write_makes_stale_what_shows_it_and_nothing_else[image: caption]"),
+            ("all images", ', f"{PropertyImage.tag}:*"', "", "test_a_write_of_images_without_a_signal_is_in_the_very_next_read"),
+            ("all rows of a model", 'tags = {f"{model.tag}:*" for model in MODELS}', "tags = set()", "test_a_write_without_a_signal_is_in_the_very_next_read"),
+            ("the list", "return {LIST} | tags_of_rows(shown)", "return tags_of_rows(shown)", "test_a_created_property_is_first_in_the_very_next_read"),
+            ("what it was selected by", " | set(selected_by)", "", "test_a_location_moves_to_another_city"),
+        )
+    ),
+)
+
+# The commit: what mutmut leaves alone, for it is decorated, or no function at all.
+
+COMMIT = (
+    Sabotage(
+        "a commit is not closed",
+        "db/commit.py",
+        "journal.close(lease)",
+        "pass",
+        "test_invalidation.py::test_a_saved_price_is_in_the_very_next_read",
+    ),
+    Sabotage(
+        "a commit of unknown outcome is closed",
+        "db/commit.py",
+        "self.in_doubt = lease",
+        "journal.close(lease)",
+        "test_invalidation.py::test_a_commit_with_unknown_outcome_is_not_closed",
+    ),
+    Sabotage(
+        "writes under an earlier savepoint are forgotten",
+        "db/commit.py",
+        "return any(frame.tags for frame in self.frames)",
+        "return bool(self.frames[-1].tags)",
+        "test_invalidation.py::test_what_came_before_a_savepoint_left_empty_counts_as_written",
+    ),
+    Sabotage(
+        "a transaction that is managed by hand is none",
+        "db/commit.py",
+        "return self.in_atomic_block or (self.connection is not None and not self.autocommit)",
+        "return self.in_atomic_block",
+        "test_invalidation.py::test_a_transaction_managed_by_hand_takes_the_same_way",
+    ),
+    Sabotage(
+        "a transaction that SQL began is none",
+        "db/commit.py",
+        "return self.managed or self.begun",
+        "return self.managed",
+        "test_races.py::test_a_read_inside_a_transaction_that_only_sql_began",
+    ),
+    Sabotage(
+        "what happens during a save is taken for the save, for ever",
+        "db/commit.py",
+        "self.covered.pop()",
+        "pass",
+        "test_invalidation.py::test_an_update_after_a_save_is_not_taken_for_the_save",
+    ),
+    Sabotage(
+        "COMMIT as SQL is let through",
+        "db/commit.py",
+        "if self.managed or self.uncommitted or statements.ENDS_LATER.search(sql):",
+        "if False:",
+        "test_invalidation.py::test_ending_a_transaction_with_sql_is_refused",
+    ),
+    Sabotage(
+        "COMMIT as SQL is refused though nothing of ours was written",
+        "db/commit.py",
+        "if self.managed or self.uncommitted or statements.ENDS_LATER.search(sql):",
+        "if True:",
+        "test_invalidation.py::test_ending_a_transaction_that_wrote_nothing_of_ours_is_nobodys_business",
+    ),
+    Sabotage(
+        "SQL in autocommit commits by itself",
+        "db/commit.py",
+        "with transaction.atomic(using=self.alias):",
+        "if True:",
+        "test_invalidation.py::test_a_write_without_a_signal_is_in_the_very_next_read",
+    ),
+    Sabotage(
+        "an unfinished SELECT is finished",
+        "db/sqlite3/base.py",
+        "return self.in_transaction or (self.connection is not None and self._has_unfinished())",
+        "return self.in_transaction",
+        "test_races.py::test_a_read_while_an_earlier_select_is_not_read_to_its_end",
+    ),
+    Sabotage(
+        "two SELECTs see two states",
+        "db/sqlite3/base.py",
+        "with transaction.atomic(using=self.alias, durable=True):",
+        "if True:",
+        "test_races.py::test_a_title_and_images_of_two_states_are_never_one_answer",
+    ),
+    Sabotage(
+        "a snapshot takes the lock of a writer",
+        "db/sqlite3/base.py",
+        'self.transaction_mode: Any = "DEFERRED"',
+        "pass",
+        "test_races.py::test_a_detail_between_lease_and_commit",
+    ),
+    Sabotage(
+        "a snapshot leaves its mode behind",
+        "db/sqlite3/base.py",
+        "self.transaction_mode = mode",
+        "pass",
+        "test_races.py::test_a_writer_after_a_detail_takes_its_lock_at_once",
+    ),
+    Sabotage(
+        "an UPDATE is no write",
+        "db/statements.py",
+        "(SELECT|SHOW|",
+        "(SELECT|UPDATE|SHOW|",
+        "test_invalidation.py::test_a_write_without_a_signal_is_in_the_very_next_read",
+    ),
+    Sabotage(
+        "EXPLAIN ANALYZE runs nothing",
+        "db/statements.py",
+        r"EXPLAIN(?!.*\bANALY[SZ]E\b)",
+        "EXPLAIN",
+        "test_invalidation.py::test_a_statement_is_a_write_unless_its_text_says_otherwise",
+    ),
+    Sabotage(
+        "other apps' tables are taken for views",
+        "db/statements.py",
+        "apps.get_models(include_auto_created=True)",
+        "apps.get_models()",
+        "test_invalidation.py::test_a_statement_is_a_write_unless_its_text_says_otherwise[DELETE FROM auth_user_groups]",
+    ),
+)
+
+# The rules of a read.
+
+READ = (
+    Sabotage(
+        "a hit asks Redis twice",
+        "cache/entries.py",
+        "found = journal.lookup(key, etags)",
+        "found = journal.lookup(key, etags) and journal.lookup(key, etags)",
+        "test_cost.py::test_a_hit_costs_one_round_trip",
+    ),
+    Sabotage(
+        "a 304 carries the body",
+        "cache/journal.lua",
+        "if known == e[4] or known == '*' then",
+        "if false then",
+        "test_hits.py::test_who_has_the_bytes_is_not_sent_them_again",
+    ),
+    Sabotage(
+        "a lookup without a journal trusts what is there",
+        "cache/journal.lua",
+        "if j and e[1] and not doubt(",
+        "if e[1] and not (j and doubt)(",
+        "test_races.py::test_the_journal_is_lost_after_a_killed_writer",
+    ),
+    Sabotage(
+        "a miss asks which epoch it is in a call of its own",
+        "cache/entries.py",
+        "verdict = journal.store(key, found, tags, etag, body)",
+        "journal.lookup(key); verdict = journal.store(key, found, tags, etag, body)",
+        "test_cost.py::test_a_miss_costs_two_round_trips",
+    ),
+    Sabotage(
+        "a pickle is remembered",
+        "cache/entries.py",
+        "verdict = journal.store(key, found, tags, etag, body)",
+        'verdict = journal.store(key, found, tags, etag, __import__("pickle").dumps(body))',
+        "test_hits.py::test_what_is_remembered_is_bytes_and_no_pickle",
+    ),
+    Sabotage(
+        "a key carries no fingerprint",
+        "cache/keys.py",
+        ":{fingerprint()}:",
+        ":",
+        "test_hits.py::test_a_deploy_with_another_shape_finds_nothing",
+    ),
+    Sabotage(
+        "a read inside a transaction is remembered",
+        "cache/entries.py",
+        "if connection.reads_the_past:",
+        "if False:",
+        "test_hits.py::test_inside_a_transaction_nothing_is_remembered",
+    ),
+    Sabotage(
+        "ATOMIC_REQUESTS applies to the cached views",
+        "views.py",
+        "return transaction.non_atomic_requests(super().as_view(**initkwargs))",
+        "return super().as_view(**initkwargs)",
+        "test_hits.py::test_atomic_requests_leaves_the_cached_doors_out",
+    ),
+    Sabotage(
+        "an overtaken read is given as it is",
+        "cache/entries.py",
+        "ATTEMPTS = 3",
+        "ATTEMPTS = 1",
+        "test_races.py::test_a_write_between_select_and_store",
+    ),
+    Sabotage(
+        "an overtaken read is read again for ever",
+        "cache/entries.py",
+        "for _ in range(ATTEMPTS):",
+        "while True:",
+        "test_races.py::test_a_write_between_select_and_store_every_time",
+    ),
+    Sabotage(
+        "what is not trusted is stored all the same",
+        "cache/journal.lua",
+        "if why then return why end",
+        "",
+        "test_races.py::test_a_write_between_select_and_store",
+    ),
+    Sabotage(
+        "a slow reader overwrites a fast one",
+        "cache/journal.lua",
+        "if there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then return 'overtaken' end",
+        "",
+        "test_races.py::test_a_slow_reader_does_not_overwrite_a_fast_one",
+    ),
+    Sabotage(
+        "an entry lives for ever",
+        "cache/journal.lua",
+        "redis.call('PEXPIRE', entry, TTL / 1000)",
+        "",
+        "test_hits.py::test_an_entry_does_not_live_for_ever",
+    ),
+    Sabotage(
+        "a 404 is remembered",
+        "views.py",
+        "home = get_object_or_404(",
+        'if not queries.properties().filter(pk=self.kwargs["id"]): return b"null", {"properties"}\n                home = get_object_or_404(',
+        "test_hits.py::test_an_id_that_is_not_there_is_never_remembered",
+    ),
+    Sabotage(
+        "the page of a browser asks the database",
+        "views.py",
+        'if request.accepted_renderer.format == "api":',
+        "if False:",
+        "test_hits.py::test_a_browser_gets_a_page_around_the_remembered_bytes",
+    ),
+    Sabotage(
+        "a key is what was asked, word by word",
+        "views.py",
+        "return query.canonical, read",
+        'return request.META["QUERY_STRING"], read',
+        "test_hits.py::test_the_same_asked_otherwise_is_the_same_entry",
+    ),
+    Sabotage(
+        "a key leaves out what was asked",
+        "views.py",
+        "return query.canonical, read",
+        'return "", read',
+        "test_hits.py::test_every_parameter_has_entries_of_its_own",
+    ),
+    Sabotage(
+        "a key leaves out which property",
+        "views.py",
+        'return str(self.kwargs["id"]), read',
+        'return "", read',
+        "test_hits.py::test_every_property_has_an_entry_of_its_own",
+    ),
+    Sabotage(
+        "a link carries the host",
+        "views.py",
+        "page = query.page(query.filter(queries.joined()))",
+        "page = query.page(query.filter(queries.joined())); object.__setattr__(page, 'next', request.build_absolute_uri(page.next))",
+        "test_hits.py::test_the_host_is_no_part_of_the_answer",
+    ),
+    Sabotage(
+        "a detail's SELECTs see two states",
+        "views.py",
+        "with nullcontext() if ours().in_transaction else ours().snapshot():",
+        "if True:",
+        "test_races.py::test_a_title_and_images_of_two_states_are_never_one_answer",
+    ),
+    Sabotage(
+        "a browser need not ask",
+        "views.py",
+        '= "no-cache"',
+        '= "max-age=60"',
+        "test_hits.py::test_a_browser_must_ask_each_time",
+    ),
+)
+
+SABOTAGES = (*JOURNAL, *TAGS, *COMMIT, *READ)
+
+
+# How they are run
+
+
+class Misfit(Exception):
+    """A sabotage whose old text does not stand exactly once in its file."""
+
+
+def carry_out(sabotage: Sabotage, tree: Path) -> None:
+    """Make that line of `tree` wrong. Raises Misfit, and changes nothing, where it does not fit."""
+    file = tree / "housing" / sabotage.file
+    text = file.read_text(encoding="utf-8")
+    if (times := text.count(sabotage.old)) != 1:
+        raise Misfit(f"its old text stands {times} times in housing/{sabotage.file}: bring the table up to date")
+    file.write_text(text.replace(sabotage.old, sabotage.new), encoding="utf-8")
+
+
+@contextmanager
+def a_copy(root: Path) -> Iterator[Path]:
+    """What is needed of the tree, in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="housing-sabotage-") as folder:
+        for name in COPIED:
+            if (root / name).is_dir():
+                shutil.copytree(root / name, Path(folder, name))
+            else:
+                shutil.copy2(root / name, folder)
+        yield Path(folder)
+
+
+def outcome(tree: Path, spec: str, patience: int) -> str:
+    """What pytest says last of this spec in this tree: "1 failed in 0.12s". Raises TimeoutExpired."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", f"tests/{spec}"]
+    ended = subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=patience, check=False)
+    return (ended.stdout.strip().splitlines() or ["nothing"])[-1]
+
+
+def complaint(sabotage: Sabotage, root: Path = ROOT, patience: int = PATIENCE) -> str | None:
+    """What is wrong with a sabotage, in one clause; None if its spec goes red for it."""
+    with a_copy(root) as tree:
+        try:
+            carry_out(sabotage, tree)
+            said = outcome(tree, sabotage.spec, patience)
+        except Misfit as misfit:
+            return str(misfit)
+        except subprocess.TimeoutExpired:
+            return f"{sabotage.spec} hung for {patience} s"
+    if " failed" in said:
+        return None
+    return f"{sabotage.spec} stays green" if " passed" in said else f"{sabotage.spec} cannot be run: {said}"
+
+
+def run(sabotages: Sequence[Sabotage], root: Path = ROOT) -> list[str]:
+    """All complaints, one line each; a bar shows how far it is. Ctrl-C ends it, and no copy stays."""
+    complaints = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as workers, tqdm(total=len(sabotages), unit="sabotage", smoothing=0) as bar:
+        running = {workers.submit(complaint, sabotage, root): sabotage for sabotage in sabotages}
+        try:
+            for done in as_completed(running):
+                if wrong := done.result():
+                    complaints.append(f"{running[done].what}: {wrong}")
+                    bar.write(complaints[-1])
+                bar.update()
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
+    return complaints
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m tests.sabotages`: 0 if every spec goes red, 1 if one does not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sabotages", description="Make one line of housing/ wrong at a time, in a copy, and see its spec go red."
+    )
+    parser.add_argument("words", nargs="*", help="only those whose description or file has these words in it")
+    words = " ".join(parser.parse_args(arguments).words)
+    chosen = [sabotage for sabotage in SABOTAGES if words in f"{sabotage.file} {sabotage.what}"]
+    if not chosen:
+        parser.error(f"no sabotage has “{words}” in its description")
+    try:
+        complaints = run(chosen)
+    except KeyboardInterrupt:
+        return 130
+    tqdm.write(f"{len(chosen)} sabotages, {len(chosen) - len(complaints)} noticed.")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
