@@ -42,14 +42,19 @@ class Sabotage:
     spec: str
 
 
-# The journal: what ../shared/model calls its defences, and what else stands in the comparison.
+def chaptered(spec: str) -> str:
+    """The spec of the chapter that most of these are in, unless another is named."""
+    return spec if "::" in spec else f"test_invalidation.py::{spec}"
+
+
+# The journal: its defences by name, and what else stands in the comparison.
 
 JOURNAL = (
     Sabotage(
         "read_at: the instant is that of the store, not of the miss",
         "cache/journal.lua",
-        "local why = doubt(j, tonumber(epoch), tonumber(read_at), split(tags))",
-        "read_at = text(tick('1').last) local why = doubt(j, tonumber(epoch), tonumber(read_at), split(tags))",
+        "local why = not j and 'overtaken' or doubt(j, tonumber(epoch), tonumber(read_at), split(tags))",
+        "read_at = text(tick('1').last) local why = not j and 'overtaken' or doubt(j, tonumber(epoch), tonumber(read_at), split(tags))",
         "test_races.py::test_a_write_between_select_and_store",
     ),
     Sabotage(
@@ -303,7 +308,7 @@ TAGS = (
         "signals.py",
         '"location_id", ',
         "",
-        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[property: every column]",
+        "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Property.location to Property deleted]",
     ),
     Sabotage(
         "a property's agent selects no page",
@@ -324,14 +329,14 @@ TAGS = (
         "signals.py",
         "return set() if key is None else",
         "return set() if model is Property else",
-        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[property: price]",
+        "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Property.title to Property.area]",
     ),
     Sabotage(
         "an agent is not listened to",
         "signals.py",
         'Agent: Stale("id", ("office_id",)),',
         "",
-        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[agent: created]",
+        "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Agent.name to Agent deleted]",
     ),
     Sabotage(
         "an agent's office selects no page",
@@ -345,14 +350,14 @@ TAGS = (
         "signals.py",
         'Office: Stale("id"),',
         "",
-        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[office: created]",
+        "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Office.name to Office deleted]",
     ),
     Sabotage(
         "a location is not listened to",
         "signals.py",
         'Location: Stale("id", ("city",)),',
         "",
-        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[location: created]",
+        "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Location.city to Location deleted]",
     ),
     Sabotage(
         "a location's city selects no page",
@@ -366,7 +371,7 @@ TAGS = (
         "signals.py",
         'PropertyImage: Stale("property_id"),',
         "",
-        "test_invalidation.py::test_a_write_makes_stale_what_shows_it_and_nothing_else[image: created]",
+        "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[PropertyImage.property to PropertyImage deleted]",
     ),
     Sabotage(
         "an image is shown under its own id",
@@ -397,21 +402,29 @@ TAGS = (
         "test_invalidation.py::test_a_save_through_a_proxy_names_its_row_and_no_other",
     ),
     *(
-        Sabotage(f"{signal} is not heard", "signals.py", "(pre_save, post_save, pre_delete):", f"({others}):", f"test_invalidation.py::{spec}")
+        Sabotage(f"{signal} is not heard", "signals.py", "(pre_save, post_save, pre_delete):", f"({others}):", chaptered(spec))
         for signal, others, spec in (
-            ("pre_save", "post_save, pre_delete", "test_a_write_makes_stale_what_shows_it_and_nothing_else[image: caption]"),
+            (
+                "pre_save",
+                "post_save, pre_delete",
+                "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[PropertyImage.property to PropertyImage deleted]",
+            ),
             ("post_save", "pre_save, pre_delete", "test_a_receiver_may_change_what_is_saved"),
-            ("pre_delete", "pre_save, post_save", "test_a_write_makes_stale_what_shows_it_and_nothing_else[image: deleted]"),
+            (
+                "pre_delete",
+                "pre_save, post_save",
+                "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[PropertyImage.property to PropertyImage deleted]",
+            ),
         )
     ),
     *(
-        Sabotage(f"a page {way} does not depend on it", "filters.py", old, new, f"test_invalidation.py::{spec}")
+        Sabotage(f"a page {way} does not depend on it", "filters.py", old, new, chaptered(spec))
         for way, old, new, spec in (
             (
                 "by city, by where a property stands,",
                 'column_tag(Property, "location_id"), ',
                 "",
-                "test_a_write_makes_stale_what_shows_it_and_nothing_else[property: every column]",
+                "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Property.location to Property deleted]",
             ),
             ("by city, by where that is,", ', column_tag(Location, "city")', ",", "test_a_location_moves_to_another_city"),
             ("by status", '"status": (column_tag(Property, "status"),),', "", "test_a_row_enters_and_leaves_a_filtered_page[status-sold-status=sold]"),
@@ -454,20 +467,40 @@ TAGS = (
         )
     ),
     *(
-        Sabotage(f"an answer does not depend on {what}", "queries.py", old, new, f"test_invalidation.py::{spec}")
+        Sabotage(f"an answer does not depend on {what}", "queries.py", old, new, chaptered(spec))
         for what, old, new, spec in (
             (
                 "its properties",
                 "row_tag(Property, home.pk), row_tag(Location",
                 "row_tag(Location",
-                "test_a_write_makes_stale_what_shows_it_and_nothing_else[property: title]",
+                "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Property.title to Property.area]",
             ),
-            ("their locations", "row_tag(Location, home.location_id), ", "", "test_a_write_makes_stale_what_shows_it_and_nothing_else[location: zip_code]"),
-            ("their agents", "row_tag(Agent, home.agent_id), ", "", "test_a_write_makes_stale_what_shows_it_and_nothing_else[agent: name]"),
+            (
+                "their locations",
+                "row_tag(Location, home.location_id), ",
+                "",
+                "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Location.city to Location deleted]",
+            ),
+            (
+                "their agents",
+                "row_tag(Agent, home.agent_id), ",
+                "",
+                "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[Agent.name to Agent deleted]",
+            ),
             ("their offices", ", row_tag(Office, home.agent.office_id)", "", "test_the_new_name_of_an_office_two_joins_away_is_in_the_very_next_read"),
-            ("its images", "row_tag(PropertyImage, home.pk), ", "", "test_a_write_makes_stale_what_shows_it_and_nothing_else[image: caption]"),
+            (
+                "its images",
+                "row_tag(PropertyImage, home.pk), ",
+                "",
+                "test_precision.py::test_each_column_makes_stale_what_the_table_says_and_nothing_else[PropertyImage.property to PropertyImage deleted]",
+            ),
             ("all images", ', f"{PropertyImage.tag}:*"', "", "test_a_write_of_images_without_a_signal_is_in_the_very_next_read"),
-            ("all rows of a model", 'tags = {f"{model.tag}:*" for model in MODELS}', "tags = set()", "test_a_write_without_a_signal_is_in_the_very_next_read"),
+            (
+                "all rows of a model",
+                'tags = {f"{model.tag}:*" for model in MODELS}',
+                "tags = set()",
+                "test_invalidation.py::test_every_way_of_writing_is_in_the_very_next_read[in autocommit]",
+            ),
             ("the list", "return {LIST} | tags_of_rows(shown)", "return tags_of_rows(shown)", "test_a_created_property_is_first_in_the_very_next_read"),
             ("what it was selected by", " | set(selected_by)", "", "test_a_location_moves_to_another_city"),
         )
@@ -538,7 +571,7 @@ COMMIT = (
         "db/commit.py",
         "with transaction.atomic(using=self.alias):",
         "if True:",
-        "test_invalidation.py::test_a_write_without_a_signal_is_in_the_very_next_read",
+        "test_invalidation.py::test_every_way_of_writing_is_in_the_very_next_read[in autocommit]",
     ),
     Sabotage(
         "an unfinished SELECT is finished",
@@ -573,7 +606,7 @@ COMMIT = (
         "db/statements.py",
         "(SELECT|SHOW|",
         "(SELECT|UPDATE|SHOW|",
-        "test_invalidation.py::test_a_write_without_a_signal_is_in_the_very_next_read",
+        "test_invalidation.py::test_every_way_of_writing_is_in_the_very_next_read[in autocommit]",
     ),
     Sabotage(
         "EXPLAIN ANALYZE runs nothing",
@@ -597,8 +630,8 @@ READ = (
     Sabotage(
         "a hit asks Redis twice",
         "cache/entries.py",
-        "found = journal.lookup(key, etags)",
-        "found = journal.lookup(key, etags) and journal.lookup(key, etags)",
+        "found := journal.lookup(key, etags, draw",
+        "found := journal.lookup(key) and journal.lookup(key, etags, draw",
         "test_cost.py::test_a_hit_costs_one_round_trip",
     ),
     Sabotage(
@@ -611,22 +644,22 @@ READ = (
     Sabotage(
         "a lookup without a journal trusts what is there",
         "cache/journal.lua",
-        "if j and e[1] and not doubt(",
-        "if e[1] and not (j and doubt)(",
+        "not (j and e[1]) and 'missing' or doubt(",
+        "not e[1] and 'missing' or j and doubt(",
         "test_races.py::test_the_journal_is_lost_after_a_killed_writer",
     ),
     Sabotage(
         "a miss asks which epoch it is in a call of its own",
         "cache/entries.py",
-        "verdict = journal.store(key, found, tags, etag, body)",
-        "journal.lookup(key); verdict = journal.store(key, found, tags, etag, body)",
+        "verdict = journal.store(key, found, tags, etag_of(body), body, seconds)",
+        "journal.lookup(key); verdict = journal.store(key, found, tags, etag_of(body), body, seconds)",
         "test_cost.py::test_a_miss_costs_two_round_trips",
     ),
     Sabotage(
         "a pickle is remembered",
         "cache/entries.py",
-        "verdict = journal.store(key, found, tags, etag, body)",
-        'verdict = journal.store(key, found, tags, etag, __import__("pickle").dumps(body))',
+        "verdict = journal.store(key, found, tags, etag_of(body), body, seconds)",
+        'verdict = journal.store(key, found, tags, etag_of(body), __import__("pickle").dumps(body), seconds)',
         "test_hits.py::test_what_is_remembered_is_bytes_and_no_pickle",
     ),
     Sabotage(
@@ -667,21 +700,21 @@ READ = (
     Sabotage(
         "what is not trusted is stored all the same",
         "cache/journal.lua",
-        "if why then return why end",
-        "",
+        "local why = not j and 'overtaken' or doubt(j, tonumber(epoch), tonumber(read_at), split(tags))",
+        "local why",
         "test_races.py::test_a_write_between_select_and_store",
     ),
     Sabotage(
         "a slow reader overwrites a fast one",
         "cache/journal.lua",
-        "if there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then return 'overtaken' end",
+        "if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'overtaken' end",
         "",
         "test_races.py::test_a_slow_reader_does_not_overwrite_a_fast_one",
     ),
     Sabotage(
         "an entry lives for ever",
         "cache/journal.lua",
-        "redis.call('PEXPIRE', entry, TTL / 1000)",
+        "redis.call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)",
         "",
         "test_hits.py::test_an_entry_does_not_live_for_ever",
     ),
@@ -743,7 +776,138 @@ READ = (
     ),
 )
 
-SABOTAGES = (*JOURNAL, *TAGS, *COMMIT, *READ)
+# Many readers of one answer, and an answer whose time is nearly up.
+
+FILL = (
+    Sabotage(
+        "of many readers each asks the database",
+        "cache/journal.lua",
+        "if taken and together and patience == 'patient' then return {'filling'} end",
+        "",
+        "test_races.py::test_of_fifty_cold_readers_one_asks_the_database",
+    ),
+    Sabotage(
+        "nobody says that the database is being asked",
+        "cache/journal.lua",
+        "if together and not taken then",
+        "if false then",
+        "test_races.py::test_of_fifty_cold_readers_one_asks_the_database",
+    ),
+    Sabotage(
+        "who need not wait is given what is stale",
+        "cache/journal.lua",
+        "if e[4] and not why and (taken or",
+        "if e[4] and (taken or not why and",
+        "test_races.py::test_while_one_reads_anew_nobody_is_given_what_is_stale",
+    ),
+    Sabotage(
+        "a reader that died is waited for by all who come",
+        "cache/journal.lua",
+        "local lately = now - math.abs(filling) < PATIENCE",
+        "local lately = true",
+        "test_races.py::test_what_a_reader_that_died_was_filling_is_another_ones_after_a_while",
+    ),
+    Sabotage(
+        "a reader is twice as patient as the setting says",
+        "cache/entries.py",
+        "monotonic() + settings.HOUSING_PATIENCE",
+        "monotonic() + 2 * settings.HOUSING_PATIENCE",
+        "test_races.py::test_who_waits_for_a_reader_that_died_does_not_wait_longer_than_its_patience",
+    ),
+    Sabotage(
+        "readers wait where a lease is open",
+        "cache/journal.lua",
+        "why ~= 'leased' and why ~= 'newborn' and ",
+        "",
+        "test_races.py::test_where_a_lease_is_open_nobody_waits",
+    ),
+    Sabotage(
+        "a reader that found nothing does not say so",
+        "cache/entries.py",
+        "journal.abandon(key, miss)",
+        "pass",
+        "test_races.py::test_nobody_waits_for_a_reader_that_found_nothing",
+    ),
+    Sabotage(
+        "after a reader that failed the others wait for each other",
+        "cache/journal.lua",
+        "(filling >= 0 or not lately)",
+        "true",
+        "test_races.py::test_nobody_waits_for_a_reader_that_failed_until_it_is_long_ago",
+    ),
+    Sabotage(
+        "a store ends another reader's fill",
+        "cache/journal.lua",
+        "if there[4] == read_at then",
+        "if there[4] then",
+        "test_races.py::test_who_comes_too_late_to_fill_ends_nobody_elses_fill",
+    ),
+    Sabotage(
+        "a failure ends another reader's fill",
+        "cache/journal.lua",
+        "if redis.call('HGET', entry, 'filling') == read_at then",
+        "if true then",
+        "test_races.py::test_who_comes_too_late_to_fill_ends_nobody_elses_fill",
+    ),
+    Sabotage(
+        "tags without an answer are an answer",
+        "cache/journal.lua",
+        "if e[4] and not why and (",
+        "if not why and (",
+        "test_races.py::test_what_could_not_be_remembered_is_no_answer_once_its_lease_is_withdrawn",
+    ),
+    Sabotage(
+        "what could not be remembered makes what was look younger",
+        "cache/journal.lua",
+        "elseif why == 'overtaken' or there[3] then",
+        "elseif why == 'overtaken' then",
+        "test_races.py::test_what_is_stale_stays_stale_when_a_lease_is_withdrawn",
+    ),
+    Sabotage(
+        "that the database was asked is remembered for ever",
+        "cache/journal.lua",
+        "if not e[1] then redis.call('PEXPIRE', entry, PATIENCE / 1000) end",
+        "",
+        "test_races.py::test_that_somebody_asked_is_soon_forgotten",
+    ),
+    Sabotage(
+        "no answer is read again early",
+        "cache/journal.lua",
+        "now + e[5] * draw <",
+        "now <",
+        "test_races.py::test_an_answer_is_read_again_early_as_often_as_the_formula_says",
+    ),
+    Sabotage(
+        "an answer's time is never up",
+        "cache/journal.lua",
+        "(taken or now + e[5] * draw < tonumber(e[6]))",
+        "true",
+        "test_races.py::test_an_answer_whose_time_is_up_is_read_again",
+    ),
+    Sabotage(
+        "while one reads early the others do, too",
+        "cache/journal.lua",
+        "(taken or now",
+        "(now",
+        "test_races.py::test_while_one_reads_early_the_others_have_the_answer_that_is_there",
+    ),
+    Sabotage(
+        "β is not looked at",
+        "cache/entries.py",
+        " * settings.HOUSING_BETA",
+        "",
+        "test_races.py::test_an_answer_is_read_again_early_as_often_as_the_formula_says",
+    ),
+    Sabotage(
+        "what an answer cost is not remembered",
+        "cache/journal.py",
+        "round(cost * 1_000_000)",
+        "0",
+        "test_races.py::test_an_answer_is_read_again_early_as_often_as_the_formula_says",
+    ),
+)
+
+SABOTAGES = (*JOURNAL, *TAGS, *COMMIT, *READ, *FILL)
 
 
 # How they are run

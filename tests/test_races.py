@@ -256,6 +256,21 @@ def test_who_waits_gets_no_answer_older_than_its_own_start(home):
     assert isinstance(journal.lookup(PAGE, patient=True), Miss)
 
 
+def test_while_one_reads_anew_nobody_is_given_what_is_stale(home):
+    """Neither who waits, nor who does not."""
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "stored"
+    journal.close(journal.lease({"t"}))
+    assert journal.lookup(PAGE).stale
+    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert journal.lookup(PAGE).stale
+
+
+def test_that_somebody_asked_is_soon_forgotten(home, settings):
+    """There is no end of addresses at which nothing is."""
+    journal.lookup(PAGE)
+    assert 0 < get_redis_connection("default").pttl(PAGE) <= settings.HOUSING_PATIENCE * 1000
+
+
 def test_who_waits_for_a_reader_that_died_does_not_wait_longer_than_its_patience(home, read, waiting, settings, monkeypatch):
     """T1 misses, is killed · T2 waits, then asks the database."""
     monkeypatch.setattr("housing.views.entry_key", lambda *_: PAGE)
@@ -331,6 +346,16 @@ def test_a_page_that_was_warm_is_warm_again_when_a_lease_is_withdrawn(home):
     assert isinstance(journal.lookup(PAGE, patient=True), Miss)
     journal.withdraw(lease)
     assert journal.lookup(PAGE) == Hit('"1"', b"1")
+
+
+def test_what_is_stale_stays_stale_when_a_lease_is_withdrawn(home):
+    """What was read meanwhile, and could not be remembered, did not make it look younger."""
+    journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1")
+    journal.close(journal.lease({"t"}))
+    lease = journal.lease({"t"})
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"2"', b"2") == "leased"
+    journal.withdraw(lease)
+    assert journal.lookup(PAGE).stale
 
 
 def test_in_a_newborn_journal_nobody_waits(home):
