@@ -31,6 +31,7 @@ from django.test.client import ClientHandler
 from django_redis import get_redis_connection
 from pytest_django import DjangoDbBlocker
 
+from housing import settings as service
 from housing.cache.journal import journal
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests import stacks
@@ -376,6 +377,21 @@ def new_redis() -> Iterator[Callable[..., OwnRedis]]:
             return OwnRedis(*stacks.start_redis(servers, *arguments))
 
         yield new_redis
+
+
+@pytest.fixture
+def own_redis(settings: Any, new_redis: Callable[..., OwnRedis]) -> Iterator[Callable[..., OwnRedis]]:
+    """A Redis of this spec's own, as the service's cache: `own_redis(arguments…)`."""
+
+    def own_redis(*arguments: str) -> OwnRedis:
+        server = new_redis(*arguments)
+        settings.CACHES = {"default": service.CACHES["default"] | {"LOCATION": server.url}}
+        journal.forget_server()
+        forget_everything()
+        return server
+
+    yield own_redis
+    journal.forget_server()
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """What a read costs. A page of twenty properties touches sixty related rows."""
 
+from collections import Counter
+
 import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django_redis import get_redis_connection
 
-from conftest import forget_everything, make_images, make_properties
+from conftest import entries, forget_everything, make_images, make_properties
 from housing.cache.journal import journal
 
 
@@ -164,6 +167,35 @@ def test_a_write_costs_two_round_trips_whatever_is_cached(twenty_properties, pri
 
     with redis_commands.exactly(2, because="a lease before COMMIT, its close after"):
         twenty_properties[0].save()
+
+
+@pytest.mark.only("real")
+def test_a_write_costs_redis_the_same_commands_at_ten_cached_pages_and_at_100_000(home, prime, own_redis):
+    """As the server counts them, with those inside the scripts. (fakeredis does not count.)"""
+    own_redis()
+    prime()
+    client, [entry] = get_redis_connection("default"), entries()
+
+    def cost():
+        before = commands_of(client)
+        home.save()
+        return commands_of(client) - before
+
+    def fill(numbers):
+        with client.pipeline(transaction=False) as pipeline:
+            for number in numbers:
+                pipeline.copy(entry, f"{entry.decode()}:{number}")
+            pipeline.execute()
+
+    fill(range(1, 10))
+    at_ten = cost()
+    fill(range(10, 100_000))
+    assert cost() == at_ten
+
+
+def commands_of(client):
+    """How often each command was called, but for the one that tells."""
+    return Counter({name: told["calls"] for name, told in client.info("commandstats").items() if name != "cmdstat_info"})
 
 
 def test_a_save_costs_one_query(home, queries):

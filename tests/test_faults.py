@@ -17,8 +17,7 @@ from django.core.cache import cache
 from django.db import OperationalError, connection, connections, transaction
 from django_redis import get_redis_connection
 
-from conftest import ROOT, forget_everything
-from housing.cache.journal import journal
+from conftest import ROOT
 from housing.models import Property
 from tests.stacks import wait_for
 
@@ -45,21 +44,6 @@ def reprice(home):
         Property.objects.filter(pk=home.pk).update(price=price)
 
     return reprice
-
-
-@pytest.fixture
-def own_redis(settings, new_redis):
-    """A Redis of this spec's own, as the service's cache: `own_redis(arguments…)`."""
-
-    def own_redis(*arguments):
-        server = new_redis(*arguments)
-        settings.CACHES = {"default": service.CACHES["default"] | {"LOCATION": server.url}}
-        journal.forget_server()
-        forget_everything()
-        return server
-
-    yield own_redis
-    journal.forget_server()
 
 
 # A process is killed

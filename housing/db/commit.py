@@ -80,8 +80,8 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.frames = [Frame()]
         self.covered: list[str] = []
         self.in_doubt: Lease | None = None
