@@ -1,17 +1,24 @@
-"""Histories that nobody thought of. Whatever is written, in whatever order: the cached answer is the database's, byte for byte."""
+"""Histories that nobody thought of. Whatever is written, in whatever order: the cached answer is the database's, byte for byte.
 
+What happens at once has no one order. There an answer is true if each read and write can be given an instant, while it went on, at which it happened
+at once: if the history is linearizable.
+"""
+
+import math
+import re
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from django.db import transaction
 from django.test import Client
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from conftest import DOORS, a_property, ask, forget_everything, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage
+from tests.linearizability import Operation, violation
 
 CITIES, PRICES = ["Springfield", "Shelbyville"], [100, 200, 300]
 MODELS = st.sampled_from([Property, Agent, Office, Location, PropertyImage])
@@ -44,6 +51,8 @@ FILTERS = st.fixed_dictionaries(
         "ordering": st.sampled_from(["created_at", "-created_at", "price", "-price"]),
     },
 )
+
+# One after another
 
 
 class History(RuleBasedStateMachine):
@@ -156,3 +165,179 @@ def test_no_history_of_writes_makes_an_answer_stale():
         History,
         settings=settings(max_examples=25, stateful_step_count=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)),
     )
+
+
+# Is a history linearizable?
+
+
+LINEARIZABLE = {
+    "a read after a write": """
+        T1  |-write 1-|
+        T2              |-read 1-|
+    """,
+    "a read during a write, before it took effect": """
+        T1  |---write 1---|
+        T2   |-read 0-|
+    """,
+    "a read during a write, after it took effect": """
+        T1  |---write 1---|
+        T2   |-read 1-|
+    """,
+    "a read that sees a write begin after it": """
+        T1     |-write 1-|
+        T2  |-read 1-------|
+    """,
+    "old, then new, during one write": """
+        T1  |-----------write 1-----------|
+        T2    |-read 0-|
+        T3               |-read 1-|
+    """,
+    "two writes at once, the first of which is seen last": """
+        T1  |--write 1--|
+        T2   |--write 2--|
+        T3                 |-read 1-|
+    """,
+    "two writes at once, both seen meanwhile": """
+        T1  |---------write 1----------|
+        T2  |---------write 2----------|
+        T3    |-read 2-|  |-read 1-|
+        T4                               |-read 1-|
+    """,
+    "a value that is written again": """
+        T1  |-write 1-| |-write 0-|
+        T2                          |-read 0-|
+    """,
+    "a write at the instant at which a read ends": """
+        T1           |-write 1-|
+        T2  |-read 1-|
+    """,
+    "a killed write that never happened": """
+        T1  |-write 1->
+        T2              |-read 0-| |-read 0-|
+    """,
+    "a killed write that happened": """
+        T1  |-write 1->
+        T2              |-read 1-| |-read 1-|
+    """,
+    "a killed write that happened late": """
+        T1  |-write 1->
+        T2              |-write 2-| |-read 2-| |-read 1-|
+    """,
+    "a killed read": """
+        T1  |-write 1-|
+        T2              |-read 0->
+    """,
+}
+
+NOT_LINEARIZABLE = {
+    "a stale read": """
+        T1  |-write 1-|
+        T2              |-read 0-|
+    """,
+    "a stale read of one's own write": """
+        T1  |-write 1-| |-read 0-|
+    """,
+    "new, then old, to two readers during one write": """
+        T1  |-----------write 1-----------|
+        T2    |-read 1-|
+        T3               |-read 0-|
+    """,
+    "a value that nobody wrote": """
+        T1  |-write 1-|
+        T2   |-read 2-|
+    """,
+    "a value from the future": """
+        T1             |-write 1-|
+        T2  |-read 1-|
+    """,
+    "two writes at once, which two readers see in two orders": """
+        T1  |---------write 1----------|
+        T2  |---------write 2----------|
+        T3    |-read 1-|  |-read 2-|
+        T4    |-read 2-|  |-read 1-|
+    """,
+    "a lost write": """
+        T1  |-write 1-| |-write 2-|
+        T2                          |-read 1-|
+    """,
+    "a killed write that shows, and disappears": """
+        T1  |-write 1->
+        T2              |-read 1-| |-read 0-|
+    """,
+    "a killed write that happened twice": """
+        T1  |-write 1->
+        T2              |-read 1-| |-write 2-| |-read 1-|
+    """,
+    "a killed write that is seen before it began": """
+        T1             |-write 1->
+        T2  |-read 1-|
+    """,
+}
+
+
+def drawn(history):
+    """A history as it is drawn: a line for each process, a column for each instant; what ends in ">" may have happened at any time later, or never."""
+    for line in history.split("\n"):
+        for found in re.finditer(r"\|-*(read|write) (\d)-*([|>])", line):
+            kind, value, end = found.groups()
+            yield Operation(line.split()[0], kind, int(value), found.start(), math.inf if end == ">" else found.end() - 1)
+
+
+@pytest.mark.parametrize("history", LINEARIZABLE.values(), ids=LINEARIZABLE)
+def test_a_history_that_is_linearizable(history):
+    assert violation([*drawn(history)], initial=0) is None
+
+
+@pytest.mark.parametrize("history", NOT_LINEARIZABLE.values(), ids=NOT_LINEARIZABLE)
+def test_a_history_that_is_not_linearizable(history):
+    assert violation([*drawn(history)], initial=0)
+
+
+def test_a_violation_is_told_without_a_line_too_many():
+    history = """
+        T1   |-write 1-|             |-write 2-|   |-write 3->
+        T10   |-read 0-| |-read 1-|              |-read 1-|  |-read 2-|
+        T3       |-read 1-|            |-read 2-|
+    """
+    assert violation([*drawn(history)], initial=0) == "\n".join(
+        [
+            "No order of these explains all that was read. It was 0; seconds count from the first line:",
+            "  T1     0.000000 –  10.000000 write 1",
+            "  T1    24.000000 –  34.000000 write 2",
+            "  T10   36.000000 –  45.000000 read 1",
+        ]
+    )
+
+
+def test_an_unknown_outcome_is_told_as_one():
+    story = violation([*drawn(NOT_LINEARIZABLE["a killed write that shows, and disappears"])], initial=0)
+    assert "  T1    0.000000 –            write 1, or never\n" in story
+
+
+@pytest.mark.parametrize(("facts", "said"), [(("delete", 1, 0, 1), "not 'delete'"), (("read", 1, 1, 0), "from one monotonic clock")], ids=["kind", "clock"])
+def test_an_operation_that_cannot_be(facts, said):
+    with pytest.raises(ValueError, match=said):
+        Operation("T1", *facts)
+
+
+def explained(value, history):
+    """The same question, answered by trying every order."""
+    first = [operation for operation in history if not any(other.ended < operation.began for other in history)]
+    return all(operation.ended == math.inf for operation in history) or any(
+        explained(value if operation.kind == "read" else operation.value, [other for other in history if other is not operation])
+        for operation in first
+        if operation.kind == "write" or operation.value == value
+    )
+
+
+@st.composite
+def operations(draw):
+    """One operation among few instants and values, so that many overlap and some agree."""
+    kind, value, began = draw(st.sampled_from(["write", "read"])), draw(st.integers(0, 3)), draw(st.integers(0, 8))
+    return Operation("T1", kind, value, began, began + draw(st.sampled_from([0, 1, 2, 3, 5, *([math.inf] * 2 if kind == "write" else [])])))
+
+
+@given(history=st.lists(operations(), max_size=6))
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+def test_the_search_agrees_with_trying_every_order(history):
+    assert (violation(history, initial=0) is None) == explained(0, history)

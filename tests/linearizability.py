@@ -1,0 +1,153 @@
+"""Is a history of reads and writes linearizable? For any project: copy this file. It needs nothing but Python.
+
+A register is linearizable if each operation can be given one instant between its beginning and its end, so that in the order of these instants
+each read sees the last write before it (Herlihy and Wing, 1990). Many registers are linearizable if each is, so check them one by one.
+
+    violation([Operation("T1", "write", 5, 0.0, 0.1), Operation("T2", "read", 4, 0.2, 0.3)], initial=4)
+
+The search is Wing and Gong's (1993), just in time and with a memory as in Lowe, "Testing for linearizability" (2017). Three things that are true
+of registers keep it short: a read may take effect as soon as its value is there; of the writes that are still open, one need only take effect now
+if it ends now, or if an open read waits for its value; and a write that nobody saw may have been overwritten by the last one that overlapped it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What somebody did to a register: `kind` is "read" or "write", `began` and `ended` are instants of one monotonic clock.
+
+    Where nobody knows whether a write happened, say because its process was killed, `ended` is infinite: it took effect at some time, or never.
+    """
+
+    who: str
+    kind: str
+    value: Hashable
+    began: float
+    ended: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("read", "write"):
+            raise ValueError(f"An operation is a read or a write, not {self.kind!r}.")
+        if not self.began <= self.ended:
+            raise ValueError(f"{self.who} cannot have begun at {self.began} and ended at {self.ended}: take both from one monotonic clock.")
+
+
+def violation(history: Sequence[Operation], initial: Hashable) -> str | None:
+    """None where this history of one register is linearizable, else the story of why not, from which no line can be left out.
+
+    `initial` is the register's value before the history. Operations may come in any order; one that ends as another begins overlaps it.
+    """
+    if (impossible := _impossible(history, initial)) is None:
+        return None
+    known = [operation for operation in history if (operation.began if operation.kind == "write" else operation.ended) <= impossible.ended]
+    story = sorted(_shortest(sorted(known, key=_beginning), initial), key=_beginning)
+    start = story[0].began
+    width = max(len(operation.who) for operation in story)
+    lines = [_line(operation, start, width) for operation in story]
+    return "\n".join([f"No order of these explains all that was read. It was {initial!r}; seconds count from the first line:", *lines])
+
+
+def _beginning(operation: Operation) -> float:
+    return operation.began
+
+
+def _line(operation: Operation, start: float, width: int) -> str:
+    if operation.ended == math.inf:
+        return f"  {operation.who:{width}}  {operation.began - start:10.6f} –            {operation.kind} {operation.value!r}, or never"
+    return f"  {operation.who:{width}}  {operation.began - start:10.6f} – {operation.ended - start:10.6f} {operation.kind} {operation.value!r}"
+
+
+def _shortest(history: list[Operation], initial: Hashable) -> list[Operation]:
+    """A part of an impossible history that is as impossible, and would not be without any operation of it.
+
+    A write stays for as long as a read of its value does: what is left out must not be missed.
+    """
+    size = len(history)
+    while size:
+        before, at = len(history), 0
+        while at < len(history):
+            rest = history[:at] + history[at + size :]
+            seen = {operation.value for operation in rest if operation.kind == "read"}
+            missed = [operation for operation in history[at : at + size] if operation.kind == "write" and operation.value in seen]
+            rest[at:at] = missed
+            if len(rest) < len(history) and _impossible(rest, initial):
+                history, at = rest, at + len(missed)
+            else:
+                at += size
+        size = size // 2 if size > 1 or len(history) == before else 1
+    return history
+
+
+def _impossible(history: Sequence[Operation], initial: Hashable) -> Operation | None:
+    """The first operation, by its end, that nothing explains."""
+    search = _Search(initial)
+    for ends, number in _events(history):
+        operation = history[number]
+        if not ends:
+            search.begin(number, operation)
+        elif not search.end(number, operation):
+            return operation
+    return None
+
+
+def _events(history: Sequence[Operation]) -> Iterator[tuple[bool, int]]:
+    """Beginnings and ends in order of time. At the same instant beginnings go first, so that the two overlap."""
+    events = [(operation.began, False, number) for number, operation in enumerate(history)]
+    events += [(operation.ended, True, number) for number, operation in enumerate(history) if operation.ended < math.inf]
+    return ((ends, number) for _, ends, number in sorted(events))
+
+
+class _Search:
+    """All that can have happened so far: the register's value, which open operations have taken effect, and when the last write did.
+
+    Of two that differ in the last alone, the later allows all that the earlier does.
+    """
+
+    def __init__(self, initial: Hashable) -> None:
+        self.possible: dict[tuple[Hashable, frozenset[int]], float] = {(initial, frozenset()): -math.inf}
+        self.open: dict[str, dict[Hashable, set[int]]] = {"read": defaultdict(set), "write": defaultdict(set)}  # by value
+
+    def begin(self, number: int, operation: Operation) -> None:
+        """A read takes effect at once where it can."""
+        self.open[operation.kind][operation.value].add(number)
+        if operation.kind == "read":
+            self.possible = {(value, done | {number} if value == operation.value else done): written_at for (value, done), written_at in self.possible.items()}
+
+    def end(self, number: int, operation: Operation) -> bool:
+        """Whether the operation can have taken effect by now."""
+        todo, self.possible = list(self.possible.items()), {}
+        explored = set()
+        while todo:
+            (value, done), written_at = todo.pop()
+            overwritten = operation.kind == "write" and operation.began <= written_at
+            if number in done or overwritten:
+                rest = value, done - {number}
+                self.possible[rest] = max(written_at, self.possible.get(rest, -math.inf))
+            if number not in done:
+                for write, written in self._next_writes(number, operation, done):
+                    after = written, done | {write} | self.open["read"].get(written, set())
+                    if after not in explored:
+                        explored.add(after)
+                        todo.append((after, operation.ended))
+        self._forget(number, operation)
+        return bool(self.possible)
+
+    def _next_writes(self, number: int, operation: Operation, done: frozenset[int]) -> Iterator[tuple[int, Hashable]]:
+        """The open writes that need to be thought of before `operation` ends: those that an open read waits for, and itself."""
+        for value, reads in list(self.open["read"].items()):
+            if not reads <= done:
+                yield from ((write, value) for write in self.open["write"].get(value, set()) - done - {number})
+        if operation.kind == "write":
+            yield number, operation.value
+
+    def _forget(self, number: int, operation: Operation) -> None:
+        of_kind = self.open[operation.kind]
+        of_kind[operation.value].discard(number)
+        if not of_kind[operation.value]:
+            del of_kind[operation.value]
