@@ -409,3 +409,10 @@ def redis_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextM
             yield
 
     return away
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a run of many counted, for whoever quotes it: `record_property("counted", …)`."""
+    for report in terminalreporter.getreports("passed"):
+        for _, counted in filter(lambda recorded: recorded[0] == "counted", report.user_properties):
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {counted}.")

@@ -122,7 +122,7 @@ class _Search:
     def end(self, number: int, operation: Operation) -> bool:
         """Whether the operation can have taken effect by now."""
         todo, self.possible = list(self.possible.items()), {}
-        explored = set()
+        explored: set[tuple[Hashable, frozenset[int]]] = set()
         while todo:
             (value, done), written_at = todo.pop()
             overwritten = operation.kind == "write" and operation.began <= written_at

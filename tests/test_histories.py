@@ -1,17 +1,38 @@
-"""Histories that nobody thought of. Whatever is written, in whatever order: the cached answer is the database's, byte for byte."""
+"""Histories that nobody thought of. Whatever is written, in whatever order: the cached answer is the database's, byte for byte.
 
+What happens at once has no one order. There an answer is true if each read and write can be given an instant, while it went on, at which it happened
+at once: if the history is linearizable.
+"""
+
+import json
+import math
+import os
+import random
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from django.db import transaction
+import redis
+from django.db import connection, transaction
 from django.test import Client
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from conftest import DOORS, a_property, ask, forget_everything, saved
+from conftest import DOORS, ROOT, a_property, ask, forget_everything, make_properties, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage
+from tests.linearizability import Operation, violation
+from tests.stacks import PATIENCE
 
 CITIES, PRICES = ["Springfield", "Shelbyville"], [100, 200, 300]
 MODELS = st.sampled_from([Property, Agent, Office, Location, PropertyImage])
@@ -44,6 +65,8 @@ FILTERS = st.fixed_dictionaries(
         "ordering": st.sampled_from(["created_at", "-created_at", "price", "-price"]),
     },
 )
+
+# One after another
 
 
 class History(RuleBasedStateMachine):
@@ -156,3 +179,391 @@ def test_no_history_of_writes_makes_an_answer_stale():
         History,
         settings=settings(max_examples=25, stateful_step_count=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)),
     )
+
+
+# Is a history linearizable?
+
+
+LINEARIZABLE = {
+    "a read after a write": """
+        T1  |-write 1-|
+        T2              |-read 1-|
+    """,
+    "a read during a write, before it took effect": """
+        T1  |---write 1---|
+        T2   |-read 0-|
+    """,
+    "a read during a write, after it took effect": """
+        T1  |---write 1---|
+        T2   |-read 1-|
+    """,
+    "a read that sees a write begin after it": """
+        T1     |-write 1-|
+        T2  |-read 1-------|
+    """,
+    "old, then new, during one write": """
+        T1  |-----------write 1-----------|
+        T2    |-read 0-|
+        T3               |-read 1-|
+    """,
+    "two writes at once, the first of which is seen last": """
+        T1  |--write 1--|
+        T2   |--write 2--|
+        T3                 |-read 1-|
+    """,
+    "two writes at once, both seen meanwhile": """
+        T1  |---------write 1----------|
+        T2  |---------write 2----------|
+        T3    |-read 2-|  |-read 1-|
+        T4                               |-read 1-|
+    """,
+    "a value that is written again": """
+        T1  |-write 1-| |-write 0-|
+        T2                          |-read 0-|
+    """,
+    "a write at the instant at which a read ends": """
+        T1           |-write 1-|
+        T2  |-read 1-|
+    """,
+    "a killed write that never happened": """
+        T1  |-write 1->
+        T2              |-read 0-| |-read 0-|
+    """,
+    "a killed write that happened": """
+        T1  |-write 1->
+        T2              |-read 1-| |-read 1-|
+    """,
+    "a killed write that happened late": """
+        T1  |-write 1->
+        T2              |-write 2-| |-read 2-| |-read 1-|
+    """,
+    "a killed read": """
+        T1  |-write 1-|
+        T2              |-read 0->
+    """,
+}
+
+NOT_LINEARIZABLE = {
+    "a stale read": """
+        T1  |-write 1-|
+        T2              |-read 0-|
+    """,
+    "a stale read of one's own write": """
+        T1  |-write 1-| |-read 0-|
+    """,
+    "new, then old, to two readers during one write": """
+        T1  |-----------write 1-----------|
+        T2    |-read 1-|
+        T3               |-read 0-|
+    """,
+    "a value that nobody wrote": """
+        T1  |-write 1-|
+        T2   |-read 2-|
+    """,
+    "a value from the future": """
+        T1             |-write 1-|
+        T2  |-read 1-|
+    """,
+    "two writes at once, which two readers see in two orders": """
+        T1  |---------write 1----------|
+        T2  |---------write 2----------|
+        T3    |-read 1-|  |-read 2-|
+        T4    |-read 2-|  |-read 1-|
+    """,
+    "a lost write": """
+        T1  |-write 1-| |-write 2-|
+        T2                          |-read 1-|
+    """,
+    "a killed write that shows, and disappears": """
+        T1  |-write 1->
+        T2              |-read 1-| |-read 0-|
+    """,
+    "a killed write that happened twice": """
+        T1  |-write 1->
+        T2              |-read 1-| |-write 2-| |-read 1-|
+    """,
+    "a killed write that is seen before it began": """
+        T1             |-write 1->
+        T2  |-read 1-|
+    """,
+}
+
+
+def drawn(history):
+    """A history as it is drawn: a line for each process, a column for each instant; what ends in ">" may have happened at any time later, or never."""
+    for line in history.split("\n"):
+        for found in re.finditer(r"\|-*(read|write) (\d)-*([|>])", line):
+            kind, value, end = found.groups()
+            yield Operation(line.split()[0], kind, int(value), found.start(), math.inf if end == ">" else found.end() - 1)
+
+
+@pytest.mark.parametrize("history", LINEARIZABLE.values(), ids=LINEARIZABLE)
+def test_a_history_that_is_linearizable(history):
+    assert violation([*drawn(history)], initial=0) is None
+
+
+@pytest.mark.parametrize("history", NOT_LINEARIZABLE.values(), ids=NOT_LINEARIZABLE)
+def test_a_history_that_is_not_linearizable(history):
+    assert violation([*drawn(history)], initial=0)
+
+
+def test_a_violation_is_told_without_a_line_too_many():
+    history = """
+        T1   |-write 1-|             |-write 2-|   |-write 3->
+        T10   |-read 0-| |-read 1-|              |-read 1-|  |-read 2-|
+        T3       |-read 1-|            |-read 2-|
+    """
+    assert violation([*drawn(history)], initial=0) == "\n".join(
+        [
+            "No order of these explains all that was read. It was 0; seconds count from the first line:",
+            "  T1     0.000000 –  10.000000 write 1",
+            "  T1    24.000000 –  34.000000 write 2",
+            "  T10   36.000000 –  45.000000 read 1",
+        ]
+    )
+
+
+def test_an_unknown_outcome_is_told_as_one():
+    story = violation([*drawn(NOT_LINEARIZABLE["a killed write that shows, and disappears"])], initial=0)
+    assert "  T1    0.000000 –            write 1, or never\n" in story
+
+
+@pytest.mark.parametrize(("facts", "said"), [(("delete", 1, 0, 1), "not 'delete'"), (("read", 1, 1, 0), "from one monotonic clock")], ids=["kind", "clock"])
+def test_an_operation_that_cannot_be(facts, said):
+    with pytest.raises(ValueError, match=said):
+        Operation("T1", *facts)
+
+
+def explained(value, history):
+    """The same question, answered by trying every order."""
+    first = [operation for operation in history if not any(other.ended < operation.began for other in history)]
+    return all(operation.ended == math.inf for operation in history) or any(
+        explained(value if operation.kind == "read" else operation.value, [other for other in history if other is not operation])
+        for operation in first
+        if operation.kind == "write" or operation.value == value
+    )
+
+
+@st.composite
+def operations(draw):
+    """One operation among few instants and values, so that many overlap and some agree."""
+    kind, value, began = draw(st.sampled_from(["write", "read"])), draw(st.integers(0, 3)), draw(st.integers(0, 8))
+    return Operation("T1", kind, value, began, began + draw(st.sampled_from([0, 1, 2, 3, 5, *([math.inf] * 2 if kind == "write" else [])])))
+
+
+@given(history=st.lists(operations(), max_size=6))
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+def test_the_search_agrees_with_trying_every_order(history):
+    assert (violation(history, initial=0) is None) == explained(0, history)
+
+
+# At once, while processes and Redis die
+
+
+CLIENT = """
+import json, os, random, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from wsgiref.util import setup_testing_defaults
+from django.conf import settings
+
+settings.HOUSING_LEASE, settings.LOGGING["loggers"]["housing"]["level"] = 2.0, "CRITICAL"
+from housing.wsgi import application
+from housing.db.commit import NotLeased
+from housing.models import Property
+
+def say(*what):
+    os.write(1, (json.dumps(what) + "\\n").encode())
+
+def get(path):
+    environ = {"PATH_INFO": path}
+    setup_testing_defaults(environ)
+    response = application(environ, lambda *_: None)
+    response.close()
+    return response
+
+def write(key, price, named):
+    if named:
+        mine = Property.objects.get(pk=key)
+        mine.price = price
+        mine.save(update_fields=["price"])
+    else:
+        Property.objects.filter(pk=key).update(price=price)
+
+def work(who, number, operations):
+    dice = random.Random(number)
+    for price in range(number, number + operations):
+        key, began = dice.choice(keys), time.monotonic()
+        if dice.random() < 0.03:
+            say("begins", who, key, price, began)
+            try:
+                write(key, price, named=dice.random() < 0.8)
+            except NotLeased:
+                say("refused", who)
+            else:
+                say("wrote", who, time.monotonic())
+        else:
+            answer = get(door + (f"{key}/" if dice.random() < 0.8 else ""))
+            ended, found = time.monotonic(), json.loads(answer.content)
+            prices = {home["id"]: int(home["price"].split(".")[0]) for home in found.get("results", [found])}
+            say("read", who, prices, began, ended, answer.headers["Cache-Status"])
+
+door, keys, workers = json.loads(sys.argv[1])
+with ThreadPoolExecutor() as threads:
+    list(threads.map(work, *zip(*workers)))
+"""
+"""Reads and writes prices, each written once, and says so: a line for each read, for each beginning of a write, and for its end.
+
+`time.monotonic()` is CLOCK_MONOTONIC on Linux: one clock for all processes.
+"""
+
+CLIENTS = [("T1",), ("T2",), ("T3",), ("T4",), ("T5", "T6"), ("T7", "T8")]
+"""Who reads and writes, by process: the last two are of two threads."""
+
+OPERATIONS = 104_000
+"""How many are begun; a write that is refused is none."""
+
+BEFALLS = ["kill"] * 20 + ["flush"] * 4 + ["save"] * 2 + ["restart"] * 3
+"""What happens meanwhile, each after so many operations as a seed says. Killed is who begins the next write, when a few more operations have ended.
+
+After a SAVE Redis restarts from an old dump.
+"""
+
+
+@dataclass
+class Process:
+    """One that runs, for some of the clients; `rest` is what it has said of its next line."""
+
+    running: subprocess.Popen
+    clients: tuple[str, ...]
+    rest: bytes = b""
+
+
+class Run:
+    """Clients that read and write, what befalls them, and the histories that they tell, by key."""
+
+    def __init__(self, server, keys, log):
+        self.server, self.keys, self.log = server, keys, log
+        database = "postgres://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format_map(connection.settings_dict)
+        self.environment = os.environ | {
+            "DJANGO_SETTINGS_MODULE": "housing.settings",
+            "DJANGO_ALLOWED_HOSTS": "127.0.0.1",
+            "DATABASE_URL": database,
+            "REDIS_URL": server.url,
+        }
+        self.selector, self.numbers, self.dice = selectors.DefaultSelector(), count(1_000_000, OPERATIONS), random.Random(8)
+        self.left = {who: OPERATIONS // 8 for clients in CLIENTS for who in clients}
+        self.histories, self.open = {key: [] for key in keys}, {}
+        instants = self.dice.sample(range(OPERATIONS // 20, OPERATIONS * 9 // 10), len(BEFALLS))
+        self.due = dict(zip(instants, self.dice.sample(BEFALLS, len(BEFALLS)), strict=True))
+        self.to_kill, self.doomed, self.counted = 0, [], Counter()
+
+    def go(self):
+        """From the first beginning to the last end."""
+        began = time.monotonic()
+        with ExitStack() as self.ends:
+            for clients in CLIENTS:
+                self.start(clients)
+            while self.selector.get_map():
+                heard = self.selector.select(PATIENCE)
+                assert heard, "the clients hang"
+                for key, _ in heard:
+                    self.hear(key.data)
+        self.counted["seconds"] = round(time.monotonic() - began)
+
+    def start(self, clients):
+        """A process for these, with prices of its own."""
+        work = [(who, next(self.numbers), self.left[who]) for who in clients]
+        command = [sys.executable, "-c", CLIENT, json.dumps([DOORS["cached"], self.keys, work])]
+        with self.log.open("a") as log:
+            running = self.ends.enter_context(subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=log))
+        self.ends.callback(running.kill)
+        self.selector.register(running.stdout, selectors.EVENT_READ, Process(running, clients))
+
+    def hear(self, process):
+        """What it has said since; or that it ended, as it was to."""
+        said = os.read(process.running.stdout.fileno(), 1 << 16)
+        *lines, process.rest = (process.rest + said).split(b"\n")
+        for line in lines:
+            self.note(process, *json.loads(line))
+        if not said:
+            self.selector.unregister(process.running.stdout)
+            killed = process.running.wait() == -signal.SIGKILL
+            self.counted["kills"] += killed
+            assert killed or process.running.returncode == 0, self.log.read_text()[-2_000:]
+            for who in process.clients:
+                self.end(who, math.inf)
+            if killed and any(self.left[who] for who in process.clients):
+                self.start(process.clients)
+
+    def note(self, process, what, who, *facts):
+        """One line."""
+        if what == "begins":
+            self.open[who] = facts
+            if self.to_kill:
+                self.to_kill -= 1
+                self.doomed.append((self.counted["operations"] + self.dice.randrange(1, 8), process.running))
+        elif what == "wrote":
+            self.end(who, *facts)
+        elif what == "refused":
+            del self.open[who]
+            self.left[who] -= 1
+            self.counted["refused"] += 1
+        else:
+            prices, began, ended, came_from = facts
+            for key, price in prices.items():
+                self.histories[int(key)].append(Operation(who, "read", price, began, ended))
+            self.counted["hits"] += came_from == "housing; hit"
+            self.operation(who)
+
+    def end(self, who, ended):
+        """The end of the write that is open, if one is."""
+        if who in self.open:
+            key, price, began = self.open.pop(who)
+            self.histories[key].append(Operation(who, "write", price, began, ended))
+            self.counted["unknown writes" if ended == math.inf else "writes"] += 1
+            self.operation(who)
+
+    def operation(self, who):
+        """One more, and what befalls after so many."""
+        self.left[who] -= 1
+        self.counted["operations"] += 1
+        for at, running in self.doomed:
+            if at == self.counted["operations"]:
+                running.kill()
+        befalls = self.due.get(self.counted["operations"])
+        if befalls == "kill":
+            self.to_kill += 1
+        elif befalls:
+            with redis.Redis.from_url(self.server.url) as client:
+                {"flush": client.flushall, "save": client.save, "restart": self.server.restart}[befalls]()
+            self.counted[befalls] += 1
+
+
+def overlaps(history):
+    """How many pairs of a read and a write overlapped; those whose end nobody knows are in none."""
+    known = [operation for operation in history if operation.ended < math.inf]
+    events = [(operation.began, 1, operation.kind) for operation in known] + [(operation.ended, -1, operation.kind) for operation in known]
+    going_on, pairs = {"read": 0, "write": 0}, 0
+    for _, step, kind in sorted(events):
+        going_on[kind] += step
+        pairs += going_on["read" if kind == "write" else "write"] if step == 1 else 0
+    return pairs
+
+
+AT_LEAST = {"operations": 100_000, "overlaps": 8_000, "hits": 50_000, "writes": 2_500, "kills": 20, "flush": 4, "restart": 3}
+"""Of what a run that found nothing may speak."""
+
+
+@pytest.mark.only("real")
+@pytest.mark.usefixtures("transactional_db")
+def test_eight_clients_see_one_history_while_processes_are_killed_and_redis_forgets(new_redis, tmp_path, record_property):
+    """Each price is one register, whether a list or a detail shows it: nobody is shown an old one, nor the new before the old. 100,000 operations."""
+    homes = make_properties(4)
+    run = Run(new_redis(), [home.pk for home in homes], tmp_path / "clients.log")
+    run.go()
+    run.counted["overlaps"] = sum(map(overlaps, run.histories.values()))
+    record_property("counted", ", ".join(f"{number:,} {what}" for what, number in sorted(run.counted.items())))
+
+    stories = [story for home in homes if (story := violation(run.histories[home.pk], initial=int(home.price)))]
+    assert not stories, "\n".join(stories)
+    assert {what: run.counted[what] for what, least in AT_LEAST.items() if run.counted[what] < least} == {}
