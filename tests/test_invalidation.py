@@ -634,7 +634,7 @@ WAYS = {
     "SQL": lambda home, _: sql("UPDATE housing_property SET price = 3 WHERE id = %s", home.pk),
     "SQL with a comment before it": lambda home, _: sql("/* nightly */ UPDATE housing_property SET price = 3 WHERE id = %s", home.pk),
     "SQL with a CTE": lambda home, _: sql("WITH x AS (SELECT %s AS id) UPDATE housing_property SET price = 3 WHERE id IN (SELECT id FROM x)", home.pk),
-    "SQL on agents": lambda home, _: sql("UPDATE housing_agent SET name = 'Else' WHERE id = %s", home.agent_id),
+    "SQL on agents": lambda home, _: sql("UPDATE housing_agent SET name = 'Another' WHERE id = %s", home.agent_id),
     "SQL on locations": lambda home, _: sql("UPDATE housing_location SET zip_code = 'Else' WHERE id = %s", home.location_id),
     "executemany()": lambda home, _: connection.cursor().executemany("UPDATE housing_office SET name = %s WHERE id = %s", [("Else", home.agent.office_id)]),
     "an updatable view, chosen by a table of ours": lambda home, _: sql(
@@ -692,12 +692,12 @@ def every_way(transactional_db, read, a_proxy):
     """`every_way(carry_out)`: for each way, whether its page has changed, whether the next answer is the database's, and where that came from."""
 
     def every_way(carry_out):
-        return {way: outcome(number, way, write, carry_out) for number, (way, write) in enumerate(ways.items())}
+        homes = saved(*map(a_property, range(2 * len(ways))))
+        make_images(*homes)
+        return {way: outcome(way, write, carry_out, home, other) for (way, write), home, other in zip(ways.items(), homes[::2], homes[1::2], strict=True)}
 
-    def outcome(number, way, write, carry_out):
-        other, home = saved(a_property(-2 * number), a_property(-2 * number - 1))
-        make_images(other, home)
-        page = f"/{home.pk}" if way in WAYS_WITH_IMAGES else "?page_size=1"
+    def outcome(way, write, carry_out, home, other):
+        page = f"/{home.pk}" if way in WAYS_WITH_IMAGES else f"?agent={home.agent_id}"
         before = read(f"cached{page}").body
         carry_out(partial(write, home, other))
         after = read(f"cached{page}")
@@ -730,8 +730,8 @@ def rolled_back():
 
 @pytest.mark.parametrize(
     ("within", "outcome"),
-    [(nullcontext, SEEN), (transaction.atomic, SEEN), (nested_in_a_durable_one, SEEN), (rolled_back, UNDONE)],
-    ids=["in autocommit", "in a transaction", "nested in a durable one", "rolled back"],
+    [(nullcontext, SEEN), (nested_in_a_durable_one, SEEN), (rolled_back, UNDONE)],
+    ids=["in autocommit", "nested in a durable transaction", "rolled back"],
 )
 def test_every_way_of_writing_is_in_the_very_next_read(every_way, within, outcome):
     """Who wrote, and how, is nothing that a reader can know. What was rolled back leaves its page warm."""

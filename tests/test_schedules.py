@@ -114,7 +114,7 @@ def test_in_every_order_the_answers_are_linearizable(perform, holds, pytestconfi
             assert sum(map(holds, stage.every())) == (schedules if isinstance(schedules, int) else schedules[pytestconfig.option.stack])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], print_blob=True)
 @given(data=st.data())
 def test_in_any_order_of_many_the_answers_are_linearizable(perform, holds, data):
     """Three readers, two writers, a kill, and Redis forgets: too many orders for all. They are drawn as data, so that one that fails shrinks."""
