@@ -239,8 +239,8 @@ def walk_there_and_back(read, ordering, count):
     )
     everything = sorted(Property.objects.values_list("pk", flat=True), reverse=ordering.startswith("-"))
 
-    forward, last = walk(read, "optimized", f"?ordering={ordering}&page_size=100")
-    backward, _ = walk(read, "optimized", last, way="previous")
+    forward, last = walk(read, "cached", f"?ordering={ordering}&page_size=100")
+    backward, _ = walk(read, "cached", last, way="previous")
 
     assert list(chain.from_iterable(forward)) == everything
     assert len(forward) == count // 100
