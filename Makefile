@@ -14,7 +14,7 @@ run: install ## the service, with data, at http://127.0.0.1:8000/ (PORT=8001 for
 
 .PHONY: test
 test: install ## the specs, on SQLite and fakeredis
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -q -n auto --dist worksteal
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -q -n auto
 
 .PHONY: test-real
 test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS_URL, or containers
