@@ -5,7 +5,7 @@ reader is filling. One actor at a time takes its step. A schedule is who took wh
 from a fresh start, as stateless model checkers do (Godefroid, "Model Checking for Programming Languages using VeriSoft", POPL 1997).
 
 An actor that waits for a database lock cannot take a step. One that waits for another's answer looks again when a script has run since, or loses
-its patience at any time. A kill ends an actor at the step before which it stands.
+its patience at any time. A killed actor takes no further step, and when it died nobody can tell: so it is killed right after its last one.
 """
 
 from __future__ import annotations
@@ -197,9 +197,7 @@ class Stage:
         able = [actor for actor in self.actors if self._is_able(actor)]
         if self.last in able and self.preempted >= self.preemptions:
             able = [self.last]
-        killable = (
-            [actor for actor in self.actors if actor.killable and actor.at and actor.began < math.inf and not actor.blocked] if self.killed < self.kills else []
-        )
+        killable = [actor for actor in self.actors if actor is self.last and actor.killable and actor.at and not actor.blocked and self.killed < self.kills]
         waiting = [actor for actor in self.actors if actor.at == WAITING]
         kinds = ((able, STEP), (killable, KILL), (waiting, IMPATIENT))
         return [(self.actors.index(actor), kind) for actors, kind in kinds for actor in actors]

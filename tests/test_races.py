@@ -698,6 +698,14 @@ def test_the_clock_steps_back_by_more_than_a_lease(home, reprice, price, redis_c
 
 
 @pytest.mark.only("embedded")
+def test_a_clock_that_steps_back_keeps_nobody_waiting(home, redis_clock):
+    """The reader that asks the database seems to have begun in the future, and could seem to be at it for hours. (Only where the clock can be turned.)"""
+    journal.lookup(PAGE)
+    redis_clock.seconds -= 3600
+    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+
+
+@pytest.mark.only("embedded")
 def test_two_events_of_one_microsecond_are_told_apart(reprice, price, redis_clock):
     """The clock stands still here. (Only where the clock can be turned.)"""
     for new in range(1, 4):

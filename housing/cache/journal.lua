@@ -105,7 +105,7 @@ function verbs.lookup(nonce, patience, draw, ...)
   local e = redis.call('HMGET', entry, 'epoch', 'read_at', 'tags', 'etag', 'cost', 'until', 'filling')
   local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]), split(e[3]))
   local filling = tonumber(e[7]) or 0
-  local lately = now - math.abs(filling) < PATIENCE
+  local lately = math.abs(now - math.abs(filling)) < PATIENCE -- a clock that stepped back keeps nobody waiting
   local taken = filling > 0 and lately
   if e[4] and not why and (taken or now + e[5] * draw < tonumber(e[6])) then
     for _, known in ipairs({...}) do
