@@ -21,7 +21,7 @@ test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS
 	@$(BIN)/pytest -q -n auto --stack=real
 
 .PHONY: races
-races: install ## every order of the steps of readers and writers, with kills: some thousand schedules, in minutes
+races: install ## every order of the steps of readers and writers, with kills: a thousand schedules, in minutes
 	@$(BIN)/pytest -q -n auto --races -m races
 
 .PHONY: lint

@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`--stack`, `--races`, `--schedule`."""
     group = parser.getgroup("housing")
     group.addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
-    group.addoption("--races", action="store_true", help="also the specs that try some thousand orders of the steps; minutes")
+    group.addoption("--races", action="store_true", help="also the specs that try hundreds of orders of the steps; minutes")
     group.addoption("--schedule", help="of the orders that a spec tries, this one alone, as its failure named it")
 
 
