@@ -95,7 +95,7 @@ def holds(request):
         pytest.param([READER, 1], 12, {"warm": True}, id="a reader and a writer; warm"),
         pytest.param([READER, READER], 34, {}, id="two readers"),
         pytest.param([1, 2], {"embedded": 10, "real": 26}, {"warm": True}, id="two writers; warm"),
-        pytest.param([READER, 1], 47, {"warm": True, "kills": 1}, id="a reader and a writer, one of them killed; warm"),
+        pytest.param([READER, 1], 47, {"warm": True, "kills": 1}, id="a reader and a writer, one of them killed; warm", marks=LONG),
         pytest.param([READER, 1], 131, {"kills": 1}, id="a reader and a writer, one of them killed", marks=LONG),
         pytest.param([READER, READER], 80, {"kills": 1}, id="two readers, one of them killed", marks=LONG),
         pytest.param([READER, 1, REDIS], 842, {}, id="a reader and a writer, Redis forgets", marks=LONG),
