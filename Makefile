@@ -36,7 +36,7 @@ bench: install ## the budgets, measured: naive, optimized, cold, warm
 
 .PHONY: coverage
 coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs
-	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real && \
+	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 13000 && \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 # docker-compose 1.29 or Compose v2. What the environment says goes before images.env.

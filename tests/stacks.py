@@ -38,10 +38,11 @@ SERVERS = pytest.StashKey[ExitStack]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--stack`, `--races`, `--schedule`."""
+    """`--stack`, and what bounds the long specs."""
     group = parser.getgroup("housing")
     group.addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
     group.addoption("--races", action="store_true", help="also the specs that try hundreds of orders of the steps; minutes")
+    group.addoption("--operations", type=int, help="how many the clients of the long history begin (default: 104,000)")
     group.addoption("--schedule", help="of the orders that a spec tries, this one alone, as its failure named it")
 
 
