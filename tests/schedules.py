@@ -27,7 +27,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from conftest import Killed
 from housing.cache import entries
 from housing.cache.journal import Journal
-from tests.instruments import CONTROL
 from tests.linearizability import Operation, violation
 
 PATIENCE = 60
@@ -274,10 +273,10 @@ class Stage:
 
     def _statement(self, execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
         actor, verb = here.actor, sql.split(maxsplit=1)[0]
-        if actor and verb == BEGIN and "IMMEDIATE" in sql:
+        if verb == BEGIN and "IMMEDIATE" in sql:
             actor.stand_before(BEGIN)
             actor.holds_lock = actor.fused = True  # what is written first tells nobody more than that
-        elif actor and not CONTROL.match(sql) and verb != "PRAGMA":
+        else:
             self._stand_or_go_on(actor, verb)
         return execute(sql, *rest)
 

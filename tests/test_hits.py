@@ -480,8 +480,9 @@ def test_what_was_warmed_is_a_hit_for_its_first_reader(twenty_properties, warm_c
 
 def test_named_pages_are_warmed_as_far_as_there_are_any(twenty_properties, warm_cache, read):
     said = warm_cache("?city=Springfield&page_size=8", "status=sold", pages=4)
-
     assert said.startswith("4 pages filled")
+    assert warm_cache("page_size=8", pages=2).startswith("2 pages filled")
+
     second = read("cached", city="Springfield", page_size=8).json["next"]
     assert [read(f"cached{page}").came_from for page in ("?city=Springfield&page_size=8", second, "?status=sold", "")] == ["hit"] * 3 + ["fwd=miss; stored"]
 

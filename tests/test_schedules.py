@@ -93,6 +93,7 @@ def holds(request):
     [
         pytest.param([READER, 1], 35, {}, id="a reader and a writer"),
         pytest.param([READER, 1], 12, {"warm": True}, id="a reader and a writer; warm"),
+        pytest.param([READER, 1], 2, {"preemptions": 0}, id="a reader and a writer, one after the other"),
         pytest.param([READER, READER], 34, {}, id="two readers"),
         pytest.param([1, 2], {"embedded": 10, "real": 26}, {"warm": True}, id="two writers; warm"),
         pytest.param([READER, 1], 47, {"warm": True, "kills": 1}, id="a reader and a writer, one of them killed; warm", marks=LONG),
@@ -104,12 +105,10 @@ def holds(request):
 def test_in_every_order_the_answers_are_linearizable(perform, holds, pytestconfig, record_property, who, schedules, bounds):
     """How many orders there are is promised, too: none was left out."""
     with perform(*who, **bounds) as stage:
-        if name := pytestconfig.option.schedule:
-            assert holds(stage.replay(name))
-        else:
-            tried = sum(map(holds, stage.every()))
-            record_property("counted", f"{tried:,} schedules")
-            assert tried == (schedules if isinstance(schedules, int) else schedules[pytestconfig.option.stack])
+        name = pytestconfig.option.schedule
+        tried = sum(map(holds, [stage.replay(name)] if name else stage.every()))
+    record_property("counted", f"{tried:,} schedules")
+    assert name or tried == (schedules if isinstance(schedules, int) else schedules[pytestconfig.option.stack])
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], print_blob=True)
@@ -140,11 +139,27 @@ def test_a_schedule_with_a_stale_answer_is_a_story_that_can_be_told_again(perfor
     assert story.violation(initial=0).startswith("Schedule 12222:\nT1 lookup: hit\nT2 UPDATE\nT2 lease\nT2 COMMIT\nT2 withdraw\n\n")
 
 
+def test_a_stale_answer_fails_with_its_story(perform, no_close, holds):
+    """And says how it is told again."""
+    with (
+        perform(READER, 1, warm=True) as stage,
+        pytest.raises(pytest.fail.Exception, match=r"Schedule 12222:(.|\n)*Again, alone: pytest '.*' --schedule=12222"),
+    ):
+        holds(stage.replay("12222"))
+
+
 def test_a_schedule_that_the_code_does_not_follow_any_longer_says_where(perform):
     with perform(READER, 1) as stage:
         for name in ("11", "2222222"):
             with pytest.raises(ValueError, match=f"and there schedule {name} cannot be followed"):
                 stage.replay(name)
+
+
+def test_who_is_no_actor_passes(perform):
+    """The spec itself may write, and waits for nobody's turn."""
+    with perform(READER) as stage:
+        Property.objects.update(price=7)
+        assert stage.run(lambda *_: 0).violation(initial=0) is None
 
 
 def test_what_an_actor_raises_is_raised(perform):
