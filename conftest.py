@@ -56,8 +56,7 @@ def django_db_modify_db_settings() -> None:
 def keys_of_our_own() -> Iterator[None]:
     """What the specs left in Redis goes with them."""
     yield
-    forget_everything()
-    get_redis_connection("default").delete(cache.make_key("journal"))
+    flush()
 
 
 @pytest.fixture
@@ -77,10 +76,15 @@ def a_cold_cache(request: pytest.FixtureRequest) -> None:
     forget_everything()
 
 
-def forget_everything() -> None:
-    """Make the cache cold."""
+def flush() -> None:
+    """FLUSHALL, as far as we are concerned: the server may be somebody else's too."""
     client = get_redis_connection("default")
     client.delete(cache.make_key("journal"), *client.scan_iter(cache.make_key("*")))
+
+
+def forget_everything() -> None:
+    """Make the cache cold."""
+    flush()
     journal.begin()
 
 

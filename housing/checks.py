@@ -13,7 +13,7 @@ from typing import Any
 from django.apps import apps
 from django.conf import settings
 from django.core import checks
-from django.core.cache import cache
+from django.core.cache import caches
 from django.db import OperationalError, connections, router
 from django.db.models import ForeignObjectRel, Model, Prefetch, QuerySet, signals
 from django.urls import URLResolver, get_resolver
@@ -124,7 +124,7 @@ def cache_is_redis(app_configs: Any, **_: Any) -> Found:
 
 
 def _has_redis() -> bool:
-    return isinstance(cache._connections[cache._alias], RedisCache)  # type: ignore[attr-defined]  # the proxy hides its class
+    return isinstance(caches["default"], RedisCache)
 
 
 def cache_is_one_server(app_configs: Any, **_: Any) -> Found:

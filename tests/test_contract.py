@@ -231,11 +231,12 @@ def walk(read, door, first="", way="next"):
         link = page.json[way]
 
 
-def walk_there_and_back(read, ordering, count):
-    """So many rows that are equal but for their id, by pages of 100, in both directions."""
+@pytest.mark.parametrize("ordering", ["-created_at", "price"])
+def test_a_cursor_walks_5000_rows_of_one_date_without_loss_or_repeat_in_both_directions(transactional_db, read, ordering):
+    """Real listings share dates by the thousand. DRF's CursorPagination counts equal values by an offset, and no further than 1,000."""
     first = saved(a_property(0))[0]
     Property.objects.bulk_create(
-        Property(title="One of many", price=300_000, location=first.location, agent=first.agent, created_at=NEW_YEAR) for _ in range(count - 1)
+        Property(title="One of many", price=300_000, location=first.location, agent=first.agent, created_at=NEW_YEAR) for _ in range(4_999)
     )
     everything = sorted(Property.objects.values_list("pk", flat=True), reverse=ordering.startswith("-"))
 
@@ -243,18 +244,8 @@ def walk_there_and_back(read, ordering, count):
     backward, _ = walk(read, "cached", last, way="previous")
 
     assert list(chain.from_iterable(forward)) == everything
-    assert len(forward) == count // 100
+    assert len(forward) == 50
     assert list(chain.from_iterable(reversed(backward))) == everything
-
-
-def test_a_cursor_walks_5000_rows_of_one_date_without_loss_or_repeat_in_both_directions(transactional_db, read):
-    """Real listings share dates by the thousand. DRF's CursorPagination counts equal values by an offset, and no further than 1,000."""
-    walk_there_and_back(read, "-created_at", 5_000)
-
-
-def test_a_cursor_walks_1200_rows_of_one_price_without_loss_or_repeat_in_both_directions(transactional_db, read):
-    """Beyond the 1,000, too."""
-    walk_there_and_back(read, "price", 1_200)
 
 
 def test_a_cursor_walks_what_a_filter_left_without_loss_or_repeat(transactional_db, read):

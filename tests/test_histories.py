@@ -177,7 +177,7 @@ def test_no_history_of_writes_makes_an_answer_stale():
     assert set(DOORS) >= {"cached", "optimized"}
     run_state_machine_as_test(
         History,
-        settings=settings(max_examples=12, stateful_step_count=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)),
+        settings=settings(max_examples=25, stateful_step_count=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)),
     )
 
 

@@ -19,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from conftest import Killed, ask, die, entries
+from conftest import Killed, ask, die, entries, flush
 from housing.cache.entries import ATTEMPTS, PAUSES, draws
 from housing.cache.journal import Filling, Hit, Miss, journal
 from housing.management.commands.leases import Command
@@ -573,12 +573,6 @@ def test_without_redis_there_are_no_leases_to_look_at(redis_away, capsys):
 
 def evict_the_journal():
     get_redis_connection("default").delete(cache.make_key("journal"))
-
-
-def flush():
-    """FLUSHALL, as far as we are concerned: the server may be somebody else's too."""
-    client = get_redis_connection("default")
-    client.delete(*client.scan_iter(cache.make_key("*")))
 
 
 @pytest.mark.only("embedded")

@@ -63,7 +63,7 @@ def _parameters(query: str) -> QueryDict:
     try:
         Query(parameters)
     except ValidationError as refused:
-        wrong = "; ".join(f"{name}: {' '.join(map(str, why))}" for name, why in refused.detail.items())  # type: ignore[union-attr]  # of a form: by name
+        wrong = "; ".join(f"{name}: {' '.join(map(str, why))}" for name, why in cast(dict[str, Any], refused.detail).items())
         raise CommandError(f"{query}: {wrong}") from None
     return parameters
 
