@@ -6,6 +6,7 @@ T1, T2, … are processes. Each spec is one story, its steps in order.
 import random
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from threading import Barrier, Event
@@ -294,6 +295,19 @@ def test_nobody_waits_for_a_reader_that_found_nothing(transactional_db, read, wa
     for _ in range(3):
         assert read("cached/1").status == 404
     assert waiting.seconds == 0
+
+
+def test_a_reader_that_found_nothing_and_cannot_say_so_is_in_the_log(transactional_db, read, redis_away, caplog):
+    """Redis goes away while it asks the database."""
+    with ExitStack() as away:
+
+        def cut(execute, *statement):
+            away.enter_context(redis_away())
+            return execute(*statement)
+
+        with connection.execute_wrapper(cut):
+            assert read("cached/1").status == 404
+    assert "Not answered, and others may wait for it until their patience is at its end: Redis at " in caplog.text
 
 
 @pytest.mark.only("embedded")

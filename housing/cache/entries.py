@@ -9,7 +9,6 @@ import hashlib
 import logging
 import random
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, perf_counter, sleep
 
@@ -92,10 +91,16 @@ def _read_after(miss: Miss, key: str, read: Read) -> tuple[bytes, Collection[str
     try:
         body, tags = read()
     except BaseException:
-        with suppress(Unreachable):  # then they wait until their patience is at its end
-            journal.abandon(key, miss)
+        _abandon(key, miss)
         raise
     return body, tags, perf_counter() - started
+
+
+def _abandon(key: str, miss: Miss) -> None:
+    try:
+        journal.abandon(key, miss)
+    except Unreachable as away:
+        logger.warning("Not answered, and others may wait for it until their patience is at its end: %s", away)
 
 
 def _without_cache(read: Read, etags: Collection[str], why: str) -> Answer:
