@@ -85,7 +85,7 @@ RESOLVE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 
 .PHONY: lock
 lock: install ## resolve pyproject.toml into requirements.lock, for every Python and platform, and what the image needs of it
-	@$(RESOLVE) --upgrade --group embedded --group test --group lint --group mutants --output-file $(LOCK)
+	@$(RESOLVE) --upgrade --group embedded --group test --group browser --group load --group lint --group mutants --output-file $(LOCK)
 	@$(RESOLVE) --group debug --constraints $(LOCK) --output-file requirements-run.lock
 
 .PHONY: clean
