@@ -384,18 +384,28 @@ def new_redis() -> Iterator[Callable[..., OwnRedis]]:
 
 
 @pytest.fixture
-def own_redis(settings: Any, new_redis: Callable[..., OwnRedis]) -> Iterator[Callable[..., OwnRedis]]:
+def as_the_cache(settings: Any) -> Iterator[Callable[[OwnRedis], None]]:
+    """`as_the_cache(server)`: from now on it is the service's."""
+
+    def as_the_cache(server: OwnRedis) -> None:
+        settings.CACHES = {"default": service.CACHES["default"] | {"LOCATION": server.url}}
+        journal.forget_server()
+
+    yield as_the_cache
+    journal.forget_server()
+
+
+@pytest.fixture
+def own_redis(as_the_cache: Callable[[OwnRedis], None], new_redis: Callable[..., OwnRedis]) -> Callable[..., OwnRedis]:
     """A Redis of this spec's own, as the service's cache: `own_redis(arguments…)`."""
 
     def own_redis(*arguments: str) -> OwnRedis:
         server = new_redis(*arguments)
-        settings.CACHES = {"default": service.CACHES["default"] | {"LOCATION": server.url}}
-        journal.forget_server()
+        as_the_cache(server)
         forget_everything()
         return server
 
-    yield own_redis
-    journal.forget_server()
+    return own_redis
 
 
 @pytest.fixture
@@ -408,7 +418,7 @@ def redis_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextM
             raise redis.ConnectionError("connection refused")
 
         with monkeypatch.context() as patched:
-            patched.setattr(redis.connection.AbstractConnection, "connect", refuse)
+            patched.setattr(redis.connection.AbstractConnection, "connect_check_health", refuse)
             get_redis_connection("default").connection_pool.disconnect()
             yield
 

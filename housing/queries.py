@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from django.db.models import QuerySet
 
@@ -28,19 +29,25 @@ def with_images(found: QuerySet[Property]) -> QuerySet[Property]:
     return found.prefetch_related("images")
 
 
-def tags_of_rows(shown: Iterable[Property]) -> set[str]:
-    """What an answer that shows these properties depends on; they must be `joined()`, or this asks for each."""
+def tags_of_rows(shown: Iterable[dict[str, Any]]) -> set[str]:
+    """What an answer that shows these properties depends on."""
     tags = {f"{model.tag}:*" for model in MODELS}
     for home in shown:
-        tags |= {row_tag(Property, home.pk), row_tag(Location, home.location_id), row_tag(Agent, home.agent_id), row_tag(Office, home.agent.office_id)}
+        agent = home["agent"]
+        tags |= {
+            row_tag(Property, home["id"]),
+            row_tag(Location, home["location"]["id"]),
+            row_tag(Agent, agent["id"]),
+            row_tag(Office, agent["office"]["id"]),
+        }
     return tags
 
 
-def tags_of_list(shown: Iterable[Property], selected_by: Iterable[str]) -> set[str]:
+def tags_of_list(shown: Iterable[dict[str, Any]], selected_by: Iterable[str]) -> set[str]:
     """What a page depends on: that no property comes or goes, the rows it shows, and the columns it was selected and ordered by."""
     return {LIST} | tags_of_rows(shown) | set(selected_by)
 
 
-def tags_of_detail(home: Property) -> set[str]:
+def tags_of_detail(shown: dict[str, Any]) -> set[str]:
     """What one property's answer depends on."""
-    return tags_of_rows([home]) | {row_tag(PropertyImage, home.pk), f"{PropertyImage.tag}:*"}
+    return tags_of_rows([shown]) | {row_tag(PropertyImage, shown["id"]), f"{PropertyImage.tag}:*"}

@@ -1,7 +1,13 @@
 """What leaves: a property with its location, its agent and the agent's office; in the detail, its images too."""
 
-import datetime
+from __future__ import annotations
 
+import datetime
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import orjson
 from rest_framework import serializers
 
 from housing.models import Agent, Location, Office, Property, PropertyImage
@@ -75,3 +81,72 @@ class PropertyDetailSerializer(PropertySerializer):
 
     class Meta(PropertySerializer.Meta):
         fields = [*PropertySerializer.Meta.fields, "images"]
+
+
+# The same, quicker
+
+Row = tuple[Any, ...]
+
+AS_THEY_ARE = (serializers.BigIntegerField, serializers.CharField, serializers.ChoiceField, serializers.EmailField, serializers.IntegerField)
+"""Fields that show what the column holds."""
+
+
+class Columns:
+    """What a serializer shows, made from the columns of one flat SELECT: no instances of models, and no field asked anything that it says every time.
+
+    `paths` are the columns, for `values_list()`; `show` makes of a row of them what `to_representation` makes of an instance. Raises TypeError for a
+    serializer with a field that is no column.
+    """
+
+    def __init__(self, serializer: serializers.BaseSerializer[Any]) -> None:
+        self.paths: list[str] = []
+        self.show = self._shape(serializer, "")
+
+    def pick(self, row: Row, path: str) -> Any:
+        """One column of a row, by its path."""
+        return row[self.paths.index(path)]
+
+    def _shape(self, serializer: Any, prefix: str) -> Callable[[Row], dict[str, Any]]:
+        parts = [(name, self._part(field, prefix + field.source)) for name, field in serializer.fields.items()]
+        return lambda row: {name: part(row) for name, part in parts}
+
+    def _part(self, field: Any, path: str) -> Callable[[Row], Any]:
+        if isinstance(field, serializers.ModelSerializer):
+            return self._shape(field, f"{path}__")
+        self.paths.append(path)
+        column = itemgetter(len(self.paths) - 1)
+        if type(field) in AS_THEY_ARE:
+            return column
+        if type(field) in QUICKER:
+            return _unless_null(column, QUICKER[type(field)](field))
+        raise TypeError(f"{type(field).__name__} {path} is no column that can be shown as it comes. Serialize instances instead.")
+
+
+def _unless_null(column: Callable[[Row], Any], convert: Callable[[Any], Any]) -> Callable[[Row], Any]:
+    def part(row: Row) -> Any:
+        value = column(row)
+        return None if value is None else convert(value)
+
+    return part
+
+
+def _decimal(field: serializers.DecimalField) -> Callable[[Any], Any]:
+    exponent = -(field.decimal_places or 0)
+    return lambda value: format(value, "f") if value.as_tuple().exponent == exponent else field.to_representation(value)
+
+
+def _instant(field: serializers.DateTimeField) -> Callable[[Any], Any]:
+    def convert(value: datetime.datetime) -> Any:
+        text = value.isoformat()
+        return f"{text[:-6]}Z" if text.endswith("+00:00") else field.to_representation(value)
+
+    return convert
+
+
+QUICKER: dict[type, Callable[[Any], Callable[[Any], Any]]] = {serializers.DecimalField: _decimal, serializers.DateTimeField: _instant}
+"""Fields that need not be asked where the database has the value in their own form already."""
+
+
+def rendered(shown: Any) -> bytes:
+    """As DRF's JSONRenderer, which escapes what JavaScript once took for the end of a line (U+2028, U+2029)."""
+    return orjson.dumps(shown).replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")

@@ -13,7 +13,6 @@ from django.db import DatabaseError, connection, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
-from django.utils.cache import patch_vary_headers
 from django.utils.http import parse_etags
 from django.views.decorators.cache import never_cache
 from django.views.generic import TemplateView
@@ -22,7 +21,6 @@ from django_redis import get_redis_connection
 from redis.exceptions import RedisError
 from rest_framework.exceptions import ValidationError
 from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
-from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -33,15 +31,16 @@ from housing.db.commit import ours
 from housing.db.statements import CONTROL
 from housing.filters import KeysetPagination, PropertyFilter, Query
 from housing.models import Property
-from housing.serializers import PropertyDetailSerializer, PropertySerializer
+from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
 
 JSON = "application/json"
 KNOWN = 100
 """How many ETags of a reader are looked at: a script takes so many arguments and no more."""
 R = TypeVar("R", bound=HttpResponseBase)
 
-ROW, DETAIL = PropertySerializer(), PropertyDetailSerializer()
-"""Kept, for DRF makes a serializer's fields anew for each instance of it."""
+COLUMNS, DETAIL = Columns(PropertySerializer()), PropertyDetailSerializer()
+ROWS = queries.properties().values_list(*COLUMNS.paths)
+"""Kept, for DRF makes a serializer's fields anew for each instance of it, and Django finds out anew what each path joins."""
 
 
 class Bill:
@@ -125,7 +124,7 @@ class CachedView(BilledView):
 
     def respond(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """The remembered bytes before DRF wakes, where nothing is to be negotiated; what is refused, DRF explains."""
-        if request.method in ("GET", "HEAD") and request.headers.get("Accept", "*/*") in ("*/*", JSON):
+        if request.method in ("GET", "HEAD") and request.META.get("HTTP_ACCEPT", "*/*") in ("*/*", JSON):
             try:
                 return self.as_json(request)
             except (ValidationError, Http404) as refused:
@@ -146,10 +145,10 @@ class CachedView(BilledView):
 
     def as_json(self, request: HttpRequest) -> HttpResponseBase:
         """The remembered bytes, or 304 for who has them."""
-        found = self.remembered(request, [etag.removeprefix("W/") for etag in parse_etags(request.headers.get("If-None-Match", ""))[:KNOWN]])
-        response = HttpResponseNotModified() if found.body is None else HttpResponse(found.body, content_type=JSON)
-        response.headers["ETag"] = found.etag
-        return _described(response, found.status)
+        known = request.META.get("HTTP_IF_NONE_MATCH")
+        found = self.remembered(request, [etag.removeprefix("W/") for etag in parse_etags(known)[:KNOWN]] if known else ())
+        headers = _headers(found.status) | {"ETag": found.etag}
+        return HttpResponseNotModified(headers=headers) if found.body is None else HttpResponse(found.body, content_type=JSON, headers=headers)
 
     def remembered(self, request: HttpRequest, etags: Collection[str]) -> Answer:
         """The answer to this request. Raises DRF's ValidationError, or Http404."""
@@ -161,15 +160,15 @@ class CachedView(BilledView):
         raise NotImplementedError
 
 
+def _headers(status: str) -> dict[str, str]:
+    """A browser must ask each time: only so is the promise kept to the screen."""
+    return {"Cache-Status": status, "Cache-Control": "no-cache", "Vary": "Accept"}
+
+
 def _described(response: R, status: str) -> R:
-    response.headers["Cache-Status"] = status
-    response.headers["Cache-Control"] = "no-cache"  # a browser must ask each time: only so is the promise kept to the screen
-    patch_vary_headers(response, ["Accept"])
+    for name, value in _headers(status).items():
+        response.headers[name] = value
     return response
-
-
-def _rendered(serialized: Any) -> bytes:
-    return bytes(JSONRenderer().render(serialized))
 
 
 class CachedPropertyListView(CachedView, OptimizedPropertyListView):  # type: ignore[misc]  # their get() promises a Response of DRF
@@ -179,11 +178,12 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):  # type: ig
 
     def asked(self, request: HttpRequest) -> tuple[str, Read]:
         """The parameters."""
-        query = Query(request.GET)
+        query = Query.of(request)
 
         def read() -> tuple[bytes, Collection[str]]:
-            page = query.page(query.filter(queries.joined()))
-            return _rendered(page.body([ROW.to_representation(home) for home in page.rows])), queries.tags_of_list(page.rows, query.selected_by)
+            page = query.page(query.filter(ROWS), COLUMNS.pick)
+            shown = [COLUMNS.show(row) for row in page.rows]
+            return rendered(page.body(shown)), queries.tags_of_list(shown, query.selected_by)
 
         return query.canonical, read
 
@@ -199,7 +199,8 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):  # type
         def read() -> tuple[bytes, Collection[str]]:
             with nullcontext() if ours().in_transaction else ours().snapshot():
                 home = get_object_or_404(queries.with_images(queries.joined()), pk=self.kwargs["id"])
-                return _rendered(DETAIL.to_representation(home)), queries.tags_of_detail(home)
+                shown = DETAIL.to_representation(home)
+            return rendered(shown), queries.tags_of_detail(shown)
 
         return str(self.kwargs["id"]), read
 

@@ -5,19 +5,23 @@ Copy this file, add `-p tests.instruments` to pytest's `addopts`, and a test may
     with queries.exactly(1, because="one SELECT joins location, agent and office"):
         client.get("/api/properties/")
 
-`queries` counts SQL on every database connection of the test's thread, `redis_commands` what redis-py sends, and `latency` compares
-ways to do the same in one run. A promise needs its reason: leaving `because` out is a TypeError.
+`queries` counts SQL on every database connection of the test's thread, `redis_commands` what redis-py sends, `python_calls` what the interpreter
+is called for, and `latency` compares ways to do the same in one run. A promise needs its reason: leaving `because` out is a TypeError.
 """
 
 from __future__ import annotations
 
+import random
 import re
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -42,6 +46,12 @@ def queries() -> Queries:
 def redis_commands() -> RedisCommands:
     """Counts round trips to Redis: `with redis_commands.exactly(1, because="…"):`."""
     return RedisCommands()
+
+
+@pytest.fixture
+def python_calls() -> PythonCalls:
+    """Counts calls of Python functions: `python_calls.at_most(900, act, because="…")`."""
+    return PythonCalls()
 
 
 @pytest.fixture
@@ -169,6 +179,60 @@ def _round_trips_broken(promised: int, because: str, seen: list[str]) -> str:
     )
 
 
+# Python
+
+
+@dataclass
+class PythonCalls:
+    """Calls of functions that are written in Python, as the interpreter's own profiler sees them: work that a busy machine does not make more.
+
+    What a stand-in for a server does is not the caller's work: calls from within the packages in `without` are not counted.
+    """
+
+    without: tuple[str, ...] = ("fakeredis",)
+
+    def of(self, act: Callable[[], Any]) -> Counter[str]:
+        """What `act` calls when it is called for the third time, by file and function."""
+        act()
+        act()
+        seen: Counter[str] = Counter()
+        inside = 0
+
+        def watch(frame: FrameType, event: str, _: Any) -> None:
+            nonlocal inside
+            foreign = any(f"/{package}/" in frame.f_code.co_filename for package in self.without)
+            if event == "call":
+                inside += foreign
+                seen[f"{Path(frame.f_code.co_filename).name}: {frame.f_code.co_qualname}"] += not inside
+            elif event == "return":
+                inside -= foreign
+
+        before = sys.getprofile()
+        sys.setprofile(watch)
+        try:
+            act()
+        finally:
+            sys.setprofile(before)
+        return +seen
+
+    def at_most(self, promised: int, act: Callable[[], Any], *, because: str) -> None:
+        """Fail if `act` makes more calls than `promised`."""
+        seen = self.of(act)
+        if seen.total() > promised:
+            pytest.fail(_calls_broken(promised, because, seen), pytrace=False)
+
+
+def _calls_broken(promised: int, because: str, seen: Counter[str]) -> str:
+    return "\n".join(
+        [
+            f"promised: at most {promised} calls of Python functions, because {because}",
+            f"happened: {seen.total()} calls",
+            *(f"  {count:>4} × {name}" for name, count in seen.most_common(10)),
+            "to do:    compare with what the lock's versions called before; a call is 50 ns at the least, and what it does comes on top.",
+        ]
+    )
+
+
 # Time
 
 
@@ -185,22 +249,43 @@ class Timings:
         return statistics.median(self.this) * 1000
 
     @property
+    def ratios(self) -> list[float]:
+        """How many times `to` it takes, round by round: both were timed within moments, so a busy machine was busy for both."""
+        return [this / to for this, to in zip(self.this, self.to, strict=True)]
+
+    @property
     def ratio(self) -> float:
-        """How many times `to` it takes: the median over rounds, in each of which both were timed."""
-        return statistics.median(this / to for this, to in zip(self.this, self.to, strict=True))
+        """The median of the ratios."""
+        return statistics.median(self.ratios)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Between these the median would lie in 99 of 100 such runs: see `interval_of`."""
+        return interval_of(self.ratios)
 
     def at_most(self, budget: float, *, because: str) -> None:
-        """Fail if `this` takes more than `budget` times what `to` takes. Without rounds nothing is judged."""
-        if self.this and self.ratio > budget:
+        """Fail if `this` takes more than `budget` times what `to` takes, for certain: the whole interval is beyond. Without rounds nothing is judged."""
+        if self.this and self.interval[0] > budget:
+            low, high = self.interval
             other = statistics.median(self.to) * 1000
-            pytest.fail(
-                _too_slow(f"{budget:g} × the other", because, f"{self.ratio:.3f} × ({self.milliseconds:.2f} ms to {other:.2f} ms)", self), pytrace=False
-            )
+            happened = f"{self.ratio:.3f} × ({low:.3f} to {high:.3f}; {self.milliseconds:.2f} ms to {other:.2f} ms)"
+            pytest.fail(_too_slow(f"{budget:g} × the other", because, happened, self), pytrace=False)
 
     def within(self, milliseconds: float, *, because: str) -> None:
         """Fail if the median of `this` is above. Without rounds nothing is judged."""
         if self.this and self.milliseconds > milliseconds:
             pytest.fail(_too_slow(f"{milliseconds:g} ms", because, f"{self.milliseconds:.2f} ms", self), pytrace=False)
+
+
+def interval_of(values: Sequence[float], confidence: float = 0.99, resamples: int = 1000) -> tuple[float, float]:
+    """Between which values their median lies with this confidence: the bootstrap's percentiles (Efron, "Bootstrap Methods", Annals of Statistics 1979).
+
+    The draws are the same for the same number of values, so that the same values give the same interval.
+    """
+    draw = random.Random(len(values))
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(resamples))
+    beyond = round((1 - confidence) / 2 * resamples)
+    return medians[beyond], medians[-1 - beyond]
 
 
 def _too_slow(promised: str, because: str, happened: str, timings: Timings) -> str:
@@ -219,14 +304,24 @@ class Latency:
 
     clock: Callable[[], float] = time.perf_counter
 
-    def interleaved(self, benchmark: Any, this: Callable[[], Any], *, to: Callable[[], Any], prepare: Callable[[], Any] = bool, rounds: int = 60) -> Timings:
-        """Each round times `to`, calls `prepare`, and times `this` with pytest-benchmark's fixture, whose row then says the ratio.
+    def interleaved(
+        self,
+        benchmark: Any,
+        this: Callable[[], Any],
+        *,
+        to: Callable[[], Any],
+        before: Callable[[], Any] = bool,
+        prepare: Callable[[], Any] = bool,
+        rounds: int = 60,
+    ) -> Timings:
+        """Each round calls `before`, times `to`, calls `prepare`, and times `this` with pytest-benchmark's fixture, whose row then says the ratio.
 
         Where benchmarks are off, each runs once, and the timings have no rounds.
         """
         others: list[float] = []
 
         def setup() -> None:
+            before()
             started = self.clock()
             to()
             others.append(self.clock() - started)
@@ -236,5 +331,7 @@ class Latency:
         if not benchmark.stats:
             return Timings([], [])
         timings = Timings(benchmark.stats.stats.data, others[-rounds:])
-        benchmark.stats.name += f": {timings.ratio:.3f} × the other"
+        low, high = timings.interval
+        benchmark.stats.name += f": {timings.ratio:.3f} ({low:.3f} to {high:.3f}) × the other"
+        benchmark.extra_info |= {"ratio": timings.ratio, "interval": [low, high]}
         return timings

@@ -16,44 +16,98 @@
 -- Instants are microseconds. They never pass through tostring, which keeps 14 digits.
 
 local RUN, LEASE, TTL, PATIENCE = 'run:@RUN@', @LEASE@, @TTL@, @PATIENCE@
+local call = redis.call
 local LEASES = 4e15 -- beyond every instant until the year 2096, and twice that still fits a double
 local journal, entry = KEYS[1], KEYS[2]
 
 local function text(instant) return string.format('%.0f', instant) end
 
 local function clock()
-  local time = redis.call('TIME')
+  local time = call('TIME')
   return time[1] * 1000000 + time[2]
+end
+
+-- What the journal says of itself, or nil: there is none, it is another incarnation's, or its instants have run so far
+-- ahead of the clock that leases would never run out.
+local function read_journal()
+  local m = call('ZMSCORE', journal, RUN, 'epoch', 'last', 'low')
+  if not m[1] then return nil end
+  return {epoch = -m[2], last = -m[3], low = -m[4]}
+end
+
+local function split(tags)
+  local list = {}
+  for tag in tags:gmatch('[^\n]+') do list[#list + 1] = tag end
+  return list
+end
+
+-- Why what was read at `read_at` cannot be trusted, or nil: it is fresh. `tags` are the entry's own unless given.
+local function doubt(j, epoch, read_at, tags)
+  if epoch ~= j.epoch or read_at <= j.low then return 'overtaken' end
+  local written = call('ZRANGEBYSCORE', journal, text(read_at), '+inf', 'LIMIT', 0, 1)
+  if #written == 0 then return nil end
+  tags = split(tags or call('HGET', entry, 'tags'))
+  local mine = {}
+  for i, closed in ipairs(call('ZMSCORE', journal, unpack(tags))) do
+    if closed and tonumber(closed) >= read_at then return 'overtaken' end
+    mine[tags[i]] = true
+  end
+  for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
+    local tag = lease:match('|(.*)$')
+    if tag == '*' then return 'newborn' end
+    if mine[tag] then return 'leased' end
+  end
+end
+
+-- 'patient' or not, draw, etags… → 'hit', etag, body (none where the reader has it) | 'filling': look up again, later
+-- | 'miss' or 'stale', epoch, read_at
+-- Early expiration (XFetch: Vattani et al., VLDB 2015): with `draw` from the exponential distribution one reader reads an
+-- answer again before its time is up, the likelier the nearer that is and the more it cost.
+local function find(patience, draw, ...)
+  local j = read_journal()
+  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'body')
+  local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]))
+  local now, filling = clock(), tonumber(e[6]) or 0
+  local lately = math.abs(now - math.abs(filling)) < PATIENCE -- a clock that stepped back keeps nobody waiting
+  local taken = filling > 0 and lately
+  if e[3] and not why and (taken or now + e[4] * draw < tonumber(e[5])) then
+    for _, known in ipairs({...}) do
+      if known == e[3] or known == '*' then return {'hit', e[3]} end
+    end
+    return {'hit', e[3], e[7]}
+  end
+  local together = why ~= 'leased' and why ~= 'newborn' and (filling >= 0 or not lately)
+  if taken and together and patience == 'patient' then return {'filling'} end
+  return nil, e, together and not taken
+end
+
+-- Most of all calls are hits: they leave before the rest is so much as defined.
+local found, there, alone
+if ARGV[1] == 'lookup' then
+  found, there, alone = find(unpack(ARGV, 3))
+  if found then return found end
 end
 
 -- A new journal, which disowns every entry there is. Unless somebody knows that nobody writes, it begins with a lease
 -- on everything: a writer may stand between its lease, gone with the old journal, and its COMMIT.
 local function give_birth(nonce, quiet)
   local now = clock()
-  redis.call('DEL', journal)
-  redis.call('ZADD', journal, -1, RUN, '-' .. nonce, 'epoch', text(-now), 'last', text(-now), 'low')
-  if not quiet then redis.call('ZADD', journal, text(LEASES + now + LEASE), 'newborn|*') end
-end
-
--- What the journal says of itself, or nil: there is none, it is another incarnation's, or its instants have run so far
--- ahead of the clock that leases would never run out.
-local function read_journal()
-  local m = redis.call('ZMSCORE', journal, RUN, 'epoch', 'last', 'low')
-  if not m[1] then return nil end
-  return {epoch = -m[2], last = -m[3], low = -m[4]}
+  call('DEL', journal)
+  call('ZADD', journal, -1, RUN, '-' .. nonce, 'epoch', text(-now), 'last', text(-now), 'low')
+  if not quiet then call('ZADD', journal, text(LEASES + now + LEASE), 'newborn|*') end
 end
 
 -- A lease that ran out counts as a close at that instant, and one on everything as a low-water mark.
 local function settle(j)
-  local over = redis.call('ZRANGEBYSCORE', journal, text(LEASES), '(' .. text(LEASES + j.last), 'WITHSCORES')
+  local over = call('ZRANGEBYSCORE', journal, text(LEASES), '(' .. text(LEASES + j.last), 'WITHSCORES')
   for i = 1, #over, 2 do
     local expiry, tag = over[i + 1] - LEASES, over[i]:match('|(.*)$')
-    redis.call('ZREM', journal, over[i])
+    call('ZREM', journal, over[i])
     if tag ~= '*' then
-      redis.call('ZADD', journal, 'GT', text(expiry), tag)
+      call('ZADD', journal, 'GT', text(expiry), tag)
     elseif expiry > j.low then
       j.low = expiry
-      redis.call('ZADD', journal, text(-expiry), 'low')
+      call('ZADD', journal, text(-expiry), 'low')
     end
   end
 end
@@ -66,83 +120,42 @@ local function tick(nonce)
     j = read_journal()
   end
   j.last = math.max(now, j.last + 1)
-  redis.call('ZADD', journal, text(-j.last), 'last')
+  call('ZADD', journal, text(-j.last), 'last')
   settle(j)
   return j
 end
 
--- Why what was read at `read_at` cannot be trusted, or nil: it is fresh.
-local function doubt(j, epoch, read_at, tags)
-  if epoch ~= j.epoch or read_at <= j.low then return 'overtaken' end
-  local written = redis.call('ZRANGEBYSCORE', journal, text(read_at), '+inf', 'LIMIT', 0, 1)
-  if #written == 0 then return nil end
-  local mine = {}
-  for i, closed in ipairs(redis.call('ZMSCORE', journal, unpack(tags))) do
-    if closed and tonumber(closed) >= read_at then return 'overtaken' end
-    mine[tags[i]] = true
-  end
-  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
-    local tag = lease:match('|(.*)$')
-    if tag == '*' then return 'newborn' end
-    if mine[tag] then return 'leased' end
-  end
-end
-
-local function split(tags)
-  local list = {}
-  for tag in tags:gmatch('[^\n]+') do list[#list + 1] = tag end
-  return list
-end
-
 local verbs = {}
 
--- 'patient' or not, draw, etags… → 'hit', etag, body (none where the reader has it) | 'filling': look up again, later
--- | 'miss' or 'stale', epoch, read_at
--- Early expiration (XFetch: Vattani et al., VLDB 2015): with `draw` from the exponential distribution one reader reads an
--- answer again before its time is up, the likelier the nearer that is and the more it cost.
-function verbs.lookup(nonce, patience, draw, ...)
-  local j, now = read_journal(), clock()
-  local e = redis.call('HMGET', entry, 'epoch', 'read_at', 'tags', 'etag', 'cost', 'until', 'filling')
-  local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]), split(e[3]))
-  local filling = tonumber(e[7]) or 0
-  local lately = math.abs(now - math.abs(filling)) < PATIENCE -- a clock that stepped back keeps nobody waiting
-  local taken = filling > 0 and lately
-  if e[4] and not why and (taken or now + e[5] * draw < tonumber(e[6])) then
-    for _, known in ipairs({...}) do
-      if known == e[4] or known == '*' then return {'hit', e[4]} end
-    end
-    return {'hit', e[4], redis.call('HGET', entry, 'body')}
+function verbs.lookup(nonce)
+  local j = tick(nonce)
+  if alone then
+    call('HSET', entry, 'filling', text(j.last))
+    if not there[1] then call('PEXPIRE', entry, PATIENCE / 1000) end
   end
-  local together = why ~= 'leased' and why ~= 'newborn' and (filling >= 0 or not lately)
-  if taken and together and patience == 'patient' then return {'filling'} end
-  j = tick(nonce)
-  if together and not taken then
-    redis.call('HSET', entry, 'filling', text(j.last))
-    if not e[1] then redis.call('PEXPIRE', entry, PATIENCE / 1000) end
-  end
-  return {e[4] and 'stale' or 'miss', text(j.epoch), text(j.last)}
+  return {there[3] and 'stale' or 'miss', text(j.epoch), text(j.last)}
 end
 
 -- → 'stored', or why not
 function verbs.store(_, epoch, read_at, tags, etag, body, cost)
   local j = read_journal()
-  local why = not j and 'overtaken' or doubt(j, tonumber(epoch), tonumber(read_at), split(tags))
-  local there = redis.call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
-  if there[4] == read_at then redis.call('HDEL', entry, 'filling') end
+  local why = not j and 'overtaken' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
+  local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
+  if there[4] == read_at then call('HDEL', entry, 'filling') end
   if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'overtaken' end
   if not why then
-    redis.call('HSET', entry, 'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL))
+    call('HSET', entry, 'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL))
   elseif why == 'overtaken' or there[3] then
     return why
   end
-  redis.call('HSET', entry, 'epoch', epoch, 'read_at', read_at, 'tags', tags)
-  redis.call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
+  call('HSET', entry, 'epoch', epoch, 'read_at', read_at, 'tags', tags)
+  call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
   return why or 'stored'
 end
 
 -- Whoever asked the database got no answer. Others ask at once: one after another they would wait for nothing.
 function verbs.abandon(nonce, read_at)
-  if redis.call('HGET', entry, 'filling') == read_at then redis.call('HSET', entry, 'filling', text(-tick(nonce).last)) end
+  if call('HGET', entry, 'filling') == read_at then call('HSET', entry, 'filling', text(-tick(nonce).last)) end
 end
 
 -- Reads of these tags cannot be trusted from now until the lease has run out.
@@ -152,7 +165,7 @@ function verbs.lease(nonce, lease, ...)
     leases[#leases + 1] = expiry
     leases[#leases + 1] = lease .. '|' .. tag
   end
-  redis.call('ZADD', journal, unpack(leases))
+  call('ZADD', journal, unpack(leases))
 end
 
 -- This lease is over and no other; reads of its tags that began before now are stale.
@@ -160,19 +173,19 @@ function verbs.close(nonce, lease, ...)
   local j = tick(nonce)
   local now, records = text(j.last), {}
   for _, tag in ipairs({...}) do
-    redis.call('ZREM', journal, lease .. '|' .. tag)
+    call('ZREM', journal, lease .. '|' .. tag)
     records[#records + 1] = now
     records[#records + 1] = tag
   end
-  redis.call('ZADD', journal, unpack(records))
+  call('ZADD', journal, unpack(records))
   local low = math.max(j.low, j.last - TTL)
-  redis.call('ZADD', journal, text(-low), 'low')
-  redis.call('ZREMRANGEBYSCORE', journal, 1, text(low))
+  call('ZADD', journal, text(-low), 'low')
+  call('ZREMRANGEBYSCORE', journal, 1, text(low))
 end
 
 -- What the lease announced did not happen.
 function verbs.withdraw(_, lease, ...)
-  for _, tag in ipairs({...}) do redis.call('ZREM', journal, lease .. '|' .. tag) end
+  for _, tag in ipairs({...}) do call('ZREM', journal, lease .. '|' .. tag) end
 end
 
 -- A new journal, from somebody who knows that nobody writes.
@@ -182,7 +195,7 @@ function verbs.begin(nonce) give_birth(nonce, true) end
 function verbs.leases()
   if not read_journal() then return {} end
   local now = clock()
-  local open = redis.call('ZRANGEBYSCORE', journal, text(LEASES + now), '+inf', 'WITHSCORES')
+  local open = call('ZRANGEBYSCORE', journal, text(LEASES + now), '+inf', 'WITHSCORES')
   for i = 2, #open, 2 do open[i] = text(open[i] - LEASES - now) end
   return open
 end

@@ -72,7 +72,7 @@ def _warm(parameters: QueryDict, pages: int) -> Iterator[str]:
     """Read so many pages, as far as there are any; where each came from."""
     view, request = CachedPropertyListView(), HttpRequest()
     for _ in range(pages):
-        request.GET = cast(Any, parameters)  # the stubs want the request's own kind, which is immutable
+        request.META["QUERY_STRING"] = parameters.urlencode()
         try:
             page = view.remembered(request, ())
         except DatabaseError as error:

@@ -1,0 +1,81 @@
+"""What an answer costs at the least, and what it costs others: views behind the same middleware, and a save that nobody need hear of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.cache import cache
+from django.db import connections, transaction
+from django.db.migrations.loader import MigrationLoader
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+from django.views.decorators.cache import cache_page
+from django_redis import get_redis_connection
+from rest_framework.generics import ListAPIView
+
+from housing import queries
+from housing.models import Property
+from housing.urls import urlpatterns as housing
+from housing.views import PropertyListView
+
+JSON = "application/json"
+
+
+def floor_key() -> str:
+    """Under this key is what `one_get` answers with."""
+    return str(cache.make_key("floor"))
+
+
+def nothing(request: HttpRequest) -> HttpResponse:
+    """No answer at all: what Django itself takes."""
+    return HttpResponse(b"", content_type=JSON)
+
+
+def one_get(request: HttpRequest) -> HttpResponse:
+    """The bytes of one Redis GET: nothing is asked, validated or promised."""
+    return HttpResponse(get_redis_connection("default").get(floor_key()), content_type=JSON)
+
+
+class PlainList(ListAPIView[Property]):
+    """DRF's list view with `select_related`, as everybody writes it."""
+
+    queryset = queries.joined()
+    serializer_class = PropertyListView.serializer_class
+    filter_backends = PropertyListView.filter_backends
+    filterset_class = PropertyListView.filterset_class
+    pagination_class = PropertyListView.pagination_class
+
+
+urlpatterns = [
+    *housing,
+    path("floors/nothing/", nothing),
+    path("floors/one-get/", one_get),
+    path("floors/plain/", PlainList.as_view()),
+    path("floors/cache-page/", cache_page(600)(PlainList.as_view())),
+]
+
+
+class PlainSave:
+    """The same UPDATE of the same row by Django's own backend and a model of nobody's, in a transaction, between two round trips to Redis.
+
+    Context manager; `save()` writes.
+    """
+
+    def __enter__(self) -> PlainSave:
+        ours = connections["default"]
+        connections.databases["plain"] = ours.settings_dict | {"ENGINE": "django.db.backends.postgresql"}
+        plain: Any = MigrationLoader(ours).project_state().apps.get_model("housing", "Property")
+        self.row = plain.objects.using("plain").latest("id")
+        return self
+
+    def save(self) -> None:
+        """One round trip, one transaction, one round trip."""
+        client = get_redis_connection("default")
+        client.ping()
+        with transaction.atomic(using="plain"):
+            self.row.save()
+        client.ping()
+
+    def __exit__(self, *_: object) -> None:
+        connections["plain"].close()
+        del connections["plain"], connections.databases["plain"]
