@@ -98,10 +98,11 @@ def _tags_of_written(instance: TaggedModel, created: bool, update_fields: Iterab
 def _column_tags(instance: TaggedModel, update_fields: Iterable[str] | None, connection: CommitMixin) -> set[str]:
     """The columns that a save of an existing row writes; after a locked read, those that differ."""
     model = _model(instance)
-    written = set(instance.written_fields()) if update_fields is None else {cast(Any, instance._meta.get_field(name)).attname for name in update_fields}
     held = _held_under_lock(instance, connection)
-    written = {column for column in written if column not in held or held[column] != getattr(instance, column)}
-    return {column_tag(model, column) for column in TABLE[model].selects if column in written}
+    columns: Iterable[str] = TABLE[model].selects
+    if update_fields is not None:
+        columns = {cast(Any, instance._meta.get_field(name)).attname for name in update_fields}.intersection(columns)
+    return {column_tag(model, column) for column in columns if column not in held or held[column] != getattr(instance, column)}
 
 
 def _model(instance: TaggedModel) -> type[TaggedModel]:

@@ -82,9 +82,9 @@ local function find(patience, draw, ...)
 end
 
 -- Most of all calls are hits: they leave before the rest is so much as defined.
-local found, there, alone
+local found, e, alone
 if ARGV[1] == 'lookup' then
-  found, there, alone = find(unpack(ARGV, 3))
+  found, e, alone = find(unpack(ARGV, 3))
   if found then return found end
 end
 
@@ -112,7 +112,7 @@ local function settle(j)
   end
 end
 
--- The next instant: Redis's clock made monotonic.
+-- The next instant: Redis's clock made monotonic. It is given out once `record` has noted it.
 local function tick(nonce)
   local now, j = clock(), read_journal()
   if not j or j.last > now + LEASE then
@@ -120,20 +120,23 @@ local function tick(nonce)
     j = read_journal()
   end
   j.last = math.max(now, j.last + 1)
-  call('ZADD', journal, text(-j.last), 'last')
   settle(j)
   return j
 end
+
+-- Note the instant, and so many scores and members, in one command: half of what a write takes is commands.
+local function record(j, ...) call('ZADD', journal, text(-j.last), 'last', ...) end
 
 local verbs = {}
 
 function verbs.lookup(nonce)
   local j = tick(nonce)
+  record(j)
   if alone then
     call('HSET', entry, 'filling', text(j.last))
-    if not there[1] then call('PEXPIRE', entry, PATIENCE / 1000) end
+    if not e[1] then call('PEXPIRE', entry, PATIENCE / 1000) end
   end
-  return {there[3] and 'stale' or 'miss', text(j.epoch), text(j.last)}
+  return {e[3] and 'stale' or 'miss', text(j.epoch), text(j.last)}
 end
 
 -- → 'stored', or why not
@@ -155,38 +158,44 @@ end
 
 -- Whoever asked the database got no answer. Others ask at once: one after another they would wait for nothing.
 function verbs.abandon(nonce, read_at)
-  if call('HGET', entry, 'filling') == read_at then call('HSET', entry, 'filling', text(-tick(nonce).last)) end
+  if call('HGET', entry, 'filling') ~= read_at then return end
+  local j = tick(nonce)
+  record(j)
+  call('HSET', entry, 'filling', text(-j.last))
+end
+
+local function held(lease, tags)
+  local members = {}
+  for i, tag in ipairs(tags) do members[i] = lease .. '|' .. tag end
+  return members
+end
+
+-- The same score for each of these members.
+local function all_at(score, members)
+  local scores = {}
+  for i, member in ipairs(members) do scores[2 * i - 1], scores[2 * i] = score, member end
+  return unpack(scores)
 end
 
 -- Reads of these tags cannot be trusted from now until the lease has run out.
 function verbs.lease(nonce, lease, ...)
-  local expiry, leases = text(LEASES + tick(nonce).last + LEASE), {}
-  for _, tag in ipairs({...}) do
-    leases[#leases + 1] = expiry
-    leases[#leases + 1] = lease .. '|' .. tag
-  end
-  call('ZADD', journal, unpack(leases))
+  local j = tick(nonce)
+  record(j, all_at(text(LEASES + j.last + LEASE), held(lease, {...})))
 end
 
 -- This lease is over and no other; reads of its tags that began before now are stale.
 function verbs.close(nonce, lease, ...)
   local j = tick(nonce)
-  local now, records = text(j.last), {}
-  for _, tag in ipairs({...}) do
-    call('ZREM', journal, lease .. '|' .. tag)
-    records[#records + 1] = now
-    records[#records + 1] = tag
+  call('ZREM', journal, unpack(held(lease, {...})))
+  record(j, all_at(text(j.last), {...}))
+  if j.last - TTL > j.low + 500000 then -- twice a second at most, for it costs as much as the record
+    call('ZADD', journal, text(TTL - j.last), 'low')
+    call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
   end
-  call('ZADD', journal, unpack(records))
-  local low = math.max(j.low, j.last - TTL)
-  call('ZADD', journal, text(-low), 'low')
-  call('ZREMRANGEBYSCORE', journal, 1, text(low))
 end
 
 -- What the lease announced did not happen.
-function verbs.withdraw(_, lease, ...)
-  for _, tag in ipairs({...}) do call('ZREM', journal, lease .. '|' .. tag) end
-end
+function verbs.withdraw(_, lease, ...) call('ZREM', journal, unpack(held(lease, {...}))) end
 
 -- A new journal, from somebody who knows that nobody writes.
 function verbs.begin(nonce) give_birth(nonce, true) end

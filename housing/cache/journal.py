@@ -138,8 +138,7 @@ class Journal:
 
     def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any]) -> Any:
         sha = self._sha or self._load(client)
-        command = (sha, 2, cache.make_key("journal"), entry, verb, nonce, *args)
-        return self._line.ask(client, "EVALSHA", *command) if verb == "lookup" else client.evalsha(*command)
+        return self._line.ask(client, "EVALSHA", sha, 2, cache.make_key("journal"), entry, verb, nonce, *args)
 
     def _load(self, client: Redis) -> str:
         """Load the script with the server's run id as a literal in it, so that its SHA belongs to this incarnation alone.
@@ -161,7 +160,7 @@ class Journal:
 
 
 class Line(threading.local):
-    """This thread's own connection for lookups: borrowed from the client's pool once, for the pool looks every time whether a connection is alive.
+    """This thread's own connection: borrowed from the client's pool once, for the pool looks every time whether a connection is alive.
 
     Through it a command costs half of what it costs through redis-py's client, which measures and tries again, too.
     """

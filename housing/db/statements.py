@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache, wraps
+from typing import TypeVar
 
 from django.apps import apps
 from django.db.migrations.recorder import MigrationRecorder
 
 APP = "housing"
+
+T = TypeVar("T")
+
+LONG = 10_000
+"""Of texts with fewer characters it is remembered what they are."""
 
 HARMLESS = re.compile(
     r"[\s(]*(SELECT|SHOW|PRAGMA|SET|RESET|BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK\s+TO|DECLARE|FETCH|CLOSE|DEALLOCATE|LISTEN|UNLISTEN|NOTIFY"
@@ -64,11 +71,19 @@ def bare(sql: str) -> str:
     return LEAD.sub("", sql)
 
 
+def _told_once(judge: Callable[[str], T]) -> Callable[[str], T]:
+    """Django sends the same texts again and again, with other parameters. Long ones, which name many rows, are judged each time."""
+    remembered = lru_cache(maxsize=1024)(judge)
+    return wraps(judge)(lambda sql: remembered(sql) if len(sql) < LONG else judge(sql))
+
+
+@_told_once
 def ends_transaction(sql: str) -> bool:
     """Whether a text ends the transaction that it is in, or might."""
     return bool(ENDS_TRANSACTION.match(bare(sql)) or ENDS_LATER.search(sql))
 
 
+@_told_once
 def written_tables(sql: str) -> frozenset[str]:
     """The tables of ours that a statement may write: those in its text, and all of them where its target is not known.
 
