@@ -87,6 +87,11 @@ RESOLVE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 lock: install ## resolve pyproject.toml into requirements.lock, for every Python and platform, and what the image needs of it
 	@$(RESOLVE) --upgrade --group embedded --group test --group browser --group load --group lint --group mutants --output-file $(LOCK)
 	@$(RESOLVE) --group debug --constraints $(LOCK) --output-file requirements-run.lock
+	@$(MAKE) --no-print-directory calls
+
+.PHONY: calls
+calls: install ## count anew how many Python calls a request makes with the lock's versions (tests/calls.json)
+	@$(BIN)/pytest -q --renew-calls tests/test_latency.py -k python_calls
 
 .PHONY: clean
 clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay

@@ -119,7 +119,7 @@ class Columns:
             return column
         if type(field) in QUICKER:
             return _unless_null(column, QUICKER[type(field)](field))
-        raise TypeError(f"{type(field).__name__} {path} is no column that can be shown as it comes. Serialize instances instead.")
+        raise TypeError(f"{type(field).__name__} {field.field_name} is no column that can be shown as it comes. Serialize instances instead.")
 
 
 def _unless_null(column: Callable[[Row], Any], convert: Callable[[Any], Any]) -> Callable[[Row], Any]:

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.db import connections
+from django.db.backends.utils import CursorWrapper
 from redis.connection import AbstractConnection, Connection
 
 CONTROL = re.compile(r"\s*(BEGIN|START TRANSACTION|SET TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK|COMMIT)\b", re.IGNORECASE)
@@ -68,15 +70,37 @@ class Queries:
     """SQL statements; transaction control is not counted."""
 
     @contextmanager
-    def exactly(self, promised: int, *, because: str) -> Iterator[list[str]]:
-        """Fail unless the block sends `promised` statements. Gives the list of them, which fills as they are sent."""
-        seen: list[str] = []
+    def exactly(self, promised: int, *, because: str) -> Iterator[Statements]:
+        """Fail unless the block sends `promised` statements. Gives the list of them, which fills as they are sent, and knows the rows that came back."""
+        seen = Statements()
         with ExitStack() as stack:
             for connection in connections.all():
                 stack.enter_context(connection.execute_wrapper(_recorder(seen)))
+            stack.enter_context(_counting_rows(seen))
             yield seen
         if len(seen) != promised:
             pytest.fail(_queries_broken(promised, because, seen), pytrace=False)
+
+
+class Statements(list[str]):
+    """SQL texts, and how many rows were fetched."""
+
+    rows = 0
+
+
+@contextmanager
+def _counting_rows(seen: Statements) -> Iterator[None]:
+    def counting(name: str) -> Callable[..., Any]:
+        def fetch(cursor: CursorWrapper, *args: Any) -> Any:
+            found = CursorWrapper.__getattr__(cursor, name)(*args)
+            seen.rows += len(found) if name != "fetchone" else found is not None
+            return found
+
+        return fetch
+
+    fetches = {name: counting(name) for name in ("fetchone", "fetchmany", "fetchall")}
+    with patch.multiple(CursorWrapper, create=True, **fetches):
+        yield
 
 
 def _recorder(seen: list[str]) -> Callable[..., Any]:
@@ -120,14 +144,21 @@ def _many(count: int, one: str, many: str) -> str:
 # Redis
 
 
+class Traffic(list[str]):
+    """What went to Redis and back: each round trip as the names of its commands, and how many bytes in all, as RESP writes them."""
+
+    sent = 0
+    received = 0
+
+
 @dataclass
 class RedisCommands:
     """Round trips: what redis-py sends before it waits for an answer; a pipeline is one."""
 
     @contextmanager
-    def exactly(self, promised: int, *, because: str) -> Iterator[list[str]]:
-        """Fail unless the block makes `promised` round trips. Gives the list of them, each as the names of its commands."""
-        seen: list[str] = []
+    def exactly(self, promised: int, *, because: str) -> Iterator[Traffic]:
+        """Fail unless the block makes `promised` round trips. Gives the list of them, which knows their bytes, too."""
+        seen = Traffic()
         with _watching(seen):
             yield seen
         if len(seen) != promised:
@@ -135,23 +166,45 @@ class RedisCommands:
 
 
 @contextmanager
-def _watching(seen: list[str]) -> Iterator[None]:
-    send = Connection.send_packed_command
+def _watching(seen: Traffic) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, watch in (("send_packed_command", _noting), ("read_response", _weighing)):
+            ways = {getattr(kind, name): kind for kind in (*Connection.__subclasses__(), Connection)}  # a stand-in may have a way of its own
+            for way, kind in ways.items():
+                stack.enter_context(patch.object(kind, name, watch(seen, way)))
+        yield
 
-    def record(connection: AbstractConnection, command: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(" ".join(command_names(command)))
+
+def _noting(seen: Traffic, send: Callable[..., Any]) -> Callable[..., Any]:
+    def note(connection: AbstractConnection, command: Any, *args: Any, **kwargs: Any) -> Any:
+        wire = command if isinstance(command, bytes) else b"".join(command)
+        seen.append(" ".join(command_names(wire)))
+        seen.sent += len(wire)
         return send(connection, command, *args, **kwargs)
 
-    Connection.send_packed_command = record
-    try:
-        yield
-    finally:
-        Connection.send_packed_command = send
+    return note
 
 
-def command_names(packed: Any) -> list[str]:
+def _weighing(seen: Traffic, receive: Callable[..., Any]) -> Callable[..., Any]:
+    def weigh(connection: AbstractConnection, *args: Any, **kwargs: Any) -> Any:
+        answer = receive(connection, *args, **kwargs)
+        seen.received += bytes_of(answer)
+        return answer
+
+    return weigh
+
+
+def bytes_of(answer: Any) -> int:
+    """How many bytes of RESP an answer of strings, numbers, lists and nothing came in."""
+    if isinstance(answer, list):
+        return len(f"*{len(answer)}\r\n") + sum(map(bytes_of, answer))
+    if isinstance(answer, bytes):
+        return len(f"${len(answer)}\r\n\r\n") + len(answer)
+    return len("$-1\r\n") if answer is None else len(f":{answer}\r\n")
+
+
+def command_names(wire: bytes) -> list[str]:
     """The names of the commands in what redis-py is about to send: each is `*arguments`, then `$length`, name, …."""
-    wire = packed if isinstance(packed, bytes) else b"".join(packed)
     names, at = [], 0
     while at < len(wire):
         arguments, at = _number(wire, at)
@@ -191,10 +244,12 @@ class PythonCalls:
 
     without: tuple[str, ...] = ("fakeredis",)
 
-    def of(self, act: Callable[[], Any]) -> Counter[str]:
-        """What `act` calls when it is called for the third time, by file and function."""
-        act()
-        act()
+    def of(self, act: Callable[[], Any], prepare: Callable[[], Any] = bool) -> Counter[str]:
+        """What `act` calls when it is called for the third time, by file and function. `prepare` goes before each."""
+        for _ in range(2):
+            prepare()
+            act()
+        prepare()
         seen: Counter[str] = Counter()
         inside = 0
 
@@ -215,9 +270,9 @@ class PythonCalls:
             sys.setprofile(before)
         return +seen
 
-    def at_most(self, promised: int, act: Callable[[], Any], *, because: str) -> None:
+    def at_most(self, promised: int, act: Callable[[], Any], *, prepare: Callable[[], Any] = bool, because: str) -> None:
         """Fail if `act` makes more calls than `promised`."""
-        seen = self.of(act)
+        seen = self.of(act, prepare)
         if seen.total() > promised:
             pytest.fail(_calls_broken(promised, because, seen), pytrace=False)
 

@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
     group.addoption("--races", action="store_true", help="also the specs that try hundreds of orders of the steps; minutes")
     group.addoption("--operations", type=int, help="how many the clients of the long history begin (default: 104,000)")
+    group.addoption("--renew-calls", action="store_true", help="write down how many calls of Python functions a request makes now (tests/calls.json)")
     group.addoption("--schedule", help="of the orders that a spec tries, this one alone, as its failure named it")
 
 

@@ -11,13 +11,15 @@ from django.core.signing import Signer
 from django.db import connection
 from django.http import QueryDict
 from django.test.utils import CaptureQueriesContext
-from hypothesis import given, strategies
+from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 from rest_framework.exceptions import ValidationError
+from rest_framework.serializers import ModelSerializer, SerializerMethodField
 
 from conftest import DOORS, NEW_YEAR, a_property, saved
 from housing.filters import Query
-from housing.models import Property
+from housing.models import Agent, Location, Office, Property
+from housing.serializers import Columns
 
 doors = pytest.mark.parametrize("door", DOORS)
 
@@ -362,6 +364,82 @@ def test_no_value_breaks_the_parameters(value, name):
         assert set(refused.detail) == {name}
     else:
         assert Query(QueryDict(canonical)).canonical == canonical
+
+
+def test_the_same_text_in_another_encoding_asks_for_something_else(twenty_properties, client):
+    """Parameters are validated once for all who ask alike; who says another charset does not ask alike."""
+    twenty_properties[0].location.city = "Orléans"
+    twenty_properties[0].location.save()
+
+    found = [
+        len(client.get(DOORS["cached"], QUERY_STRING="city=Orl%E9ans", headers={"Content-Type": f"text/plain; charset={charset}"}).json()["results"])
+        for charset in ("utf-8", "latin-1")
+    ]
+    assert found == [0, 1]
+
+
+# The quick way to the bytes
+
+texts = strategies.text(strategies.characters(codec="utf-8", exclude_characters="\0"), max_size=40)  # NUL is what PostgreSQL cannot hold
+instants = strategies.datetimes(datetime.datetime(2, 1, 1), datetime.datetime(9998, 1, 1), timezones=strategies.just(datetime.UTC))  # noqa: DTZ001
+
+
+def decimals(digits, places):
+    """What a column of so many digits holds."""
+    return strategies.integers(1 - 10**digits, 10**digits - 1).map(lambda whole: Decimal(whole).scaleb(-places))
+
+
+offices = strategies.builds(Office, name=texts, city=strategies.none() | texts)
+agents = strategies.builds(Agent, name=texts, email=strategies.none() | texts, office=offices)
+locations = strategies.builds(
+    Location,
+    city=texts,
+    state=strategies.none() | texts,
+    zip_code=strategies.none() | texts.map(lambda text: text[:20]),
+    latitude=strategies.none() | decimals(9, 6),
+    longitude=strategies.none() | decimals(9, 6),
+)
+properties = strategies.builds(
+    Property,
+    title=texts,
+    description=strategies.none() | texts,
+    property_type=strategies.sampled_from(Property.Type.values) | texts.map(lambda text: text[:20]),
+    status=strategies.sampled_from(Property.Status.values),
+    price=decimals(12, 2),
+    bedrooms=strategies.none() | strategies.integers(0, 32767),
+    bathrooms=strategies.none() | decimals(4, 2),
+    area=strategies.none() | decimals(10, 2),
+    created_at=instants,
+    location=locations,
+    agent=agents,
+)
+
+
+@given(strategies.lists(properties, min_size=1, max_size=4))
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_cached_bytes_are_drfs_own_for_any_property(transactional_db, read, homes):
+    """The cached door makes them from columns, without instances and without asking the serializer row by row."""
+    Office.objects.all().delete()
+    Location.objects.all().delete()
+    saved(*homes)
+
+    assert read("cached").body == read("optimized").body
+    assert read("cached", ordering="price", page_size=2).body == read("optimized", ordering="price", page_size=2).body
+    assert read(f"cached/{homes[0].pk}").body == read(f"optimized/{homes[0].pk}").body
+
+
+def test_a_field_that_is_no_column_cannot_be_shown_the_quick_way():
+    """Said when the service starts, not by a page that lacks it."""
+
+    class Computed(ModelSerializer):
+        more = SerializerMethodField()
+
+        class Meta:
+            model = Office
+            fields = ["id", "more"]
+
+    with pytest.raises(TypeError, match="SerializerMethodField more is no column that can be shown as it comes"):
+        Columns(Computed())
 
 
 # Around the lists

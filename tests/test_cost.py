@@ -9,6 +9,7 @@ from django_redis import get_redis_connection
 
 from conftest import entries, forget_everything, make_images, make_properties
 from housing.cache.journal import journal
+from tests.instruments import bytes_of
 
 
 def test_a_naive_page_costs_61_queries(twenty_properties, read_the_list, queries):
@@ -111,6 +112,16 @@ def test_a_page_by_agent_or_by_office_costs_one_query(home, read_the_list, queri
         assert read_the_list("optimized", agent=home.agent_id) == read_the_list("optimized", office=home.agent.office_id)
 
 
+@pytest.mark.parametrize("page_size", [1, 20])
+def test_a_cold_page_fetches_its_rows_and_one_more(transactional_db, read_the_list, queries, page_size):
+    """The one more tells whether there is a next page, and is not shown."""
+    make_properties(25)
+
+    with queries.exactly(1, because="one SELECT joins location, agent and office") as sql:
+        assert len(read_the_list(page_size=page_size)) == page_size
+    assert sql.rows == page_size + 1
+
+
 def test_a_deep_page_costs_what_the_first_costs(twenty_properties, read, queries):
     """There is no COUNT, and no OFFSET that reads all the rows before."""
     page = read("optimized", page_size=5)
@@ -144,6 +155,21 @@ def test_a_hit_costs_one_round_trip(twenty_properties, prime, read, redis_comman
 
     with redis_commands.exactly(1, because="one script looks up the entry and the journal"):
         assert read("cached").came_from == "hit"
+
+
+def test_a_hit_brings_its_bytes_once_and_a_304_none_of_them(twenty_properties, prime, read, redis_commands):
+    """What travels besides: a name for the script, two keys, what to do; and back, that it is a hit, and its ETag."""
+    body = prime()
+    etag = read("cached").headers["ETag"]
+
+    with redis_commands.exactly(1, because="one script looks up the entry and the journal") as hit:
+        read("cached")
+    assert hit.received == bytes_of([b"hit", etag.encode(), body])
+    assert hit.sent < 250
+
+    with redis_commands.exactly(1, because="the script compares the ETag") as not_modified:
+        assert read("cached", headers={"If-None-Match": etag}).status == 304
+    assert not_modified.received == bytes_of([b"hit", etag.encode()])
 
 
 def test_a_304_costs_one_round_trip_and_no_query(twenty_properties, read, queries, redis_commands):

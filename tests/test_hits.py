@@ -1,7 +1,9 @@
 """What is a hit, and what is never shared. An answer is remembered for everybody who asks the same, and for nobody else."""
 
 import datetime
+import gc
 import inspect
+import os
 import re
 from contextlib import ExitStack
 from io import StringIO
@@ -15,6 +17,7 @@ from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
 from conftest import entries, forget_everything, make_images
+from housing.cache.journal import journal
 from housing.cache.keys import LONG, entry_key
 from housing.db.commit import NotLeased
 from housing.models import Property
@@ -453,6 +456,53 @@ def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(
     assert answer.came_from == "fwd=bypass; detail=unreachable"
     assert len(answer.rows) == 20
     assert "Answered, but not remembered: Redis at" in caplog.text
+
+
+# The connection to Redis, of which each thread has one
+
+
+def test_who_finds_its_connection_dead_asks_once_more(home, prime, read, monkeypatch):
+    """A server ends connections that were idle, and all of them when it restarts."""
+    prime()
+    connections, dead = get_redis_connection("default").connection_pool.connection_class, iter([refusals.ConnectionError("Connection closed by server.")])
+    answer = connections.read_response
+
+    def die_once(self, *args, **options):
+        for death in dead:
+            self.disconnect()
+            raise death
+        return answer(self, *args, **options)
+
+    monkeypatch.setattr(connections, "read_response", die_once)
+    assert read("cached").came_from == "hit"
+    assert list(dead) == []
+
+
+def test_a_fork_has_a_connection_of_its_own(home, prime, read, monkeypatch):
+    """On one that two processes share, each would read the other's answers."""
+    prime()
+    shared = journal._line.connection
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: 1)
+        assert read("cached").came_from == "hit"
+        assert journal._line.connection is not shared
+
+
+def test_a_thread_that_ends_gives_its_connection_back(home, read, elsewhere):
+    """A server that begins a thread for each request would run out of them."""
+    pool = get_redis_connection("default").connection_pool
+    used = []
+
+    def act():
+        journal.lookup("an entry")
+        used.append(len(pool._in_use_connections))
+
+    act()
+    elsewhere(act)
+    gc.collect()
+
+    assert used == [1, 2]
+    assert len(pool._in_use_connections) == 1
 
 
 # Warming

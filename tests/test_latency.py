@@ -3,8 +3,10 @@
 `pytest --benchmark-only` measures; without it each budget runs once, for its counts alone.
 """
 
+import json
 import math
 from functools import partial
+from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
 import pytest
@@ -21,9 +23,9 @@ def serve(settings):
     settings.ROOT_URLCONF = "tests.floors"
     application = WSGIHandler()
 
-    def serve(path):
+    def serve(path, **headers):
         path, _, query = path.partition("?")
-        environ = {"PATH_INFO": path, "QUERY_STRING": query, "HTTP_HOST": "testserver", "HTTP_ACCEPT": "application/json"}
+        environ = {"PATH_INFO": path, "QUERY_STRING": query, "HTTP_HOST": "testserver", "HTTP_ACCEPT": "application/json"} | headers
         setup_testing_defaults(environ)
 
         def ask():
@@ -36,6 +38,39 @@ def serve(settings):
         return ask
 
     return serve
+
+
+CALLS = Path(__file__).with_name("calls.json")
+"""How many calls of Python functions a request makes, with the versions in the lock: `make lock` writes it anew."""
+
+
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize(
+    ("request_", "because"),
+    [
+        ("a hit", "Django's middleware, one script, and six headers; no form, no serializer, no SQL"),
+        ("a 304", "the same, and an ETag to compare"),
+        ("a cold page", "the ORM writes one SELECT, and twenty rows are shown column by column"),
+        ("an optimized page", "DRF makes twenty rows of instances, and asks each field of each"),
+        ("a write", "Django's save, a handful of tags, a lease and a close"),
+    ],
+    ids=lambda value: value if " " in value and len(value) < 20 else "",
+)
+def test_a_request_makes_no_more_python_calls_than_are_written_down(twenty_properties, serve, python_calls, pytestconfig, request_, because):
+    """A slow machine makes as many. (On the embedded stack, for drivers differ; what fakeredis does is not counted.)"""
+    ask = serve(DOORS["cached"])
+    prepare, act = {
+        "a hit": (ask, ask),
+        "a 304": (ask, serve(DOORS["cached"], HTTP_IF_NONE_MATCH=ask()[1]["ETag"])),
+        "a cold page": (forget_everything, ask),
+        "an optimized page": (bool, serve(DOORS["optimized"])),
+        "a write": (bool, twenty_properties[0].save),
+    }[request_]
+    written = json.loads(CALLS.read_text())
+    if pytestconfig.option.renew_calls:
+        written[request_] = python_calls.of(act, prepare).total()
+        CALLS.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    python_calls.at_most(written[request_], act, prepare=prepare, because=because)
 
 
 @pytest.mark.parametrize(
