@@ -4,6 +4,10 @@ Each actor runs in a thread of its own, and stands still before each step: an SQ
 reader is filling. One actor at a time takes its step. A schedule is who took which, and can be replayed; all of them are found depth first, each
 from a fresh start, as stateless model checkers do (Godefroid, "Model Checking for Programming Languages using VeriSoft", POPL 1997).
 
+Of schedules that differ only in the order of neighbouring steps that cannot tell who was first, one is run (sleep sets: Godefroid, "Partial-Order Methods
+for the Verification of Concurrent Systems", LNCS 1032, chapter 5). A SELECT and a script cannot tell; two scripts can, and a SELECT and a COMMIT; and the
+first step of whoever begins and the last of whoever ends, for the judgement of a history looks at who had ended before who began.
+
 An actor that waits for a database lock cannot take a step. One that waits for another's answer looks again when a script has run since, or loses
 its patience at any time. A killed actor takes no further step, and when it died nobody can tell: so it is killed right after its last one.
 """
@@ -18,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from unittest.mock import patch
 
 from django.db import connection, connections
@@ -36,6 +40,25 @@ BEGIN, WAITING = "BEGIN", "looks again"
 
 STEP, KILL, IMPATIENT = "", "†", "…"
 """What may be chosen for an actor: its step; its end; that it waits no longer. A schedule's name is the numbers of the actors, with these."""
+
+Footprint = frozenset[tuple[str, str]]
+"""What a step touches: ("redis", "w"), ("rows", "r"), …. Two steps can tell who was first where one writes what the other touches."""
+
+
+def _footprint(*touched: str) -> Footprint:
+    return frozenset((what[:-2], what[-1]) for what in touched)
+
+
+TOUCHED = {
+    **dict.fromkeys(("lookup", "store", "abandon", "lease", "close", "withdraw", WAITING), _footprint("redis:w")),
+    "SELECT": _footprint("rows:r"),
+    "UPDATE": _footprint("locks:w"),  # nobody sees it before its COMMIT
+    BEGIN: _footprint("locks:w"),
+    "COMMIT": _footprint("rows:w", "locks:w"),
+}
+"""What each step touches; another, whatever there is."""
+
+ANYTHING = _footprint("redis:w", "rows:w", "locks:w", "kills:w")
 
 here = threading.local()
 """`here.actor`: the actor of this thread, if there is one."""
@@ -85,8 +108,6 @@ class Schedule:
     name: str
     lines: list[str]
     history: list[Operation]
-    chosen: list[int]
-    options: list[int]
 
     def violation(self, initial: Any) -> str | None:
         """None where the answers are linearizable; else the schedule as lines, and what is wrong with it."""
@@ -97,27 +118,59 @@ class Schedule:
 Option = tuple[int, str]
 """The number of an actor, from 0, and STEP, KILL or IMPATIENT."""
 
-Choose = Callable[[int, Sequence[Option]], int]
-"""At a position, of these options: the index of one."""
+Choose = Callable[[int, Sequence[Option]], Option | None]
+"""At a position, one of these options; None to leave it at that."""
+
+
+@dataclass
+class Node:
+    """Where a schedule could go on in several ways: each with what it touches, and those that need not be gone (`asleep`)."""
+
+    options: dict[Option, Footprint]
+    asleep: set[Option]
+    taken: Option | None = None
+
+    def go_on(self) -> Option | None:
+        """The next way; None if there is none."""
+        if self.taken:
+            self.asleep.add(self.taken)
+        self.taken = next((option for option in self.options if option not in self.asleep), None)
+        return self.taken
+
+    def asleep_behind(self) -> set[Option]:
+        """What was gone from here before, and would lead to the same from behind the way that is taken: neither can tell who was first."""
+        return {option for option in self.asleep if self.taken and are_independent(option, self.options[option], self.taken, self.options[self.taken])}
+
+
+def are_independent(one: Option, touches: Footprint, other: Option, touched: Footprint) -> bool:
+    """Whether two steps of two actors lead to the same in either order."""
+    return one[0] != other[0] and not any(what == that and "w" in (how, as_well) for what, how in touches for that, as_well in touched)
 
 
 class Stage:
-    """Where actors take their steps. `cast` makes them, and what they meet, anew for each schedule; `afterwards` gives what is read when all is over.
+    """Where actors take their steps. `new_cast` makes them, and what they meet, anew for each schedule; `afterwards` gives what is read when all is over.
 
     At most so many actors are killed (`kills`), and so many times at most is one that could go on made to wait for another (`preemptions`: Musuvathi
     and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded Programs", PLDI 2007).
     """
 
     def __init__(
-        self, cast: Callable[[], Sequence[Actor]], afterwards: Callable[[], Sequence[Any]] = list, kills: int = 0, preemptions: float = math.inf
+        self,
+        new_cast: Callable[[], Sequence[Actor]],
+        afterwards: Callable[[], Sequence[Any]] = list,
+        kills: int = 0,
+        preemptions: float = math.inf,
+        reduced: bool = True,
     ) -> None:
-        self.cast, self.afterwards, self.kills, self.preemptions = cast, afterwards, kills, preemptions
+        self.new_cast, self.afterwards, self.kills, self.preemptions = new_cast, afterwards, kills, preemptions
+        self.reduced = reduced and preemptions == math.inf  # of two that lead to the same one may have more preemptions
         self.threads: list[ThreadPoolExecutor] = []
         self.failed: list[BaseException] = []
         self._begin(())
 
     def _begin(self, actors: Sequence[Actor]) -> None:
         self.actors, self.lines, self.changes, self.preempted, self.killed = actors, [], 0, 0, 0
+        self.idle = False  # whether somebody looked again, and saw that nothing had come of it: whatever follows could have done so without
         self.last: Actor | None = None
         self.history: list[Operation] = []
 
@@ -139,58 +192,77 @@ class Stage:
         self.patches.close()
 
     def every(self) -> Iterator[Schedule]:
-        """All schedules, each once."""
-        prefix: list[int] = []
+        """All schedules, each once; where `reduced`, one of those that lead to the same."""
+        path: list[Node] = []
+
+        def choose(position: int, options: Sequence[Option]) -> Option | None:
+            if position < len(path):
+                return path[position].taken
+            if self.reduced and self.idle:
+                return None
+            asleep = path[-1].asleep_behind() if path else set()
+            node = Node({option: self._touches(option) for option in options}, asleep.intersection(options))
+            path.append(node)
+            return node.go_on()
+
         while True:
-            schedule = self.run(lambda position, _, prefix=prefix: prefix[position] if position < len(prefix) else 0)
-            yield schedule
-            prefix = list(schedule.chosen)
-            while prefix and prefix[-1] == schedule.options[len(prefix) - 1] - 1:
-                prefix.pop()
-            if not prefix:
+            if schedule := self.run(choose):
+                yield schedule
+            while path and not path[-1].go_on():
+                path.pop()
+            if not path:
                 return
-            prefix[-1] += 1
+
+    def _touches(self, option: Option) -> Footprint:
+        number, kind = option
+        actor = self.actors[number]
+        if not self.reduced:
+            return ANYTHING
+        if kind == KILL:
+            return _footprint("kills:w", "locks:w")  # another may not be killed now, and may have been waiting
+        touched = TOUCHED.get(str(actor.at), ANYTHING)
+        return touched | TOUCHED["lookup"] if actor.began == math.inf else touched
 
     def replay(self, name: str) -> Schedule:
         """The schedule of this name. Raises ValueError where it cannot be followed: the code takes other steps now."""
         wanted = [(int(number) - 1, kind) for number, kind in re.findall(rf"(\d)([{KILL}{IMPATIENT}]?)", name)]
 
-        def follow(position: int, options: Sequence[Option]) -> int:
+        def follow(position: int, options: Sequence[Option]) -> Option:
             if position == len(wanted) or wanted[position] not in options:
                 raise ValueError("\n".join([*self.lines, f"and there schedule {name} cannot be followed."]))
-            return options.index(wanted[position])
+            return wanted[position]
 
-        return self.run(follow)
+        return cast(Schedule, self.run(follow))
 
-    def run(self, choose: Choose) -> Schedule:
-        """One schedule, chosen step by step."""
-        self._begin(self.cast())
+    def run(self, choose: Choose) -> Schedule | None:
+        """One schedule, chosen step by step; None if it was left."""
+        self._begin(self.new_cast())
         try:
             schedule = self._perform(choose)
         finally:
             for actor in self.actors:  # whoever stands there still, because something is wrong
                 actor.dead = True
                 actor.go.release()
-        for instant, value in enumerate(self.afterwards(), len(self.lines)):
-            self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
+        if schedule:
+            for instant, value in enumerate(self.afterwards(), len(self.lines)):
+                self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
         return schedule
 
-    def _perform(self, choose: Choose) -> Schedule:
-        chosen: list[int] = []
-        sizes: list[int] = []
-        name = ""
+    def _perform(self, choose: Choose) -> Schedule | None:
+        name, position = "", 0
         for number, actor in enumerate(self.actors):
             self._enter(number, actor)
         while any(actor.at for actor in self.actors):
             options = self._options()
             if not options:
                 raise RuntimeError("\n".join([*self.lines, "and there nobody can go on."]))
-            chosen.append(choose(len(chosen), options))
-            sizes.append(len(options))
-            number, kind = options[chosen[-1]]
-            name += f"{number + 1}{kind}"
+            taken = choose(position, options)
+            if taken is None:
+                return None
+            number, kind = taken
+            name, position = f"{name}{number + 1}{kind}", position + 1
             self._take(number, kind)
-        return Schedule(name, self.lines, self.history, chosen, sizes)
+        return Schedule(name, self.lines, self.history)
 
     def _options(self) -> list[Option]:
         able = [actor for actor in self.actors if self._is_able(actor)]
@@ -198,7 +270,7 @@ class Stage:
             able = [self.last]
         killable = [actor for actor in self.actors if actor is self.last and actor.killable and actor.at and not actor.blocked and self.killed < self.kills]
         waiting = [actor for actor in self.actors if actor.at == WAITING]
-        kinds = ((able, STEP), (killable, KILL), (waiting, IMPATIENT))
+        kinds = ((killable, KILL), (able, STEP), (waiting, IMPATIENT))  # the end first: once another has taken a step it is no option any longer
         return [(self.actors.index(actor), kind) for actors, kind in kinds for actor in actors]
 
     def _is_able(self, actor: Actor) -> bool:
@@ -306,6 +378,7 @@ class Stage:
             answer = run(journal, verb, *args, **entry)
             verdict = (answer[0] if isinstance(answer, list) else answer or b"").decode()
             actor.said = f"{actor.said} {verdict}".strip()
+            self.idle |= verdict == "filling" and actor.looked >= 0
             self.changes += verdict not in ("hit", "filling")
             return answer
 
