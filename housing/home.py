@@ -38,7 +38,7 @@ class ChangeForm(forms.ModelForm):
     def allowed_to(cls, user: Any) -> bool:
         """Whether this user may: staff who may in the admin; in debug on the embedded stack, which is one person's own machine, anybody."""
         own_machine = settings.DEBUG and settings.EMBEDDED
-        return own_machine or (user.is_staff and user.has_perm(f"housing.change_{cls._meta.model._meta.model_name}"))
+        return bool(own_machine or (user.is_staff and user.has_perm(f"housing.change_{cls._meta.model._meta.model_name}")))
 
     @property
     def address(self) -> str:

@@ -30,6 +30,8 @@ CHAPTERS = (
     "faults",
     "histories",
     "latency",
+    "home",
+    "browser",
     "data",
     "stacks",
     "instruments",
