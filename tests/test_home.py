@@ -1,4 +1,4 @@
-"""The page to look at. Anybody sees what a list costs; who may change something sees at once what that makes stale. It needs no script, and loads nothing from elsewhere."""
+"""The page to look at. Anybody sees what a list costs; who may change something sees at once what that makes stale."""
 
 import re
 from html.parser import HTMLParser
@@ -300,7 +300,9 @@ def test_only_staff_may_change_and_what_they_may_in_the_admin(home, client, chan
     page = client.get("/").text
     assert re.findall(r'action="/change/(\w+)/', page) == what
     assert ('href="/admin/login/?next=/"' in page) == (not what)
-    assert [row for row, answer in (("property", change(home, price="1")), ("office", change(home.agent.office, name="Mine"))) if answer.status_code == 204] == what
+    assert [
+        row for row, answer in (("property", change(home, price="1")), ("office", change(home.agent.office, name="Mine"))) if answer.status_code == 204
+    ] == what
 
 
 def test_who_may_not_is_refused_with_the_way_to_log_in(home, change, read):

@@ -185,6 +185,10 @@ def test_health_is_503_without_the_database(client: Any, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def free_port() -> int:
+    return any_free_port()
+
+
+def any_free_port() -> int:
     """A port of this machine at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         return int(unused.getsockname()[1])
@@ -192,8 +196,12 @@ def free_port() -> int:
 
 @pytest.fixture
 def new_folder(tmp_path: Path) -> Path:
+    return new_folder_in(tmp_path)
+
+
+def new_folder_in(parent: Path) -> Path:
     """The project as somebody finds it: no .env, no database. Its name is one that a URL has to quote."""
-    folder = tmp_path / "new folder #1"
+    folder = parent / "new folder #1"
     folder.mkdir()
     shutil.copytree(ROOT / "housing", folder / "housing", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "manage.py", folder)
@@ -227,10 +235,10 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, port: int) -> Iterator[Served]:
-    """`make run`, from the moment when it serves until the body ends."""
+def served(folder: Path, port: int, properties: int = 20, patience: float = PATIENCE) -> Iterator[Served]:
+    """`make run`, from the moment when it serves until the body ends, within so many seconds."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "housing.run", "--port", str(port), "--properties", "20"],
+        [sys.executable, "-m", "housing.run", "--port", str(port), "--properties", str(properties)],
         cwd=folder,
         env=clean() | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -238,7 +246,7 @@ def served(folder: Path, port: int) -> Iterator[Served]:
         text=True,
         start_new_session=True,
     )
-    watchdog = threading.Timer(PATIENCE, os.killpg, (process.pid, signal.SIGKILL))
+    watchdog = threading.Timer(patience, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
     try:
         yield Served(process, f"http://127.0.0.1:{port}", until_it_serves(process))
