@@ -8,7 +8,7 @@ from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.db import DatabaseError
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
@@ -25,6 +25,9 @@ CONTENT_SECURITY_POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 """What a browser may load for `/`: what this service serves, and nothing that is written into the page."""
+
+SPEC = settings.ROOT / "SPEC.md"
+"""What is promised: there where the specs are."""
 
 
 class ChangeForm(forms.ModelForm):
@@ -85,7 +88,8 @@ class HomeView(TemplateView):
         home = queries.joined().order_by("-created_at", "-id").first()
         changes = home and [self.form(form_class, row) for form_class, row in ((PriceForm, home), (OfficeForm, home.agent.office))]
         allowed = [form for form in changes or () if form.allowed_to(self.request.user)]
-        return super().get_context_data(debug=settings.DEBUG, home=home, changes=allowed, entries=home and entries_around(home), **kwargs)
+        entries = home and entries_around(home)
+        return super().get_context_data(debug=settings.DEBUG, spec=SPEC.is_file(), home=home, changes=allowed, entries=entries, **kwargs)
 
     def form(self, form_class: type[ChangeForm], row: Property | Office) -> ChangeForm:
         """For a new value of this row, unless one was just refused."""
@@ -147,6 +151,13 @@ def saved(form: ChangeForm) -> int:
         form.add_error(None, f"The database says: {refused}")
         return 503
     return 204
+
+
+def spec(request: HttpRequest) -> FileResponse:
+    """SPEC.md. Raises Http404 where the service is without its specs, as in a container."""
+    if not SPEC.is_file():
+        raise Http404("SPEC.md is not here.")
+    return FileResponse(SPEC.open("rb"), content_type="text/plain; charset=utf-8")
 
 
 class BrowsablePage(BrowsableAPIRenderer):

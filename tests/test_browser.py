@@ -187,7 +187,7 @@ def test_what_is_saved_in_the_admin_is_on_the_screen_at_the_next_refresh(
 
 def another(value: str) -> str:
     """A price or a name that nothing has yet."""
-    return f"{float(value) + 1000:.2f}" if value[0].isdigit() else f"{value} Jr."
+    return f"{float(value) + 1000:.2f}" if value[0].isdigit() else f"{value} II"
 
 
 def shown(field: str, value: str) -> str:

@@ -8,8 +8,9 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import OperationalError, connection
 from django.test import Client, RequestFactory
+from django.urls import reverse
 
-from conftest import DOORS, a_property, saved
+from conftest import DOORS, ROOT, a_property, saved
 from housing import home as page_code
 from housing.home import shows_toolbar
 from housing.models import Property
@@ -29,6 +30,12 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(autouse=True)
+def addresses():
+    """As they are without debug, whatever a spec says of it later: `urls.py` adds the toolbar's when it is read."""
+    reverse("home")
 
 
 @pytest.fixture
@@ -60,7 +67,22 @@ def change(client):
 def test_the_page_leads_to_everything(home, client):
     links = {attributes.get("href") for _, attributes in Elements(client.get("/").text).found}
 
-    assert links >= {*DOORS.values(), "/api/docs/", "/api/schema/", "/admin/", "/health/"}
+    assert links >= {*DOORS.values(), "/api/docs/", "/api/schema/", "/spec/", "/admin/", "/health/"}
+
+
+def test_the_page_leads_to_what_is_promised(transactional_db, client):
+    answer = client.get("/spec/")
+
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert b"".join(answer.streaming_content) == (ROOT / "SPEC.md").read_bytes()
+
+
+def test_without_its_specs_the_service_does_not_speak_of_them(home, client, monkeypatch, tmp_path):
+    """As in a container, whose image has none."""
+    monkeypatch.setattr(page_code, "SPEC", tmp_path / "SPEC.md")
+
+    assert "/spec/" not in client.get("/").text
+    assert client.get("/spec/").status_code == 404
 
 
 def test_the_page_without_a_listing_says_how_to_make_some(transactional_db, client):
