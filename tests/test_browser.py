@@ -378,6 +378,17 @@ def test_a_refusal_stands_at_its_field(tab: Page, newest: Any, complaints: list[
     expect(tab.get_by_role("alert").filter(has_text="greater")).to_have_count(0)
 
 
+def test_a_change_that_is_no_longer_allowed_is_said(tab: Page, newest: Any) -> None:
+    """Logged out in another tab, say: the token of the form is nobody's."""
+    tab.goto("/")
+    tab.context.clear_cookies()
+    tab.get_by_label("Price", exact=True).fill(another(newest["price"]))
+    tab.get_by_role("button", name="Change").first.click()
+
+    expect(tab.get_by_role("alert").filter(has_text="Load the page again and log in.")).to_have_count(1)
+    expect(tab.locator("#said")).to_be_empty()
+
+
 def test_a_service_out_of_reach_is_said(tab: Page) -> None:
     tab.goto("/")
     asked(tab)

@@ -45,17 +45,23 @@ async function askTheLists() {
 
 const say = (id, text) => (document.getElementById(id).textContent = text);
 
+/** What an answer says of its entry: `warm`, `stale`, or in the service's own words. */
+const found = ({ status }) => ({ hit: "warm", "fwd=stale; stored": "stale" })[status] ?? status;
+
 /** Make an entry warm, if it can be. */
 async function warm({ row, url }) {
   let answer = await read(url);
-  if (answer.status !== "hit") answer = await read(url);
-  mark(row.querySelector("[data-before]"), answer.status === "hit" ? "warm" : answer.status);
-  mark(row.querySelector("[data-after]"), "");
+  if (found(answer) !== "warm") answer = await read(url);
+  mark(row.querySelector("[data-before]"), found(answer), found(answer));
+  row.querySelector("[data-after]").textContent = "–";
 }
 
-function mark(cell, found, cost = "") {
-  const pill = Object.assign(document.createElement("span"), { className: `pill ${found}`, textContent: { warm: "stayed warm", stale: "went stale" }[cost && found] ?? found });
-  cell.replaceChildren(...(found ? [pill, ` ${cost}`] : ["–"]));
+function mark(cell, found, text) {
+  const pill = document.createElement("span");
+  pill.className = "pill";
+  pill.dataset.found = found;
+  pill.textContent = text;
+  cell.replaceChildren(pill);
 }
 
 /** POST the form. Returns whether it was saved; what is wrong is in the page. */
@@ -83,34 +89,38 @@ async function change(form) {
   say("said", "");
   say("compared", "");
   for (const entry of entries) await warm(entry);
-  if (!(await send(form))) return;
-  const found = { warm: 0, stale: 0 };
-  let shown;
+  if (await send(form)) await lookAgain(form);
+}
+
+/** Ask for each entry once more: the first read after the change is that of the first page. */
+async function lookAgain(form) {
+  const all = [];
   for (const { row, url } of entries) {
     const answer = await read(url);
-    const now = answer.status === "hit" ? "warm" : answer.status.startsWith("fwd=stale") ? "stale" : answer.status;
-    found[now] += 1;
-    mark(row.querySelector("[data-after]"), now, counted(answer.queries));
-    const list = lists.find((each) => each.url === url);
-    if (!list) continue;
-    show(list, answer);
-    shown = JSON.parse(answer.text).results.find((home) => home.id === Number(form.dataset.home));
+    all.push(answer);
+    const cell = row.querySelector("[data-after]");
+    mark(cell, found(answer), { warm: "stayed warm", stale: "went stale" }[found(answer)] ?? answer.status);
+    cell.append(` ${counted(answer.queries)}`);
+    for (const list of lists) if (list.url === url) show(list, answer);
   }
-  const value = form.elements.price ? shown?.price : shown?.agent.office.name;
-  say("said", `The very next read says ${value}. ${found.stale} went stale, ${found.warm} stayed warm.`);
+  const home = JSON.parse(all[0].text).results.find(({ id }) => id === Number(form.dataset.home));
+  const value = home && (form.elements.price ? home.price : home.agent.office.name);
+  const count = (kind) => all.filter((answer) => found(answer) === kind).length;
+  const next = value ? `The very next read says ${value}.` : "Saved; newer listings fill the first page.";
+  say("said", `${next} ${count("stale")} went stale, ${count("warm")} stayed warm.`);
 }
 
 /** One thing after another. A failure is said where the result would be. */
 let last = Promise.resolve();
-function next(act, said) {
+function queue(act, said) {
   last = last.then(act).catch((error) => say(said, `Not finished: ${error.message}`));
 }
 
-document.getElementById("ask").addEventListener("click", () => next(askTheLists, "compared"));
+document.getElementById("ask").addEventListener("click", () => queue(askTheLists, "compared"));
 for (const form of document.querySelectorAll("form")) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    next(() => change(form), "said");
+    queue(() => change(form), "said");
   });
 }
-next(askTheLists, "compared");
+queue(askTheLists, "compared");
