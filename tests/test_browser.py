@@ -294,6 +294,17 @@ def test_the_page_is_for_everybody(visitor: Callable[..., BrowserContext], newes
     assert complaints == []
 
 
+def test_the_page_asks_for_whole_answers(tab: Page) -> None:
+    """A 304 is cheaper, and not what the other two lists are compared with."""
+    requests = []
+    tab.on("request", lambda request: requests.append(request) if request.url.endswith(DOORS["cached"]) else None)
+    tab.goto("/")
+    tab.get_by_role("button", name="Ask again").click()
+    asked(tab, times=2)
+
+    assert ["if-none-match" in request.all_headers() for request in requests] == [False, False]
+
+
 def test_the_page_shows_what_each_list_costs_with_bars_to_scale(tab: Page) -> None:
     tab.goto("/")
     asked(tab)

@@ -236,7 +236,7 @@ class Served:
 
 @contextmanager
 def served(folder: Path, port: int, properties: int = 20, patience: float = PATIENCE) -> Iterator[Served]:
-    """`make run`, from the moment when it serves until the body ends, within so many seconds."""
+    """`make run`, from the moment when it serves until the body ends, for so many seconds at most."""
     process = subprocess.Popen(
         [sys.executable, "-m", "housing.run", "--port", str(port), "--properties", str(properties)],
         cwd=folder,
@@ -246,18 +246,30 @@ def served(folder: Path, port: int, properties: int = 20, patience: float = PATI
         text=True,
         start_new_session=True,
     )
-    watchdog = threading.Timer(patience, os.killpg, (process.pid, signal.SIGKILL))
-    watchdog.start()
     try:
-        yield Served(process, f"http://127.0.0.1:{port}", until_it_serves(process))
+        with killed_after(PATIENCE, process):
+            greeting = until_it_serves(process)
+        with killed_after(patience, process):
+            yield Served(process, f"http://127.0.0.1:{port}", greeting)
     finally:
-        process.terminate()
-        process.wait()
-        watchdog.cancel()
+        with killed_after(PATIENCE, process):
+            process.terminate()
+            process.wait()
         assert process.stdout
         process.stdout.close()
         with pytest.raises(ProcessLookupError):  # no process of its group is left behind
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill it, and what it started, when the body takes longer."""
+    watchdog = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
 
 
 def in_a_second_terminal(folder: Path, script: str, **environment: str) -> None:
