@@ -279,7 +279,7 @@ def test_what_is_not_there_cannot_be_changed(on_my_machine, home, change):
     assert change(home, price="1").status_code == 404
 
 
-def test_a_change_is_a_post(on_my_machine, home, client):
+def test_a_change_is_not_a_link(on_my_machine, home, client):
     assert client.get(f"/change/property/{home.pk}/").status_code == 405
 
 
