@@ -20,6 +20,10 @@ test: install ## the specs, on SQLite and fakeredis
 test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS_URL, or containers
 	@$(BIN)/pytest -q -n auto --stack=real
 
+.PHONY: test-browser
+test-browser: install ## the series' walk, and the page to look at, in Chromium (Debian: apt install chromium); pictures in screenshots/
+	@rm -rf screenshots && $(BIN)/pytest -q --browser -m browser
+
 .PHONY: races
 races: install ## every order of the steps of readers and writers, with kills: a thousand schedules, in minutes
 	@$(BIN)/pytest -q -n auto --races -m races
@@ -95,7 +99,7 @@ calls: install ## count anew how many Python calls a request makes with the lock
 
 .PHONY: clean
 clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants screenshots
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Installs quietly, once, and again only when the lock has changed.

@@ -8,14 +8,12 @@ from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
-from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from django.utils.http import parse_etags
 from django.views.decorators.cache import never_cache
-from django.views.generic import TemplateView
 from django_filters.rest_framework import DjangoFilterBackend
 from django_redis import get_redis_connection
 from redis.exceptions import RedisError
@@ -203,13 +201,6 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):  # type
             return rendered(shown), queries.tags_of_detail(shown)
 
         return str(self.kwargs["id"]), read
-
-
-class HomeView(TemplateView):
-    """What is here."""
-
-    template_name = "housing/home.html"
-    extra_context = {"debug": settings.DEBUG}
 
 
 @never_cache

@@ -10,7 +10,7 @@ import ast
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ CHAPTERS = (
     "faults",
     "histories",
     "latency",
+    "home",
+    "browser",
     "data",
     "stacks",
     "instruments",
@@ -121,9 +123,9 @@ def reasons_of(spec: ast.FunctionDef) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def stacks_of(spec: ast.FunctionDef) -> frozenset[str]:
-    """The stacks on which a spec holds: all, unless it is marked `@pytest.mark.only("embedded")`."""
-    for mark in spec.decorator_list:
+def stacks_of(marks: Iterable[ast.expr]) -> frozenset[str]:
+    """The stacks on which a spec with these marks holds: all, unless one is `pytest.mark.only("embedded")`."""
+    for mark in marks:
         if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.only":
             return frozenset(map(ast.literal_eval, mark.args))
     return frozenset(STACKS)
@@ -133,12 +135,13 @@ def rows_of(source: str) -> Iterator[str]:
     """The rows of one chapter, under the comments that divide it."""
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.Assign)]
     headings = [(number, line.removeprefix("# ")) for number, line in enumerate(source.splitlines(), 1) if line.startswith("# ")]
+    marks = [mark for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark" for mark in ast.walk(node.value)]
     for node in nodes:
         while headings and headings[0][0] < node.lineno:
             yield f"| **{headings.pop(0)[1].removesuffix('.')}** |" + " |" * (1 + len(STACKS))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             why = " ".join((ast.get_docstring(node) or "").split())
-            yield Promise(sentence_of(node.name), why, reasons_of(node), stacks_of(node)).row()
+            yield Promise(sentence_of(node.name), why, reasons_of(node), stacks_of([*node.decorator_list, *marks])).row()
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_PROMISED":
             for sentence, why in ast.literal_eval(node.value).items():
                 yield Promise(sentence, why, (), frozenset()).row()

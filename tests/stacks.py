@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("housing")
     group.addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
     group.addoption("--races", action="store_true", help="also the specs that try hundreds of orders of the steps; minutes")
+    group.addoption("--browser", action="store_true", help="also the specs that walk through the service in Chromium")
     group.addoption("--operations", type=int, help="how many the clients of the long history begin (default: 104,000)")
     group.addoption("--renew-calls", action="store_true", help="write down how many calls of Python functions a request makes now (tests/calls.json)")
     group.addoption("--schedule", help="of the orders that a spec tries, this one alone, as its failure named it")
@@ -70,18 +71,22 @@ def pytest_configure(config: pytest.Config) -> None:
     from django.conf import settings
 
     config.addinivalue_line("markers", "races: takes minutes, and runs with --races alone")
+    config.addinivalue_line("markers", "browser: needs Chromium, and runs with --browser alone")
     config.addinivalue_line("markers", "only(stack): holds on this stack alone; the docstring says why")
+    if config.option.browser:
+        chromium()
     config.option.benchmark_disable = not config.option.benchmark_only
     settings.CACHES["default"]["KEY_PREFIX"] = f"housing-specs-{secrets.token_hex(4)}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the specs of the other stack, and the long ones, and let pytest say how many."""
-    wanted = config.option.races or config.option.schedule
+    """Leave out the specs of the other stack, the long ones and the browser's, and let pytest say how many."""
+    left_out = {"races": not (config.option.races or config.option.schedule), "browser": not config.option.browser}
     elsewhere = [
         item
         for item in items
-        if ((only := item.get_closest_marker("only")) and config.option.stack not in only.args) or (item.get_closest_marker("races") and not wanted)
+        if ((only := item.get_closest_marker("only")) and config.option.stack not in only.args)
+        or any(item.get_closest_marker(name) for name, absent in left_out.items() if absent)
     ]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
@@ -90,6 +95,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_unconfigure(config: pytest.Config) -> None:
     """What the run made goes with it."""
     config.stash[SERVERS].close()
+
+
+def chromium() -> str:
+    """The program of the browser: CHROMIUM, or Debian's. Raises UsageError, in one line, where there is none."""
+    found = shutil.which(os.environ.get("CHROMIUM") or "chromium")
+    if not found:
+        raise pytest.UsageError("--browser needs Chromium. Install it (Debian: apt install chromium), or name its program with CHROMIUM=…")
+    return found
 
 
 def embedded(servers: ExitStack) -> tuple[str, str]:

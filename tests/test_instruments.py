@@ -290,6 +290,13 @@ def test_a_chapter_without_its_place_is_refused(monkeypatch):
         spec.main([])
 
 
+def test_a_chapter_of_one_stack_says_so_in_each_row():
+    """As pytest does: a mark of the file is a mark of each of its specs."""
+    rows = spec.rows_of('pytestmark = [pytest.mark.browser, pytest.mark.only("embedded")]\n\ndef test_it_is_seen():\n    pass\n')
+
+    assert list(rows) == ["| It is seen |  | ✓ | — |"]
+
+
 def test_a_promise_tells_its_reasons_and_its_stacks():
     rows = spec.rows_of(
         """

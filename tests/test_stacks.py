@@ -47,6 +47,20 @@ def test_a_real_stack_that_cannot_be_had_is_one_line_and_a_failure(environment, 
     assert len(ended.stderr.strip().splitlines()) == 1
 
 
+def test_a_browser_that_cannot_be_had_is_one_line_and_a_failure():
+    """The line says what to install."""
+    ended = run_specs("--browser", ONE_SPEC, CHROMIUM="/nowhere/chromium")
+
+    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert ended.stderr == "ERROR: --browser needs Chromium. Install it (Debian: apt install chromium), or name its program with CHROMIUM=…\n\n"
+
+
+def test_a_browser_is_the_one_that_the_environment_names(monkeypatch):
+    monkeypatch.setenv("CHROMIUM", sys.executable)
+
+    assert stacks.chromium() == sys.executable
+
+
 def test_a_stack_that_nobody_knows_is_refused():
     ended = run_specs("--stack=imaginary")
 
