@@ -6,7 +6,8 @@ from a fresh start, as stateless model checkers do (Godefroid, "Model Checking f
 
 Of schedules that differ only in the order of neighbouring steps that cannot tell who was first, one is run (sleep sets: Godefroid, "Partial-Order Methods
 for the Verification of Concurrent Systems", LNCS 1032, chapter 5). A SELECT and a script cannot tell; two scripts can, and a SELECT and a COMMIT; and the
-first step of whoever begins and the last of whoever ends, for the judgement of a history looks at who had ended before who began.
+first step of whoever begins and the last of whoever ends, for the judgement of a history looks at who had ended before who began. Of readers, which are
+all alike, and of writers, which differ in what they write, the first always begins.
 
 An actor that waits for a database lock cannot take a step. One that waits for another's answer looks again when a script has run since, or loses
 its patience at any time. A killed actor takes no further step, and when it died nobody can tell: so it is killed right after its last one.
@@ -274,11 +275,16 @@ class Stage:
         return [(self.actors.index(actor), kind) for actors, kind in kinds for actor in actors]
 
     def _is_able(self, actor: Actor) -> bool:
-        if actor.at is None or actor.blocked:
+        if actor.at is None or actor.blocked or (self.reduced and self._is_second_of_two_alike(actor)):
             return False
         if actor.at == BEGIN:  # SQLite's one write lock
             return not any(other.holds_lock for other in self.actors)
         return actor.at != WAITING or actor.looked < self.changes
+
+    def _is_second_of_two_alike(self, actor: Actor) -> bool:
+        """Of two readers, or two writers, that have not begun, the first begins: were it the second, the story would be the same with other names."""
+        before = self.actors[: self.actors.index(actor)]
+        return actor.began == math.inf and any(other.began == math.inf and other.kind == actor.kind for other in before)
 
     def _take(self, number: int, kind: str) -> None:
         actor, before = self.actors[number], len(self.lines)

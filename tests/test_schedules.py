@@ -100,9 +100,9 @@ def holds(request):
         pytest.param([READER, 1], 2, {"preemptions": 0}, id="a reader and a writer, one after the other"),
         pytest.param([READER, 1], 63, {"kills": 1}, id="a reader and a writer, one of them killed"),
         pytest.param([READER, 1], 27, {"warm": True, "kills": 1}, id="a reader and a writer, one of them killed; warm"),
-        pytest.param([READER, READER], 10, {}, id="two readers"),
-        pytest.param([READER, READER], 22, {"kills": 1}, id="two readers, one of them killed"),
-        pytest.param([1, 2], {"embedded": 8, "real": 26}, {"warm": True}, id="two writers; warm"),
+        pytest.param([READER, READER], 5, {}, id="two readers"),
+        pytest.param([READER, READER], 11, {"kills": 1}, id="two readers, one of them killed"),
+        pytest.param([1, 2], {"embedded": 4, "real": 26}, {"warm": True}, id="two writers; warm"),
         pytest.param([READER, READER, 1], 404, {"warm": True}, id="two readers and a writer; warm", marks=LONG),
         pytest.param([READER, 1, 2], 522, {"warm": True}, id="a reader and two writers; warm", marks=LONG),
         pytest.param([READER, 1, REDIS], 323, {}, id="a reader and a writer, Redis forgets", marks=LONG),
@@ -129,12 +129,22 @@ def test_in_any_order_of_many_the_answers_are_linearizable(perform, holds, data)
 
 
 def outcome(schedule):
-    """Who read and wrote what, and who had ended before who began: all that the judgement looks at."""
-    done = schedule.history
-    return (
-        frozenset((operation.who, operation.kind, operation.value, operation.ended == math.inf) for operation in done),
-        frozenset((one.who, other.who) for one in done for other in done if one.ended < other.began),
-    )
+    """What the judgement looks at, whoever is called T1 of those who are alike: what was read and written, and how many had ended before who began."""
+
+    def told(prices):
+        done = schedule.history
+        return sorted(
+            (
+                one.kind,
+                prices[one.value],
+                one.ended == math.inf,
+                sum(other.ended < one.began for other in done),
+                sum(one.ended < other.began for other in done),
+            )
+            for one in done
+        )
+
+    return str(min(told({0: 0, 1: 1, 2: 2}), told({0: 0, 1: 2, 2: 1})))
 
 
 @pytest.mark.parametrize(
