@@ -1,6 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PORT ?= 8000
+BASE ?= main
 BIN := .venv/bin
 LOCK := requirements.lock
 
@@ -37,6 +38,14 @@ lint: install ## ruff, mypy, and what watches over the hosted workflow
 .PHONY: bench
 bench: install ## the budgets, measured: naive, optimized, cold, warm
 	@$(BIN)/pytest -q --benchmark-only
+
+.PHONY: bench-compare
+bench-compare: install ## is this tree slower than BASE, a commit, branch or tag? (BASE=main)
+	@$(BIN)/python -m tests.compare "$(BASE)"
+
+.PHONY: bench-proof
+bench-proof: install ## how often that cries wolf, and how often it misses one: N=100 for half an hour
+	@$(BIN)/python -m tests.compare --proof $(or $(N),100)
 
 .PHONY: coverage
 coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs
