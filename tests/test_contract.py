@@ -416,7 +416,7 @@ properties = strategies.builds(
 
 
 @given(strategies.lists(properties, min_size=1, max_size=4))
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_cached_bytes_are_drfs_own_for_any_property(transactional_db, read, homes):
     """The cached door makes them from columns, without instances and without asking the serializer row by row."""
     Office.objects.all().delete()

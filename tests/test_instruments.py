@@ -325,7 +325,7 @@ def test_a_base_has_the_packages_of_its_own_lock(tmp_path, monkeypatch, lock):
     with compare.checked_out("main", tmp_path) as base:
         assert (base.python == sys.executable) == (lock == "the same")
     installs = [["-m", "venv", tmp_path / "venv"], ["-m", "pip", "install"]] if lock == "another" else []
-    assert ran == [["archive", "main"], *installs, ["manage.py", "migrate"], ["manage.py", "seed", "--properties"]]
+    assert ran == [["archive", "main"], *installs, ["-c", compare.SEED]]
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys):
@@ -336,7 +336,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys):
         compare.main([])
     assert "name a commit, branch or tag to compare with" in capsys.readouterr().err
 
-    with pytest.raises(compare.Broken, match=r"manage\.py migrate of .*No such file"):
+    with pytest.raises(compare.Broken, match="cannot be seeded: .*No module named 'housing'"):
         compare.seeded(tmp_path, sys.executable, tmp_path / "nothing.sqlite3")
     (tmp_path / "nothing.sqlite3").touch()
     with pytest.raises(compare.Broken, match="does not serve: "), compare.Tree(tmp_path, sys.executable, tmp_path / "nothing.sqlite3").served({}) as took:
