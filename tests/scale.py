@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import resource
 import secrets
@@ -67,8 +68,8 @@ class Plan:
 
     read: int | None
     """Rows of properties that it looked at, or None where the database does not count them."""
-    sorted: int
-    """Rows that it had to sort; of the database that does not count them, 1 for any."""
+    sorted: float
+    """Rows that it had to sort; of the database that does not count them, infinity for any."""
     walked: bool
     """Whether it read the table from end to end."""
     shape: str
@@ -197,7 +198,7 @@ def _plan_of_sqlite(sql: str) -> Plan:
         steps = [row[-1] for row in cursor.fetchall()]
     return Plan(
         read=None,
-        sorted=int(any("TEMP B-TREE" in step for step in steps)),
+        sorted=math.inf if any("TEMP B-TREE" in step for step in steps) else 0,
         walked=any(step.startswith("SCAN housing_property") and "USING INDEX" not in step for step in steps),
         shape=" ← ".join(step for step in steps if "PRIMARY KEY" not in step),
     )
@@ -234,7 +235,7 @@ class Row:
     column: str
     milliseconds: float
     read: int
-    sorted: int
+    sorted: float
     shapes: tuple[str, ...]
 
 
@@ -267,7 +268,10 @@ def seed(properties: int) -> None:
 
 def table(sizes: Sequence[int], measured: Sequence[Sequence[Row]]) -> str:
     """Markdown: what each question takes at each size; rows and plans are those of the last."""
-    lines = ["| asked | by | " + " | ".join(f"ms at {size:,}" for size in sizes) + " | rows read | rows sorted | plan |", "| --- | --- " + "| --: " * len(sizes) + "| --: | --: | --- |"]
+    lines = [
+        "| asked | by | " + " | ".join(f"ms at {size:,}" for size in sizes) + " | rows read | rows sorted | plan |",
+        "| --- | --- " + "| --: " * len(sizes) + "| --: | --: | --- |",
+    ]
     for rows in zip(*measured, strict=True):
         last = rows[-1]
         milliseconds = " | ".join(f"{row.milliseconds:.1f}" for row in rows)

@@ -1,9 +1,9 @@
 """Many readers, and an editor. What `make load` measures on the server that is deployed, and how it tells that a read was stale."""
 
-import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -37,3 +37,78 @@ def test_each_property_is_judged_by_its_own_prices_and_the_last_of_them():
     reads = [Seen(4.0, {1: 11.0, 2: 50.0, 3: 7.0}), Seen(2.5, {1: 11.0, 2: 49.0})]
 
     assert [(stale.read.began, stale.edit) for stale in stale_reads(edits, reads)] == [(2.5, edits[1]), (4.0, edits[0])]
+
+
+# What is measured
+
+
+REPORT = Report([3.0, 1.0, 2.0, 10.0], failed=0, seconds=2.0, seen=[Seen(0.5, {7: 1.25})])
+
+
+def test_a_report_survives_the_way_out_of_its_process():
+    assert Report.parse(REPORT.text().encode()) == REPORT
+
+
+@pytest.mark.parametrize(("hundredths", "milliseconds"), [(1, 1.0), (50, 2.0), (75, 3.0), (95, 10.0), (100, 10.0)])
+def test_a_percentile_is_a_time_that_was_measured(hundredths, milliseconds):
+    """Of a hundred reads so many took no longer: nearest rank, nothing interpolated."""
+    assert REPORT.percentile(hundredths) == milliseconds
+
+
+def test_the_table_and_the_plot_name_every_crowd():
+    rows = [Row.of("warm, 10 at once", REPORT), Row.of("naive, 50 a second apart", REPORT, "naive")]
+
+    for told in (load.table(rows), load.plot(rows)):
+        assert all(row.name in told for row in rows)
+    assert load.table(rows).splitlines()[1].split()[-5:] == ["2.0", "2.0", "10.0", "10.0", "0"]
+    assert load.plot(rows).count('class="beat"') == 1
+
+
+@pytest.mark.parametrize(
+    ("edits", "reads", "stale", "failed", "kept"),
+    [(1, 1, 0, 0, True), (0, 1, 0, 0, False), (1, 0, 0, 0, False), (1, 1, 1, 0, False), (1, 1, 0, 1, False)],
+    ids=["kept", "nothing was written", "nothing was read", "stale", "failed"],
+)
+def test_a_promise_is_kept_only_where_it_was_put_to_the_test(edits, reads, stale, failed, kept):
+    broken = load.Stale(Seen(2.0015, {7: 9.0}), Edit(7, 10.0, 2.0))
+    found = load.Found([Row.of("warm", Report([1.0], failed, 1.0, []))], [57.2], edits, reads, [broken] * stale)
+
+    assert found.kept is kept
+    assert found.said()[0] == "Memory of a worker: 57 MB."
+    assert found.said()[2:] == ["Property 7 was shown at 9.00, 1.5 ms after 10.00 had been saved."] * stale
+
+
+# The servers
+
+
+@pytest.mark.only("real")
+def test_no_read_is_stale_while_an_editor_changes_prices(tmp_path):
+    """The whole of `make load`, in short: gunicorn as it is deployed, real servers, readers and an editor in processes of their own."""
+    command = f"from pathlib import Path; from tests import load; load.REPORTS = Path({str(tmp_path / 'reports')!r}); load.main()"
+    ended = run("-c", command, "--seconds", "5", "--users", "5", "--properties", "200")
+
+    assert (ended.returncode, ended.stdout.rpartition("Stale reads: ")[2]) == (0, "0.\n"), ended.stderr
+    assert {file.name for file in (tmp_path / "reports").iterdir()} == {"load.json", "load.svg"}
+
+
+SABOTAGED = """
+from housing.cache.journal import Journal
+from tests import load
+Journal.close = Journal.withdraw
+load.main()
+"""
+
+
+@pytest.mark.only("real")
+def test_an_editor_who_leaves_no_record_is_found_out(monkeypatch):
+    """That there was no stale read means something only if there could have been one."""
+    monkeypatch.setattr(load, "EDITOR", [sys.executable, "-c", SABOTAGED, "--editor"])
+    with ExitStack() as servers:
+        service = load.start(servers, 100)
+        edits, report = load.change_prices(service, "sabotaged", Crowd(load.PATHS["warm"], 5, 0.01, 2, service.newest()))
+
+    assert stale_reads(edits, report.seen)
+
+
+def run(*arguments, **environment):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False)

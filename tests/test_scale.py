@@ -20,6 +20,8 @@ from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests import scale
 from tests.scale import ASKED, ORDERS, plan_of, questions
 
+pytestmark = pytest.mark.django_db
+
 MODELS = (Office, Agent, Location, Property, PropertyImage)
 
 PAGE = 21
@@ -50,3 +52,23 @@ def plans(many_properties):
         return {(order, where): plan_of(text) for order, where, text in scale.pages(questions()[question]) if order in (orders or ORDERS)}
 
     return plans
+
+
+@pytest.mark.parametrize("question", [name for name in STANDS if "price" not in name])
+def test_a_page_by_an_equal_value_is_read_where_it_stands(plans, question):
+    """However frequent the value is, or rare: an index begins with it, goes on with the order, and ends with the id."""
+    for page, plan in plans(question).items():
+        assert (plan.walked, plan.sorted <= PAGE, (plan.read or 0) <= PAGE) == (False, True, True), (page, plan)
+
+
+@pytest.mark.parametrize("question", [name for name in STANDS if "price" in name])
+def test_a_page_by_price_within_prices_is_read_where_it_stands(plans, question):
+    for page, plan in plans(question, "price", "-price").items():
+        assert (plan.walked, plan.sorted <= PAGE, (plan.read or 0) <= PAGE) == (False, True, True), (page, plan)
+
+
+@pytest.mark.parametrize("question", [name for name in ASKED if name != "search, two letters"])
+def test_no_question_reads_all_properties(plans, question):
+    """The others are answered along the order, stopping at a full page, or by an index of what is asked, sorting what it gives."""
+    for page, plan in plans(question).items():
+        assert not plan.walked, (page, plan)

@@ -225,8 +225,8 @@ def _copy(model: type[TaggedModel], rows: Sequence[Any]) -> None:
     table, fields = model._meta.db_table, model._meta.concrete_fields
     with connection.cursor() as cursor:
         cursor.execute("SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)", [table, len(rows)])
-        for row, (row.pk,) in zip(rows, cursor.fetchall(), strict=True):
-            pass
+        for row, (key,) in zip(rows, cursor.fetchall(), strict=True):
+            row.pk = key
         columns = ", ".join(connection.ops.quote_name(field.column) for field in fields)
         with cursor.copy(f"COPY {connection.ops.quote_name(table)} ({columns}) FROM STDIN") as copy:
             for row in rows:
