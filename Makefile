@@ -34,6 +34,14 @@ lint: install ## ruff, mypy, and what watches over the hosted workflow
 bench: install ## the budgets, measured: naive, optimized, cold, warm
 	@$(BIN)/pytest -q --benchmark-only
 
+.PHONY: scale
+scale: install ## what a page costs at a million properties: seeds them, in minutes, on DATABASE_URL's server or in a container
+	@$(BIN)/python -m tests.scale
+
+.PHONY: load
+load: install ## readers by the dozen and an editor, on the real server: figures, a plot in reports/, and no stale read
+	@$(BIN)/python -m tests.load
+
 .PHONY: coverage
 coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs
 	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 13000 && \
@@ -90,7 +98,7 @@ lock: install ## resolve pyproject.toml into requirements.lock, for every Python
 
 .PHONY: clean
 clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants reports
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Installs quietly, once, and again only when the lock has changed.

@@ -3,7 +3,7 @@
 import os
 
 # A warm read is work for the processor, so more processes than cores only take turns. WEB_CONCURRENCY says how many.
-workers = int(os.environ.get("WEB_CONCURRENCY", "0")) or os.cpu_count() or 1
+workers = int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1)
 # Threads keep connections open, and go on while others wait for the database; more of them would want the interpreter at once.
 worker_class = "gthread"
 threads = 4

@@ -48,6 +48,7 @@ ASKED: dict[str, dict[str, str]] = {
     "city": {"city": "Boise"},
     "city, unknown": {"city": "Atlantis"},
     "min_price, frequent": {"min_price": "200000"},
+    "min_price, few": {"min_price": "{upper}"},
     "min_price, rare": {"min_price": "{dear}"},
     "max_price, frequent": {"max_price": "900000"},
     "max_price, rare": {"max_price": "{cheap}"},
@@ -91,13 +92,19 @@ class Reading:
 
 
 def looked_up() -> dict[str, Any]:
-    """The values that `ASKED` leaves to the data: an agent and an office like any other, and the prices of the ten dearest and cheapest."""
+    """The values that `ASKED` leaves to the data: an agent and an office like any other; prices that ten are above, one in 200, and that ten are below."""
     from housing.models import Property
 
     some = Property.objects.order_by("id").values("agent_id", "agent__office_id")[0]
     prices = Property.objects.order_by("price", "id").values_list("price", flat=True)
     last = Property.objects.count() - 1
-    return {"agent": some["agent_id"], "office": some["agent__office_id"], "cheap": prices[min(9, last)], "dear": prices[max(0, last - 9)]}
+    return {
+        "agent": some["agent_id"],
+        "office": some["agent__office_id"],
+        "cheap": prices[min(9, last)],
+        "upper": prices[last - last // 200],
+        "dear": prices[max(0, last - 9)],
+    }
 
 
 def pages(asked: dict[str, str]) -> Iterator[tuple[str, str, str]]:
@@ -261,7 +268,7 @@ def seed(properties: int) -> None:
     from django.core.management import call_command
     from django.db import connection
 
-    call_command("seed", properties=properties, replace=True)
+    call_command("seed", properties=properties, replace=True, stdout=sys.stderr)
     with connection.cursor() as cursor:
         cursor.execute("VACUUM ANALYZE")
 

@@ -102,12 +102,12 @@ def import_file(mapping: Callable[..., Path]) -> Callable[..., str]:
 
 @contextmanager
 def interrupted(at: int) -> Iterator[None]:
-    """Ctrl-C, just before the INSERT of properties that is the `at`-th."""
+    """Ctrl-C, just before properties are written for the `at`-th time: by INSERT, or by COPY, before which their ids are taken."""
     left = at
 
     def press(execute, sql, params, many, context):
         nonlocal left
-        if sql.startswith('INSERT INTO "housing_property"'):
+        if sql.startswith('INSERT INTO "housing_property"') or (params or ("",))[0] == "housing_property":
             left -= 1
             if not left:
                 raise KeyboardInterrupt
