@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import random
 import secrets
 import signal
 import socket
@@ -150,6 +151,9 @@ def read_as(crowd: Crowd, url: str) -> Report:
     class Reader(FastHttpUser):
         host = url
         wait_time = constant(crowd.wait)
+
+        def on_start(self) -> None:
+            gevent.sleep(crowd.wait * random.random())  # they do not come all at once, each second anew
 
         @task
         def read(self) -> None:

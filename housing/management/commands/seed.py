@@ -227,7 +227,7 @@ def _copy(model: type[TaggedModel], rows: Sequence[Any]) -> None:
         cursor.execute("SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)", [table, len(rows)])
         for row, (key,) in zip(rows, cursor.fetchall(), strict=True):
             row.pk = key
-        columns = ", ".join(connection.ops.quote_name(field.column) for field in fields)
+        columns = ", ".join(f'"{field.column}"' for field in fields)
         with cursor.copy(f"COPY {connection.ops.quote_name(table)} ({columns}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row([getattr(row, field.attname) for field in fields])
