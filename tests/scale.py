@@ -58,7 +58,6 @@ ASKED: dict[str, dict[str, str]] = {
     "search, frequent": {"search": "kitchen"},
     "search, rare": {"search": "sunny 6-bedroom townhouse on foundry row, b"},
     "search, none": {"search": "moat"},
-    "search, two letters": {"search": "zq"},
 }
 """What is asked → its parameters; what is in braces is looked up in the data."""
 
