@@ -1,10 +1,12 @@
 """Many readers, and an editor. What `make load` measures on the server that is deployed, and how it tells that a read was stale."""
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
 
+import psutil
 import pytest
 
 from conftest import ROOT
@@ -89,6 +91,39 @@ def test_no_read_is_stale_while_an_editor_changes_prices(tmp_path):
 
     assert (ended.returncode, ended.stdout.rpartition("Stale reads: ")[2]) == (0, "0.\n"), ended.stderr
     assert {file.name for file in (tmp_path / "reports").iterdir()} == {"load.json", "load.svg"}
+
+
+def test_a_server_that_does_not_come_up_says_why(tmp_path):
+    """What gunicorn said last, and not a wait without end."""
+    environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"} | {"DATABASE_URL": "oracle://x"}
+
+    with ExitStack() as servers, pytest.raises(load.Failed, match="gunicorn ended: "):
+        load.serve(servers, "127.0.0.1:0", environment)
+
+
+def test_a_crowd_that_nobody_answers_is_no_figure():
+    nobody = load.Service("http://127.0.0.1:1", dict(os.environ), psutil.Process())
+
+    with pytest.raises(load.Failed, match=r"warm: nobody was answered, and [1-9]\d* reads failed."):
+        nobody.read("warm", Crowd("/", 1, 0.1, 0.2))
+
+
+@pytest.mark.parametrize(("code", "said"), [("raise SystemExit('Not now.')", "Not now."), ("raise SystemExit(3)", "A process ended with 3.")])
+def test_a_process_that_fails_is_told_by_its_last_line(code, said):
+    with pytest.raises(load.Failed, match=said):
+        load.in_a_process([sys.executable, "-c", code], None, dict(os.environ))
+
+
+@pytest.mark.parametrize(("why", "said"), [(KeyboardInterrupt(), "Interrupted. Nothing is left behind."), (load.Failed("No\n engine."), "No engine.")])
+def test_what_prevents_the_figures_is_one_line(monkeypatch, why, said):
+    def fail(options):
+        raise why
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(load, "measure", fail)
+    with pytest.raises(SystemExit) as ended:
+        load.main([])
+    assert ended.value.code == said
 
 
 SABOTAGED = """

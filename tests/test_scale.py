@@ -7,6 +7,7 @@ On PostgreSQL they are chosen by statistics, so there are 20,000 properties to c
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -138,6 +139,18 @@ def test_a_server_that_cannot_be_had_is_one_line():
     assert ended.stdout == ""
     assert "refused" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_an_interrupted_measurement_is_one_line(monkeypatch):
+    """The servers and the database that it made are gone by then."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(scale, "run", interrupt)
+    with pytest.raises(SystemExit, match=r"Interrupted\. Nothing is left behind\."):
+        scale.main([])
 
 
 def run(*arguments, **environment):
