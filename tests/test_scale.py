@@ -112,6 +112,7 @@ NOT_PROMISED = {
     "A range in another order costs the same, however many are in it": "No index has both. PostgreSQL passes by what is out of range within the index, "
     "fetching none of it, or reads and sorts what is in it, where that is little: as many entries as it takes, or as many rows.",
     "A search for one or two letters has an index": "Trigrams are of three. What is in many titles fills a page soon; for what is in none, all are read.",
+    "A long search costs what a short one costs": "Each three letters of it are looked up, however many titles they are in.",
     "A search has an index on SQLite": "It reads along the order until a page is full; for what is in no property, it reads them all.",
 }
 
