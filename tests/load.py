@@ -139,11 +139,12 @@ class Report:
 
 def read_as(crowd: Crowd, url: str) -> Report:
     """Be this crowd, in this process."""
-    import gevent
+    import gevent.event
     from locust import FastHttpUser, constant, task
     from locust.env import Environment
 
     unique, started, warm_up = itertools.count(time.time_ns() % 500_000), time.monotonic(), crowd.seconds / 10
+    told = gevent.event.Event()
     taken: list[float] = []
     seen: list[Seen] = []
     prices: dict[bytes, dict[int, float]] = {}
@@ -161,8 +162,10 @@ def read_as(crowd: Crowd, url: str) -> Report:
             with self.client.get(crowd.path.replace("{unique}", f"{next(unique) / 100:.2f}"), catch_response=True) as answer:
                 ended = time.monotonic()
                 if answer.status_code != 200:
+                    told.set()
                     return  # Locust has counted it
                 if began - started > warm_up:
+                    told.set()
                     taken.append((ended - began) * 1000)
                 if crowd.watched:
                     if answer.content not in prices:
@@ -173,8 +176,7 @@ def read_as(crowd: Crowd, url: str) -> Report:
     runner = environment.create_local_runner()
     runner.start(crowd.users, spawn_rate=crowd.users)
     gevent.sleep(crowd.seconds)
-    while not (taken or environment.stats.total.num_failures or time.monotonic() - started > stacks.PATIENCE):  # a machine that is busy elsewhere
-        gevent.sleep(0.05)
+    told.wait(stacks.PATIENCE)  # on a machine that is busy elsewhere
     runner.quit()
     return Report(taken, environment.stats.total.num_failures, time.monotonic() - started - warm_up, seen)
 
