@@ -47,6 +47,14 @@ bench-compare: install ## is this tree slower than BASE, a commit, branch or tag
 bench-proof: install ## how often that cries wolf, and how often it misses one: N=100 for half an hour
 	@$(BIN)/python -m tests.compare --proof $(or $(N),100)
 
+.PHONY: scale
+scale: install ## what a page costs at a million properties: seeds them, in minutes, on DATABASE_URL's server or in a container
+	@$(BIN)/python -m tests.scale
+
+.PHONY: load
+load: install ## readers by the dozen and an editor, on the real server: figures, a plot in reports/, and no stale read
+	@$(BIN)/python -m tests.load
+
 .PHONY: coverage
 coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs
 	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 13000 && \
@@ -108,7 +116,7 @@ calls: install ## count anew how many Python calls a request makes with the lock
 
 .PHONY: clean
 clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants screenshots
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants screenshots reports
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Installs quietly, once, and again only when the lock has changed.

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -145,6 +146,30 @@ def start_postgres(servers: ExitStack) -> str:
     url = f"postgres://housing:{password}@{host}:{port}/housing"
     wait_for(lambda: psycopg.connect(url, connect_timeout=1).close(), psycopg.OperationalError)
     return url
+
+
+def own_database(servers: ExitStack, url: str) -> str:
+    """A new, empty database on the PostgreSQL of this URL, whatever else it holds, which goes with the run; its URL."""
+    parts, name = urlsplit(url), f"housing_{secrets.token_hex(4)}"
+
+    def order(statement: str) -> None:
+        with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+            connection.execute(statement)
+
+    order(f"CREATE DATABASE {name}")
+    servers.callback(order, f"DROP DATABASE {name} WITH (FORCE)")
+    return parts._replace(path=f"/{name}").geturl()
+
+
+def own_number(servers: ExitStack, url: str) -> str:
+    """One of the numbered databases of the Redis of this URL that is empty, and is again after the run; its URL. Raises UsageError where all are in use."""
+    for number in range(15, -1, -1):
+        own = urlsplit(url)._replace(path=f"/{number}").geturl()
+        with redis.Redis.from_url(own) as client:
+            if not client.dbsize():
+                servers.callback(redis.Redis.from_url(own).flushdb)
+                return own
+    raise pytest.UsageError("All sixteen databases of the Redis of REDIS_URL are in use. Empty one, or unset DATABASE_URL and REDIS_URL.")
 
 
 def start_redis(servers: ExitStack, *arguments: str) -> tuple[str, Callable[[], None]]:

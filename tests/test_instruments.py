@@ -336,7 +336,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys):
         compare.main([])
     assert "name a commit, branch or tag to compare with" in capsys.readouterr().err
 
-    with pytest.raises(compare.Broken, match="cannot be seeded: .*No module named 'housing'"):
+    with pytest.raises(compare.Broken, match=r"cannot be seeded: .*No module named 'housing'"):
         compare.seeded(tmp_path, sys.executable, tmp_path / "nothing.sqlite3")
     (tmp_path / "nothing.sqlite3").touch()
     with pytest.raises(compare.Broken, match="does not serve: "), compare.Tree(tmp_path, sys.executable, tmp_path / "nothing.sqlite3").served({}) as took:
