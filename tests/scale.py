@@ -118,7 +118,7 @@ def pages(asked: dict[str, str]) -> Iterator[tuple[str, str, str]]:
         found = query.filter(properties()).order_by(column, "id")
         middle = found[found.count() // 2 :].first() or properties().order_by(column, "id")[0]
         for backward, where in ((False, "deep"), (True, "deep, back")):
-            cursor = Cursor(order, backward).after(middle, backward)
+            cursor = Cursor(order, backward).after(middle, backward, getattr)
             yield order, where, urlencode(parameters | {"cursor": cursor.encode()})
 
 
@@ -131,10 +131,10 @@ def _parameters(text: str) -> Any:
 def page_of(text: str) -> Page:
     """The page of this query string, as the cached door reads it."""
     from housing.filters import Query
-    from housing.queries import joined
+    from housing.views import COLUMNS, ROWS
 
     query = Query(_parameters(text))
-    return query.page(query.filter(joined()))
+    return query.page(query.filter(ROWS), COLUMNS.pick)
 
 
 # What it costs
