@@ -233,6 +233,7 @@ def walk(read, door, first="", way="next"):
         link = page.json[way]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordering", ["-created_at", "price"])
 def test_a_cursor_walks_5000_rows_of_one_date_without_loss_or_repeat_in_both_directions(transactional_db, read, ordering):
     """Real listings share dates by the thousand. DRF's CursorPagination counts equal values by an offset, and no further than 1,000."""

@@ -273,6 +273,7 @@ def itself(tmp_path):
     return compare.seeded(ROOT, sys.executable, tmp_path / "itself.sqlite3")
 
 
+@pytest.mark.slow
 @pytest.mark.only("embedded")
 def test_a_slowdown_is_found_in_what_is_slower_and_nowhere_else(itself):
     """Twice as slow, so that a few rounds are enough. How often a tenth is found, and how often nothing, says `make bench-proof`. (It brings its own stack.)"""
