@@ -536,6 +536,15 @@ def test_to_look_at_leases_changes_nothing(leases):
 
 
 @pytest.mark.only("embedded")
+def test_how_long_a_lease_stays_open_is_told_to_the_microsecond(redis_clock, settings):
+    """Only where the clock can be stopped."""
+    redis_clock.seconds += 1  # since the journal was born
+    lease = journal.lease({"t", "u"})
+    redis_clock.seconds += 2
+    assert journal.leases() == {lease: settings.HOUSING_LEASE - 2}
+
+
+@pytest.mark.only("embedded")
 def test_the_lease_of_a_killed_process_is_shown_until_it_runs_out(reprice, around_commit, leases, redis_clock, settings):
     """T1 leases, dies · nobody reads or writes, so nobody settles it · it is over all the same. (Only where the clock can be turned.)"""
     with pytest.raises(Killed), around_commit(before=die):

@@ -112,11 +112,11 @@ class Journal:
 
     def leases(self) -> dict[Lease, float]:
         """The leases that are open, each with the seconds until it runs out, the first to run out first."""
-        listed = [bytes(part).decode() for part in self._run("leases")]
+        listed = iter([bytes(part).decode() for part in self._run("leases")])
         tags: dict[tuple[str, float], list[str]] = {}
-        for held, left in zip(listed[::2], listed[1::2], strict=True):
-            lease, _, tag = held.partition("|")
-            tags.setdefault((lease, int(left) / 1_000_000), []).append(tag)
+        for held in listed:
+            lease, tag = held.split("|")
+            tags.setdefault((lease, int(next(listed)) / 1_000_000), []).append(tag)
         return {Lease(lease, tuple(tags)): seconds for (lease, seconds), tags in tags.items()}
 
     def forget_server(self) -> None:
