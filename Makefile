@@ -35,8 +35,19 @@ lint: install ## ruff, mypy, and what watches over the hosted workflow
 	@$(BIN)/zizmor --quiet --offline --persona pedantic .github
 
 .PHONY: bench
-bench: install ## the budgets, measured: naive, optimized, cold, warm
+bench: install ## the budgets, measured: naive, optimized, cold, warm; figures and a plot in reports/
+	@$(BIN)/pytest -q --benchmark-only && $(BIN)/python -m tests.report
+
+.PHONY: report
+report: install reports/bench.json reports/counts.json ## what was measured, as one page: reports/report.html
+	@$(BIN)/python -m tests.report
+
+reports/bench.json: | install
 	@$(BIN)/pytest -q --benchmark-only
+
+# What is counted is counted anew when the code is newer.
+reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py) | install
+	@$(BIN)/pytest -q -n auto --figures
 
 .PHONY: coverage
 coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs
@@ -99,7 +110,7 @@ calls: install ## count anew how many Python calls a request makes with the lock
 
 .PHONY: clean
 clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants screenshots
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants screenshots reports
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Installs quietly, once, and again only when the lock has changed.
