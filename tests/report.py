@@ -24,7 +24,8 @@ from django.conf import settings
 from django.template import Context, Engine
 from django.utils.safestring import mark_safe
 
-from tests.figures import REPORTS, part_of, ways_of
+from tests.figures import REPORTS, Way, part_of, ways_of
+from tests.stacks import STACKS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 """Beside this file and not with the service's templates: the service does not serve it."""
@@ -73,7 +74,7 @@ class Plot:
 
     @property
     def svg(self) -> str:
-        """As it stands on a page or alone, light or dark, and readable where it is 320 pixels wide."""
+        """As it stands on the page, under a heading that says the title."""
         return mark_safe(draw(self))
 
 
@@ -83,14 +84,15 @@ WIDTH, LEFT, LINE = 360, 8, 40
 STYLE = """
 .plot{font:14px system-ui,sans-serif;--ink:#1b1f24;--paper:#fff;--line:#c9d1d9;--bar:#2f6fb3;--stale:#b4371f;--nothing:#d9a514;--warm:#c3d9c6}
 @media(prefers-color-scheme:dark){.plot{--ink:#e6e8eb;--paper:#14171a;--line:#4a525b;--bar:#6ea8e0;--stale:#f0785f;--nothing:#c99a1c;--warm:#35543b}}
-.plot .paper{fill:var(--paper)}.plot text{fill:var(--ink)}.plot .title,.plot .group{font-weight:600}.plot .title{font-size:16px}
+.plot .paper{fill:var(--paper)}.plot text{fill:var(--ink);stroke:var(--paper);stroke-width:4px;paint-order:stroke}
+.plot .title,.plot .group{font-weight:600}.plot .title{font-size:16px}
 .plot .grid{stroke:var(--line)}.plot .between{stroke:var(--ink);stroke-width:2}
 .plot .bar{fill:var(--bar)}.plot .stale{fill:var(--stale)}.plot .nothing{fill:var(--nothing)}.plot .warm{fill:var(--warm)}
 """
 
 
-def draw(plot: Plot) -> str:
-    """The plot as SVG."""
+def draw(plot: Plot, titled: bool = False) -> str:
+    """The plot as SVG, light or dark, and readable where it is 320 pixels wide."""
     bars = [bar for group in plot.groups.values() for bar in group]
     ends = [end for bar in bars for end in (sum(bar.parts.values()), *(bar.between or ()))]
     low, high = (math.floor(math.log10(min(ends))), math.ceil(math.log10(max(ends)) + 1e-9)) if plot.logarithmic else (0, max(ends))
@@ -98,7 +100,8 @@ def draw(plot: Plot) -> str:
     def x(value: float) -> float:
         return round(LEFT + (WIDTH - 2 * LEFT) * ((math.log10(value) if plot.logarithmic else value) - low) / (high - low), 1)
 
-    parts, y = list(_legend(plot)), 30 + 22 * len(plot.legend)
+    top = 30 if titled else 0
+    parts, y = list(_legend(plot, top)), top + 22 * len(plot.legend)
     for name, group in plot.groups.items():
         y += 24
         parts.append(f'<text class="group" x="{LEFT}" y="{y}">{escape(name)}</text>')
@@ -109,7 +112,7 @@ def draw(plot: Plot) -> str:
             y += LINE
     height = y + (32 if plot.logarithmic else 16)
     grid = [
-        f'<path class="grid" d="M{x(10**power)} 40V{y + 8}"/><text x="{x(10**power)}" y="{y + 24}" text-anchor="{anchor}">{10**power:g} ms</text>'
+        f'<path class="grid" d="M{x(10**power)} {top + 32}V{y + 8}"/><text x="{x(10**power)}" y="{y + 24}" text-anchor="{anchor}">{_time(10**power)}</text>'
         for power in (range(low, high + 1) if plot.logarithmic else ())
         for anchor in [{low: "start", high: "end"}.get(power, "middle")]
     ]
@@ -118,7 +121,7 @@ def draw(plot: Plot) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">',
             f"<title>{escape(plot.title)}</title><style>{STYLE}</style>",
             f'<rect class="paper" width="{WIDTH}" height="{height}"/>',
-            f'<text class="title" x="{LEFT}" y="24">{escape(plot.title)}</text>',
+            *([f'<text class="title" x="{LEFT}" y="24">{escape(plot.title)}</text>'] if titled else []),
             *grid,
             *parts,
             "</svg>\n",
@@ -126,9 +129,9 @@ def draw(plot: Plot) -> str:
     )
 
 
-def _legend(plot: Plot) -> Iterator[str]:
+def _legend(plot: Plot, top: int) -> Iterator[str]:
     for line, (kind, words) in enumerate(plot.legend.items()):
-        y = 34 + 22 * line
+        y = top + 4 + 22 * line
         yield f'<rect class="{kind}" x="{LEFT}" y="{y}" width="14" height="14"/><text x="{LEFT + 22}" y="{y + 12}">{escape(words)}</text>'
 
 
@@ -149,15 +152,15 @@ def _logarithmic(bar: Bar, y: float, x: Any) -> Iterator[str]:
 
 def how_long(bench: Figures) -> Plot:
     """Each way beside the one that it was timed in turn with."""
-    groups = {
-        f"{other} = 1": [
-            Bar(way.this, f"{way.ratio:.2f}, {_ms(way.milliseconds)}", {"bar": way.ratio}, (way.low, way.high), f"{way.ratio:.3f} ({way.low:.3f} to {way.high:.3f})")
-            for way in ways
-        ]
-        for other, ways in groupby(sorted(ways_of(bench), key=attrgetter("other")), attrgetter("other"))
-    }
+    groups = {f"{other} = 1": list(map(_timed, ways)) for other, ways in groupby(sorted(ways_of(bench), key=attrgetter("other")), attrgetter("other"))}
     note = "Each was timed in turn with the other, round by round; the thin line is where the median would lie in 99 of 100 such runs."
     return Plot("How long it takes", note, dict(sorted(groups.items(), key=lambda named: named[0] != "naive = 1")))
+
+
+def _timed(way: Way) -> Bar:
+    took = _time(way.milliseconds)
+    exact = f"{way.ratio:.3f} × ({way.low:.3f} to {way.high:.3f}), {took}"
+    return Bar(way.this, f"{way.ratio:.2f} ×, {took}", {"bar": way.ratio}, (way.low, way.high), exact)
 
 
 def how_many_queries(counts: Figures) -> Plot:
@@ -192,15 +195,19 @@ def _fates(model: str, pages: str) -> Bar:
 def under_load(load: Figures) -> Plot:
     """The medians, with a line to what 95 of 100 reads were faster than."""
     bars = [
-        Bar(row["name"], _ms(row["p50"]), {"bar": row["p50"]}, (row["p50"], row["p95"]), f"{_ms(row['p50'])}; 95 of 100 within {_ms(row['p95'])}")
+        Bar(row["name"], _time(row["p50"]), {"bar": row["p50"]}, (row["p50"], row["p95"]), f"{_time(row['p50'])}; 95 of 100 within {_time(row['p95'])}")
         for row in load["rows"]
     ]
     note = "On a logarithmic scale: each grey line is ten times the one before. The dot is the median; 95 of 100 reads took no longer than the line."
-    return Plot("Many readers at once", note, {"the readers": bars}, logarithmic=True)
+    return Plot("Many readers at once", note, {"the median, and up to what 95 of 100 took": bars}, logarithmic=True)
 
 
-def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:.3g} ms" if milliseconds < 100 else f"{milliseconds:,.0f} ms"
+def _time(milliseconds: float) -> str:
+    """With as many digits as mean something, and no break before the unit."""
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.3g}\N{NO-BREAK SPACE}s"
+    digits = 2 if milliseconds < 1 else 1 if milliseconds < 100 else 0
+    return f"{milliseconds:.{digits}f}\N{NO-BREAK SPACE}ms"
 
 
 # The series' table
@@ -211,26 +218,30 @@ def series(bench: Figures, counts: Figures, load: Figures) -> list[tuple[str, li
     queries = {row["way"]: str(row["queries"]) for row in counts.get("queries", []) if row["page_size"] == 20}
     again = {row["door"]: str(row["queries"]) for row in counts.get("second read", [])}
     fresh = {row["door"]: f"{row['fresh']} of {row['edits']}" for row in counts.get("freshness", [])}
-    times = {way.name: f"{_ms(way.milliseconds)}, {way.ratio:.2f} × naive" for way in (ways_of(bench) if bench else [])}
-    crowd = {row["beats"]: f"{_ms(row['p50'])}, {_ms(row['p95'])}" for row in load.get("rows", [])}
+    ways = {way.this: way for way in (ways_of(bench) if bench else []) if way.other == "naive"}
+    times = {name: _time(way.milliseconds) for name, way in ways.items()}
+    ratios = {name: f"{way.ratio:.2f}" for name, way in ways.items()}
+    crowd = {row["beats"]: f"{_time(row['p50'])}, {_time(row['p95'])}" for row in load.get("rows", [])}
     stale = {"cached": f"{len(load['stale'])} of {load['reads']:,}"} if load else {}
-    cold, warm = ({approach: names[read] for approach, names in APPROACHES.items()} for read in (0, 1))
+    users = f"{_readers(load)} users"
     rows = [
-        ("SQL queries, cold", [queries.get(cold[approach], UNKNOWN) for approach in APPROACHES]),
-        ("SQL queries, warm", [again.get(approach, UNKNOWN) for approach in APPROACHES]),
-        ("Response time, cold", [times.get(f"{cold[approach]} to naive", UNKNOWN) for approach in APPROACHES]),
-        ("Response time, warm", [times.get(f"{warm[approach]} to naive", UNKNOWN) for approach in APPROACHES]),
-        ("New prices in the very next read", [fresh.get(approach, UNKNOWN) for approach in APPROACHES]),
-        (f"{_readers(load)}, cold: median, 95 of 100", [crowd.get(cold[approach], UNKNOWN) for approach in APPROACHES]),
-        (f"{_readers(load)}, warm: median, 95 of 100", [crowd.get(warm[approach], UNKNOWN) for approach in APPROACHES]),
-        ("Stale reads while prices change", [stale.get(approach, UNKNOWN) for approach in APPROACHES]),
+        ("SQL queries, cold", queries, 0),
+        ("SQL queries, warm", again, None),
+        ("Response time, cold", times, 0),
+        ("as a part of naive’s", ratios, 0),
+        ("Response time, warm", times, 1),
+        ("as a part of naive’s", ratios, 1),
+        ("New prices in the very next read", fresh, None),
+        (f"{users}, cold: median, 95 of 100", crowd, 0),
+        (f"{users}, warm: median, 95 of 100", crowd, 1),
+        ("Stale reads while prices change", stale, None),
     ]
-    return rows
+    return [(name, [cells.get(approach if which is None else names[which], UNKNOWN) for approach, names in APPROACHES.items()]) for name, cells, which in rows]
 
 
 def _readers(load: Figures) -> str:
     names = [row["name"] for row in load.get("rows", []) if row["beats"]]
-    return f"{re.findall(r'[0-9]+', names[0])[0]} users" if names else "Many users"
+    return re.findall(r"[0-9]+", names[0])[0] if names else "50"
 
 
 # The page
@@ -252,8 +263,6 @@ def told(name: str, found: Figures) -> str:
     """Where figures are from, in a line."""
     if not found:
         return f"There is no reports/{name}.json yet: {MADE_BY[name]}"
-    from tests.stacks import STACKS
-
     commit, machine = found.get("commit_info", {}), found.get("machine_info", {}).get("cpu", {})
     facts = [
         datetime.fromisoformat(found["when"]).strftime("%Y-%m-%d %H:%M UTC"),
@@ -284,7 +293,7 @@ def write(folder: Path) -> list[Path]:
     """Draw what is in this folder, into it; the files that were written. Raises SystemExit, in one line, where a file there is none of ours."""
     figures = {name: read(folder, name) for name in MADE_BY}
     try:
-        texts = {"report.html": page(figures)} | ({"bench.svg": how_long(figures["bench"]).svg} if figures["bench"] else {})
+        texts = {"report.html": page(figures)} | ({"bench.svg": draw(how_long(figures["bench"]), titled=True)} if figures["bench"] else {})
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise SystemExit(f"What is in {folder} is not what this version measures ({error!r}). Delete it, and measure anew.") from error
     folder.mkdir(exist_ok=True)

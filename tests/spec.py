@@ -30,6 +30,7 @@ CHAPTERS = (
     "faults",
     "histories",
     "latency",
+    "report",
     "home",
     "browser",
     "data",
