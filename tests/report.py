@@ -61,7 +61,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Plot:
-    """Horizontal bars to scale, in groups; `legend` names the kinds of parts.
+    """Horizontal bars to scale, in groups; `legend` names the kinds of parts, and a line goes through what is as long as `mark`.
 
     A logarithmic scale begins nowhere, so a bar on it would have no length: there are dots instead, with a line to the other figure.
     """
@@ -71,6 +71,7 @@ class Plot:
     groups: Mapping[str, Sequence[Bar]]
     legend: Mapping[str, str] = field(default_factory=dict)
     logarithmic: bool = False
+    mark: float | None = None
 
     @property
     def svg(self) -> str:
@@ -111,6 +112,7 @@ def draw(plot: Plot, titled: bool = False) -> str:
             parts += _logarithmic(bar, y + 34, x) if plot.logarithmic else _linear(bar, y + 34, x)
             y += LINE
     height = y + (32 if plot.logarithmic else 16)
+    mark = [f'<path class="grid" d="M{x(plot.mark)} {top + 32}V{y + 8}"/>'] if plot.mark else []
     grid = [
         f'<path class="grid" d="M{x(10**power)} {top + 32}V{y + 8}"/><text x="{x(10**power)}" y="{y + 24}" text-anchor="{anchor}">{_time(10**power)}</text>'
         for power in (range(low, high + 1) if plot.logarithmic else ())
@@ -122,6 +124,7 @@ def draw(plot: Plot, titled: bool = False) -> str:
             f"<title>{escape(plot.title)}</title><style>{STYLE}</style>",
             f'<rect class="paper" width="{WIDTH}" height="{height}"/>',
             *([f'<text class="title" x="{LEFT}" y="24">{escape(plot.title)}</text>'] if titled else []),
+            *mark,
             *grid,
             *parts,
             "</svg>\n",
@@ -154,7 +157,7 @@ def how_long(bench: Figures) -> Plot:
     """Each way beside the one that it was timed in turn with."""
     groups = {f"{other} = 1": list(map(_timed, ways)) for other, ways in groupby(sorted(ways_of(bench), key=attrgetter("other")), attrgetter("other"))}
     note = "Each was timed in turn with the other, round by round; the thin line is where the median would lie in 99 of 100 such runs."
-    return Plot("How long it takes", note, dict(sorted(groups.items(), key=lambda named: named[0] != "naive = 1")))
+    return Plot("How long it takes", note, dict(sorted(groups.items(), key=lambda named: named[0] != "naive = 1")), mark=1)
 
 
 def _timed(way: Way) -> Bar:

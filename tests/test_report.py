@@ -123,7 +123,7 @@ def test_every_plot_has_its_numbers_beside_it_as_a_table(folder):
         assert row in rows
 
 
-def test_the_page_says_when_where_and_of_which_commit_it_was_measured():
+def test_the_page_says_when_and_where_it_was_measured():
     found = BENCH | {"when": BENCH["datetime"]}
 
     assert report.told("bench", found) == (
@@ -198,11 +198,12 @@ def elements(svg, name):
 
 
 def test_bars_are_as_long_as_what_they_show_and_the_line_is_the_interval():
-    plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 1.0}), report.Bar("b", "4", {"bar": 4.0}, between=(3.0, 4.0))]})
+    plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 1.0}), report.Bar("b", "4", {"bar": 4.0}, between=(3.0, 4.0))]}, mark=2)
     short, long = [float(bar["width"]) for bar in elements(plot.svg, "rect") if bar["class"] == "bar"]
-    [line] = elements(plot.svg, "path")
+    mark, line = elements(plot.svg, "path")
 
     assert (short, long) == (86.0, 344.0)
+    assert mark["d"].startswith("M180.0 ")
     assert line["d"].startswith("M266.0 ")
     assert line["d"].endswith("H352.0")
 
@@ -308,7 +309,7 @@ def test_benchmarks_that_never_began_leave_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_of_ones_own_for_the_benchmarks_is_respected(tmp_path):
+def test_a_file_that_the_command_line_names_is_where_the_benchmarks_go(tmp_path):
     config = configured("benchmark_only", benchmark_json=tmp_path / "mine.json")
 
     figures.pytest_configure(config)
