@@ -26,7 +26,7 @@ test-browser: install ## the series' walk, and the page to look at, in Chromium 
 
 .PHONY: races
 races: install ## every order of the steps of readers and writers, with kills: a thousand schedules, in minutes
-	@$(BIN)/pytest -q -n auto --races -m races
+	@$(BIN)/pytest -v -n auto --races -m races
 
 .PHONY: lint
 lint: install ## ruff, mypy, and what watches over the hosted workflow
