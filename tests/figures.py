@@ -1,7 +1,7 @@
 """What a run measured: a table for people, and JSON in `reports/` for `make report`. A pytest plugin, loaded by `addopts`.
 
 `pytest --benchmark-only` leaves `reports/bench.json`, in pytest-benchmark's format; `pytest --figures` leaves `reports/counts.json`, which holds what
-specs gave to their fixture `figure`. A run that fails, or that Ctrl-C ends, leaves the files of the run before.
+specs gave to their fixture `figure`. A time above its budget is a figure, too; a count that fails is none. Ctrl-C leaves the files of the run before.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    """Show what took how long, and keep what was measured if all went well."""
+    """Show what took how long, and keep what was measured."""
     if config.option.benchmark_only:
         written = Path(config.option.benchmark_json)
         if written.exists():
             for line in table(ways_of(json.loads(written.read_text(encoding="utf-8")))):
                 terminalreporter.write_line(line)
-        keep(REPORTS / "bench.json", exitstatus)
+        keep(REPORTS / "bench.json", exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
     if config.option.figures:
         REPORTS.mkdir(exist_ok=True)
         found = counted(terminalreporter.getreports("passed"), config)
         part_of(REPORTS / "counts.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        keep(REPORTS / "counts.json", exitstatus)
+        keep(REPORTS / "counts.json", exitstatus == pytest.ExitCode.OK)
 
 
 def part_of(file: Path) -> Path:
@@ -76,10 +76,10 @@ def part_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.part")
 
 
-def keep(file: Path, exitstatus: int) -> None:
-    """Put what was written in the place of what was there, unless the run failed."""
+def keep(file: Path, whole: bool) -> None:
+    """Put what was written in the place of what was there, if it is whole."""
     part = part_of(file)
-    if exitstatus == pytest.ExitCode.OK and part.exists():
+    if whole and part.exists():
         part.replace(file)
     part.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -318,7 +319,7 @@ def in_another_project(tmp_path_factory):
     }.items():
         (project / name).write_text(text, encoding="utf-8")
     environment = {"PATH": os.environ["PATH"], "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "pytest_django.plugin", "-p", "no:cacheprovider", "-v"]
+    command = [Path(sys.executable).with_name("pytest"), "-p", "pytest_django.plugin", "-p", "no:cacheprovider", "-v"]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60, check=False).stdout
 
 

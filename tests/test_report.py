@@ -264,17 +264,30 @@ def test_the_benchmarks_are_read_from_dear_to_cheap_group_by_group():
     ]
 
 
-@pytest.mark.parametrize(("exitstatus", "left"), [(0, "new"), (1, "old"), (2, "old")], ids=["passed", "failed", "Ctrl-C"])
-def test_what_failed_or_was_interrupted_leaves_the_figures_of_before(tmp_path, exitstatus, left):
+@pytest.mark.parametrize(
+    ("asked", "exitstatus", "left"),
+    [
+        ("benchmark_only", pytest.ExitCode.TESTS_FAILED, "new"),
+        ("benchmark_only", pytest.ExitCode.INTERRUPTED, "old"),
+        ("figures", pytest.ExitCode.TESTS_FAILED, "old"),
+        ("figures", pytest.ExitCode.INTERRUPTED, "old"),
+    ],
+    ids=["times above their budget", "times, Ctrl-C", "a count that failed", "counts, Ctrl-C"],
+)
+def test_a_time_above_its_budget_is_a_figure_too_and_half_a_run_is_none(tmp_path, monkeypatch, asked, exitstatus, left):
     """Half of the figures would look like all of them."""
-    file = tmp_path / "bench.json"
+    monkeypatch.setattr(figures, "REPORTS", tmp_path)
+    file = tmp_path / {"benchmark_only": "bench.json", "figures": "counts.json"}[asked]
     file.write_text("old")
-    figures.part_of(file).write_text("new")
+    config = configured(asked)
+    figures.pytest_configure(config)
+    figures.part_of(tmp_path / "bench.json").write_text(json.dumps(BENCH))
 
-    figures.keep(file, exitstatus)
+    figures.pytest_terminal_summary(SimpleNamespace(write_line=str, getreports=lambda _: []), exitstatus, config)
 
-    assert file.read_text() == left
-    assert [kept.name for kept in tmp_path.iterdir()] == ["bench.json"]
+    figures.part_of(tmp_path / "bench.json").unlink(missing_ok=True)
+    assert (file.read_text() == "old") is (left == "old")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("asked", ["benchmark_only", "figures"])
