@@ -56,6 +56,16 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     output_json["stack"] = config.option.stack
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    """After Ctrl-C, keep pytest-benchmark from writing: it stumbles over a benchmark that was interrupted in its first round."""
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        benchmarks: Any = session.config.pluginmanager.get_plugin("pytest-benchmark")
+        benchmarks.benchmarks.clear()
+        benchmarks.json = None
+    return (yield)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     """Show what took how long, and keep what was measured."""
     if config.option.benchmark_only:

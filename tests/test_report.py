@@ -312,6 +312,27 @@ def test_a_run_that_measures_nothing_else_leaves_its_figures(tmp_path, monkeypat
     assert kept.get("freshness") == (None if asked == "benchmark_only" else [{"door": "naive"}])
 
 
+INTERRUPTED = """
+def test_it(benchmark):
+    def press():
+        raise KeyboardInterrupt
+
+    benchmark.extra_info |= {"ratio": 1, "interval": [1, 1]}
+    benchmark.pedantic(press)
+"""
+
+
+def test_ctrl_c_in_the_midst_of_a_benchmark_writes_nothing_and_is_no_traceback(tmp_path):
+    (tmp_path / "test_it.py").write_text(INTERRUPTED)
+    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pytest.ini", "--rootdir", tmp_path, "-p", "no:cacheprovider", tmp_path / "test_it.py"]
+    asked = ["--benchmark-only", "--benchmark-json", tmp_path / "mine.json"]
+    ended = subprocess.run([*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == pytest.ExitCode.INTERRUPTED, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert not (tmp_path / "mine.json").exists()
+
+
 def test_benchmarks_that_never_began_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "REPORTS", tmp_path)
     config = configured("benchmark_only")
