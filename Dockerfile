@@ -10,10 +10,10 @@ FROM ${PYTHON_IMAGE}
 RUN useradd --system --no-create-home --shell /usr/sbin/nologin housing
 COPY --from=packages /venv /venv
 WORKDIR /srv/housing
-COPY manage.py ./
+COPY manage.py gunicorn.conf.py ./
 COPY housing housing
 ENV PATH=/venv/bin:$PATH DJANGO_SETTINGS_MODULE=housing.settings PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER housing
 EXPOSE 8000
-# Without gunicorn's control socket: it wants a home to write to. WEB_CONCURRENCY says how many workers there are.
-CMD ["gunicorn", "housing.wsgi", "--bind", "0.0.0.0:8000", "--threads", "4", "--no-control-socket"]
+# How it is served stands in gunicorn.conf.py. WEB_CONCURRENCY says how many workers there are.
+CMD ["gunicorn", "housing.wsgi", "--bind", "0.0.0.0:8000"]

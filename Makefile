@@ -1,6 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PORT ?= 8000
+BASE ?= main
 BIN := .venv/bin
 LOCK := requirements.lock
 
@@ -49,6 +50,22 @@ reports/bench.json: | install
 # What is counted is counted anew when the code is newer.
 reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py) | install
 	@$(BIN)/pytest -q -n auto --figures
+
+.PHONY: bench-compare
+bench-compare: install ## is this tree slower than BASE, a commit, branch or tag? (BASE=main)
+	@$(BIN)/python -m tests.compare "$(BASE)"
+
+.PHONY: bench-proof
+bench-proof: install ## how often that cries wolf, and how often it misses one: N=100 for half an hour
+	@$(BIN)/python -m tests.compare --proof $(or $(N),100)
+
+.PHONY: scale
+scale: install ## what a page costs at a million properties: seeds them, in minutes, on DATABASE_URL's server or in a container
+	@$(BIN)/python -m tests.scale
+
+.PHONY: load
+load: install ## readers by the dozen and an editor, on the real server: figures, a plot in reports/, and no stale read
+	@$(BIN)/python -m tests.load
 
 .PHONY: coverage
 coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs

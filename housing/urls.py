@@ -13,12 +13,12 @@ lists = {
     "cached": (views.CachedPropertyListView, views.CachedPropertyDetailView),
 }
 urlpatterns = [
+    *(path(f"api/properties/{door}/", page.as_view(), name=f"{door.rpartition('/')[2]}-list") for door, (page, _) in lists.items()),
+    *(path(f"api/properties/{door}/<int:id>/", detail.as_view(), name=f"{door.rpartition('/')[2]}-detail") for door, (_, detail) in lists.items()),
     path("", home.HomeView.as_view(), name="home"),
     path("change/property/<int:pk>/", home.ChangeView.as_view(form_class=home.PriceForm), name="change-property"),
     path("change/office/<int:pk>/", home.ChangeView.as_view(form_class=home.OfficeForm), name="change-office"),
     path("spec/", home.spec, name="spec"),
-    *(path(f"api/properties/{door}/", page.as_view(), name=f"{door.rpartition('/')[2]}-list") for door, (page, _) in lists.items()),
-    *(path(f"api/properties/{door}/<int:id>/", detail.as_view(), name=f"{door.rpartition('/')[2]}-detail") for door, (_, detail) in lists.items()),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("health/", views.health, name="health"),

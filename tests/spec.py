@@ -30,6 +30,8 @@ CHAPTERS = (
     "faults",
     "histories",
     "latency",
+    "scale",
+    "load",
     "report",
     "home",
     "browser",

@@ -102,12 +102,12 @@ def import_file(mapping: Callable[..., Path]) -> Callable[..., str]:
 
 @contextmanager
 def interrupted(at: int) -> Iterator[None]:
-    """Ctrl-C, just before the INSERT of properties that is the `at`-th."""
+    """Ctrl-C, just before properties are written for the `at`-th time: by INSERT, or by COPY, before which their ids are taken."""
     left = at
 
     def press(execute, sql, params, many, context):
         nonlocal left
-        if sql.startswith('INSERT INTO "housing_property"'):
+        if sql.startswith('INSERT INTO "housing_property"') or (params or ("",))[0] == "housing_property":
             left -= 1
             if not left:
                 raise KeyboardInterrupt
@@ -216,6 +216,32 @@ def test_an_interrupted_seed_leaves_the_database_as_it_was(transactional_db, mon
         run("seed", "--properties", 6, "--replace")
 
     assert everything() == before
+
+
+@pytest.mark.only("real")
+def test_autovacuum_waits_until_the_seed_is_there(transactional_db, elsewhere):
+    """It sees no row of a transaction that goes on, and would let the planner look each foreign key up as in an empty table: a million took hours."""
+    held = []
+
+    def look(execute, sql, *rest):
+        if "nextval" in sql:
+            held.append(elsewhere(locks))
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(look):
+        run("seed", "--properties", 3)
+
+    assert held == [{model._meta.db_table for model in seeding.MODELS}] * 5
+
+
+def locks():
+    """The tables that ANALYZE and autovacuum must wait for, as another connection sees them."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT relation::regclass::text FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+            "WHERE mode = 'ShareUpdateExclusiveLock' AND granted AND datname = current_database()"
+        )
+        return {table for (table,) in cursor.fetchall() if table.startswith("housing_")}
 
 
 def test_what_was_seeded_is_in_the_very_next_read(transactional_db, read):

@@ -171,6 +171,7 @@ class History(RuleBasedStateMachine):
         return cached
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("transactional_db")
 def test_no_history_of_writes_makes_an_answer_stale():
     """Drawn by Hypothesis, the same in every run; a failing history shrinks to its shortest."""
@@ -554,6 +555,7 @@ AT_LEAST = {"operations": 100_000, "overlaps": 8_000, "hits": 50_000, "writes": 
 """Of what a run of all `OPERATIONS` that found nothing may speak; a shorter one, of so much less. All that befalls it does in either."""
 
 
+@pytest.mark.slow
 @pytest.mark.only("real")
 @pytest.mark.usefixtures("transactional_db")
 def test_eight_clients_see_one_history_while_processes_are_killed_and_redis_forgets(new_redis, tmp_path, record_property, pytestconfig):

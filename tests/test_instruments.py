@@ -1,11 +1,14 @@
 """The instruments: what they count, and what a failure tells. A message is read by somebody who has not read the code."""
 
+import io
 import os
 import random
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +19,7 @@ from django_redis import get_redis_connection
 
 from conftest import ROOT
 from housing.models import Office, Property
-from tests import spec
+from tests import compare, spec
 from tests.instruments import Latency, Timings, bytes_of, command_names, interval_of, shape_of
 
 
@@ -339,6 +342,106 @@ def test_where_redis_py_is_not_installed_only_what_counts_its_commands_says_so(i
     """Who counts SQL alone need not install it."""
     assert "tests/test_redis.py::test_redis FAILED" in in_another_project
     assert "No module named 'redis'" in in_another_project
+
+
+# The comparison of two trees
+
+
+@pytest.fixture
+def itself(tmp_path):
+    """This tree, with a database of its own."""
+    return compare.seeded(ROOT, sys.executable, tmp_path / "itself.sqlite3")
+
+
+@pytest.mark.slow
+@pytest.mark.only("embedded")
+def test_a_slowdown_is_found_in_what_is_slower_and_nowhere_else(itself):
+    """Twice as slow, so that a few rounds are enough. How often a tenth is found, and how often nothing, says `make bench-proof`. (It brings its own stack.)"""
+    verdicts = {verdict.way: verdict for verdict in compare.compare(itself, itself, {"cold": 1.0}, starts=1, rounds=7)}
+
+    assert [way for way, verdict in verdicts.items() if verdict.slower] == ["cold"]
+    assert 1.6 < verdicts["cold"].ratio < 2.4
+
+
+def test_a_verdict_is_a_line():
+    told = compare.Verdict("warm", base=[0.002] * 9, head=[0.003] * 9)
+
+    assert str(told) == "warm       2.00 ms     3.00 ms    1.500   1.500 to 1.500   slower"
+    assert str(compare.Verdict("cold", base=[0.003] * 9, head=[0.002] * 9)).endswith("0.667   0.667 to 0.667   faster")
+    assert str(compare.Verdict("cold", base=[0.002] * 9, head=[0.00204] * 9)).endswith("as fast")
+
+
+def test_a_slower_tree_fails_and_says_what_to_do(monkeypatch, capsys):
+    verdicts = [compare.Verdict("warm", base=[0.002] * 9, head=[0.003] * 9), compare.Verdict("cold", base=[0.002] * 9, head=[0.002] * 9)]
+    monkeypatch.setattr(compare, "checked_out", lambda commit, folder: nullcontext())
+    monkeypatch.setattr(compare, "seeded", lambda *_: None)
+    monkeypatch.setattr(compare, "compare", lambda *_: verdicts)
+
+    assert compare.main(["main"]) == 1
+    assert "Slower than main: warm. Of 3 × 30 rounds" in capsys.readouterr().out
+
+    del verdicts[0]
+    assert compare.main(["main"]) == 0
+
+
+def an_archive_of(lock):
+    """What `git archive` gives of a tree that holds this lock alone."""
+    archive, entry = io.BytesIO(), tarfile.TarInfo("requirements.lock")
+    entry.size = len(lock)
+    with tarfile.open(fileobj=archive, mode="w") as made:
+        made.addfile(entry, io.BytesIO(lock))
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize("lock", ["the same", "another"])
+def test_a_base_has_the_packages_of_its_own_lock(tmp_path, monkeypatch, lock):
+    """Else a slower version of Django would be nobody's."""
+    content, ran = (ROOT / "requirements.lock").read_bytes() if lock == "the same" else b"another", []
+
+    def run(command, **_):
+        ran.append(command[1:4])
+        return SimpleNamespace(returncode=0, stdout=an_archive_of(content))
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    with compare.checked_out("main", tmp_path) as base:
+        assert (base.python == sys.executable) == (lock == "the same")
+    installs = [["-m", "venv", tmp_path / "venv"], ["-m", "pip", "install"]] if lock == "another" else []
+    assert ran == [["archive", "main"], *installs, ["-c", compare.SEED]]
+
+
+def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys):
+    assert compare.main(["no such branch"]) == 2
+    assert capsys.readouterr().err.startswith("Not compared: “no such branch” is no commit, branch or tag of this repository.")
+
+    with pytest.raises(SystemExit):
+        compare.main([])
+    assert "name a commit, branch or tag to compare with" in capsys.readouterr().err
+
+    with pytest.raises(compare.Broken, match=r"cannot be seeded: .*No module named 'housing'"):
+        compare.seeded(tmp_path, sys.executable, tmp_path / "nothing.sqlite3")
+    (tmp_path / "nothing.sqlite3").touch()
+    with pytest.raises(compare.Broken, match="does not serve: "), compare.Tree(tmp_path, sys.executable, tmp_path / "nothing.sqlite3").served({}) as took:
+        took("warm")
+
+    monkeypatch.setattr(compare.subprocess, "run", lambda command, **_: SimpleNamespace(returncode="pip" in command, stdout=an_archive_of(b"another")))
+    with pytest.raises(compare.Broken, match="in its lock cannot be installed"), compare.checked_out("main", tmp_path / "elsewhere"):
+        pass
+
+
+@pytest.mark.parametrize(("alarms", "found", "code"), [(0, 3, 0), (1, 3, 0), (2, 3, 1), (0, 2, 1)])
+def test_the_proof_counts_what_is_found_and_what_is_not(monkeypatch, capsys, alarms, found, code):
+    """At most one false alarm, and 95 of 100 found."""
+    wolves, sheep = iter([True] * found + [False] * 9), iter([True] * alarms + [False] * 9)
+
+    def judged(base, head, slower):
+        alarm = next(wolves if slower else sheep)
+        return [SimpleNamespace(way=way, slower=alarm and way in (slower or ["warm"])) for way in compare.TIMES]
+
+    monkeypatch.setattr(compare, "seeded", lambda *_: None)
+    monkeypatch.setattr(compare, "compare", judged)
+
+    assert compare.main(["--proof", "3"]) == code
+    assert capsys.readouterr().out == f"6 comparisons of the same code: {alarms} alarms. 3 with a slowdown of 10%: {found} found.\n"
 
 
 # The specification

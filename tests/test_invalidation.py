@@ -761,6 +761,7 @@ def rolled_back():
         transaction.set_rollback(True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("within", "outcome"),
     [(nullcontext, SEEN), (nested_in_a_durable_one, SEEN), (rolled_back, UNDONE)],
@@ -776,6 +777,7 @@ def test_every_way_of_writing_is_in_the_very_next_read(every_way, within, outcom
     assert {way: seen for way, seen in every_way(carry_out).items() if seen != outcome} == {}
 
 
+@pytest.mark.slow
 def test_every_way_of_writing_in_a_request_with_atomic_requests_is_in_the_very_next_read(every_way, client, settings, monkeypatch):
     """The transaction is the request's, and commits when the view is through."""
     writes = []

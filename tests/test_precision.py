@@ -227,6 +227,7 @@ PRECISION = {
 PARTS = [(model, writes_of(model)[first : first + 8]) for model in MODELS for first in range(0, len(writes_of(model)), 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "names"), PARTS, ids=[f"{names[0]} to {names[-1]}" for _, names in PARTS])
 def test_each_column_makes_stale_what_the_table_says_and_nothing_else(portal, fates, figure, model, names):
     """No page whose bytes change is a hit afterwards; and what stays warm is no less than it was."""

@@ -102,9 +102,14 @@ def holds(request):
         pytest.param([READER, 1], 27, {"warm": True, "kills": 1}, id="a reader and a writer, one of them killed; warm"),
         pytest.param([READER, READER], 5, {}, id="two readers"),
         pytest.param([READER, READER], 11, {"kills": 1}, id="two readers, one of them killed"),
-        pytest.param([1, 2], {"embedded": 4, "real": 26}, {"warm": True}, id="two writers; warm"),
-        pytest.param([READER, READER, 1], 404, {"warm": True}, id="two readers and a writer; warm", marks=LONG),
-        pytest.param([READER, 1, 2], 522, {"warm": True}, id="a reader and two writers; warm", marks=LONG),
+        pytest.param([1, 2], {"embedded": 4, "real": 10}, {"warm": True}, id="two writers; warm"),
+        pytest.param([READER, READER, 1], 5383, {"kills": 1}, id="two readers and a writer, one of them killed", marks=LONG),
+        pytest.param([READER, READER, 1], 546, {"warm": True, "kills": 1}, id="two readers and a writer, one of them killed; warm", marks=LONG),
+        pytest.param([READER, 1, 2], {"embedded": 2297, "real": 5102}, {"kills": 1}, id="a reader and two writers, one of them killed", marks=LONG),
+        pytest.param(
+            [READER, 1, 2], {"embedded": 1052, "real": 2311}, {"warm": True, "kills": 1}, id="a reader and two writers, one of them killed; warm", marks=LONG
+        ),
+        pytest.param([READER, READER, 1, 2], 1640, {"preemptions": 1}, id="two readers and two writers, one of them made to wait", marks=LONG),
         pytest.param([READER, 1, REDIS], 323, {}, id="a reader and a writer, Redis forgets", marks=LONG),
     ],
 )

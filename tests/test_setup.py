@@ -299,6 +299,7 @@ def run(new_folder: Path) -> Callable[..., Ended]:
     return run
 
 
+@pytest.mark.slow
 def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cache(new_folder: Path, free_port: int) -> None:
     """The first five minutes of everybody who comes by."""
     with served(new_folder, free_port) as service:
@@ -324,6 +325,7 @@ def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cach
 NEW_PRICE = "home = Property.objects.latest('created_at', 'id'); home.price = 123456; home.save()"
 
 
+@pytest.mark.slow
 def test_a_folder_with_settings_and_data_of_its_own_is_served_as_it_is(new_folder: Path, free_port: int) -> None:
     """No .env is overwritten, no data mixed with the seed's, no user added, and no server stands in for a Redis that is named."""
     env = f"DJANGO_DEBUG=true\nREDIS_URL=redis://{NOBODY}/0\n"

@@ -120,7 +120,27 @@ def test_servers_that_were_handed_in_are_left_as_they_were():
 
 def test_specs_of_the_other_stack_are_counted_and_not_skipped():
     """pytest says how many it left out; each says in its docstring why."""
-    ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_stack_that_nobody_knows_is_refused")
+    ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_server_that_answers_at_last_is_waited_for")
 
     assert ended.returncode == 0
     assert "1 passed, 17 deselected" in ended.stdout
+
+
+@pytest.mark.only("real")
+def test_a_run_takes_an_empty_database_of_redis_or_none(new_redis):
+    """What is in the others is somebody's. (fakeredis is nobody else's.)"""
+    url = new_redis().url.removesuffix("/0")
+    for number in (15, *range(14)):
+        with redis.Redis.from_url(f"{url}/{number}") as client:
+            client.set("somebody's", 1)
+
+    with ExitStack() as servers:
+        own = stacks.own_number(servers, f"{url}/0")
+        with redis.Redis.from_url(own) as client:
+            client.set("ours", 1)
+            with pytest.raises(pytest.UsageError, match=r"All sixteen databases of the Redis of REDIS_URL are in use\."):
+                stacks.own_number(servers, f"{url}/0")
+
+    assert own == f"{url}/14"
+    with redis.Redis.from_url(own) as client:
+        assert client.dbsize() == 0

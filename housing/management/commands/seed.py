@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from itertools import islice
 from random import Random
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from django.db.models import F
 from django.utils.text import slugify
 from tqdm import tqdm
 
-from housing.models import Agent, Location, Office, Property, PropertyImage
+from housing.models import Agent, Location, Office, Property, PropertyImage, TaggedModel
 
 BATCH = 1_000
 
@@ -23,6 +25,10 @@ NEWEST = datetime.datetime(2026, 6, 30, 18, 0, tzinfo=datetime.UTC)
 
 MINUTES = 365 * 24 * 60
 """In that year."""
+
+
+MODELS = (PropertyImage, Property, Location, Agent, Office)
+"""What is made, that which refers to others first."""
 
 
 class City(NamedTuple):
@@ -137,7 +143,7 @@ def _whole_number(text: object) -> int:
 
 
 def _delete_everything() -> None:
-    for model in (PropertyImage, Property, Location, Agent, Office):
+    for model in MODELS:
         model.objects.all()._raw_delete(connection.alias)  # delete() would read each row first, to tell its signals
 
 
@@ -146,20 +152,40 @@ def _seed(number: int, *, quiet: bool) -> dict[str, int]:
 
     So 1,000 have 5 offices, 25 agents and 40 locations. Returns how many of each were made.
     """
+    _prepare()
     random = Random(2026)
-    offices = Office.objects.bulk_create((_office(random) for _ in range(_ceil(number, 200))), BATCH)
-    agents = Agent.objects.bulk_create((_agent(random, offices[index % len(offices)]) for index in range(_ceil(number, 40))), BATCH)
+    offices = _insert_all(Office, (_office(random) for _ in range(_ceil(number, 200))))
+    agents = _insert_all(Agent, (_agent(random, *offices[index % len(offices)]) for index in range(_ceil(number, 40))))
     cities = [random.choice(CITIES) for _ in range(_ceil(number, 25))]
-    locations = Location.objects.bulk_create((_location(random, city) for city in cities), BATCH)
-    places = list(zip(cities, locations, strict=True))
+    locations = _insert_all(Location, (_location(random, city) for city in cities))
+    places = [(city, pk) for city, (pk, _) in zip(cities, locations, strict=True)]
     with tqdm(total=number, desc="Seeding", unit=" properties", disable=quiet or None) as bar:
         for first in range(0, number, BATCH):
             count = min(BATCH, number - first)
-            _write([_property(random, *random.choice(places), random.choice(agents)) for _ in range(count)], random)
+            _write([_property(random, *random.choice(places), random.choice(agents)[0]) for _ in range(count)], random)
             bar.update(count)
             reset_queries()  # with DEBUG, Django would remember every statement
-    Property.objects.update(updated_at=F("created_at"))  # the clock wrote it
+    _finish()
     return {"properties": number, "images": 2 * number, "locations": len(locations), "agents": len(agents), "offices": len(offices)}
+
+
+def _prepare() -> None:
+    """Keep autovacuum away, for it sees no row of ours, and would have a million foreign keys looked up as in an empty table; and check each key as it comes.
+
+    At COMMIT there would be millions to check, and it would outlast its lease.
+    """
+    if connection.vendor == "postgresql":
+        tables = ", ".join(connection.ops.quote_name(model._meta.db_table) for model in MODELS)
+        with connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {tables} IN SHARE UPDATE EXCLUSIVE MODE")
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+
+def _finish() -> None:
+    """Tell the planner what there is now."""
+    with connection.cursor() as cursor:
+        for model in MODELS if connection.vendor == "postgresql" else ():
+            cursor.execute(f"ANALYZE {connection.ops.quote_name(model._meta.db_table)}")
 
 
 def _ceil(number: int, each: int) -> int:
@@ -167,12 +193,44 @@ def _ceil(number: int, each: int) -> int:
 
 
 def _write(properties: list[Property], random: Random) -> None:
-    Property.objects.bulk_create(properties)
-    PropertyImage.objects.bulk_create(
+    _insert(Property, properties)
+    images = (
         PropertyImage(property_id=home.pk, url=f"https://images.example.com/{random.getrandbits(48):012x}.jpg", caption=caption, position=position)
         for home in properties
         for position, caption in enumerate([f"From {random.choice(VIEWS)}", None])
     )
+    _insert(PropertyImage, list(images))
+
+
+def _insert_all(model: type[TaggedModel], rows: Iterator[Any]) -> list[tuple[int, str]]:
+    """Insert what comes, a batch at a time; the id and the name of each, for nothing else need be kept."""
+    made: list[tuple[int, str]] = []
+    while batch := list(islice(rows, BATCH)):
+        _insert(model, batch)
+        made += [(row.pk, str(row)) for row in batch]
+    return made
+
+
+def _insert(model: type[TaggedModel], rows: Sequence[Any]) -> None:
+    """Insert these rows and give them their ids: with COPY where there is one, which takes a fifth of the time."""
+    if connection.vendor == "postgresql":
+        _copy(model, rows)
+        return
+    model.objects.bulk_create(rows)
+    if model is Property:
+        Property.objects.filter(pk__gte=rows[0].pk).update(updated_at=F("created_at"))  # the clock wrote it
+
+
+def _copy(model: type[TaggedModel], rows: Sequence[Any]) -> None:
+    table, fields = model._meta.db_table, model._meta.concrete_fields
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)", [table, len(rows)])
+        for row, (key,) in zip(rows, cursor.fetchall(), strict=True):
+            row.pk = key
+        columns = ", ".join(f'"{field.column}"' for field in fields)
+        with cursor.copy(f"COPY {connection.ops.quote_name(table)} ({columns}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row([getattr(row, field.attname) for field in fields])
 
 
 def _office(random: Random) -> Office:
@@ -180,10 +238,10 @@ def _office(random: Random) -> Office:
     return Office(name=f"{random.choice(OFFICES)} {random.choice(TRADES)}", city=city)
 
 
-def _agent(random: Random, office: Office) -> Agent:
+def _agent(random: Random, office_id: int, office: str) -> Agent:
     name = f"{random.choice(FIRST_NAMES)} {random.choice(LAST_NAMES)}"
-    email = f"{slugify(name)}@{slugify(office.name)}.example.com" if _nearly_always(random) else None
-    return Agent(name=name, email=email, office=office)
+    email = f"{slugify(name)}@{slugify(office)}.example.com" if _nearly_always(random) else None
+    return Agent(name=name, email=email, office_id=office_id)
 
 
 def _nearly_always(random: Random) -> bool:
@@ -204,7 +262,7 @@ def _location(random: Random, city: City) -> Location:
     )
 
 
-def _property(random: Random, city: City, location: Location, agent: Agent) -> Property:
+def _property(random: Random, city: City, location_id: int, agent_id: int) -> Property:
     kind = random.choices(list(TYPES), list(TYPES.values()))[0]
     street = random.choice(STREETS)
     bedrooms = bathrooms = None
@@ -218,6 +276,7 @@ def _property(random: Random, city: City, location: Location, agent: Agent) -> P
         area = 25 + 30 * bedrooms + random.randrange(30)
         price = area * city.price * random.uniform(0.75, 1.4)
         title = f"{random.choice(MANNERS)} {bedrooms}-bedroom {kind.label.lower()} on {street}, {city.name}"
+    listed = NEWEST - datetime.timedelta(minutes=random.randrange(MINUTES))
     return Property(
         title=title,
         description=f"{random.choice(BEGINNINGS)} {random.choice(ENDS)}" if kind != Property.Type.LAND and _nearly_always(random) else None,
@@ -227,7 +286,8 @@ def _property(random: Random, city: City, location: Location, agent: Agent) -> P
         bedrooms=bedrooms,
         bathrooms=bathrooms,
         area=area if _nearly_always(random) else None,
-        location_id=location.pk,
-        agent_id=agent.pk,
-        created_at=NEWEST - datetime.timedelta(minutes=random.randrange(MINUTES)),
+        location_id=location_id,
+        agent_id=agent_id,
+        created_at=listed,
+        updated_at=listed,
     )
