@@ -27,7 +27,7 @@ test-browser: install ## the series' walk, and the page to look at, in Chromium 
 
 .PHONY: races
 races: install ## every order of the steps of readers and writers, with kills: a thousand schedules, in minutes
-	@$(BIN)/pytest -q -n auto --races -m races
+	@$(BIN)/pytest -v -n auto --races -m races
 
 .PHONY: lint
 lint: install ## ruff, mypy, and what watches over the hosted workflow
@@ -36,8 +36,20 @@ lint: install ## ruff, mypy, and what watches over the hosted workflow
 	@$(BIN)/zizmor --quiet --offline --persona pedantic .github
 
 .PHONY: bench
-bench: install ## the budgets, measured: naive, optimized, cold, warm
-	@$(BIN)/pytest -q --benchmark-only
+bench: install ## the budgets, measured: naive, optimized, cold, warm; figures and a plot in reports/
+	@$(BIN)/pytest -q --benchmark-only; ended=$$?; $(BIN)/python -m tests.report && exit $$ended
+
+.PHONY: report
+report: install reports/bench.json reports/counts.json ## what was measured, as one page: reports/report.html
+	@$(BIN)/python -m tests.report
+
+# A time above its budget is said, and shown.
+reports/bench.json: | install
+	@$(BIN)/pytest -q --benchmark-only || [ -f $@ ]
+
+# What is counted is counted anew when the code is newer.
+reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py) | install
+	@$(BIN)/pytest -q -n auto --figures
 
 .PHONY: bench-compare
 bench-compare: install ## is this tree slower than BASE, a commit, branch or tag? (BASE=main)

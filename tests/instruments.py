@@ -22,13 +22,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
-from redis.connection import AbstractConnection, Connection
+
+if TYPE_CHECKING:
+    from redis.connection import AbstractConnection
 
 CONTROL = re.compile(r"\s*(BEGIN|START TRANSACTION|SET TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK|COMMIT)\b", re.IGNORECASE)
 """Transaction control asks nothing and writes nothing: it is no query."""
@@ -167,6 +169,8 @@ class RedisCommands:
 
 @contextmanager
 def _watching(seen: Traffic) -> Iterator[None]:
+    from redis.connection import Connection  # who counts SQL alone need not have redis-py
+
     with ExitStack() as stack:
         for name, watch in (("send_packed_command", _noting), ("read_response", _weighing)):
             ways = {getattr(kind, name): kind for kind in (*Connection.__subclasses__(), Connection)}  # a stand-in may have a way of its own

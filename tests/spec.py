@@ -32,6 +32,7 @@ CHAPTERS = (
     "latency",
     "scale",
     "load",
+    "report",
     "home",
     "browser",
     "data",
@@ -63,6 +64,7 @@ SPELLED = {
         "Django",
         "URL",
         "DRF",
+        "README",
     )
 } | {
     "n plus 1": "N+1",
@@ -70,6 +72,7 @@ SPELLED = {
     "copy makes": "COPY makes",
     "a do block": "a DO block",
     "env is": ".env is",
+    "redis py": "redis-py",
     "a commit": "a COMMIT",
     "lease and commit": "lease and COMMIT",
     "commit and close": "COMMIT and close",

@@ -5,6 +5,7 @@ import gc
 import inspect
 import os
 import re
+import sys
 from contextlib import ExitStack
 from io import StringIO
 
@@ -588,6 +589,32 @@ def test_warming_says_what_the_database_says(twenty_properties, warm_cache):
 
     with connection.execute_wrapper(refuse), pytest.raises(CommandError, match=r"^The database says: the database is shutting down$"):
         warm_cache()
+
+
+def test_an_interrupted_warming_leaves_what_it_filled_warm_and_nothing_half_filled(twenty_properties, warm_cache, read):
+    """Ctrl-C at the third page: who asks for that one next is a reader like any other."""
+    asked = 0
+
+    def press(execute, *statement):
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise KeyboardInterrupt
+        return execute(*statement)
+
+    with connection.execute_wrapper(press), pytest.raises(KeyboardInterrupt):
+        warm_cache("page_size=1", "page_size=2", "page_size=3", "page_size=4")
+
+    assert [read("cached", page_size=size).came_from for size in (1, 2, 3, 4)] == ["hit"] * 2 + ["fwd=miss; stored"] * 2
+
+
+def test_warming_shows_its_progress_to_a_terminal(twenty_properties, warm_cache, monkeypatch):
+    """Many pages take a while."""
+    monkeypatch.setattr(sys, "stderr", terminal := StringIO())
+    terminal.isatty = lambda: True
+    warm_cache("page_size=5", pages=4)
+
+    assert "4/4" in terminal.getvalue()
 
 
 def test_quiet_warming_is_quiet(twenty_properties, warm_cache, capsys):

@@ -1,13 +1,19 @@
 """The instruments: what they count, and what a failure tells. A message is read by somebody who has not read the code."""
 
 import io
+import os
 import random
+import re
+import shutil
+import subprocess
 import sys
 import tarfile
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from django.core.management import call_command
 from django.db import connection, transaction
 from django_redis import get_redis_connection
 
@@ -264,6 +270,80 @@ def test_without_benchmarks_both_run_once_and_nothing_is_judged(latency):
     timings.within(0, because="there are no rounds")
 
 
+# In another project
+
+FRONT_PAGE = """
+from django.contrib.admin.models import LogEntry
+from django.http import HttpResponse
+from django.urls import path
+
+
+def shown(entries):
+    return HttpResponse(", ".join(entry.user.username for entry in entries))
+
+
+urlpatterns = [
+    path("", lambda request: shown(LogEntry.objects.select_related("user"))),
+    path("n-plus-1/", lambda request: shown(LogEntry.objects.all())),
+]
+"""
+THREE_ENTRIES = """
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+
+
+@pytest.fixture(autouse=True)
+def three_entries(db):
+    for name in ("Ann", "Ben", "Cem"):
+        LogEntry.objects.create(user=User.objects.create(username=name), action_flag=1)
+"""
+WITHOUT_REDIS = "raise ModuleNotFoundError(\"No module named 'redis'\", name='redis')\n"
+
+
+@pytest.fixture(scope="module")
+def in_another_project(tmp_path_factory):
+    """What pytest says in a project just made by Django, into which README's section was copied word by word. It has pytest-django, and no redis-py."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Use these instruments in your project")[2].partition("\n## ")[0]
+    [ini], [test] = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("ini", "python"))
+    project = tmp_path_factory.mktemp("project")
+    call_command("startproject", re.search(r"(\w+)\.settings", ini)[1], project)
+    (project / "tests").mkdir()
+    shutil.copy2(ROOT / "tests" / "instruments.py", project / "tests")
+    counts_redis = "def test_redis(redis_commands):\n    with redis_commands.exactly(0, because='it is not asked'):\n        pass\n"
+    for name, text in {
+        "pytest.ini": ini,
+        "mysite/urls.py": FRONT_PAGE,
+        "conftest.py": THREE_ENTRIES,
+        "redis.py": WITHOUT_REDIS,
+        "tests/test_front_page.py": test,
+        "tests/test_n_plus_1.py": test.replace('"/"', '"/n-plus-1/"'),
+        "tests/test_redis.py": counts_redis,
+    }.items():
+        (project / name).write_text(text, encoding="utf-8")
+    environment = {"PATH": os.environ["PATH"], "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [Path(sys.executable).with_name("pytest"), "-p", "pytest_django.plugin", "-p", "no:cacheprovider", "-v"]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60, check=False).stdout
+
+
+def test_copied_into_another_project_as_readme_says_they_count_and_explain(in_another_project):
+    """One page asks once, and one once more for each row. Nothing of this project is there, no Redis, and no plugin but pytest-django."""
+    said = in_another_project
+
+    assert "tests/test_front_page.py::test_the_front_page_asks_once PASSED" in said, said
+    assert "tests/test_n_plus_1.py::test_the_front_page_asks_once FAILED" in said
+    told = said[said.index("promised: ") :].splitlines()
+    assert told[:2] == ["promised: exactly 1 query, because one SELECT joins the author", "happened: 4 queries"]
+    assert re.fullmatch(r"     3 × SELECT … FROM \"auth_user\" WHERE .* LIMIT \?   ← N\+1: the same once more for each row", told[2])
+    assert told[4] == "to do:    ask once for all rows: select_related() for a foreign key, prefetch_related() for many."
+
+
+def test_where_redis_py_is_not_installed_only_what_counts_its_commands_says_so(in_another_project):
+    """Who counts SQL alone need not install it."""
+    assert "tests/test_redis.py::test_redis FAILED" in in_another_project
+    assert "No module named 'redis'" in in_another_project
+
+
 # The comparison of two trees
 
 
@@ -386,6 +466,15 @@ def test_a_specification_that_says_something_else_is_shown_and_refused(tmp_path,
     spec.main([])
     spec.main(["--check"])
     assert (tmp_path / "SPEC.md").read_text().startswith("# What is promised\n")
+
+
+def test_each_sentence_of_the_series_names_specs_that_are_there():
+    """Else the table would rot: docs/series.md says which spec holds what."""
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "series.md").read_text(encoding="utf-8"))
+    texts = {name: (ROOT / "tests" / name).read_text(encoding="utf-8") for name, _ in named}
+
+    assert [f"{name}::{sentence}" for name, sentence in named if f"\ndef {sentence}(" not in texts[name]] == []
+    assert len(named) > 40
 
 
 def test_a_chapter_without_its_place_is_refused(monkeypatch):

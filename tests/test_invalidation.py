@@ -25,7 +25,7 @@ from django.urls import path
 from django.utils import timezone
 from django_redis import get_redis_connection
 
-from conftest import a_property, make_images, saved
+from conftest import DOORS, a_property, make_images, saved
 from housing import signals, urls
 from housing.db.commit import MANY_ROWS, NotLeased, collapse
 from housing.db.statements import written_tables
@@ -44,6 +44,39 @@ def test_a_saved_price_is_in_the_very_next_read(twenty_properties, read_the_list
         assert read_the_list()[0]["price"] == "395000.00"
     with queries.exactly(0, because="the fresh page is remembered again"):
         assert read_the_list()[0]["price"] == "395000.00"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_ten_edits_one_after_another_are_each_in_the_very_next_read_of_every_door(twenty_properties, edits_in_the_next_read, figure, door):
+    """The two that remember nothing are what the third is measured against."""
+    fresh = edits_in_the_next_read(door)
+
+    figure("freshness", door=door, edits=10, fresh=fresh)
+    assert fresh == 10
+
+
+def test_a_page_that_is_remembered_for_a_time_shows_none_of_ten_edits(twenty_properties, edits_in_the_next_read, settings, figure):
+    """Django's `cache_page`: every reader is shown the old price until the time is up. It tells, too, that the edits above could have been missed."""
+    settings.ROOT_URLCONF = "tests.floors"
+    fresh = edits_in_the_next_read("/floors/cache-page/")
+
+    figure("freshness", door="cache_page", edits=10, fresh=fresh)
+    assert fresh == 0
+
+
+@pytest.fixture
+def edits_in_the_next_read(twenty_properties, read):
+    """`edits_in_the_next_read(door)`: save ten prices, read after each; how many of those reads showed the new price."""
+
+    def edits_in_the_next_read(door):
+        fresh, _ = 0, read(door)
+        for home in twenty_properties[:10]:
+            home.price += 1
+            home.save()
+            fresh += {row["id"]: row["price"] for row in read(door).rows}[home.pk] == f"{home.price:.2f}"
+        return fresh
+
+    return edits_in_the_next_read
 
 
 def test_the_new_name_of_an_office_two_joins_away_is_in_the_very_next_read(home, prime, read_the_list, read):

@@ -103,28 +103,31 @@ def test_a_page_of_twenty_stays_within_its_budget(
 
 @pytest.mark.only("real")
 @pytest.mark.benchmark(group="warm")
-@pytest.mark.parametrize("query", ["", "?city=Springfield&status=available&ordering=-price"], ids=["the first page", "a filtered page"])
-def test_a_hit_takes_little_more_than_one_get(twenty_properties, serve, benchmark, latency, query):
+@pytest.mark.parametrize(("page", "query"), [("the first page", ""), ("a filtered page", "?city=Springfield&status=available&ordering=-price")])
+def test_a_hit_takes_little_more_than_one_get(twenty_properties, serve, benchmark, latency, page, query):
     """Entry, freshness and validated parameters in one script. (On fakeredis a script takes ten times as long as a GET.)"""
     hit, get = serve(DOORS["cached"] + query), serve("/floors/one-get/")
     get_redis_connection("default").set(floor_key(), hit()[2])
     status, headers, body = hit()
     assert (status, headers["Cache-Status"], body) == ("200 OK", "housing; hit", get()[2])
 
-    benchmark.name = f"warm{query} to one GET"
+    benchmark.name = f"warm, {page} to one GET"
     timings = latency.interleaved(benchmark, hit, to=get, rounds=600)
     timings.at_most(1.25, because="beside the GET of the same bytes, one script compares instants, and Python wraps them in six headers")
 
 
 @pytest.mark.benchmark(group="floors")
-@pytest.mark.parametrize(("path", "because"), [("/floors/nothing/", "nothing is less than Django itself"), ("/floors/cache-page/", "cache_page asks twice")])
-def test_what_others_take_is_measured_beside_one_get(twenty_properties, serve, benchmark, latency, path, because):
+@pytest.mark.parametrize(
+    ("what", "path", "because"),
+    [("an empty view", "/floors/nothing/", "nothing is less than Django itself"), ("cache_page", "/floors/cache-page/", "cache_page asks twice")],
+)
+def test_what_others_take_is_measured_beside_one_get(twenty_properties, serve, benchmark, latency, what, path, because):
     """Never judged: what a hit can be compared with."""
     ask, get = serve(path), serve("/floors/one-get/")
     get_redis_connection("default").set(floor_key(), b"{}")
     assert ask()[0] == "200 OK", because
 
-    benchmark.name = f"{path.split('/')[2]} to one GET"
+    benchmark.name = f"{what} to one GET"
     latency.interleaved(benchmark, ask, to=get, rounds=200)
 
 
@@ -167,7 +170,7 @@ def test_a_write_takes_as_long_at_100_000_cached_pages_as_at_ten(home, prime, ne
         as_the_cache(server)
         home.save()
 
-    benchmark.name = "write at 100,000 pages to one at 10"
+    benchmark.name = "write at 100,000 pages to a write at 10"
     timings = latency.interleaved(benchmark, home.save, to=home.save, before=partial(on, few), prepare=partial(on, many), rounds=200)
     timings.at_most(1.1, because="a write says what it wrote, not what that makes stale")
 

@@ -1,0 +1,319 @@
+"""Draws what was measured: `reports/bench.svg`, and `reports/report.html`, one page that loads nothing from elsewhere.
+
+It measures nothing itself. The page says what is not in `reports/` yet, and how it is made; `make report` makes first what takes a minute at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from html import escape
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.template import Context, Engine
+from django.utils.safestring import mark_safe
+
+from tests.figures import REPORTS, Way, part_of, ways_of
+from tests.stacks import STACKS
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+"""Beside this file and not with the service's templates: the service does not serve it."""
+
+MADE_BY = {"bench": "make bench", "counts": "make report", "load": "make load"}
+"""What is read, and what measures it."""
+
+APPROACHES = {"naive": ("naive", "naive"), "optimized": ("optimized", "optimized"), "cached": ("cold", "warm")}
+"""Approach → the names of its cold and of its warm read. Those that remember nothing read twice as they read once."""
+
+UNKNOWN = "—"
+
+Figures = dict[str, Any]
+"""What a file in `reports/` holds; nothing where there is no such file."""
+
+
+# Plots
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of a plot: what it is, its figure in a few words, how long each part is, and between what its end may lie.
+
+    `exact` is the figure with all that there is to say, for the table beside the plot.
+    """
+
+    label: str
+    text: str
+    parts: Mapping[str, float]
+    between: tuple[float, float] | None = None
+    exact: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Horizontal bars to scale, in groups; `legend` names the kinds of parts, and a line goes through what is as long as `mark`.
+
+    A logarithmic scale begins nowhere, so a bar on it would have no length: there are dots instead, with a line to the other figure.
+    """
+
+    title: str
+    note: str
+    groups: Mapping[str, Sequence[Bar]]
+    legend: Mapping[str, str] = field(default_factory=dict)
+    logarithmic: bool = False
+    mark: float | None = None
+
+    @property
+    def svg(self) -> str:
+        """As it stands on the page, under a heading that says the title."""
+        return mark_safe(draw(self))
+
+
+WIDTH, LEFT, LINE = 360, 8, 40
+"""In units of the drawing, of which a letter takes about seven: few, so that a phone need not make them small."""
+
+STYLE = """
+.plot{font:14px system-ui,sans-serif;--ink:#1b1f24;--paper:#fff;--line:#c9d1d9;--bar:#2f6fb3;--stale:#b4371f;--nothing:#d9a514;--warm:#c3d9c6}
+@media(prefers-color-scheme:dark){.plot{--ink:#e6e8eb;--paper:#14171a;--line:#4a525b;--bar:#6ea8e0;--stale:#f0785f;--nothing:#c99a1c;--warm:#35543b}}
+.plot .paper{fill:var(--paper)}.plot text{fill:var(--ink);stroke:var(--paper);stroke-width:4px;paint-order:stroke}
+.plot .title,.plot .group{font-weight:600}.plot .title{font-size:16px}
+.plot .grid{stroke:var(--line)}.plot .between{stroke:var(--ink);stroke-width:2}
+.plot .bar{fill:var(--bar)}.plot .stale{fill:var(--stale)}.plot .nothing{fill:var(--nothing)}.plot .warm{fill:var(--warm)}
+"""
+
+
+def draw(plot: Plot, titled: bool = False) -> str:
+    """The plot as SVG, light or dark, and readable where it is 320 pixels wide."""
+    bars = [bar for group in plot.groups.values() for bar in group]
+    ends = [end for bar in bars for end in (sum(bar.parts.values()), *(bar.between or ()))]
+    low, high = (math.floor(math.log10(min(ends))), math.ceil(math.log10(max(ends)) + 1e-9)) if plot.logarithmic else (0, max(ends))
+
+    def x(value: float) -> float:
+        return round(LEFT + (WIDTH - 2 * LEFT) * ((math.log10(value) if plot.logarithmic else value) - low) / (high - low), 1)
+
+    top = 30 if titled else 0
+    parts, y = list(_legend(plot, top)), top + 22 * len(plot.legend)
+    for name, group in plot.groups.items():
+        y += 24
+        parts.append(f'<text class="group" x="{LEFT}" y="{y}">{escape(name)}</text>')
+        for bar in group:
+            parts.append(f'<text x="{LEFT}" y="{y + 22}">{escape(bar.label)}</text>')
+            parts.append(f'<text x="{WIDTH - LEFT}" y="{y + 22}" text-anchor="end">{escape(bar.text)}</text>')
+            parts += _logarithmic(bar, y + 34, x) if plot.logarithmic else _linear(bar, y + 34, x)
+            y += LINE
+    height = y + (32 if plot.logarithmic else 16)
+    mark = [f'<path class="grid" d="M{x(plot.mark)} {top + 32}V{y + 8}"/>'] if plot.mark else []
+    grid = [
+        f'<path class="grid" d="M{x(10**power)} {top + 32}V{y + 8}"/><text x="{x(10**power)}" y="{y + 24}" text-anchor="{anchor}">{_time(10**power)}</text>'
+        for power in (range(low, high + 1) if plot.logarithmic else ())
+        for anchor in [{low: "start", high: "end"}.get(power, "middle")]
+    ]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">',
+            f"<title>{escape(plot.title)}</title><style>{STYLE}</style>",
+            f'<rect class="paper" width="{WIDTH}" height="{height}"/>',
+            *([f'<text class="title" x="{LEFT}" y="24">{escape(plot.title)}</text>'] if titled else []),
+            *mark,
+            *grid,
+            *parts,
+            "</svg>\n",
+        ]
+    )
+
+
+def _legend(plot: Plot, top: int) -> Iterator[str]:
+    for line, (kind, words) in enumerate(plot.legend.items()):
+        y = top + 4 + 22 * line
+        yield f'<rect class="{kind}" x="{LEFT}" y="{y}" width="14" height="14"/><text x="{LEFT + 22}" y="{y + 12}">{escape(words)}</text>'
+
+
+def _linear(bar: Bar, y: float, x: Any) -> Iterator[str]:
+    end = 0.0
+    for kind, length in bar.parts.items():
+        yield f'<rect class="{kind}" x="{x(end)}" y="{y - 5}" width="{x(end + length) - x(end):.1f}" height="10"/>'
+        end += length
+    if bar.between:
+        yield f'<path class="between" d="M{x(bar.between[0])} {y}H{x(bar.between[1])}"/>'
+
+
+def _logarithmic(bar: Bar, y: float, x: Any) -> Iterator[str]:
+    if bar.between:
+        yield f'<path class="between" d="M{x(bar.between[0])} {y}H{x(bar.between[1])}"/>'
+    yield f'<circle class="bar" cx="{x(sum(bar.parts.values()))}" cy="{y}" r="5"/>'
+
+
+def how_long(bench: Figures) -> Plot:
+    """Each way beside the one that it was timed in turn with."""
+    groups = {f"{other} = 1": list(map(_timed, ways)) for other, ways in groupby(sorted(ways_of(bench), key=attrgetter("other")), attrgetter("other"))}
+    note = "Each was timed in turn with the other, round by round; the thin line is where the median would lie in 99 of 100 such runs."
+    return Plot("How long it takes", note, dict(sorted(groups.items(), key=lambda named: named[0] != "naive = 1")), mark=1)
+
+
+def _timed(way: Way) -> Bar:
+    took = _time(way.milliseconds)
+    exact = f"{way.ratio:.3f} × ({way.low:.3f} to {way.high:.3f}), {took}"
+    return Bar(way.this, f"{way.ratio:.2f} ×, {took}", {"bar": way.ratio}, (way.low, way.high), exact)
+
+
+def how_many_queries(counts: Figures) -> Plot:
+    """By the size of the page."""
+    rows = sorted(counts["queries"], key=lambda row: (row["page_size"], [name for names in APPROACHES.values() for name in names].index(row["way"])))
+    groups = {
+        f"A page of {size}": [Bar(row["way"], str(row["queries"]), {"bar": row["queries"]}) for row in same]
+        for size, same in groupby(rows, lambda row: row["page_size"])
+    }
+    return Plot("SQL queries", "To scale: one query is a hair's breadth, and none is nothing at all.", groups)
+
+
+def what_goes_stale(counts: Figures) -> Plot:
+    """By the model that is written, and the way in which it is."""
+    seen: dict[str, dict[str, str]] = defaultdict(lambda: defaultdict(str))
+    for row in counts["precision"]:
+        seen[row["way"]][re.split("[. ]", row["write"])[0]] += row["pages"]
+    groups = {way: [_fates(model, pages) for model, pages in sorted(models.items())] for way, models in sorted(seen.items())}
+    legend = {"stale": "stale, as it had to be", "nothing": "stale for nothing", "warm": "stayed warm"}
+    pages = len(counts["precision"][0]["pages"])
+    note = f"Of {pages} pages, on the average of the columns of each model. cache.clear() on a signal makes all of them stale, every time."
+    return Plot("What a change makes stale", note, groups, legend)
+
+
+def _fates(model: str, pages: str) -> Bar:
+    """A capital was stale, and had to be; a small letter was stale for nothing; a dot stayed warm."""
+    kinds = Counter("warm" if page == "." else "stale" if page.isupper() else "nothing" for page in pages)
+    share = {kind: kinds[kind] / len(pages) for kind in ("stale", "nothing", "warm")}
+    return Bar(model, f"{share['warm']:.0%} warm", share, exact=f"{share['stale']:.1%} had to be, {share['nothing']:.1%} for nothing, {share['warm']:.1%} warm")
+
+
+def under_load(load: Figures) -> Plot:
+    """The medians, with a line to what 95 of 100 reads were faster than."""
+    bars = [
+        Bar(row["name"], _time(row["p50"]), {"bar": row["p50"]}, (row["p50"], row["p95"]), f"{_time(row['p50'])}; 95 of 100 within {_time(row['p95'])}")
+        for row in load["rows"]
+    ]
+    note = "On a logarithmic scale: each grey line is ten times the one before. The dot is the median; 95 of 100 reads took no longer than the line."
+    return Plot("Many readers at once", note, {"the median, and up to what 95 of 100 took": bars}, logarithmic=True)
+
+
+def _time(milliseconds: float) -> str:
+    """With as many digits as mean something, and no break before the unit."""
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.3g}\N{NO-BREAK SPACE}s"
+    digits = 2 if milliseconds < 1 else 1 if milliseconds < 100 else 0
+    return f"{milliseconds:.{digits}f}\N{NO-BREAK SPACE}ms"
+
+
+# The series' table
+
+
+def series(bench: Figures, counts: Figures, load: Figures) -> list[tuple[str, list[str]]]:
+    """The rows of the table, each with a cell for every approach."""
+    queries = {row["way"]: str(row["queries"]) for row in counts.get("queries", []) if row["page_size"] == 20}
+    again = {row["door"]: str(row["queries"]) for row in counts.get("second read", [])}
+    fresh = {row["door"]: f"{row['fresh']} of {row['edits']}" for row in counts.get("freshness", [])}
+    ways = {way.this: way for way in (ways_of(bench) if bench else []) if way.other == "naive"}
+    times = {name: _time(way.milliseconds) for name, way in ways.items()}
+    ratios = {name: f"{way.ratio:.2f}" for name, way in ways.items()}
+    crowd = {row["beats"]: f"{_time(row['p50'])}, {_time(row['p95'])}" for row in load.get("rows", [])}
+    stale = {"cached": f"{len(load['stale'])} of {load['reads']:,}"} if load else {}
+    users = f"{_readers(load)} users"
+    rows = [
+        ("SQL queries, cold", queries, 0),
+        ("SQL queries, warm", again, None),
+        ("Response time, cold", times, 0),
+        ("as a part of naive’s", ratios, 0),
+        ("Response time, warm", times, 1),
+        ("as a part of naive’s", ratios, 1),
+        ("New prices in the very next read", fresh, None),
+        (f"{users}, cold: median, 95 of 100", crowd, 0),
+        (f"{users}, warm: median, 95 of 100", crowd, 1),
+        ("Stale reads while prices change", stale, None),
+    ]
+    return [(name, [cells.get(approach if which is None else names[which], UNKNOWN) for approach, names in APPROACHES.items()]) for name, cells, which in rows]
+
+
+def _readers(load: Figures) -> str:
+    names = [row["name"] for row in load.get("rows", []) if row["beats"]]
+    return re.findall(r"[0-9]+", names[0])[0] if names else "50"
+
+
+# The page
+
+
+def read(folder: Path, name: str) -> Figures:
+    """What was measured. Raises SystemExit, in one line, for a file that is none of ours."""
+    file = folder / f"{name}.json"
+    try:
+        found: Figures = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise SystemExit(f"{file} cannot be read ({error}). Delete it, or make it anew: {MADE_BY[name]}") from None
+    return found | {"when": found.get("datetime") or datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat()}
+
+
+def told(name: str, found: Figures) -> str:
+    """Where figures are from, in a line."""
+    if not found:
+        return f"There is no reports/{name}.json yet: {MADE_BY[name]}"
+    commit, machine = found.get("commit_info", {}), found.get("machine_info", {}).get("cpu", {})
+    facts = [
+        datetime.fromisoformat(found["when"]).strftime("%Y-%m-%d %H:%M UTC"),
+        f"commit {commit['id'][:10]}{' with changes' if commit['dirty'] else ''}" if commit else "",
+        STACKS.get(found.get("stack", ""), ""),
+        f"{machine['count']} cores of {machine.get('brand_raw', 'a processor')}" if machine else "",
+    ]
+    return f"reports/{name}.json, from {MADE_BY[name]}: {'; '.join(filter(None, facts))}"
+
+
+def page(figures: Mapping[str, Figures]) -> str:
+    """The page as HTML."""
+    bench, counts, load = (figures[name] for name in MADE_BY)
+    plots = [plot(found) for plot, found in ((how_long, bench), (how_many_queries, counts), (what_goes_stale, counts), (under_load, load)) if found]
+    others = [row for row in counts.get("freshness", []) if row["door"] not in APPROACHES]
+    context = {
+        "approaches": list(APPROACHES),
+        "rows": series(bench, counts, load),
+        "others": others,
+        "load": load,
+        "plots": plots,
+        "sources": [told(name, found) for name, found in figures.items()],
+    }
+    return Engine().from_string(TEMPLATE.read_text(encoding="utf-8")).render(Context(context))
+
+
+def write(folder: Path) -> list[Path]:
+    """Draw what is in this folder, into it; the files that were written. Raises SystemExit, in one line, where a file there is none of ours."""
+    figures = {name: read(folder, name) for name in MADE_BY}
+    try:
+        texts = {"report.html": page(figures)} | ({"bench.svg": draw(how_long(figures["bench"]), titled=True)} if figures["bench"] else {})
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise SystemExit(f"What is in {folder} is not what this version measures ({error!r}). Delete it, and measure anew.") from error
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        part_of(folder / name).write_text(text, encoding="utf-8")
+        part_of(folder / name).replace(folder / name)
+    return [folder / name for name in texts]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write, and say what."""
+    argparse.ArgumentParser(prog="python -m tests.report", description=__doc__).parse_args(arguments)
+    if not settings.configured:
+        settings.configure(USE_I18N=False)
+    for file in write(REPORTS):
+        sys.stdout.write(f"{file.relative_to(REPORTS.parent)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""What was measured, and how it is shown. A figure on the page is one that a run wrote down; what was not measured the page says."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+from django.conf import settings
+
+from conftest import ROOT
+from tests import figures, report
+from tests.figures import Way
+
+BENCH = {
+    "datetime": "2026-11-23T10:11:36+00:00",
+    "commit_info": {"id": "0123456789abcdef", "dirty": True},
+    "machine_info": {"cpu": {"count": 2, "brand_raw": "Abacus"}},
+    "stack": "embedded",
+    "benchmarks": [
+        {
+            "group": group,
+            "name": f"{name}: {ratio} (… to …) × the other",
+            "stats": {"median": median, "rounds": 60},
+            "extra_info": {"ratio": ratio, "interval": [ratio * 0.9, ratio * 1.1]},
+        }
+        for group, name, median, ratio in (
+            ("warm", "warm to naive", 0.0008, 0.05),
+            ("cold", "cold to naive", 0.008, 0.2),
+            ("naive", "naive to naive", 0.04, 1.0),
+            ("floors", "nothing to one GET", 0.00025, 0.6),
+            ("optimized", "optimized to naive", 0.012, 0.3),
+        )
+    ],
+}
+COUNTS = {
+    "datetime": "2026-11-23T10:18:09+00:00",
+    "commit_info": {"id": "0123456789abcdef", "dirty": False},
+    "stack": "real",
+    "queries": [
+        {"way": way, "page_size": size, "queries": queries}
+        for size, counted in ((20, (0, 1, 1, 61)), (1, (0, 1, 1, 4)))
+        for way, queries in zip(("warm", "cold", "optimized", "naive"), counted, strict=True)
+    ],
+    "second read": [{"door": "naive", "queries": 62}, {"door": "optimized", "queries": 2}, {"door": "cached", "queries": 0}],
+    "freshness": [{"door": "cached", "edits": 10, "fresh": 10}, {"door": "cache_page", "edits": 10, "fresh": 0}],
+    "precision": [
+        {"write": "Office.name", "way": "save()", "pages": "A..."},
+        {"write": "Office.city", "way": "save()", "pages": "Ab.."},
+        {"write": "Agent deleted", "way": "a queryset", "pages": "ABCd"},
+    ],
+}
+LOAD = {
+    "rows": [
+        {"name": "warm, 1 at once", "p50": 1.5, "p95": 10.4, "beats": ""},
+        {"name": "warm, 40 a second apart", "p50": 4.44, "p95": 43.0, "beats": "warm"},
+        {"name": "naive, 40 a second apart", "p50": 650.0, "p95": 1660.0, "beats": "naive"},
+    ],
+    "edits": 28,
+    "reads": 1161,
+    "stale": [{}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What was measured, all of it."""
+    for name, found in (("bench", BENCH), ("counts", COUNTS), ("load", LOAD)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    return tmp_path
+
+
+def rows_of(page):
+    """First cell of each table row of the page → the others. (No-break spaces as spaces.)"""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page.replace("\N{NO-BREAK SPACE}", " "))
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    return [(row[0], row[1:]) for row in cells]
+
+
+# The page
+
+
+def test_the_table_says_of_each_way_what_was_measured():
+    assert report.series(BENCH, COUNTS, LOAD) == [
+        ("SQL queries, cold", ["61", "1", "1"]),
+        ("SQL queries, warm", ["62", "2", "0"]),
+        ("Response time, cold", ["40.0\xa0ms", "12.0\xa0ms", "8.0\xa0ms"]),
+        ("as a part of naive’s", ["1.00", "0.30", "0.20"]),
+        ("Response time, warm", ["40.0\xa0ms", "12.0\xa0ms", "0.80\xa0ms"]),
+        ("as a part of naive’s", ["1.00", "0.30", "0.05"]),
+        ("New prices in the very next read", ["—", "—", "10 of 10"]),
+        ("40 users, cold: median, 95 of 100", ["650\xa0ms, 1.66\xa0s", "—", "—"]),
+        ("40 users, warm: median, 95 of 100", ["650\xa0ms, 1.66\xa0s", "—", "4.4\xa0ms, 43.0\xa0ms"]),
+        ("Stale reads while prices change", ["—", "—", "1 of 1,161"]),
+    ]
+
+
+def test_the_page_loads_nothing_and_runs_nothing(folder):
+    """It can be sent to somebody: one file."""
+    report.write(folder)
+    page = (folder / "report.html").read_text()
+
+    assert re.findall(r"<script|<link|<img|src=|@import|url\(|href=", page) == []
+    assert set(re.findall(r"https?://[^\s\"<]+", page)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_every_plot_has_its_numbers_beside_it_as_a_table(folder):
+    """A plot alone is nothing to who cannot see it."""
+    report.write(folder)
+    page = (folder / "report.html").read_text()
+    rows = rows_of(page)
+
+    assert page.count("<svg") == page.count("<details>") == 4
+    for row in (
+        ("nothing", ["0.600 × (0.540 to 0.660), 0.25 ms"]),
+        ("naive", ["61"]),
+        ("Office", ["25.0% had to be, 12.5% for nothing, 62.5% warm"]),
+        ("naive, 40 a second apart", ["650 ms; 95 of 100 within 1.66 s"]),
+    ):
+        assert row in rows
+
+
+def test_the_page_says_when_and_where_it_was_measured():
+    found = BENCH | {"when": BENCH["datetime"]}
+
+    assert report.told("bench", found) == (
+        "reports/bench.json, from make bench: 2026-11-23 10:11 UTC; commit 0123456789 with changes; SQLite and fakeredis, in process; 2 cores of Abacus"
+    )
+    assert report.told("counts", COUNTS | {"when": COUNTS["datetime"]}).endswith("10:18 UTC; commit 0123456789; PostgreSQL and Redis")
+
+
+def test_a_file_that_does_not_say_when_is_as_old_as_it_is(folder):
+    assert re.search(r"from make load: \d{4}-\d\d-\d\d \d\d:\d\d UTC$", report.told("load", report.read(folder, "load")))
+
+
+def test_what_was_not_measured_yet_is_said_with_how_to(tmp_path):
+    """Before the first run there is a page, too."""
+    written = report.write(tmp_path / "reports")
+    page = written[0].read_text()
+
+    assert [file.name for file in written] == ["report.html"]
+    assert {"—"} == {cell for _, cells in rows_of(page)[1:] for cell in cells}
+    for name, made_by in (("bench", "make bench"), ("counts", "make report"), ("load", "make load")):
+        assert f"There is no reports/{name}.json yet: {made_by}" in page
+
+
+def test_the_second_run_writes_the_same_and_nothing_else(folder):
+    first = {file.name: file.read_text() for file in report.write(folder)}
+    second = {file.name: file.read_text() for file in report.write(folder)}
+
+    assert first == second
+    assert {file.name for file in folder.iterdir()} == {"bench.json", "counts.json", "load.json", "report.html", "bench.svg"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "bench.json cannot be read ("), ("{}", "is not what this version measures (KeyError('benchmarks')). Delete it, and measure anew.")],
+    ids=["half a file", "another version's"],
+)
+def test_a_file_that_is_none_of_ours_is_one_line_and_the_last_page_stays(folder, text, said):
+    (folder / "report.html").write_text("the last")
+    (folder / "bench.json").write_text(text)
+
+    with pytest.raises(SystemExit) as ended:
+        report.write(folder)
+    assert said in ended.value.code
+    assert len(ended.value.code.splitlines()) == 1
+    assert (folder / "report.html").read_text() == "the last"
+
+
+def test_the_command_says_what_it_wrote(folder, monkeypatch, capsys):
+    monkeypatch.setattr(report, "REPORTS", folder)
+
+    report.main([])
+
+    assert capsys.readouterr().out.split() == [f"{folder.name}/report.html", f"{folder.name}/bench.svg"]
+
+
+def test_the_command_needs_no_settings(folder):
+    """It draws; it has no database to ask."""
+    assert settings.configured
+    code = f"from pathlib import Path; from tests import report; report.REPORTS = Path({str(folder)!r}); report.main([])"
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (ended.returncode, len(ended.stdout.split())) == (0, 2), ended.stderr
+
+
+# The plots
+
+
+def elements(svg, name):
+    """The elements of this name, as dictionaries."""
+    return [dict(element.attrib, text=element.text) for element in ElementTree.fromstring(svg).iter(f"{{http://www.w3.org/2000/svg}}{name}")]
+
+
+def test_bars_are_as_long_as_what_they_show_and_the_line_is_the_interval():
+    plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 1.0}), report.Bar("b", "4", {"bar": 4.0}, between=(3.0, 4.0))]}, mark=2)
+    short, long = [float(bar["width"]) for bar in elements(plot.svg, "rect") if bar["class"] == "bar"]
+    mark, line = elements(plot.svg, "path")
+
+    assert (short, long) == (86.0, 344.0)
+    assert mark["d"].startswith("M180.0 ")
+    assert line["d"].startswith("M266.0 ")
+    assert line["d"].endswith("H352.0")
+
+
+def test_of_all_pages_each_is_stale_stale_for_nothing_or_warm_and_the_parts_follow_one_another():
+    plot = report.what_goes_stale(COUNTS)
+    parts = [bar for bar in elements(plot.svg, "rect") if bar.get("height") == "10"]
+
+    assert {way: [dict(bar.parts) for bar in bars] for way, bars in plot.groups.items()} == {
+        "a queryset": [{"stale": 0.75, "nothing": 0.25, "warm": 0}],
+        "save()": [{"stale": 0.25, "nothing": 0.125, "warm": 0.625}],
+    }
+    assert [(part["class"], part["x"], part["width"]) for part in parts[3:]] == [
+        ("stale", "8.0", "86.0"),
+        ("nothing", "94.0", "43.0"),
+        ("warm", "137.0", "215.0"),
+    ]
+
+
+def test_on_a_logarithmic_scale_there_are_dots_and_no_bars():
+    """A bar says: so many times as long. There it would lie."""
+    svg = report.under_load(LOAD).svg
+    dots = [float(dot["cx"]) for dot in elements(svg, "circle")]
+
+    assert not [bar for bar in elements(svg, "rect") if bar["class"] == "bar"]
+    assert dots == sorted(dots)
+    assert [tick for tick in ("1 ms", "10 ms", "100 ms", "1 s", "10 s") if tick not in svg.replace(".0\xa0", " ").replace("\xa0", " ")] == []
+
+
+def test_a_dot_without_a_second_figure_has_no_line():
+    plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 2.0}), report.Bar("b", "1", {"bar": 20.0})]}, logarithmic=True)
+
+    assert [path["class"] for path in elements(plot.svg, "path")] == ["grid"] * 3
+
+
+def test_the_plot_that_stands_alone_has_its_title_and_follows_light_and_dark(folder):
+    """On a page the title is a heading already; README shows a picture."""
+    report.write(folder)
+    svg = (folder / "bench.svg").read_text()
+
+    assert [text["text"] for text in elements(svg, "text") if text.get("class") == "title"] == ["How long it takes"]
+    assert "prefers-color-scheme:dark" in svg
+    assert not [text for text in elements(report.how_long(BENCH).svg, "text") if text.get("class") == "title"]
+
+
+# What a run keeps
+
+
+def test_the_benchmarks_are_read_from_dear_to_cheap_group_by_group():
+    assert [(way.name, way.this, way.other) for way in figures.ways_of(BENCH)][:2] == [
+        ("naive to naive", "naive", "naive"),
+        ("optimized to naive", "optimized", "naive"),
+    ]
+    assert list(figures.table([Way("cold", "cold to naive", 8.0, 0.2, 0.18, 0.22, 60)])) == [
+        "\n                     median  × the other, and between what it lies in 99 of 100 runs",
+        "cold",
+        "  cold to naive     8.00 ms   0.200  (0.180 to 0.220)     60 rounds",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "exitstatus", "left"),
+    [
+        ("benchmark_only", pytest.ExitCode.TESTS_FAILED, "new"),
+        ("benchmark_only", pytest.ExitCode.INTERRUPTED, "old"),
+        ("figures", pytest.ExitCode.TESTS_FAILED, "old"),
+        ("figures", pytest.ExitCode.INTERRUPTED, "old"),
+    ],
+    ids=["times above their budget", "times, Ctrl-C", "a count that failed", "counts, Ctrl-C"],
+)
+def test_a_time_above_its_budget_is_a_figure_too_and_half_a_run_is_none(tmp_path, monkeypatch, asked, exitstatus, left):
+    """Half of the figures would look like all of them."""
+    monkeypatch.setattr(figures, "REPORTS", tmp_path)
+    file = tmp_path / {"benchmark_only": "bench.json", "figures": "counts.json"}[asked]
+    file.write_text("old")
+    config = configured(asked)
+    figures.pytest_configure(config)
+    figures.part_of(tmp_path / "bench.json").write_text(json.dumps(BENCH))
+
+    figures.pytest_terminal_summary(SimpleNamespace(write_line=str, getreports=lambda _: []), exitstatus, config)
+
+    figures.part_of(tmp_path / "bench.json").unlink(missing_ok=True)
+    assert (file.read_text() == "old") is (left == "old")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("asked", ["benchmark_only", "figures"])
+def test_a_run_that_measures_nothing_else_leaves_its_figures(tmp_path, monkeypatch, asked):
+    """The table for who waits, the JSON for `make report`."""
+    monkeypatch.setattr(figures, "REPORTS", tmp_path / "reports")
+    lines = []
+    config = configured(asked)
+    passed = SimpleNamespace(user_properties=[("counted", "1"), ("figure", ["freshness", {"door": "naive"}])])
+    reporter = SimpleNamespace(write_line=lines.append, getreports=lambda outcome: [passed] * (outcome == "passed"))
+
+    figures.pytest_configure(config)
+    if config.option.benchmark_only:
+        figures.pytest_benchmark_update_json(config, found := dict(BENCH))
+        config.option.benchmark_json.write_text(json.dumps(found))
+    figures.pytest_terminal_summary(reporter, 0, config)
+
+    [file] = (tmp_path / "reports").iterdir()
+    kept = json.loads(file.read_text())
+    assert kept["stack"] == "real"
+    assert (file.name, len(lines)) == {"benchmark_only": ("bench.json", 11), "figures": ("counts.json", 0)}[asked]
+    assert kept.get("freshness") == (None if asked == "benchmark_only" else [{"door": "naive"}])
+
+
+INTERRUPTED = """
+def test_it(benchmark):
+    def press():
+        raise KeyboardInterrupt
+
+    benchmark.extra_info |= {"ratio": 1, "interval": [1, 1]}
+    benchmark.pedantic(press)
+"""
+
+
+def test_ctrl_c_in_the_midst_of_a_benchmark_writes_nothing_and_is_no_traceback(tmp_path):
+    (tmp_path / "test_it.py").write_text(INTERRUPTED)
+    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pytest.ini", "--rootdir", tmp_path, "-p", "no:cacheprovider", tmp_path / "test_it.py"]
+    asked = ["--benchmark-only", "--benchmark-json", tmp_path / "mine.json"]
+    ended = subprocess.run([*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == pytest.ExitCode.INTERRUPTED, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert not (tmp_path / "mine.json").exists()
+
+
+def test_benchmarks_that_never_began_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "REPORTS", tmp_path)
+    config = configured("benchmark_only")
+
+    figures.pytest_configure(config)
+    figures.pytest_terminal_summary(None, 2, config)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_the_command_line_names_is_where_the_benchmarks_go(tmp_path):
+    config = configured("benchmark_only", benchmark_json=tmp_path / "mine.json")
+
+    figures.pytest_configure(config)
+
+    assert config.option.benchmark_json == tmp_path / "mine.json"
+
+
+@pytest.mark.parametrize(("asked", "left"), [("benchmark_only", ["bench"]), ("figures", ["count"]), ("", ["bench", "count", "else"])])
+def test_where_only_measurements_are_asked_for_the_rest_is_counted_and_not_skipped(asked, left):
+    """A thousand lines of `s` hide six."""
+    items = [SimpleNamespace(name="bench", fixturenames=["benchmark"]), SimpleNamespace(name="count", fixturenames=["figure"])]
+    items.append(SimpleNamespace(name="else", fixturenames=[]))
+    deselected = []
+    config = configured(asked)
+    config.hook.pytest_deselected = lambda *, items: deselected.extend(items)
+
+    figures.pytest_collection_modifyitems(config, items)
+
+    assert [item.name for item in items] == left
+    assert len(deselected) == 3 - len(left)
+
+
+def configured(asked, **options):
+    """What the plugin sees of a run on the real stack that asks for this."""
+    options = {"benchmark_only": False, "figures": False, "benchmark_json": None, "stack": "real"} | {asked: True} | options
+    hook = SimpleNamespace(pytest_benchmark_generate_commit_info=lambda config: {"id": "0123456789", "dirty": False})
+    return SimpleNamespace(option=SimpleNamespace(**options), hook=hook)
