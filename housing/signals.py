@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from django.apps import apps
@@ -99,10 +100,16 @@ def _column_tags(instance: TaggedModel, update_fields: Iterable[str] | None, con
     """The columns that a save of an existing row writes; after a locked read, those that differ."""
     model = _model(instance)
     held = _held_under_lock(instance, connection)
-    columns: Iterable[str] = TABLE[model].selects
-    if update_fields is not None:
-        columns = {cast(Any, instance._meta.get_field(name)).attname for name in update_fields}.intersection(columns)
-    return {column_tag(model, column) for column in columns if column not in held or held[column] != getattr(instance, column)}
+    tags = _column_tags_of(model)
+    if update_fields is None and not held:
+        return set(tags.values())
+    written = tags.keys() if update_fields is None else {cast(Any, instance._meta.get_field(name)).attname for name in update_fields}
+    return {tag for column, tag in tags.items() if column in written and (column not in held or held[column] != getattr(instance, column))}
+
+
+@cache
+def _column_tags_of(model: type[TaggedModel]) -> dict[str, str]:
+    return {column: column_tag(model, column) for column in TABLE[model].selects}
 
 
 def _model(instance: TaggedModel) -> type[TaggedModel]:

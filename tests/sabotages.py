@@ -67,8 +67,8 @@ JOURNAL = (
     Sabotage(
         "lease: it ends at once",
         "cache/journal.lua",
-        "text(LEASES + j.last + LEASE), held",
-        "text(LEASES + j.last), held",
+        "text(LEASES + j.last + LEASE), lease",
+        "text(LEASES + j.last), lease",
         "test_races.py::test_a_read_between_commit_and_close",
     ),
     Sabotage(
@@ -95,7 +95,7 @@ JOURNAL = (
     Sabotage(
         "lease: one that ran out leaves no record",
         "cache/journal.lua",
-        "call('ZADD', journal, 'GT', text(expiry), tag)",
+        "call('ZADD', journal, 'GT', all_at(text(expiry), split(tags)))",
         "",
         "test_races.py::test_an_entry_read_under_a_lease_that_ran_out_is_not_trusted_afterwards",
     ),
@@ -109,7 +109,7 @@ JOURNAL = (
     Sabotage(
         "closed record: a close leaves none",
         "cache/journal.lua",
-        "record(j, all_at(text(j.last), {...}))",
+        "record(j, all_at(text(j.last), split(tags)))",
         "record(j)",
         "test_races.py::test_a_write_between_select_and_store",
     ),
@@ -130,7 +130,7 @@ JOURNAL = (
     Sabotage(
         "own lease only: a close ends every lease",
         "cache/journal.lua",
-        "call('ZREM', journal, unpack(held(lease, {...})))\n  record",
+        "call('ZREM', journal, lease .. '|' .. tags)\n  record",
         "call('ZREMRANGEBYSCORE', journal, text(LEASES), '+inf')\n  record",
         "test_races.py::test_the_close_of_one_writer_ends_no_lease_of_another",
     ),

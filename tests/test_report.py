@@ -326,7 +326,8 @@ def test_ctrl_c_in_the_midst_of_a_benchmark_writes_nothing_and_is_no_traceback(t
     (tmp_path / "test_it.py").write_text(INTERRUPTED)
     command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pytest.ini", "--rootdir", tmp_path, "-p", "no:cacheprovider", tmp_path / "test_it.py"]
     asked = ["--benchmark-only", "--benchmark-json", tmp_path / "mine.json"]
-    ended = subprocess.run([*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    ended = subprocess.run([*command, *asked], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=60, check=False)
 
     assert ended.returncode == pytest.ExitCode.INTERRUPTED, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr

@@ -6,7 +6,7 @@
 --   'last'        minus the last instant given out
 --   'low'         minus the low-water mark: records at or before it may have been dropped
 --   tag           the instant of its last close
---   lease|tag     LEASES + the instant at which this lease runs out; tag '*' is everything
+--   lease|tags    LEASES + the instant at which this lease runs out; the tags one a line, or '*': everything
 -- KEYS[2] is an entry, one hash:
 --   epoch, read_at, tags   when it was read, and what may make it stale
 --   etag, body             what was read; not there where a lease forbade to remember it
@@ -53,9 +53,10 @@ local function doubt(j, epoch, read_at, tags)
     mine[tags[i]] = true
   end
   for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
-    local tag = lease:match('|(.*)$')
-    if tag == '*' then return 'newborn' end
-    if mine[tag] then return 'leased' end
+    for _, tag in ipairs(split(lease:match('|(.*)$'))) do
+      if tag == '*' then return 'newborn' end
+      if mine[tag] then return 'leased' end
+    end
   end
 end
 
@@ -97,14 +98,21 @@ local function give_birth(nonce, quiet)
   if not quiet then call('ZADD', journal, text(LEASES + now + LEASE), 'newborn|*') end
 end
 
+-- The same score for each of these members.
+local function all_at(score, members)
+  local scores = {}
+  for i, member in ipairs(members) do scores[2 * i - 1], scores[2 * i] = score, member end
+  return unpack(scores)
+end
+
 -- A lease that ran out counts as a close at that instant, and one on everything as a low-water mark.
 local function settle(j)
   local over = call('ZRANGEBYSCORE', journal, text(LEASES), '(' .. text(LEASES + j.last), 'WITHSCORES')
   for i = 1, #over, 2 do
-    local expiry, tag = over[i + 1] - LEASES, over[i]:match('|(.*)$')
+    local expiry, tags = over[i + 1] - LEASES, over[i]:match('|(.*)$')
     call('ZREM', journal, over[i])
-    if tag ~= '*' then
-      call('ZADD', journal, 'GT', text(expiry), tag)
+    if tags ~= '*' then
+      call('ZADD', journal, 'GT', all_at(text(expiry), split(tags)))
     elseif expiry > j.low then
       j.low = expiry
       call('ZADD', journal, text(-expiry), 'low')
@@ -164,30 +172,17 @@ function verbs.abandon(nonce, read_at)
   call('HSET', entry, 'filling', text(-j.last))
 end
 
-local function held(lease, tags)
-  local members = {}
-  for i, tag in ipairs(tags) do members[i] = lease .. '|' .. tag end
-  return members
-end
-
--- The same score for each of these members.
-local function all_at(score, members)
-  local scores = {}
-  for i, member in ipairs(members) do scores[2 * i - 1], scores[2 * i] = score, member end
-  return unpack(scores)
-end
-
 -- Reads of these tags cannot be trusted from now until the lease has run out.
-function verbs.lease(nonce, lease, ...)
+function verbs.lease(nonce, lease, tags)
   local j = tick(nonce)
-  record(j, all_at(text(LEASES + j.last + LEASE), held(lease, {...})))
+  record(j, text(LEASES + j.last + LEASE), lease .. '|' .. tags)
 end
 
 -- This lease is over and no other; reads of its tags that began before now are stale.
-function verbs.close(nonce, lease, ...)
+function verbs.close(nonce, lease, tags)
   local j = tick(nonce)
-  call('ZREM', journal, unpack(held(lease, {...})))
-  record(j, all_at(text(j.last), {...}))
+  call('ZREM', journal, lease .. '|' .. tags)
+  record(j, all_at(text(j.last), split(tags)))
   if j.last - TTL > j.low + 500000 then -- twice a second at most, for it costs as much as the record
     call('ZADD', journal, text(TTL - j.last), 'low')
     call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
@@ -195,12 +190,12 @@ function verbs.close(nonce, lease, ...)
 end
 
 -- What the lease announced did not happen.
-function verbs.withdraw(_, lease, ...) call('ZREM', journal, unpack(held(lease, {...}))) end
+function verbs.withdraw(_, lease, tags) call('ZREM', journal, lease .. '|' .. tags) end
 
 -- A new journal, from somebody who knows that nobody writes.
 function verbs.begin(nonce) give_birth(nonce, true) end
 
--- → lease|tag, the µs until it runs out, …: those that are open, the first to run out first. Writes nothing, not even an instant.
+-- → lease|tags, the µs until it runs out, …: those that are open, the first to run out first. Writes nothing, not even an instant.
 function verbs.leases()
   if not read_journal() then return {} end
   local now = clock()

@@ -92,16 +92,16 @@ class Journal:
     def lease(self, tags: Collection[str]) -> Lease:
         """Say that reads of these tags cannot be trusted until the lease is closed or, in `HOUSING_LEASE` seconds, runs out."""
         lease = Lease(os.urandom(8).hex(), tuple(sorted(tags)))
-        self._run("lease", lease.id, *lease.tags)
+        self._run("lease", lease.id, "\n".join(lease.tags))
         return lease
 
     def close(self, lease: Lease) -> None:
         """Say that what was leased is written: what was read of it before now is stale, what is read from now on is not."""
-        self._run("close", lease.id, *lease.tags)
+        self._run("close", lease.id, "\n".join(lease.tags))
 
     def withdraw(self, lease: Lease) -> None:
         """Say that what was leased was not written after all; nothing becomes stale."""
-        self._run("withdraw", lease.id, *lease.tags)
+        self._run("withdraw", lease.id, "\n".join(lease.tags))
 
     def begin(self) -> None:
         """Begin a new journal, without the lease on everything that one found missing begins with.
@@ -113,11 +113,11 @@ class Journal:
     def leases(self) -> dict[Lease, float]:
         """The leases that are open, each with the seconds until it runs out, the first to run out first."""
         listed = iter([bytes(part).decode() for part in self._run("leases")])
-        tags: dict[tuple[str, float], list[str]] = {}
+        leases = {}
         for held in listed:
-            lease, tag = held.split("|")
-            tags.setdefault((lease, int(next(listed)) / 1_000_000), []).append(tag)
-        return {Lease(lease, tuple(tags)): seconds for (lease, seconds), tags in tags.items()}
+            lease, tags = held.split("|")
+            leases[Lease(lease, tuple(tags.split("\n")))] = int(next(listed)) / 1_000_000
+        return leases
 
     def forget_server(self) -> None:
         """Learn anew, at the next call, which server this is."""
