@@ -137,9 +137,7 @@ class Cursor:
     def encode(self) -> str:
         """The text for a link."""
         value, key = self.position or (None, None)
-        return self.signer.sign_object(
-            [self.ordering, self.backward, value.isoformat() if isinstance(value, datetime.datetime) else None if value is None else str(value), key]
-        )
+        return self.signer.sign_object([self.ordering, self.backward, str(value), key])
 
     @classmethod
     def decode(cls, text: str, ordering: str) -> Cursor:
@@ -150,15 +148,15 @@ class Cursor:
             raise ValueError("This is not a cursor from `next` or `previous`.") from None
         if walked != ordering:
             raise ValueError(f"This cursor walks the list by {walked}, not by {ordering}.")
-        return cls(walked, backward, None if key is None else (READ[walked.lstrip("-")](value), key))
+        return cls(walked, backward, None if key is None else (READ[walked.removeprefix("-")](value), key))
 
     def after(self, row: Any, backward: bool, pick: Pick) -> Cursor:
         """The position of a row."""
-        return replace(self, backward=backward, position=(pick(row, self.ordering.lstrip("-")), pick(row, "id")))
+        return replace(self, backward=backward, position=(pick(row, self.ordering.removeprefix("-")), pick(row, "id")))
 
     def walk(self, found: QuerySet[Any]) -> QuerySet[Any]:
         """The rows from here on, in the order in which they are read."""
-        column = self.ordering.lstrip("-")
+        column = self.ordering.removeprefix("-")
         descending = self.ordering.startswith("-") != self.backward
         if self.position is not None:
             value, key = self.position

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 EXCUSED: dict[str, str] = {
     r"cast\(None, ": "What a cast is told is for mypy alone.",
+    r"_sha(: str \| None)? = \"\"": "No text of a script has an empty SHA, as none has None.",
+    r"super\(\).__init__\(\*args, \)": "PostgreSQL's `_nodb_cursor` alone says `alias=`, and mutmut runs the specs on the embedded stack.",
     r"create_function\(PROBE, 0, None\)": "While a statement is pending, SQLite refuses to take a function away as it refuses to change it.",
     r'normalize\(\), "F"\)': "`f` and `F` write a finite number alike.",
 }

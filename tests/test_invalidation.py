@@ -27,6 +27,7 @@ from django_redis import get_redis_connection
 
 from conftest import DOORS, a_property, make_images, saved
 from housing import signals, urls
+from housing.db import statements
 from housing.db.commit import MANY_ROWS, NotLeased, collapse
 from housing.db.statements import written_tables
 from housing.models import Agent, Location, Office, Property, PropertyImage
@@ -1079,6 +1080,19 @@ STATEMENTS = {
 def test_a_statement_is_a_write_unless_its_text_says_otherwise(text, written):
     """Several in one text are judged by all. (SQLite's driver refuses those; others do not.)"""
     assert written_tables(text) == written
+
+
+def test_what_a_text_is_is_found_out_once_unless_it_is_long():
+    """A long one names many rows, and is not sent again; to keep a thousand of them would be a leak."""
+    short = f"UPDATE housing_office SET name = '{'x' * (statements.LONG - 42)}'"
+    long = f"UPDATE housing_office SET name = '{'x' * (statements.LONG - 35)}'"
+    assert (len(short), len(long)) == (statements.LONG - 7, statements.LONG)
+    before = statements._remembered.cache_info()
+
+    assert [written_tables(text) for text in (short, short, long, long)] == [{"housing_office"}] * 4
+
+    after = statements._remembered.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
 
 
 NOT_PROMISED = {

@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conftest import Killed, ask, die, entries, flush
 from housing.cache.entries import ATTEMPTS, PAUSES, draws
-from housing.cache.journal import Filling, Hit, Miss, journal
+from housing.cache.journal import Filling, Hit, Miss, journal, script
 from housing.management.commands.leases import Command
 from housing.models import Property, PropertyImage
 
@@ -307,7 +307,7 @@ def test_a_reader_that_found_nothing_and_cannot_say_so_is_in_the_log(transaction
 
         with connection.execute_wrapper(cut):
             assert read("cached/1").status == 404
-    assert "Not answered, and others may wait for it until their patience is at its end: Redis at " in caplog.text
+    assert caplog.messages[0].startswith("Not answered, and others may wait for it until their patience is at its end: Redis at ")
 
 
 @pytest.mark.only("embedded")
@@ -794,6 +794,28 @@ def test_a_server_that_only_forgot_its_scripts_goes_on_warm(home, price, run_id)
     price()
     run_id("a")
     assert price() == ("300000.00", "hit")
+
+
+@pytest.mark.only("embedded")
+def test_the_script_is_loaded_by_the_server_whose_id_is_in_it(run_id, monkeypatch):
+    """Over one connection, which would end with the server, and is given back. (Only a server that is told its run id by the spec.)"""
+    pool = get_redis_connection("default").connection_pool
+    sent, send = [], pool.connection_class.send_command
+
+    def note(self, *command, **options):
+        sent.append((self, command))
+        send(self, *command, **options)
+
+    monkeypatch.setattr(pool.connection_class, "send_command", note)
+    used = len(pool._in_use_connections)
+
+    journal.forget_server()
+    journal.begin()
+
+    (first, asked), (second, loaded) = [(connection, command) for connection, command in sent if command[0] in ("INFO", "SCRIPT")]
+    assert (asked, loaded) == (("INFO", "server"), ("SCRIPT", "LOAD", script("a")))
+    assert first is second
+    assert len(pool._in_use_connections) == used
 
 
 @pytest.mark.only("embedded")

@@ -11,6 +11,7 @@ here it is the writer who takes them. The script is `journal.lua`: every verb is
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -150,8 +151,7 @@ class Journal:
             run = settings.HOUSING_INCARNATION
             if run is None:
                 connection.send_command("INFO", "server")
-                answer = dict(line.split(b":", 1) for line in connection.read_response().splitlines() if b":" in line)
-                run = answer[b"run_id"].decode()
+                [run] = re.findall(r"run_id:(\w+)", connection.read_response().decode())
             connection.send_command("SCRIPT", "LOAD", script(run))
             self._sha = connection.read_response().decode()
         finally:

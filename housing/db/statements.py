@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import cache, lru_cache, wraps
-from typing import TypeVar
+from functools import cache, lru_cache
 
 from django.apps import apps
 from django.db.migrations.recorder import MigrationRecorder
 
 APP = "housing"
-
-T = TypeVar("T")
 
 LONG = 10_000
 """Of texts with fewer characters it is remembered what they are."""
@@ -71,25 +67,32 @@ def bare(sql: str) -> str:
     return LEAD.sub("", sql)
 
 
-def _told_once(judge: Callable[[str], T]) -> Callable[[str], T]:
-    """Django sends the same texts again and again, with other parameters. Long ones, which name many rows, are judged each time."""
-    remembered = lru_cache(maxsize=1024)(judge)
-    return wraps(judge)(lambda sql: remembered(sql) if len(sql) < LONG else judge(sql))
-
-
-@_told_once
 def ends_transaction(sql: str) -> bool:
     """Whether a text ends the transaction that it is in, or might."""
-    return bool(ENDS_TRANSACTION.match(bare(sql)) or ENDS_LATER.search(sql))
+    return _judged(sql)[0]
 
 
-@_told_once
 def written_tables(sql: str) -> frozenset[str]:
     """The tables of ours that a statement may write: those in its text, and all of them where its target is not known.
 
     A write through a function (`SELECT f()`) or through somebody else's trigger is not seen.
     """
-    sql = bare(sql)
+    return _judged(sql)[1]
+
+
+def _judged(sql: str) -> tuple[bool, frozenset[str]]:
+    return _remembered(sql) if len(sql) < LONG else _judge(sql)
+
+
+def _judge(sql: str) -> tuple[bool, frozenset[str]]:
+    return bool(ENDS_TRANSACTION.match(bare(sql)) or ENDS_LATER.search(sql)), _written_tables(bare(sql))
+
+
+_remembered = lru_cache(maxsize=1024)(_judge)
+"""Django sends the same texts again and again, with other parameters. Long ones, which name many rows, are judged each time."""
+
+
+def _written_tables(sql: str) -> frozenset[str]:
     several = SEVERAL.search(sql)
     if CONCURRENTLY.match(sql) or (HARMLESS.match(sql) and not several):
         return frozenset()
