@@ -354,9 +354,9 @@ def itself(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.only("embedded")
+@pytest.mark.only("real")
 def test_a_slowdown_is_found_where_it_is(itself):
-    """Twice as slow, so that a few rounds are enough. How often a tenth is found, and how often nothing, says `make bench-proof`. (It brings its own stack.)"""
+    """Twice as slow, so that a few rounds are enough. How often a tenth is found says `make bench-proof`. (It brings its own stack, and takes seconds.)"""
     verdicts = {verdict.way: verdict for verdict in compare.compare(itself, itself, {"cold": 1.0}, starts=1, rounds=7)}
 
     assert verdicts["cold"].slower

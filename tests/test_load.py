@@ -101,7 +101,9 @@ def test_a_server_that_does_not_come_up_says_why(tmp_path):
         load.serve(servers, "127.0.0.1:0", environment)
 
 
+@pytest.mark.only("real")
 def test_a_crowd_that_nobody_answers_is_no_figure():
+    """(It needs neither stack, and takes seconds.)"""
     nobody = load.Service("http://127.0.0.1:1", dict(os.environ), psutil.Process())
 
     with pytest.raises(load.Failed, match=r"warm: nobody was answered, and [1-9]\d* reads failed."):

@@ -322,7 +322,9 @@ def test_it(benchmark):
 """
 
 
+@pytest.mark.only("real")
 def test_ctrl_c_in_the_midst_of_a_benchmark_writes_nothing_and_is_no_traceback(tmp_path):
+    """(It needs neither stack, and takes seconds.)"""
     (tmp_path / "test_it.py").write_text(INTERRUPTED)
     command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pytest.ini", "--rootdir", tmp_path, "-p", "no:cacheprovider", tmp_path / "test_it.py"]
     asked = ["--benchmark-only", "--benchmark-json", tmp_path / "mine.json"]

@@ -133,7 +133,9 @@ def test_make_scale_prints_what_each_question_costs():
     assert lines[-1].startswith("100 properties seeded in ")
 
 
+@pytest.mark.only("real")
 def test_a_server_that_cannot_be_had_is_one_line():
+    """(It brings its own stack, and takes seconds.)"""
     ended = run("-m", "tests.scale", DATABASE_URL="postgres://127.0.0.1:1/x")
 
     assert ended.returncode == 1
