@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -36,7 +37,12 @@ from tests import stacks
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 
-PATHS = {"warm": "/api/properties/cached/", "cold": "/api/properties/cached/?min_price={unique}", "naive": "/api/properties/live/naive/"}
+PATHS = {
+    "warm": "/api/properties/cached/",
+    "cold": "/api/properties/cached/?min_price={unique}",
+    "optimized": "/api/properties/live/optimized/",
+    "naive": "/api/properties/live/naive/",
+}
 """What a reader asks for. A cold page is one that nobody asked for before."""
 
 PAUSE, BETWEEN = 0.02, 0.1
@@ -334,7 +340,7 @@ def measure(options: argparse.Namespace) -> Found:
     """Start what is needed, read, and end it. Raises Failed, and UsageError."""
     with ExitStack() as servers:
         service = start(servers, options.properties)
-        seconds = options.seconds / 7
+        seconds = options.seconds / 8
         crowds = [(f"warm, {users} at once", "", Crowd(PATHS["warm"], users, 0, seconds)) for users in (1, 10, 50)]
         crowds += [(f"{kind}, {options.users} a second apart", kind, Crowd(path, options.users, 1, seconds)) for kind, path in PATHS.items()]
         rows = [Row.of(name, service.read(name, crowd), beats) for name, beats, crowd in crowds]
@@ -400,7 +406,8 @@ def plot(rows: Sequence[Row]) -> str:
 def write(folder: Path, found: Found) -> None:
     """The figures, and their plot, as `load.json` and `load.svg`."""
     folder.mkdir(exist_ok=True)
-    (folder / "load.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+    when = {"datetime": datetime.now(UTC).isoformat(), "stack": "real"}
+    (folder / "load.json").write_text(json.dumps(when | asdict(found), indent=2) + "\n", encoding="utf-8")
     (folder / "load.svg").write_text(plot(found.rows), encoding="utf-8")
 
 
@@ -432,7 +439,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.load", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--properties", type=int, default=1_000, metavar="N", help="how many there are (default: %(default)s)")
     parser.add_argument("--users", type=int, default=50, metavar="N", help="how many read with a pause between (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=105, metavar="S", help="how long all readings take together (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=120, metavar="S", help="how long all readings take together (default: %(default)s)")
     parser.add_argument("--crowd", help=argparse.SUPPRESS)
     parser.add_argument("--editor", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
