@@ -19,6 +19,7 @@ EXCUSED: dict[str, str] = {
     r"cast\(None, ": "What a cast is told is for mypy alone.",
     r"_sha(: str \| None)? = \"\"": "No text of a script has an empty SHA, as none has None.",
     r"super\(\).__init__\(\*args, \)": "PostgreSQL's `_nodb_cursor` alone says `alias=`, and mutmut runs the specs on the embedded stack.",
+    r"prefetch_related\(None\)": "Whom E009 would tell is asked when the module is imported; of one property the images are one SELECT either way.",
     r"create_function\(PROBE, 0, None\)": "While a statement is pending, SQLite refuses to take a function away as it refuses to change it.",
     r'normalize\(\), "F"\)': "`f` and `F` write a finite number alike.",
 }
