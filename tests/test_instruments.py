@@ -200,7 +200,7 @@ def test_calls_are_counted_when_all_is_warm_and_not_within_what_stands_in_for_a_
     seen = python_calls.of(lambda: done.append(get_redis_connection("default").ping()), prepare=lambda: prepared.append(len(done)))
 
     assert (prepared, len(done)) == ([0, 1, 2], 3)
-    assert not any("fakeredis" in name or "_socket" in name for name in seen)
+    assert not any("Fake" in name for name in seen)
     assert seen["client.py: Redis.execute_command"] == 1
 
 
