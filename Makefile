@@ -51,6 +51,10 @@ reports/bench.json: | install
 reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py) | install
 	@$(BIN)/pytest -q -n auto --figures
 
+.PHONY: bench-real
+bench-real: install ## the same on PostgreSQL and Redis, where a hit is held against one GET, and a write against itself
+	@$(BIN)/pytest -q --benchmark-only --stack=real
+
 .PHONY: bench-compare
 bench-compare: install ## is this tree slower than BASE, a commit, branch or tag? (BASE=main)
 	@$(BIN)/python -m tests.compare "$(BASE)"
