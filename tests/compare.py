@@ -14,6 +14,7 @@ several of them.
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import os
@@ -61,6 +62,7 @@ def serve(answers: IO[str], slower: dict[str, float]) -> None:
     """Do what each line of stdin names, so many times, and say how many seconds that took. `slower` is the part by which a way is slowed down."""
     import django
 
+    gc.disable()  # else one in some rounds pays for what all have left
     django.setup()
     from django.core.handlers.wsgi import WSGIHandler
 

@@ -128,7 +128,6 @@ local function tick(nonce)
     j = read_journal()
   end
   j.last = math.max(now, j.last + 1)
-  settle(j)
   return j
 end
 
@@ -139,6 +138,7 @@ local verbs = {}
 
 function verbs.lookup(nonce)
   local j = tick(nonce)
+  settle(j)
   record(j)
   if alone then
     call('HSET', entry, 'filling', text(j.last))
@@ -181,6 +181,7 @@ end
 -- This lease is over and no other; reads of its tags that began before now are stale.
 function verbs.close(nonce, lease, tags)
   local j = tick(nonce)
+  settle(j)
   call('ZREM', journal, lease .. '|' .. tags)
   record(j, all_at(text(j.last), split(tags)))
   if j.last - TTL > j.low + 500000 then -- twice a second at most, for it costs as much as the record
