@@ -26,7 +26,7 @@ test-browser: install ## the series' walk, and the page to look at, in Chromium 
 	@rm -rf screenshots && $(BIN)/pytest -q --browser -m browser
 
 .PHONY: races
-races: install ## every order of the steps of readers and writers, with kills: a thousand schedules, in minutes
+races: install ## every order of the steps of readers and writers, with kills: ten thousand schedules, in minutes
 	@$(BIN)/pytest -v -n auto --races -m races
 
 .PHONY: lint
