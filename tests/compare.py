@@ -17,6 +17,7 @@ import argparse
 import gc
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -294,7 +295,7 @@ def prove(count: int) -> int:
                 progress.update()
                 progress.set_postfix_str(f"{false} false alarms, {found} found")
     say(f"{2 * count} comparisons of the same code: {false} alarms. {count} with a slowdown of {SLOWDOWN:.0%}: {found} found.")
-    return int(false > max(1, count // 100) or found < 0.95 * count)
+    return int(false > max(1, count // 100) or found < math.floor(0.95 * count))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

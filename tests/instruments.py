@@ -255,6 +255,16 @@ class PythonCalls:
             act()
         prepare()
         seen: Counter[str] = Counter()
+        before = sys.getprofile()
+        sys.setprofile(self.watcher(seen))
+        try:
+            act()
+        finally:
+            sys.setprofile(before)
+        return +seen
+
+    def watcher(self, seen: Counter[str]) -> Callable[[FrameType, str, Any], None]:
+        """What the interpreter is to tell of each call and return, for `sys.setprofile`."""
         inside = 0
 
         def watch(frame: FrameType, event: str, _: Any) -> None:
@@ -266,13 +276,7 @@ class PythonCalls:
             elif event == "return":
                 inside -= foreign
 
-        before = sys.getprofile()
-        sys.setprofile(watch)
-        try:
-            act()
-        finally:
-            sys.setprofile(before)
-        return +seen
+        return watch
 
     def at_most(self, promised: int, act: Callable[[], Any], *, prepare: Callable[[], Any] = bool, because: str) -> None:
         """Fail if `act` makes more calls than `promised`."""

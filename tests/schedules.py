@@ -284,7 +284,7 @@ class Stage:
     def _is_second_of_two_alike(self, actor: Actor) -> bool:
         """Of two readers, or two writers, that have not begun, the first begins: were it the second, the story would be the same with other names."""
         before = self.actors[: self.actors.index(actor)]
-        return actor.began == math.inf and any(other.began == math.inf and other.kind == actor.kind for other in before)
+        return actor.kind != "fault" and actor.began == math.inf and any(other.began == math.inf and other.kind == actor.kind for other in before)
 
     def _take(self, number: int, kind: str) -> None:
         actor, before = self.actors[number], len(self.lines)

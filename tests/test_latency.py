@@ -66,11 +66,24 @@ def test_a_request_makes_no_more_python_calls_than_are_written_down(twenty_prope
         "an optimized page": (bool, serve(DOORS["optimized"])),
         "a write": (bool, twenty_properties[0].save),
     }[request_]
-    written = json.loads(CALLS.read_text())
-    if pytestconfig.option.renew_calls:
-        written[request_] = python_calls.of(act, prepare).total()
-        CALLS.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-    python_calls.at_most(written[request_], act, prepare=prepare, because=because)
+    renewed = {request_: python_calls.of(act, prepare).total()} if pytestconfig.option.renew_calls else {}
+    python_calls.at_most(written_down(CALLS, renewed)[request_], act, prepare=prepare, because=because)
+
+
+def written_down(file, renewed):
+    """How many calls each request may make, some of them renewed."""
+    written = json.loads(file.read_text()) | renewed
+    if renewed:
+        file.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    return written
+
+
+def test_calls_are_written_down_anew_one_by_one(tmp_path):
+    """By `make calls`."""
+    file = tmp_path / "calls.json"
+    file.write_text('{"a hit": 1, "a write": 2}')
+
+    assert written_down(file, {"a hit": 3}) == json.loads(file.read_text()) == {"a hit": 3, "a write": 2}
 
 
 @pytest.mark.parametrize(

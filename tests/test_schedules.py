@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import a_property, ask, flush, forget_everything, saved
-from housing.cache.journal import journal
+from housing.cache import entries
+from housing.cache.journal import Filling, journal
 from housing.models import Property
 from tests.schedules import BEGIN, Actor, Stage, here, stand_before
 
@@ -178,6 +179,30 @@ def test_the_schedules_that_are_left_out_end_as_others_do(perform, who, bounds):
 def no_close(monkeypatch):
     """A service that forgets to say that something was written."""
     monkeypatch.setattr(journal, "close", journal.withdraw)
+
+
+def test_a_look_that_finds_nothing_new_leads_nowhere(transactional_db, timeless):
+    """Whoever looked again, and was told to wait on, could as well not have looked."""
+
+    def fill():
+        journal.lookup("an entry")
+
+    def wait():
+        while isinstance(journal.lookup("an entry", patient=entries.monotonic() < 1), Filling):
+            entries.sleep(0)
+
+    def write():
+        journal.close(journal.lease({"another's tag"}))
+
+    def cast():
+        forget_everything()
+        return [Actor("fault", act, killable=False) for act in (fill, wait, write)]
+
+    counts = []
+    for reduced in (True, False):
+        with Stage(cast, reduced=reduced) as stage:
+            counts.append(sum(1 for _ in stage.every()))
+    assert counts == [30, 78]
 
 
 def test_a_schedule_with_a_stale_answer_is_a_story_that_can_be_told_again(perform, no_close):
