@@ -139,7 +139,7 @@ JOURNAL = (
         "cache/journal.py",
         "Lease(os.urandom(8).hex(), ",
         'Lease("lease", ',
-        "test_races.py::test_the_close_of_one_writer_ends_no_lease_of_another",
+        "test_races.py::test_of_two_leases_on_the_same_tags_a_close_ends_one",
     ),
     Sabotage(
         "epoch: it is not compared",
@@ -667,7 +667,7 @@ READ = (
         "serializers.py",
         r'.replace(b"\xe2\x80\xa9", rb"\u2029")',
         "",
-        "test_contract.py::test_the_cached_bytes_are_drfs_own_for_any_property",
+        "test_contract.py::test_what_javascript_once_took_for_the_end_of_a_line_is_escaped_as_drf_does",
     ),
     Sabotage(
         "the quick bytes are not DRF's: an instant as Python writes it",

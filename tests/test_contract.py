@@ -435,6 +435,15 @@ def test_the_cached_bytes_are_drfs_own_for_any_property(transactional_db, read, 
     assert read(f"cached/{homes[0].pk}").body == read(f"optimized/{homes[0].pk}").body
 
 
+def test_what_javascript_once_took_for_the_end_of_a_line_is_escaped_as_drf_does(home, read):
+    """U+2028 and U+2029, which Hypothesis draws in a blue moon."""
+    home.title = "one\u2028two\u2029three"
+    home.save()
+
+    assert rb"one\u2028two\u2029three" in read("cached").body
+    assert read("cached").body == read("optimized").body
+
+
 def test_a_field_that_is_no_column_cannot_be_shown_the_quick_way():
     """Said when the service starts, not by a page that lacks it."""
 

@@ -196,6 +196,13 @@ def test_the_close_of_one_writer_ends_no_lease_of_another(home, reprice, price):
     assert price() == ("2.00", "fwd=stale; stored")
 
 
+def test_of_two_leases_on_the_same_tags_a_close_ends_one():
+    """T1 and T2 write the same columns of the same row: what each has leased looks alike."""
+    first, second = journal.lease({"t"}), journal.lease({"t"})
+    journal.close(second)
+    assert list(journal.leases()) == [first]
+
+
 def test_a_slow_reader_does_not_overwrite_a_fast_one(home, price):
     """T1 misses · T2 misses, stores · T1 stores: what T2 read is newer."""
     slow = journal.lookup(PAGE)
