@@ -388,7 +388,7 @@ def test_the_same_text_in_another_encoding_asks_for_something_else(twenty_proper
 # The quick way to the bytes
 
 texts = strategies.text(strategies.characters(codec="utf-8", exclude_characters="\0"), max_size=40)  # NUL is what PostgreSQL cannot hold
-instants = strategies.datetimes(datetime.datetime(2, 1, 1), datetime.datetime(9998, 1, 1), timezones=strategies.just(datetime.UTC))  # noqa: DTZ001
+instants = strategies.datetimes(NEW_YEAR.replace(year=2, tzinfo=None), NEW_YEAR.replace(year=9998, tzinfo=None), timezones=strategies.just(datetime.UTC))
 
 
 def decimals(digits, places):

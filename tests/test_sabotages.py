@@ -59,14 +59,11 @@ def test_every_column_of_the_tag_table_has_a_sabotage_of_its_own():
         assert any(sabotage.what.startswith(f"{defence}: ") for sabotage in SABOTAGES), defence
 
 
-@pytest.mark.only("real")
 def test_a_sabotage_is_noticed_if_its_spec_goes_red(project, capsys):
-    """(It needs neither stack, and takes seconds.)"""
     assert sabotages.run([a_sabotage()], project) == []
     assert (project / "housing" / "limits.py").read_text() == "LIMIT = 3\nOTHER = 3\n"  # the tree itself is never touched
 
 
-@pytest.mark.only("real")
 @pytest.mark.parametrize(
     ("sabotage", "complaint"),
     [
@@ -78,14 +75,11 @@ def test_a_sabotage_is_noticed_if_its_spec_goes_red(project, capsys):
     ids=["green", "not there", "twice", "no spec"],
 )
 def test_what_is_not_noticed_is_said(project, sabotage, complaint, capsys):
-    """(It needs neither stack, and takes seconds.)"""
     [said] = sabotages.run([sabotage], project)
     assert said.startswith(f"the limit is another: {complaint}")
 
 
-@pytest.mark.only("real")
 def test_a_spec_that_hangs_is_said(project):
-    """(It needs neither stack, and takes seconds.)"""
     assert sabotages.complaint(a_sabotage("LIMIT = 3", "while True: pass"), project, patience=1) == "test_limits.py::test_it hung for 1 s"
 
 

@@ -25,7 +25,6 @@ def run_specs(*arguments, **environment):
 NOBODY = "127.0.0.1:1"
 
 
-@pytest.mark.only("real")
 @pytest.mark.parametrize(
     ("environment", "line"),
     [
@@ -38,7 +37,7 @@ NOBODY = "127.0.0.1:1"
     ids=["only a database", "only a Redis", "nobody there", "no URL", "no engine"],
 )
 def test_a_real_stack_that_cannot_be_had_is_one_line_and_a_failure(environment, line):
-    """Never a silent skip: green would mean promised. (It needs neither stack, and takes seconds.)"""
+    """Never a silent skip: green would mean promised."""
     ended = run_specs("--stack=real", ONE_SPEC, **environment)
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
@@ -48,9 +47,8 @@ def test_a_real_stack_that_cannot_be_had_is_one_line_and_a_failure(environment, 
     assert len(ended.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.only("real")
 def test_a_browser_that_cannot_be_had_is_one_line_and_a_failure():
-    """The line says what to install. (It needs neither stack, and takes seconds.)"""
+    """The line says what to install."""
     ended = run_specs("--browser", ONE_SPEC, CHROMIUM="/nowhere/chromium")
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
@@ -63,9 +61,7 @@ def test_a_browser_is_the_one_that_the_environment_names(monkeypatch):
     assert stacks.chromium() == sys.executable
 
 
-@pytest.mark.only("real")
 def test_a_stack_that_nobody_knows_is_refused():
-    """(It needs neither stack, and takes seconds.)"""
     ended = run_specs("--stack=imaginary")
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
@@ -122,9 +118,8 @@ def test_servers_that_were_handed_in_are_left_as_they_were():
         assert there() == before
 
 
-@pytest.mark.only("real")
 def test_specs_of_the_other_stack_are_counted_and_not_skipped():
-    """pytest says how many it left out; each says in its docstring why. (It needs neither stack, and takes seconds.)"""
+    """pytest says how many it left out; each says in its docstring why."""
     ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_server_that_answers_at_last_is_waited_for")
 
     assert ended.returncode == 0

@@ -178,7 +178,7 @@ class Line(threading.local):
             self.connection.send_command(*command)
             return self.connection.read_response()
         except refusals.ConnectionError:
-            return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py's own
+            return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py does not type it
 
     def _borrow(self, pool: ConnectionPool) -> None:
         self.give_back()
