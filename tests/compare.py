@@ -31,7 +31,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from tests.instruments import Timings
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parent.parent
@@ -181,38 +184,21 @@ class Tree:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one way of one tree compares: seconds, round by round."""
+    """How one way of head (`this`) compares with base (`to`)."""
 
     way: str
-    base: Sequence[float]
-    head: Sequence[float]
-
-    @property
-    def ratio(self) -> float:
-        """The median over rounds of how many times base head takes."""
-        return statistics.median(self._ratios)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """See `tests.instruments.interval_of`."""
-        from tests.instruments import interval_of
-
-        return interval_of(self._ratios)
-
-    @property
-    def _ratios(self) -> list[float]:
-        return [head / base for head, base in zip(self.head, self.base, strict=True)]
+    timings: Timings
 
     @property
     def slower(self) -> bool:
         """Whether head is slower for certain."""
-        return self.interval[0] > TOLERANCE
+        return self.timings.interval[0] > TOLERANCE
 
     def __str__(self) -> str:
-        low, high = self.interval
-        base, head = (statistics.median(seconds) * 1000 for seconds in (self.base, self.head))
+        low, high = self.timings.interval
+        base, head = (statistics.median(seconds) * 1000 for seconds in (self.timings.to, self.timings.this))
         said = "slower" if self.slower else "faster" if high < 1 / TOLERANCE else "as fast"
-        return f"{self.way:<6} {base:8.2f} ms {head:8.2f} ms {self.ratio:8.3f}   {low:.3f} to {high:.3f}   {said}"
+        return f"{self.way:<6} {base:8.2f} ms {head:8.2f} ms {self.timings.ratio:8.3f}   {low:.3f} to {high:.3f}   {said}"
 
 
 HEADING = f"{'':<6} {'base':>11} {'head':>11} {'head ÷ base':>11} interval"
@@ -220,6 +206,8 @@ HEADING = f"{'':<6} {'base':>11} {'head':>11} {'head ÷ base':>11} interval"
 
 def compare(base: Tree, head: Tree, slower: dict[str, float] | None = None, starts: int = STARTS, rounds: int = ROUNDS) -> list[Verdict]:
     """A verdict for each way. Who is first in a round is drawn. Raises Broken."""
+    from tests.instruments import Timings  # not above: a base that has none serves, too
+
     seconds: dict[tuple[str, str], list[float]] = {(side, way): [] for side in ("base", "head") for way in TIMES}
     draw = random.Random(starts)
     for _ in range(starts):
@@ -231,7 +219,7 @@ def compare(base: Tree, head: Tree, slower: dict[str, float] | None = None, star
                         spent = took[side](way)
                         if number > 1:  # the first two warm up
                             seconds[side, way].append(spent)
-    return [Verdict(way, seconds["base", way], seconds["head", way]) for way in TIMES]
+    return [Verdict(way, Timings(this=seconds["head", way], to=seconds["base", way])) for way in TIMES]
 
 
 @contextmanager

@@ -376,7 +376,7 @@ def test_a_slowdown_is_found_where_it_is(itself):
     verdicts = {verdict.way: verdict for verdict in compare.compare(itself, itself, {"cold": 1.0}, starts=1, rounds=7)}
 
     assert verdicts["cold"].slower
-    assert max(verdicts, key=lambda way: verdicts[way].ratio) == "cold"
+    assert max(verdicts, key=lambda way: verdicts[way].timings.ratio) == "cold"
 
 
 def test_a_tree_does_what_it_is_told_and_says_how_long_it_took(twenty_properties, settings, monkeypatch):
@@ -392,15 +392,15 @@ def test_a_tree_does_what_it_is_told_and_says_how_long_it_took(twenty_properties
 
 
 def test_a_verdict_is_a_line():
-    told = compare.Verdict("warm", base=[0.002] * 9, head=[0.003] * 9)
+    told = compare.Verdict("warm", Timings(this=[0.003] * 9, to=[0.002] * 9))
 
     assert str(told) == "warm       2.00 ms     3.00 ms    1.500   1.500 to 1.500   slower"
-    assert str(compare.Verdict("cold", base=[0.003] * 9, head=[0.002] * 9)).endswith("0.667   0.667 to 0.667   faster")
-    assert str(compare.Verdict("cold", base=[0.002] * 9, head=[0.00204] * 9)).endswith("as fast")
+    assert str(compare.Verdict("cold", Timings(this=[0.002] * 9, to=[0.003] * 9))).endswith("0.667   0.667 to 0.667   faster")
+    assert str(compare.Verdict("cold", Timings(this=[0.00204] * 9, to=[0.002] * 9))).endswith("as fast")
 
 
 def test_a_slower_tree_fails_and_says_what_to_do(monkeypatch, capsys):
-    verdicts = [compare.Verdict("warm", base=[0.002] * 9, head=[0.003] * 9), compare.Verdict("cold", base=[0.002] * 9, head=[0.002] * 9)]
+    verdicts = [compare.Verdict("warm", Timings(this=[0.003] * 9, to=[0.002] * 9)), compare.Verdict("cold", Timings(this=[0.002] * 9, to=[0.002] * 9))]
     monkeypatch.setattr(compare, "checked_out", lambda commit, folder: nullcontext())
     monkeypatch.setattr(compare, "seeded", lambda *_: None)
     monkeypatch.setattr(compare, "compare", lambda *_: verdicts)
