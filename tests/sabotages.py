@@ -649,6 +649,13 @@ READ = (
         "test_hits.py::test_a_fork_has_a_connection_of_its_own",
     ),
     Sabotage(
+        "who turns to another pool keeps the connection of the first",
+        "cache/journal.py",
+        "self.give_back()\n        self.connection",
+        "self.connection",
+        "test_hits.py::test_who_turns_to_another_pool_gives_the_first_its_connection_back",
+    ),
+    Sabotage(
         "a thread keeps its connection when it ends",
         "cache/journal.py",
         "finalize(threading.current_thread(), pool.release, self.connection)",

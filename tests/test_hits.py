@@ -489,6 +489,20 @@ def test_a_fork_has_a_connection_of_its_own(home, prime, read, monkeypatch):
         assert journal._line.connection is not shared
 
 
+def test_who_turns_to_another_pool_gives_the_first_its_connection_back(home, settings):
+    """A pool is told to end what it holds; what is borrowed for ever would outlive it."""
+    journal.lookup("an entry")
+    pool = get_redis_connection("default").connection_pool
+    assert journal._line.connection in pool._in_use_connections
+
+    cache = settings.CACHES["default"]
+    settings.CACHES = {"default": cache | {"LOCATION": cache["LOCATION"] + "?health_check_interval=0"}}
+    journal.lookup("an entry")
+
+    assert journal._line.pool is not pool
+    assert len(pool._in_use_connections) == 0
+
+
 def test_a_thread_that_ends_gives_its_connection_back(home, read, elsewhere):
     """A server that begins a thread for each request would run out of them."""
     pool = get_redis_connection("default").connection_pool
