@@ -112,7 +112,7 @@ engine:
 
 .PHONY: mutants
 mutants: install ## sabotages of housing/, by hand and by the hundred: the specs must notice each; goes on where it was stopped
-	@$(BIN)/python -m tests.sabotages && $(BIN)/mutmut run && $(BIN)/python -m tests.survivors
+	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.survivors
 
 .PHONY: spec
 spec: install ## SPEC.md, from the specs themselves

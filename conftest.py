@@ -24,7 +24,6 @@ from django.core.cache import cache
 from django.core.management.color import no_style
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations.recorder import MigrationRecorder
 from django.http import QueryDict
 from django.test import Client
 from django.test.client import ClientHandler
@@ -65,8 +64,8 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
     with django_db_blocker.unblock():
         yield
         connection.close()
-        kept = {model._meta.db_table for model in (ContentType, Permission, MigrationRecorder.Migration)}
-        emptied = [table for table in connection.introspection.django_table_names(only_existing=True) if table not in kept]
+        kept = {model._meta.db_table for model in (ContentType, Permission)}
+        emptied = [table for table in connection.introspection.django_table_names() if table not in kept]
         connection.ops.execute_sql_flush(connection.ops.sql_flush(no_style(), emptied, allow_cascade=False))
 
 
@@ -121,8 +120,9 @@ def saved(*homes: Property) -> list[Property]:
 
 def make_properties(count: int) -> list[Property]:
     """So many, newest first; the first two have images. The cache is cold afterwards."""
-    homes = saved(*map(a_property, range(count)))
-    make_images(*homes[:2])
+    with transaction.atomic():
+        homes = saved(*map(a_property, range(count)))
+        make_images(*homes[:2])
     forget_everything()
     return homes
 

@@ -13,8 +13,10 @@ from urllib.parse import urlencode
 import django_filters
 from django import forms
 from django.core import signing
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import BooleanField, F, Func, Q, QuerySet, Value
-from django.db.models.lookups import GreaterThan, LessThan
+from django.db.models.lookups import Exact, GreaterThan, LessThan
+from django.db.models.sql.compiler import SQLCompiler
 from django.http import HttpRequest, QueryDict
 from django_filters.utils import translate_validation
 from rest_framework.pagination import BasePagination
@@ -55,6 +57,16 @@ class Integer(django_filters.NumberFilter):
     field_class = forms.IntegerField
 
 
+class City(Func):
+    """The city of a property's location. On PostgreSQL it is in the property's own row, too (migration 0004)."""
+
+    template = "%(expressions)s"
+
+    def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, list[Any]]:
+        """The column that no model has."""
+        return f"{compiler.quote_name_unless_alias(compiler.query.get_initial_alias())}.city", []
+
+
 class OnceForm(forms.Form):
     """Refuses a parameter that is given twice, and a cursor that is not ours or belongs to another ordering."""
 
@@ -77,7 +89,7 @@ class OnceForm(forms.Form):
 class PropertyFilter(django_filters.FilterSet):
     """The parameters of a list. Empty means absent; what is not declared here is ignored."""
 
-    city = django_filters.CharFilter("location__city", max_length=100, help_text="The location's city, exactly.")
+    city = django_filters.CharFilter(method="in_city", max_length=100, help_text="The location's city, exactly.")
     status = django_filters.ChoiceFilter(choices=Property.Status.choices)
     property_type = django_filters.ChoiceFilter(choices=Property.Type.choices)
     agent = Integer("agent_id", min_value=1, max_value=MAX_ID, help_text="The agent's id.")
@@ -94,6 +106,10 @@ class PropertyFilter(django_filters.FilterSet):
         model = Property
         fields: Sequence[str] = []
         form = OnceForm
+
+    def in_city(self, found: QuerySet[Property], name: str, city: str) -> QuerySet[Property]:
+        """By whichever column of it has the index."""
+        return found.filter(Exact(City(F("location__city")), city))
 
     def in_title_or_description(self, found: QuerySet[Property], name: str, text: str) -> QuerySet[Property]:
         """Case is ignored as the database does it: SQLite for ASCII letters only."""

@@ -28,10 +28,14 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import OperationalError, connection
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV_FILE = ROOT / ".env"
 HOST = "127.0.0.1"
+
+CHANGED = 3
+"""With this exit code Django's server asks to be started again."""
 
 ENV = """\
 # Written once by `make run`, and yours from then on. Every manage.py reads it; what the environment says goes first.
@@ -192,10 +196,20 @@ def greeting(url: str, password: str | None) -> str:
 
 
 def serve(port: int) -> int:
-    """Serve with Django's reloading server; its exit code. It ends before this returns or raises."""
+    """Serve with Django's reloading server; its exit code. It ends before this returns or raises.
+
+    Of Django's two processes this is the one that starts the other anew: a third would only take as long again to wake.
+    """
+    while (code := serve_until_the_code_changes(port)) == CHANGED:
+        pass
+    return code
+
+
+def serve_until_the_code_changes(port: int) -> int:
+    """Serve; the exit code, which is CHANGED where the code has changed."""
     server = subprocess.Popen(  # noqa: S603  # nothing in it comes from outside
         [sys.executable, str(ROOT / "manage.py"), "runserver", f"{HOST}:{port}"],
-        env=os.environ | {"DJANGO_RUNSERVER_HIDE_WARNING": "true"},
+        env=os.environ | {DJANGO_AUTORELOAD_ENV: "true", "DJANGO_RUNSERVER_HIDE_WARNING": "true"},
     )
     try:
         return server.wait()

@@ -6,6 +6,7 @@ both are set, and else starts its own with Testcontainers.
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
@@ -93,6 +94,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=elsewhere)
     items.sort(key=lambda item: not item.get_closest_marker("slow"))
     items[:] = [item for item in items if item not in elsewhere]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays until the end: the collector of garbage need not go through it again and again."""
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

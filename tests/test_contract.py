@@ -17,8 +17,10 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.serializers import ModelSerializer, SerializerMethodField
 
 from conftest import DOORS, NEW_YEAR, a_property, saved
+from housing.db.postgresql.base import DatabaseWrapper
 from housing.filters import Query
 from housing.models import Agent, Location, Office, Property
+from housing.queries import joined
 from housing.serializers import Columns
 
 doors = pytest.mark.parametrize("door", DOORS)
@@ -161,6 +163,15 @@ def test_a_list_gives_what_is_asked_for(a_mixed_portal, read, door, asked, found
     rows = read(f"{door}?{asked.format(**names)}").rows
 
     assert [row["id"] for row in rows] == [names[name].pk for name in found.split()]
+
+
+def test_a_city_is_looked_for_where_postgresql_has_its_index():
+    """In the property's own row (tests/test_scale.py). That it is SQL for PostgreSQL can be seen without a server."""
+    found = Query(QueryDict("city=Springfield")).filter(joined())
+    sql, parameters = found.query.get_compiler(connection=DatabaseWrapper(connection.settings_dict)).as_sql()
+
+    assert sql.endswith(' WHERE "housing_property".city = %s')
+    assert parameters == ("Springfield",)
 
 
 ENOUGH = 2**63
