@@ -72,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keys of their own for the specs. Timings are asked for with --benchmark-only; without, each budget runs once, for its counts."""
     from django.conf import settings
 
-    config.addinivalue_line("markers", "slow: takes seconds, and goes first, so that no core waits for it at the end")
+    config.addinivalue_line("markers", "slow: takes seconds, and goes first where there are several workers, so that none waits for it at the end")
     config.addinivalue_line("markers", "races: takes minutes, and runs with --races alone")
     config.addinivalue_line("markers", "browser: needs Chromium, and runs with --browser alone")
     config.addinivalue_line("markers", "only(stack): holds on this stack alone; the docstring says why")
@@ -92,7 +92,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         or any(item.get_closest_marker(name) for name, absent in left_out.items() if absent)
     ]
     config.hook.pytest_deselected(items=elsewhere)
-    items.sort(key=lambda item: not item.get_closest_marker("slow"))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.get_closest_marker("slow"))
     items[:] = [item for item in items if item not in elsewhere]
 
 

@@ -10,6 +10,7 @@ from django.core.management import call_command
 from django.core.signing import Signer
 from django.db import connection
 from django.http import QueryDict
+from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
 from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
@@ -394,6 +395,14 @@ def test_the_same_text_in_another_encoding_asks_for_something_else(twenty_proper
         for charset in ("utf-8", "latin-1")
     ]
     assert found == [0, 1]
+
+
+def test_a_server_that_leaves_out_an_empty_query_string_asks_for_the_same():
+    """PEP 3333: `QUERY_STRING` may be empty or absent."""
+    empty, absent = RequestFactory().get(DOORS["cached"]), RequestFactory().get(DOORS["cached"])
+    del absent.META["QUERY_STRING"]
+
+    assert Query.of(absent) is Query.of(empty)
 
 
 # The quick way to the bytes

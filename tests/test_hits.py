@@ -67,12 +67,13 @@ def test_what_is_refused_is_never_remembered(transactional_db, read):
 
 
 def test_what_is_remembered_is_bytes_and_no_pickle(twenty_properties, prime, read):
-    """Who can write to Redis must not be able to run code here."""
+    """Who can write to Redis must not be able to run code here. Of the bytes' SHA-256, 128 bits are the ETag."""
     prime()
     [entry] = entries()
     stored = get_redis_connection("default").hgetall(entry)
 
     assert stored[b"body"] == read("optimized").body
+    assert re.fullmatch(rb'"[0-9a-f]{32}"', stored[b"etag"])
     assert set(stored) == {b"epoch", b"read_at", b"tags", b"etag", b"body", b"cost", b"until"}
 
 
@@ -89,6 +90,12 @@ def test_keys_are_short_whatever_is_asked(transactional_db, prime):
 
     [entry] = entries()
     assert len(entry) < LONG
+
+
+def test_a_key_says_what_was_asked_while_that_is_short():
+    """Whoever looks into Redis can read it."""
+    assert entry_key("list", "x" * LONG).endswith(":" + "x" * LONG)
+    assert "xx" not in entry_key("list", "x" * (LONG + 1))
 
 
 def test_a_deploy_with_another_shape_finds_nothing(twenty_properties, prime, read, monkeypatch):

@@ -14,13 +14,14 @@ from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.core.management import call_command
 from django.core.serializers import deserialize, serialize
-from django.db import IntegrityError, NotSupportedError, OperationalError, connection, transaction
+from django.db import IntegrityError, NotSupportedError, OperationalError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from django.db.migrations.loader import MigrationLoader
 from django.db.models import F, Value
 from django.db.models.signals import post_save, pre_delete, pre_save
 from django.http import HttpResponse
+from django.test.utils import CaptureQueriesContext
 from django.urls import path
 from django.utils import timezone
 from django_redis import get_redis_connection
@@ -205,6 +206,20 @@ def test_an_image_leaves_its_old_owner(twenty_properties, prime, read, loaded):
 
     assert image.pk not in [shown["id"] for shown in read(f"cached/{first.pk}").json["images"]]
     assert image.pk in [shown["id"] for shown in read(f"cached/{second.pk}").json["images"]]
+
+
+def test_whose_an_image_was_is_asked_where_it_is_written(home):
+    """`using=` names another database, here the same one by another name: what is written there may not be there to see by any other connection."""
+    image = home.images.first()
+    connections.databases["another"] = connection.settings_dict
+    try:
+        with CaptureQueriesContext(connection) as asked_here:
+            image.save(using="another")
+    finally:
+        connections["another"].close()
+        del connections["another"], connections.databases["another"]
+
+    assert len(asked_here) == 0
 
 
 def test_an_image_moves_to_an_owner_whom_a_subquery_chooses(twenty_properties, prime, read):

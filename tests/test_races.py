@@ -288,6 +288,19 @@ def test_who_waits_for_a_reader_that_died_does_not_wait_longer_than_its_patience
     assert settings.HOUSING_PATIENCE <= waiting.seconds < settings.HOUSING_PATIENCE + PAUSES[-1]
 
 
+def test_who_waits_looks_again_less_and_less_often(home, read, waiting, monkeypatch):
+    """T1 misses, is killed · T2 pauses twice as long each time, and then as long as before."""
+    monkeypatch.setattr("housing.views.entry_key", lambda *_: PAGE)
+    paused = []
+    monkeypatch.setattr("housing.cache.entries.sleep", lambda seconds: paused.append(seconds) or waiting.sleep(seconds))
+    journal.lookup(PAGE)
+
+    read("cached")
+
+    assert tuple(paused[: len(PAUSES)]) == PAUSES
+    assert set(paused[len(PAUSES) :]) == {PAUSES[-1]}
+
+
 @pytest.mark.only("embedded")
 def test_what_a_reader_that_died_was_filling_is_another_ones_after_a_while(home, redis_clock, settings):
     """And others wait for that one. (Only where the clock can be turned.)"""
@@ -416,6 +429,14 @@ def test_an_answer_is_read_again_early_as_often_as_the_formula_says(transactiona
 
     assert seen == expected
     assert seen.count("fwd=stale; stored") == {0.0: 0, 1.0: 3, 3.0: 9}[beta]
+
+
+@pytest.mark.parametrize(("said", "kept"), [({}, b"0"), ({"cost": 1.5}, b"1500000")])
+def test_what_an_answer_cost_is_kept_in_microseconds(said, kept):
+    """As all times of the journal are; whoever does not say it is never early."""
+    journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", **said)
+
+    assert get_redis_connection("default").hget(PAGE, "cost") == kept
 
 
 @pytest.mark.only("embedded")

@@ -117,7 +117,7 @@ class Journal:
         leases = {}
         for held in listed:
             lease, tags = held.split("|")
-            leases[Lease(lease, tuple(tags.split("\n")))] = int(next(listed)) / 1_000_000
+            leases[Lease(lease, tuple(tags.splitlines()))] = int(next(listed)) / 1_000_000
         return leases
 
     def forget_server(self) -> None:

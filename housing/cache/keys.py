@@ -12,7 +12,7 @@ from django.core.cache import cache
 from django.utils.crypto import salted_hmac
 
 LONG = 200
-"""Beyond so many characters of parameters a key carries their hash instead."""
+"""Beyond so many characters of parameters a key carries their SHA-256 instead, as which no parameters read."""
 
 
 @once
@@ -31,5 +31,5 @@ def fingerprint() -> str:
 def entry_key(kind: str, asked: str) -> str:
     """The key of one answer: its kind ("list", "detail") and, in one canonical text, what was asked."""
     if len(asked) > LONG:
-        asked = "sha256:" + hashlib.sha256(asked.encode()).hexdigest()
+        asked = hashlib.sha256(asked.encode()).hexdigest()
     return cache.make_key(f"{kind}:{fingerprint()}:{asked}")
