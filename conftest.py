@@ -66,7 +66,9 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
         connection.close()
         kept = {model._meta.db_table for model in (ContentType, Permission)}
         emptied = [table for table in connection.introspection.django_table_names() if table not in kept]
-        connection.ops.execute_sql_flush(connection.ops.sql_flush(no_style(), emptied, allow_cascade=False))
+        connection.ensure_connection()
+        for statement in ("BEGIN", *connection.ops.sql_flush(no_style(), emptied, allow_cascade=False), "COMMIT"):
+            connection.connection.execute(statement)  # past the journal, for the next spec begins with a new one
 
 
 @pytest.fixture(autouse=True)

@@ -396,7 +396,7 @@ def test_a_verdict_is_a_line():
 
     assert str(told) == "warm       2.00 ms     3.00 ms    1.500   1.500 to 1.500   slower"
     assert str(compare.Verdict("cold", Timings(this=[0.002] * 9, to=[0.003] * 9))).endswith("0.667   0.667 to 0.667   faster")
-    assert str(compare.Verdict("cold", Timings(this=[0.00204] * 9, to=[0.002] * 9))).endswith("as fast")
+    assert str(compare.Verdict("cold", Timings(this=[0.00203] * 9, to=[0.002] * 9))).endswith("as fast")
 
 
 def test_a_slower_tree_fails_and_says_what_to_do(monkeypatch, capsys):
@@ -456,7 +456,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys):
         compare.checked_out("main", tmp_path / "elsewhere").__enter__()
 
 
-@pytest.mark.parametrize(("alarms", "found", "code"), [(0, 3, 0), (1, 2, 0), (2, 3, 1), (0, 1, 1)])
+@pytest.mark.parametrize(("alarms", "found", "code"), [(0, 3, 0), (1, 3, 0), (2, 3, 1), (0, 2, 1)])
 def test_the_proof_counts_what_is_found_and_what_is_not(monkeypatch, capsys, alarms, found, code):
     """At most one false alarm, and 95 of 100 found."""
     wolves, sheep = iter([True] * found + [False] * 9), iter([True] * alarms + [False] * 9)
