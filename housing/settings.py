@@ -2,7 +2,6 @@
 
 import socket
 import struct
-import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -109,8 +108,6 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 if DEBUG:
-    # The toolbar asks for geometry, and Django then looks for GDAL under twelve names, with a compiler's help: a fifth of a second at each start.
-    sys.modules.setdefault("django.contrib.gis.db.backends.postgis.adapter", None)  # type: ignore[arg-type]  # an import of None fails at once
     INSTALLED_APPS.append("debug_toolbar")
     MIDDLEWARE.insert(0, "debug_toolbar.middleware.DebugToolbarMiddleware")
 DEBUG_TOOLBAR_CONFIG = {"SHOW_TOOLBAR_CALLBACK": "housing.home.shows_toolbar"}

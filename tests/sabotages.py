@@ -663,6 +663,20 @@ READ = (
         "test_hits.py::test_a_thread_that_ends_gives_its_connection_back",
     ),
     Sabotage(
+        "PostgreSQL looks for a city where it has no index for it",
+        "filters.py",
+        "    def as_postgresql(",
+        "    def as_oracle(",
+        "test_contract.py::test_a_city_is_looked_for_where_postgresql_has_its_index",
+    ),
+    Sabotage(
+        "who serves ends when the code changes",
+        "run.py",
+        "CHANGED = 3",
+        "CHANGED = None",
+        "test_setup.py::test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cache",
+    ),
+    Sabotage(
         "what is asked is told from its text alone, whatever its encoding",
         "filters.py",
         'request.META.get("QUERY_STRING", ""), request.encoding',

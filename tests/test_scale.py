@@ -131,43 +131,30 @@ def test_nobody_can_write_a_property_another_city_than_that_of_its_location(home
         cursor.execute(f"UPDATE housing_property SET city = {city}")
 
 
-IMPATIENT = "SET lock_timeout = '1ms'"
+def move(home, there):
+    Property.objects.filter(pk=home.pk).update(location=there)
+
+
+def rename(home, there):
+    Location.objects.filter(pk=there.pk).update(city="New")
 
 
 @pytest.mark.only("real")
-def test_who_moves_to_a_city_that_gets_another_name_waits(home, elsewhere):
-    """Else the property would arrive with the old one. SQLite has one writer at a time."""
+@pytest.mark.parametrize(("first", "second"), [(rename, move), (move, rename)], ids=["the city is renamed first", "the property moves first"])
+def test_who_moves_to_a_city_and_who_renames_it_wait_for_each_other(home, elsewhere, first, second):
+    """Else the property would have the old name. SQLite has one writer at a time."""
     there = Location.objects.create(city="Old")
 
-    def move():
+    def impatiently():
         with connection.cursor() as cursor:
-            cursor.execute(IMPATIENT)
-        Property.objects.filter(pk=home.pk).update(location=there)
+            cursor.execute("SET lock_timeout = '1ms'")
+        second(home, there)
 
     with transaction.atomic():
-        Location.objects.filter(pk=there.pk).update(city="New")
+        first(home, there)
         with pytest.raises(OperationalError, match="lock timeout"):
-            elsewhere(move)
-    elsewhere(move)
-
-    assert copies()[home.pk] == "New"
-
-
-@pytest.mark.only("real")
-def test_who_renames_a_city_waits_for_a_property_that_moves_there(home, elsewhere):
-    """Else the property would stay with the old one. SQLite has one writer at a time."""
-    there = Location.objects.create(city="Old")
-
-    def rename():
-        with connection.cursor() as cursor:
-            cursor.execute(IMPATIENT)
-        Location.objects.filter(pk=there.pk).update(city="New")
-
-    with transaction.atomic():
-        Property.objects.filter(pk=home.pk).update(location=there)
-        with pytest.raises(OperationalError, match="lock timeout"):
-            elsewhere(rename)
-    elsewhere(rename)
+            elsewhere(impatiently)
+    elsewhere(impatiently)
 
     assert copies()[home.pk] == "New"
 
@@ -181,8 +168,8 @@ def test_who_renames_a_city_in_an_older_state_is_refused_and_not_misled(home, el
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         assert Property.objects.count() == 20
-        elsewhere(lambda: Property.objects.filter(pk=home.pk).update(location=there))
-        Location.objects.filter(pk=there.pk).update(city="New")
+        elsewhere(lambda: move(home, there))
+        rename(home, there)
 
     assert copies()[home.pk] == "Old"
 

@@ -12,7 +12,7 @@ from django.core.cache import cache
 from django.utils.crypto import salted_hmac
 
 LONG = 200
-"""Beyond so many characters of parameters a key carries their SHA-256 instead, as which no parameters read."""
+"""Beyond so many characters of parameters a key carries their SHA-256 instead, which no parameters can be: they have names."""
 
 
 @once
