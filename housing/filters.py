@@ -57,14 +57,18 @@ class Integer(django_filters.NumberFilter):
     field_class = forms.IntegerField
 
 
-class City(Func):
-    """The city of a property's location. On PostgreSQL it is in the property's own row, too (migration 0004)."""
+class Copied(Func):
+    """A column of a row that a property belongs to. On PostgreSQL it is in the property's own row, too, by the name of `copy` (migration 0004)."""
 
     template = "%(expressions)s"
 
     def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, list[Any]]:
         """The column that no model has."""
-        return f"{compiler.quote_name_unless_alias(compiler.query.get_initial_alias())}.city", []
+        return f"{compiler.quote_name_unless_alias(compiler.query.get_initial_alias())}.{self.extra['copy']}", []
+
+
+COPIED = {"city": Copied(F("location__city"), copy="city"), "office": Copied(F("agent__office_id"), copy="office_id")}
+"""Filter → whichever column of it has the index."""
 
 
 class OnceForm(forms.Form):
@@ -89,11 +93,11 @@ class OnceForm(forms.Form):
 class PropertyFilter(django_filters.FilterSet):
     """The parameters of a list. Empty means absent; what is not declared here is ignored."""
 
-    city = django_filters.CharFilter(method="in_city", max_length=100, help_text="The location's city, exactly.")
+    city = django_filters.CharFilter(method="by_a_copy", max_length=100, help_text="The location's city, exactly.")
     status = django_filters.ChoiceFilter(choices=Property.Status.choices)
     property_type = django_filters.ChoiceFilter(choices=Property.Type.choices)
     agent = Integer("agent_id", min_value=1, max_value=MAX_ID, help_text="The agent's id.")
-    office = Integer("agent__office_id", min_value=1, max_value=MAX_ID, help_text="The id of the agent's office.")
+    office = Integer(method="by_a_copy", min_value=1, max_value=MAX_ID, help_text="The id of the agent's office.")
     min_price = django_filters.NumberFilter("price", "gte", max_digits=12, decimal_places=2)
     max_price = django_filters.NumberFilter("price", "lte", max_digits=12, decimal_places=2)
     min_bedrooms = Integer("bedrooms", "gte", min_value=0, max_value=32767)
@@ -107,9 +111,9 @@ class PropertyFilter(django_filters.FilterSet):
         fields: Sequence[str] = []
         form = OnceForm
 
-    def in_city(self, found: QuerySet[Property], name: str, city: str) -> QuerySet[Property]:
-        """By whichever column of it has the index."""
-        return found.filter(Exact(City(F("location__city")), city))
+    def by_a_copy(self, found: QuerySet[Property], name: str, value: Any) -> QuerySet[Property]:
+        """By what PostgreSQL has in the property's own row."""
+        return found.filter(Exact(COPIED[name], value))
 
     def in_title_or_description(self, found: QuerySet[Property], name: str, text: str) -> QuerySet[Property]:
         """Case is ignored as the database does it: SQLite for ASCII letters only."""

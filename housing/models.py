@@ -153,7 +153,7 @@ class Property(TaggedModel):
         verbose_name_plural = "properties"
         # What is equal first, then the order, then the id: a page is read where it stands, whatever the filter leaves. A range in another
         # order than its own has no such place: the first two carry what it asks about, so that rows are passed by without being fetched,
-        # and where few rows are in the range, it is read and sorted. PostgreSQL has more, for `search` and `city`, in migrations 0003 and 0004 alone.
+        # and where few rows are in the range, it is read and sorted. PostgreSQL has more, for `search`, `city` and `office`, in migrations 0003 and 0004.
         indexes = [
             models.Index(fields=["created_at", "id", "price", "bedrooms"], name="property_newest"),
             models.Index(fields=["price", "id", "bedrooms"], name="property_price"),

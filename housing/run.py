@@ -214,7 +214,7 @@ def serve_until_the_code_changes(port: int) -> int:
     try:
         return server.wait()
     finally:
-        server.terminate()
+        server.kill()  # as Django's own parent does: asked to end while it looks through the files, the server may not hear it
         server.wait()
 
 

@@ -663,11 +663,11 @@ READ = (
         "test_hits.py::test_a_thread_that_ends_gives_its_connection_back",
     ),
     Sabotage(
-        "PostgreSQL looks for a city where it has no index for it",
+        "PostgreSQL looks for a city or an office where it has no index for it",
         "filters.py",
         "    def as_postgresql(",
         "    def as_oracle(",
-        "test_contract.py::test_a_city_is_looked_for_where_postgresql_has_its_index",
+        "test_contract.py::test_a_city_or_an_office_is_looked_for_where_postgresql_has_its_index",
     ),
     Sabotage(
         "who serves ends when the code changes",
