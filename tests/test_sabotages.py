@@ -80,7 +80,9 @@ def test_what_is_not_noticed_is_said(project, sabotage, complaint, capsys):
 
 
 def test_a_spec_that_hangs_is_said(project):
-    assert sabotages.complaint(a_sabotage("LIMIT = 3", "while True: pass"), project, patience=1) == "test_limits.py::test_it hung for 1 s"
+    hanging = a_sabotage(new="import threading; threading.Event().wait()")
+
+    assert sabotages.complaint(hanging, project, patience=1) == "test_limits.py::test_it hung for 1 s"
 
 
 def test_the_exit_code_says_whether_all_were_noticed(monkeypatch, capsys):
