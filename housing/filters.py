@@ -240,10 +240,13 @@ class Query:
             found = self.filters.filters[name].filter(found, value)
         return found
 
-    def page(self, found: QuerySet[Any], pick: Pick = getattr) -> Page:
-        """One page of what was found, in one SELECT: a row more than shown tells whether there is a next page. `pick` takes a column of a row."""
-        cursor = self.cursor or Cursor(self.ordering, backward=False)
-        rows = list(cursor.walk(found)[: self.page_size + 1])
+    def walk(self, found: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows of the page, and one more, which tells whether there is a next."""
+        return self._from.walk(found)[: self.page_size + 1]
+
+    def page(self, rows: list[Any], pick: Pick = getattr) -> Page:
+        """The page of what `walk` gave. `pick` takes a column of a row."""
+        cursor = self._from
         more, rows = len(rows) > self.page_size, rows[: self.page_size]
         if not cursor.backward:
             following = cursor.after(rows[-1], backward=False, pick=pick) if more else None
@@ -253,6 +256,10 @@ class Query:
         following = cursor.after(rows[-1], backward=False, pick=pick) if rows else None
         preceding = cursor.after(rows[0], backward=True, pick=pick) if rows else cursor
         return Page(rows, "?" + self._link(following), "?" + self._link(preceding))
+
+    @property
+    def _from(self) -> Cursor:
+        return self.cursor or Cursor(self.ordering, backward=False)
 
     def _link(self, cursor: Cursor | None) -> str:
         pairs = [(name, _text(value)) for name, value in self._asked.items() if name != "cursor"]
@@ -274,7 +281,8 @@ class KeysetPagination(BasePagination):
 
     def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[Any]:
         """The rows of the page that is asked for, of what the filters left."""
-        self.page = Query(request.query_params).page(queryset)
+        query = Query(request.query_params)
+        self.page = query.page(list(query.walk(queryset)))
         return self.page.rows
 
     def get_paginated_response(self, data: Any) -> Response:

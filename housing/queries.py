@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from django.db import connections
 from django.db.models import QuerySet
 
 from housing.models import Agent, Location, Office, Property, PropertyImage, TaggedModel
@@ -27,6 +28,23 @@ def joined() -> QuerySet[Property]:
 def with_images(found: QuerySet[Property]) -> QuerySet[Property]:
     """The same with their images, in one SELECT more."""
     return found.prefetch_related("images")
+
+
+class Select:
+    """What `values_list()` asks, compiled once, to be read as often as it is asked: Django compiles a queryset each time it is read."""
+
+    def __init__(self, found: QuerySet[Any]) -> None:
+        compiler = found.query.get_compiler(found.db)
+        self._found = found
+        self._sql, self._parameters = compiler.as_sql()
+        self._columns = [column for column, *_ in compiler.select]
+
+    def rows(self) -> list[list[Any]]:
+        """The rows there are now, in one SELECT."""
+        compiler = self._found.query.get_compiler(self._found.db)
+        with connections[self._found.db].cursor() as cursor:
+            cursor.execute(self._sql, self._parameters)
+            return list(compiler.apply_converters(cursor.fetchall(), compiler.get_converters(self._columns)))
 
 
 def tags_of_rows(shown: Iterable[dict[str, Any]]) -> set[str]:

@@ -819,8 +819,8 @@ READ = (
     Sabotage(
         "a link carries the host",
         "views.py",
-        "page = query.page(query.filter(ROWS), COLUMNS.pick)",
-        "page = query.page(query.filter(ROWS), COLUMNS.pick); object.__setattr__(page, 'next', request.build_absolute_uri(page.next))",
+        "page = query.page(select_of(query).rows(), COLUMNS.pick)",
+        "page = query.page(select_of(query).rows(), COLUMNS.pick); object.__setattr__(page, 'next', request.build_absolute_uri(page.next))",
         "test_hits.py::test_the_host_is_no_part_of_the_answer",
     ),
     Sabotage(
@@ -829,6 +829,20 @@ READ = (
         "with nullcontext() if ours().in_transaction else ours().snapshot():",
         "if True:",
         "test_races.py::test_a_title_and_images_of_two_states_are_never_one_answer",
+    ),
+    Sabotage(
+        "a page's SELECT is compiled each time",
+        "views.py",
+        "@lru_cache(maxsize=REMEMBERED)\ndef select_of(",
+        "def select_of(",
+        "test_latency.py::test_a_request_makes_no_more_python_calls_than_are_written_down[a cold page-]",
+    ),
+    Sabotage(
+        "a page's SELECT keeps what it found",
+        "queries.py",
+        "    def rows(self)",
+        "    @__import__('functools').cache\n    def rows(self)",
+        "test_invalidation.py::test_a_saved_price_is_in_the_very_next_read",
     ),
     Sabotage(
         "a browser need not ask",

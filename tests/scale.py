@@ -131,10 +131,10 @@ def _parameters(text: str) -> Any:
 def page_of(text: str) -> Page:
     """The page of this query string, as the cached door reads it."""
     from housing.filters import Query
-    from housing.views import COLUMNS, ROWS
+    from housing.views import COLUMNS, select_of
 
     query = Query(_parameters(text))
-    return query.page(query.filter(ROWS), COLUMNS.pick)
+    return query.page(select_of(query).rows(), COLUMNS.pick)
 
 
 # What it costs

@@ -50,7 +50,7 @@ CALLS = Path(__file__).with_name("calls.json")
     [
         ("a hit", "Django's middleware, one script, and six headers; no form, no serializer, no SQL"),
         ("a 304", "the same, and an ETag to compare"),
-        ("a cold page", "the ORM writes one SELECT, and twenty rows are shown column by column"),
+        ("a cold page", "the SELECT was compiled for whoever asked so before, and twenty rows are shown column by column"),
         ("an optimized page", "DRF makes twenty rows of instances, and asks each field of each"),
         ("a write", "Django's save, a handful of tags, a lease and a close"),
     ],

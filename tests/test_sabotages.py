@@ -19,7 +19,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     (tmp_path / "housing" / "limits.py").write_text("LIMIT = 3\nOTHER = 3\n")
     (tmp_path / "tests" / "test_limits.py").write_text(SPEC)
-    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\naddopts = --disable-plugin-autoload\n")
     return tmp_path
 
 
