@@ -200,8 +200,9 @@ def serve(port: int) -> int:
 
     Of Django's two processes this is the one that starts the other anew: a third would only take as long again to wake.
     """
-    while (code := serve_until_the_code_changes(port)) == CHANGED:
-        pass
+    code = CHANGED
+    while code == CHANGED:
+        code = serve_until_the_code_changes(port)
     return code
 
 
