@@ -24,7 +24,7 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
-from housing.run import Refused, cache_address
+from housing.run import CHANGED, Refused, cache_address, serve
 from housing.settings import gateways
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -333,6 +333,14 @@ def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cach
 
 
 NEW_PRICE = "home = Property.objects.latest('created_at', 'id'); home.price = 123456; home.save()"
+
+
+def test_a_server_that_ends_by_itself_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its exit code. Only one that asks for it is started again."""
+    codes = iter([CHANGED, CHANGED, 1])
+    monkeypatch.setattr("housing.run.serve_until_the_code_changes", lambda port: next(codes))
+
+    assert serve(8000) == 1
 
 
 def test_env_is_written_whole_and_for_its_owner_alone(new_folder: Path, run: Callable[..., Ended]) -> None:
