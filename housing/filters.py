@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 import django_filters
@@ -180,7 +180,7 @@ class Cursor:
         descending = self.ordering.startswith("-") != self.backward
         if self.position is not None:
             value, key = self.position
-            here = Row(Value(value, cast(Any, Property._meta.get_field(column))), Value(key, Property._meta.pk))
+            here = Row(Value(value), Value(key))
             found = found.filter((LessThan if descending else GreaterThan)(Row(F(column), F("id")), here))
         sign = "-" if descending else ""
         return found.order_by(f"{sign}{column}", f"{sign}id")

@@ -290,6 +290,30 @@ def test_the_first_page_has_no_previous_and_the_last_no_next(twenty_properties, 
     assert last["next"] is None
 
 
+def test_a_page_walked_back_to_is_the_page_that_was_left(twenty_properties, read):
+    """With the same links on."""
+    first = read("optimized?page_size=3").json
+    second = read(f"optimized{first['next']}").json
+    third = read(f"optimized{second['next']}").json
+
+    back = read(f"optimized{third['previous']}").json
+
+    assert (back["results"], back["next"]) == (second["results"], second["next"])
+    assert read(f"optimized{back['next']}").json["results"] == third["results"]
+    assert read(f"optimized{back['previous']}").json["results"] == first["results"]
+
+
+def test_a_page_whose_rows_are_gone_leads_back_to_the_last(twenty_properties, read):
+    second = read(f"optimized{read('optimized?page_size=8').json['next']}").json
+    for home in twenty_properties[16:]:
+        home.delete()
+
+    gone = read(f"optimized{second['next']}").json
+
+    assert (gone["results"], gone["next"]) == ([], None)
+    assert read(f"optimized{gone['previous']}").json["results"] == second["results"]
+
+
 def test_a_page_exactly_full_has_no_next(twenty_properties, read):
     assert read("optimized").json["next"] is None
 
