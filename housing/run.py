@@ -208,7 +208,7 @@ def serve(port: int) -> int:
 
 def serve_until_the_code_changes(port: int) -> int:
     """Serve; the exit code, which is CHANGED where the code has changed."""
-    server = subprocess.Popen(  # noqa: S603  # nothing in it comes from outside
+    server = subprocess.Popen(  # noqa: S603  # nothing but a port's number comes from outside
         [sys.executable, str(ROOT / "manage.py"), "runserver", f"{HOST}:{port}"],
         env=os.environ | {DJANGO_AUTORELOAD_ENV: "true", "DJANGO_RUNSERVER_HIDE_WARNING": "true"},
     )

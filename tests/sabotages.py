@@ -677,6 +677,27 @@ READ = (
         "test_setup.py::test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cache",
     ),
     Sabotage(
+        "a server that does not hear is waited for",
+        "run.py",
+        "        server.kill()",
+        "        server.terminate()",
+        "test_setup.py::test_a_server_that_does_not_hear_is_ended_all_the_same",
+    ),
+    Sabotage(
+        "the last page of what is left is taken for the first",
+        "filters.py",
+        "if rows else Cursor(self.ordering, backward=True)",
+        "if rows else Cursor(self.ordering, backward=False)",
+        "test_contract.py::test_a_cursor_beyond_the_end_leads_back_to_the_last_page",
+    ),
+    Sabotage(
+        "a page walked back to does not lead on",
+        "filters.py",
+        "following = cursor.after(rows[-1], backward=False, pick=pick) if rows else None",
+        "following = None",
+        "test_contract.py::test_a_page_walked_back_to_is_the_page_that_was_left",
+    ),
+    Sabotage(
         "what is asked is told from its text alone, whatever its encoding",
         "filters.py",
         'request.META.get("QUERY_STRING", ""), request.encoding',
