@@ -170,8 +170,8 @@ class Rule:
 
     def _typed(self, text: str, factor: Decimal) -> Any:
         match self.field:
-            case models.DecimalField():
-                return self._decimal(text, factor)
+            case models.DecimalField(decimal_places=places):
+                return self._decimal(text, factor, places)
             case models.IntegerField():
                 return self._whole(text)
             case models.DateTimeField():
@@ -183,8 +183,7 @@ class Rule:
             raise self._refused(text, "number", "not a number")
         return Decimal(text)
 
-    def _decimal(self, text: str, factor: Decimal) -> Decimal:
-        places: int = self.field.decimal_places  # type: ignore[attr-defined]  # only decimal fields come here
+    def _decimal(self, text: str, factor: Decimal, places: int) -> Decimal:
         try:
             return (self._number(text) * factor).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
         except DecimalException:
