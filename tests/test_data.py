@@ -486,7 +486,7 @@ def test_an_interrupted_import_leaves_the_database_as_it_was(transactional_db, c
 
 def test_rows_are_written_while_the_file_is_read_and_taken_back_if_it_breaks(transactional_db, tmp_path, import_file, monkeypatch):
     """So memory does not grow with the file; and a file cut off at its end still leaves nothing behind."""
-    monkeypatch.setattr(command, "BATCH", 10)
+    monkeypatch.setattr(command, "BATCH", 2)
     file = tmp_path / "listings.csv"
     file.write_bytes(b"City,Rooms,Price,Date\n" + b"".join(b"Bath,3,%d,1/1/2026\n" % price for price in range(1_000)) + b"Bath,3,\xff,1/1/2026\n")
     written = []
@@ -498,7 +498,7 @@ def test_rows_are_written_while_the_file_is_read_and_taken_back_if_it_breaks(tra
     with connection.execute_wrapper(count), pytest.raises(CommandError, match="is not UTF-8: byte 0xff after line"):
         import_file(file)
 
-    assert len(written) > 20
+    assert len(written) > 100
     assert not any(everything())
 
 

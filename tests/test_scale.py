@@ -70,7 +70,7 @@ def plans(many_properties):
     [pytest.param(name, marks=[pytest.mark.only("real")] * name.startswith(COPIED)) for name in ASKED if not name.startswith("search") and name != FEW],
 )
 def test_a_page_is_read_where_it_stands(plans, question):
-    """However frequent a value is: no row is fetched that is not on the page, no more than a page is sorted. (Of a city or an office: PostgreSQL alone.)"""
+    """However frequent a value is, or rare: no row is fetched that is not on the page, no more than a page is sorted. (City, office: PostgreSQL alone.)"""
     for page, plan in plans(question).items():
         assert (plan.walked, plan.sorted <= PAGE, (plan.read or 0) <= PAGE) == (False, True, True), (page, plan)
 
@@ -97,7 +97,7 @@ def test_the_planner_tells_ten_rows_from_thousands(many_properties):
     assert told["Plan"]["Plan Rows"] <= 2 * PROPERTIES / 1_000
 
 
-# What PostgreSQL copies into a property's row: the city of its location, and the office of its agent. SQLite has one writer at a time, and no copy.
+# A city and an office, which PostgreSQL copies into each property's row
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def copy(request):
 
 @pytest.mark.only("real")
 def test_a_property_has_the_city_of_its_location_and_the_office_of_its_agent_however_they_are_written(copy, twenty_properties):
-    """Triggers and a foreign key of two columns see to it."""
+    """PostgreSQL's triggers and foreign keys of two columns see to it; SQLite has no copies."""
     home, second, *_, last = twenty_properties
     there, late = copy.owner("There"), copy.owner("Late", pk=10_000)
     there.save()
@@ -168,7 +168,7 @@ def test_nobody_can_write_a_property_another_city_or_office_than_its_own(copy, h
 @pytest.mark.only("real")
 @pytest.mark.parametrize("moves_first", [False, True], ids=["the city or office changes first", "the property moves first"])
 def test_who_moves_a_property_and_who_changes_where_it_goes_wait_for_each_other(copy, home, elsewhere, moves_first):
-    """Else the property would have what was there before."""
+    """Else the property would have what was there before. SQLite has one writer at a time."""
     there = copy.owner("Old")
     there.save()
     new = copy.value("New")
@@ -191,7 +191,7 @@ def test_who_moves_a_property_and_who_changes_where_it_goes_wait_for_each_other(
 
 @pytest.mark.only("real")
 def test_who_changes_a_city_or_an_office_in_an_older_state_is_refused_and_not_misled(copy, home, elsewhere):
-    """REPEATABLE READ does not see who has moved there since, and PostgreSQL says so."""
+    """REPEATABLE READ does not see who has moved there since, and PostgreSQL says so. SQLite has one writer at a time."""
     there = copy.owner("Old")
     there.save()
 
