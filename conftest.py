@@ -33,6 +33,7 @@ from pytest_django import DjangoDbBlocker
 from housing import settings as service
 from housing.cache.journal import journal
 from housing.models import Agent, Location, Office, Property, PropertyImage
+from housing.views import select_of
 from tests import stacks
 from tests.instruments import CONTROL
 
@@ -74,8 +75,6 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
 @pytest.fixture(autouse=True)
 def a_cold_cache(request: pytest.FixtureRequest) -> None:
     """Nothing is remembered, and the journal knows that nobody else writes."""
-    from housing.views import select_of
-
     select_of.cache_clear()  # what another spec had compiled, this one would not reach
     forget_everything()
 
