@@ -216,6 +216,7 @@ class Query:
         self.page_size: int = asked["page_size"] or PAGE_SIZE
         self.ordering: str = asked["ordering"] or NEWEST_FIRST
         self.cursor: Cursor | None = asked["cursor"] or None
+        self._from = self.cursor or Cursor(self.ordering, backward=False)
         defaults = {"page_size": PAGE_SIZE, "ordering": NEWEST_FIRST}
         self._asked = {name: value for name, value in asked.items() if value not in (None, "", defaults.get(name))}
 
@@ -256,10 +257,6 @@ class Query:
         following = cursor.after(rows[-1], backward=False, pick=pick) if rows else None
         preceding = cursor.after(rows[0], backward=True, pick=pick) if rows else cursor
         return Page(rows, "?" + self._link(following), "?" + self._link(preceding))
-
-    @property
-    def _from(self) -> Cursor:
-        return self.cursor or Cursor(self.ordering, backward=False)
 
     def _link(self, cursor: Cursor | None) -> str:
         pairs = [(name, _text(value)) for name, value in self._asked.items() if name != "cursor"]
