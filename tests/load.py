@@ -14,6 +14,7 @@ import math
 import os
 import random
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -21,9 +22,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -187,8 +187,11 @@ def read_as(crowd: Crowd, url: str) -> Report:
     return Report(taken, environment.stats.total.num_failures, time.monotonic() - started - warm_up, seen)
 
 
-def edits(watched: Sequence[int], seconds: float, pause: float) -> list[Edit]:
-    """Raise the prices of these properties, one after another and without end, by `save()` and by `update()`; what was saved, and when."""
+def edits(watched: Sequence[int], pause: float) -> list[Edit]:
+    """Raise the prices of these properties, one after another until standard input ends, by `save()` and by `update()`; what was saved, and when.
+
+    Says when the first is saved.
+    """
     import django
 
     django.setup()
@@ -197,8 +200,8 @@ def edits(watched: Sequence[int], seconds: float, pause: float) -> list[Edit]:
 
     from housing.models import Property
 
-    saved, end = [], time.monotonic() + seconds
-    while time.monotonic() < end:
+    saved: list[Edit] = []
+    while not (saved and select.select([sys.stdin], [], [], pause)[0]):
         key = watched[len(saved) % len(watched)]
         home = Property.objects.get(pk=key)
         home.price += 1
@@ -207,7 +210,8 @@ def edits(watched: Sequence[int], seconds: float, pause: float) -> list[Edit]:
         else:
             Property.objects.filter(pk=key).update(price=F("price") + 1)
         saved.append(Edit(key, float(home.price), time.monotonic()))
-        time.sleep(pause)
+        if len(saved) == 1:
+            _tell("begun")
     return saved
 
 
@@ -274,12 +278,24 @@ def serve(servers: ExitStack, address: str, environment: dict[str, str]) -> subp
 
 def in_a_process(command: Sequence[str], told: object, environment: dict[str, str]) -> bytes:
     """What a process of ours prints. Raises Failed, with the last line that it said, where it fails; it does not outlive this."""
-    process = subprocess.Popen([*command, json.dumps(told)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        said, complained = process.communicate()
-    finally:
-        process.kill()
-        process.wait()
+    with a_process(command, told, environment) as process:
+        return said_by(process)
+
+
+@contextmanager
+def a_process(command: Sequence[str], told: object, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ours, which does not outlive the body."""
+    piped = subprocess.PIPE
+    with subprocess.Popen([*command, json.dumps(told)], cwd=ROOT, env=environment, stdin=piped, stdout=piped, stderr=piped) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said_by(process: subprocess.Popen[bytes]) -> bytes:
+    """What it prints, once it is told no more. Raises Failed, with the last line that it said, where it fails."""
+    said, complained = process.communicate()
     if process.returncode:
         raise Failed([f"A process ended with {process.returncode}.", *complained.decode().strip().splitlines()][-1])
     return said
@@ -351,11 +367,12 @@ def measure(options: argparse.Namespace) -> Found:
 
 
 def change_prices(service: Service, name: str, crowd: Crowd) -> tuple[list[Edit], Report]:
-    """What the editor saved while this crowd read, and what it was shown."""
-    with ThreadPoolExecutor(1) as beside:
-        editor = beside.submit(in_a_process, EDITOR, [crowd.watched, crowd.seconds, PAUSE], service.environment)
+    """What the editor saved while this crowd read, and what it was shown. The editor begins before it and ends after it."""
+    with a_process(EDITOR, [crowd.watched, PAUSE], service.environment) as editor:
+        assert editor.stdout
+        editor.stdout.readline() or said_by(editor)  # why it did not begin
         report = service.read(name, crowd)
-        return [Edit(*told) for told in json.loads(editor.result())], report
+        return [Edit(*told) for told in json.loads(said_by(editor))], report
 
 
 def say(line: str) -> None:

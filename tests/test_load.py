@@ -144,6 +144,8 @@ def test_an_editor_who_leaves_no_record_is_found_out(monkeypatch):
         service = load.start(servers, 100)
         edits, report = load.change_prices(service, "sabotaged", Crowd(load.PATHS["warm"], 5, 0.01, 2, service.newest()))
 
+    began = [seen.began for seen in report.seen]
+    assert edits[0].saved < min(began) < max(began) < edits[-1].saved, "nobody wrote while they read"
     assert stale_reads(edits, report.seen)
 
 
