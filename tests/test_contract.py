@@ -168,7 +168,7 @@ def test_a_list_gives_what_is_asked_for(a_mixed_portal, read, door, asked, found
 
 @pytest.mark.parametrize(("asked", "column", "value"), [("city=Springfield", "city", "Springfield"), ("office=3", "office_id", 3)])
 def test_a_city_or_an_office_is_looked_for_where_postgresql_has_its_index(asked, column, value):
-    """In the property's own row (tests/test_scale.py). That it is SQL for PostgreSQL can be seen without a server."""
+    """In the property's own row (tests/test_faults.py). That it is SQL for PostgreSQL can be seen without a server."""
     found = Query(QueryDict(asked)).filter(joined())
     sql, parameters = found.query.get_compiler(connection=DatabaseWrapper(connection.settings_dict)).as_sql()
 

@@ -10,16 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.core.management.color import no_style
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import connection, transaction
 
-from conftest import ROOT, a_property, saved
+from conftest import ROOT
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests import scale
 from tests.scale import ASKED, ORDERS, plan_of, questions
@@ -95,128 +92,6 @@ def test_the_planner_tells_ten_rows_from_thousands(many_properties):
     [told] = json.loads(Property.objects.filter(price__gte=dear).explain(format="json"))
 
     assert told["Plan"]["Plan Rows"] <= 2 * PROPERTIES / 1_000
-
-
-# A city and an office, which PostgreSQL copies into each property's row
-
-
-@dataclass(frozen=True)
-class Copy:
-    """The column of a row that a property refers to by this field."""
-
-    field: str
-    column: str
-    value: Callable[[str], Any]
-    """One of it, by a name."""
-
-    def owner(self, name, **fields):
-        """A new row to refer to, not saved yet."""
-        return Property._meta.get_field(self.field).related_model(**{self.column: self.value(name)}, **fields)
-
-    def owners(self, **asked):
-        return Property._meta.get_field(self.field).related_model.objects.filter(**asked)
-
-    def move(self, home, owner):
-        Property.objects.filter(pk=home.pk).update(**{self.field: owner})
-
-    def rename(self, owners, name):
-        owners.update(**{self.column: self.value(name)})
-
-    def copies(self):
-        """Property → what is in its row."""
-        with connection.cursor() as cursor:
-            cursor.execute(f"SELECT id, {self.column} FROM housing_property")
-            return dict(cursor.fetchall())
-
-
-COPIES = [Copy("location", "city", str), Copy("agent", "office_id", lambda name: Office.objects.get_or_create(name=name)[0].pk)]
-
-
-@pytest.fixture(params=COPIES, ids=lambda copy: copy.column)
-def copy(request):
-    return request.param
-
-
-@pytest.mark.only("real")
-def test_a_property_has_the_city_of_its_location_and_the_office_of_its_agent_however_they_are_written(copy, twenty_properties):
-    """PostgreSQL's triggers and foreign keys of two columns see to it; SQLite has no copies."""
-    home, second, *_, last = twenty_properties
-    there, late = copy.owner("There"), copy.owner("Late", pk=10_000)
-    there.save()
-    setattr(home, copy.field, there)
-    home.save()
-    with transaction.atomic():
-        copy.rename(copy.owners().exclude(pk=there.pk), "New")
-        copy.move(second, there)
-        copy.rename(copy.owners(properties=last), "Newer")
-    with transaction.atomic():
-        saved(a_property(20, **{copy.field: late}))
-        late.save(force_insert=True)
-
-    assert copy.copies() == dict(Property.objects.values_list("pk", f"{copy.field}__{copy.column}"))
-    assert set(copy.copies().values()) == set(map(copy.value, ("There", "New", "Newer", "Late")))
-
-
-@pytest.mark.only("real")
-@pytest.mark.parametrize("other", ["'0'", "NULL"])
-def test_nobody_can_write_a_property_another_city_or_office_than_its_own(copy, home, other):
-    """Not even by SQL."""
-    with pytest.raises(IntegrityError, match=f"property_{copy.column}"), connection.cursor() as cursor:
-        cursor.execute(f"UPDATE housing_property SET {copy.column} = {other}")
-
-
-@pytest.mark.only("real")
-@pytest.mark.parametrize("moves_first", [False, True], ids=["the city or office changes first", "the property moves first"])
-def test_who_moves_a_property_and_who_changes_where_it_goes_wait_for_each_other(copy, home, elsewhere, moves_first):
-    """Else the property would have what was there before. SQLite has one writer at a time."""
-    there = copy.owner("Old")
-    there.save()
-    new = copy.value("New")
-    writes = [lambda: copy.rename(copy.owners(pk=there.pk), "New"), lambda: copy.move(home, there)]
-    first, second = reversed(writes) if moves_first else writes
-
-    def impatiently():
-        with connection.cursor() as cursor:
-            cursor.execute("SET lock_timeout = '1ms'")
-        second()
-
-    with transaction.atomic():
-        first()
-        with pytest.raises(OperationalError, match="lock timeout"):
-            elsewhere(impatiently)
-    elsewhere(impatiently)
-
-    assert copy.copies()[home.pk] == new
-
-
-@pytest.mark.only("real")
-def test_who_changes_a_city_or_an_office_in_an_older_state_is_refused_and_not_misled(copy, home, elsewhere):
-    """REPEATABLE READ does not see who has moved there since, and PostgreSQL says so. SQLite has one writer at a time."""
-    there = copy.owner("Old")
-    there.save()
-
-    with pytest.raises(OperationalError, match="could not serialize"), transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        assert Property.objects.count() == 20
-        elsewhere(lambda: copy.move(home, there))
-        copy.rename(copy.owners(pk=there.pk), "New")
-
-    assert copy.copies()[home.pk] == copy.value("Old")
-
-
-@pytest.mark.only("real")
-def test_what_was_there_before_the_copies_has_them_afterwards(twenty_properties):
-    """The migration fills them, and takes them away again. (On SQLite it does nothing.)"""
-    migration = importlib.import_module("housing.migrations.0004_city_and_office")
-    with transaction.atomic():
-        for statements in (migration.BACKWARDS, migration.FORWARDS):
-            with connection.schema_editor() as editor:
-                migration.on_postgresql(migration.of_each_copy(statements))(None, editor)
-
-        for copy in COPIES:
-            assert copy.copies() == dict(Property.objects.values_list("pk", f"{copy.field}__{copy.column}"))
-            assert len(copy.copies()) == 20
 
 
 # Search
