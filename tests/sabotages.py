@@ -642,6 +642,13 @@ READ = (
         "test_hits.py::test_who_finds_its_connection_dead_asks_once_more",
     ),
     Sabotage(
+        "an answer that nobody has read is left for who asks next",
+        "cache/journal.py",
+        "            self.connection.disconnect()\n            raise\n",
+        "            raise\n",
+        "test_hits.py::test_who_is_interrupted_between_question_and_answer_does_not_take_it_for_the_next",
+    ),
+    Sabotage(
         "a fork goes on talking where its parent does",
         "cache/journal.py",
         " or self.process != os.getpid()",

@@ -486,6 +486,23 @@ def test_who_finds_its_connection_dead_asks_once_more(home, prime, read, monkeyp
     assert list(dead) == []
 
 
+def test_who_is_interrupted_between_question_and_answer_does_not_take_it_for_the_next(twenty_properties, prime, read, monkeypatch):
+    """A worker's time limit strikes anywhere. Read by somebody else, the bytes of another page would be as wrong as old ones."""
+    prime(page_size=1)
+    prime(page_size=2)
+    connections = get_redis_connection("default").connection_pool.connection_class
+
+    def strike(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(connections, "read_response", strike)
+        read("cached", page_size=1)
+
+    answer = read("cached", page_size=2)
+    assert (answer.came_from, len(answer.rows)) == ("hit", 2)
+
+
 def test_a_fork_has_a_connection_of_its_own(home, prime, read, monkeypatch):
     """On one that two processes share, each would read the other's answers."""
     prime()

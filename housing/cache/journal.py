@@ -179,6 +179,9 @@ class Line(threading.local):
             return self.connection.read_response()
         except refusals.ConnectionError:
             return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py does not type it
+        except BaseException:  # an answer that nobody has read would be taken for the next one
+            self.connection.disconnect()
+            raise
 
     def _borrow(self, pool: ConnectionPool) -> None:
         self.give_back()
