@@ -887,7 +887,7 @@ FILL = (
     Sabotage(
         "of many readers each asks the database",
         "cache/journal.lua",
-        "if taken and together and patience == 'patient' then return {'filling'} end",
+        "if taken and together and patient == '1' then return {'filling'} end",
         "",
         "test_races.py::test_of_fifty_cold_readers_one_asks_the_database",
     ),

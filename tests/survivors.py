@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 EXCUSED: dict[str, str] = {
     r"cast\(None, ": "What a cast is told is for mypy alone.",
+    r"os\.urandom\(\d\)": "How many random bytes are enough is luck, and no spec depends on it.",
+    r'entry: str = "XXXX"': "What is not about an entry is given a key, and does not look at it.",
+    r'"evalsha"': "Redis reads the name of a command in small letters, too.",
     r"_sha(: str \| None)? = \"\"": "No text of a script has an empty SHA, as none has None.",
     r"super\(\).__init__\(\*args, \)": "PostgreSQL's `_nodb_cursor` alone says `alias=`, and mutmut runs the specs on the embedded stack.",
-    r"prefetch_related\(None\)": "Whom E009 would tell is asked when the module is imported; of one property the images are one SELECT either way.",
     r"create_function\(PROBE, 0, None\)": "While a statement is pending, SQLite refuses to take a function away as it refuses to change it.",
     r'normalize\(\), "F"\)': "`f` and `F` write a finite number alike.",
 }

@@ -444,6 +444,7 @@ def test_while_one_reads_early_the_others_have_the_answer_that_is_there(home, re
     """Nobody waits, and nobody joins in. (Only where the clock can be turned.)"""
     journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", cost=1.0)
     redis_clock.seconds += settings.HOUSING_TTL - 0.5
+    assert journal.lookup(PAGE) == Hit('"1"', b"1")  # who draws nothing is never early
     early = journal.lookup(PAGE, draw=0.6)
     assert early.stale
     assert journal.lookup(PAGE, draw=0.6, patient=True) == Hit('"1"', b"1")

@@ -60,11 +60,11 @@ local function doubt(j, epoch, read_at, tags)
   end
 end
 
--- 'patient' or not, draw, etags… → 'hit', etag, body (none where the reader has it) | 'filling': look up again, later
+-- patient ('1' or '0'), draw, etags… → 'hit', etag, body (none where the reader has it) | 'filling': look up again, later
 -- | 'miss' or 'stale', epoch, read_at
 -- Early expiration (XFetch: Vattani et al., VLDB 2015): with `draw` from the exponential distribution one reader reads an
 -- answer again before its time is up, the likelier the nearer that is and the more it cost.
-local function find(patience, draw, ...)
+local function find(patient, draw, ...)
   local j = read_journal()
   local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'body')
   local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]))
@@ -78,7 +78,7 @@ local function find(patience, draw, ...)
     return {'hit', e[3], e[7]}
   end
   local together = why ~= 'leased' and why ~= 'newborn' and (filling >= 0 or not lately)
-  if taken and together and patience == 'patient' then return {'filling'} end
+  if taken and together and patient == '1' then return {'filling'} end
   return nil, e, together and not taken
 end
 

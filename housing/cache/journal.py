@@ -74,7 +74,7 @@ class Journal:
         `draw`, from the exponential distribution, times the seconds that the entry cost: so long before its time is up it counts as over.
         Whoever is `patient` may be told that another is filling it.
         """
-        verdict, *rest = self._run("lookup", "patient" if patient else "", repr(draw), *etags, entry=entry)
+        verdict, *rest = self._run("lookup", int(patient), repr(draw), *etags, entry=entry)
         if verdict == b"filling":
             return Filling()
         if verdict == b"hit":
