@@ -171,7 +171,7 @@ class Line(threading.local):
     give_back: Callable[[], Any] = bool
 
     def ask(self, client: Redis, *command: Any) -> Any:
-        """The answer to one command. Whoever finds the line dead asks once more, as everybody does."""
+        """The answer to one command. Whoever finds the line dead asks once more, as everybody does; whoever is interrupted ends it."""
         if self.pool is not client.connection_pool or self.process != os.getpid():  # another server; or a fork, which must not share a socket
             self._borrow(client.connection_pool)
         try:

@@ -259,6 +259,8 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 def collapse(tags: Iterable[str]) -> set[str]:
     """The same tags, with `model:*` in place of more than `MANY_ROWS` rows of one model."""
     tags = set(tags)
+    if len(tags) <= MANY_ROWS:
+        return tags
     rows = Counter(tag.split(":")[0] for tag in tags)
     whole = {model for model, count in rows.items() if count > MANY_ROWS}
     return {f"{tag.split(':')[0]}:*" if tag.split(":")[0] in whole else tag for tag in tags}
