@@ -691,6 +691,13 @@ READ = (
         "test_setup.py::test_a_server_that_does_not_hear_is_ended_all_the_same",
     ),
     Sabotage(
+        "equal values come in any order",
+        "filters.py",
+        'order_by(f"{sign}{column}", f"{sign}id")',
+        'order_by(f"{sign}{column}")',
+        "test_contract.py::test_a_cursor_walks_what_a_filter_left_without_loss_or_repeat",
+    ),
+    Sabotage(
         "the last page of what is left is taken for the first",
         "filters.py",
         "if rows else Cursor(self.ordering, backward=True)",
