@@ -31,7 +31,7 @@ from django_redis import get_redis_connection
 from pytest_django import DjangoDbBlocker
 
 from housing import settings as service
-from housing.cache.journal import journal
+from housing.freshness.journal import journal
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from housing.views import select_of
 from tests import stacks
@@ -363,8 +363,8 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Any:
             type(self).begun()
 
     waiting = Waiting()
-    monkeypatch.setattr("housing.cache.entries.sleep", waiting.sleep)
-    monkeypatch.setattr("housing.cache.entries.monotonic", lambda: waiting.seconds)
+    monkeypatch.setattr("housing.freshness.entries.sleep", waiting.sleep)
+    monkeypatch.setattr("housing.freshness.entries.monotonic", lambda: waiting.seconds)
     return waiting
 
 

@@ -23,7 +23,8 @@ from redis.exceptions import RedisError
 from rest_framework.relations import RelatedField
 from rest_framework.serializers import Field, Serializer
 
-from housing.db.commit import CommitMixin
+from housing.freshness.connection import CommitMixin
+from housing.freshness.settings import conf
 from housing.settings import gateways
 from housing.signals import TABLE, handle
 
@@ -67,7 +68,7 @@ def database_backend_is_ours(app_configs: Any, **_: Any) -> Found:
     return [
         checks.Error(
             f"The database '{alias}' commits past the cache: its engine is {connections[alias].settings_dict['ENGINE']}.",
-            hint="Use housing.db.postgresql or housing.db.sqlite3, or keep the tables of `housing` away from it with a database router.",
+            hint="Use housing.freshness.postgresql or housing.freshness.sqlite3, or keep the tables of `housing` away from it with a database router.",
             id="housing.E001",
         )
         for alias in _ours()
@@ -187,7 +188,7 @@ def _eviction(info: dict[str, Any]) -> Iterator[checks.CheckMessage]:
         return  # without a limit it evicts nothing
     if policy.startswith("allkeys-"):
         yield checks.Warning(
-            f"Redis may evict the journal ({policy}). No answer is stale then, but every entry is disowned, and none stored for {settings.HOUSING_LEASE:g} s.",
+            f"Redis may evict the journal ({policy}). No answer is stale then, but every entry is disowned, and none stored for {conf.LEASE:g} s.",
             hint=hint,
             id="housing.W003",
         )

@@ -9,7 +9,7 @@ from django.core.validators import MinValueValidator
 from django.db import models, router, transaction
 from django.utils import timezone
 
-from housing.db.commit import Frame, ours
+from housing.freshness.connection import Frame, ours
 
 
 class TaggedQuerySet(models.QuerySet[Any]):

@@ -163,7 +163,7 @@ def prepare(properties: int | None) -> str | None:
     """Migrate, seed a database that has no property, add an admin where there is no user; the admin's password, or None."""
     django.setup()
     logging.getLogger("housing").setLevel(logging.WARNING)  # that an empty table became stale is no news
-    from housing.cache.journal import journal
+    from housing.freshness.journal import journal
     from housing.models import Property
 
     if settings.EMBEDDED:

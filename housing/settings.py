@@ -35,7 +35,7 @@ INTERNAL_IPS = ["127.0.0.1", "::1", *(gateways() if DEBUG else [])]
 # The engines
 
 DATABASE_URL = env.str("DATABASE_URL", default="") or f"sqlite:///{quote(str(ROOT / 'db.sqlite3'))}"
-ENGINES = {"sqlite": "housing.db.sqlite3", "postgres": "housing.db.postgresql", "postgresql": "housing.db.postgresql"}
+ENGINES = {"sqlite": "housing.freshness.sqlite3", "postgres": "housing.freshness.postgresql", "postgresql": "housing.freshness.postgresql"}
 scheme = DATABASE_URL.partition(":")[0]
 if scheme not in ENGINES:
     raise ImproperlyConfigured(
@@ -67,24 +67,16 @@ if REDIS_URL.rstrip("/") == "fakeredis:":
 
 # Freshness
 
-# Longer than a COMMIT takes on a bad day, for it must not outlast its lease; and no longer than a reader of what a killed
-# process touched may be sent to the database.
-HOUSING_LEASE = 5.0
-# How long an entry lives when nothing makes it stale, which also bounds what the journal remembers. It is the net, not the rope.
-HOUSING_TTL = 24 * 3600.0
-# How long a reader waits for the answer that another one is reading: longer than a page takes on a bad day, and no longer than
-# all may be held up by one that dies over it.
-HOUSING_PATIENCE = 0.5
-# How early an answer whose time will be up is read again. 1 is the optimum for costs that vary little; more is earlier.
-# (XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015.)
-HOUSING_BETA = 1.0
-# Which run of the Redis server this is: None asks it. fakeredis cannot say, but always starts empty.
-HOUSING_INCARNATION = "fakeredis" if EMBEDDED else None
+FRESHNESS_MODELS = ["housing"]
+FRESHNESS_NAME = "housing"
+# fakeredis cannot say which run of a server it is, but always starts empty.
+FRESHNESS_RUN_ID = "fakeredis" if EMBEDDED else None
 
 # Django
 
 INSTALLED_APPS = [
     "housing",
+    "housing.freshness",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -14,7 +14,7 @@ from typing import Any, cast
 from django.apps import apps
 from django.db.models.signals import post_save, pre_delete, pre_save
 
-from housing.db.commit import CommitMixin, ours
+from housing.freshness.connection import CommitMixin, ours
 from housing.models import Agent, Location, Office, Property, PropertyImage, TaggedModel
 
 LIST = "properties"

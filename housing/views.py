@@ -24,11 +24,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from housing import queries
-from housing.cache.entries import Answer, Read, answer
-from housing.cache.keys import entry_key
-from housing.db.commit import ours
-from housing.db.statements import CONTROL
 from housing.filters import REMEMBERED, KeysetPagination, PropertyFilter, Query
+from housing.freshness.connection import ours
+from housing.freshness.entries import Answer, Read, answer
+from housing.freshness.keys import entry_key
+from housing.freshness.statements import CONTROL
 from housing.models import Property
 from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
 

@@ -73,7 +73,7 @@ def serve(answers: IO[str], slower: dict[str, float]) -> None:
     django.setup()
     from django.core.handlers.wsgi import WSGIHandler
 
-    from housing.cache.journal import journal
+    from housing.freshness.journal import journal
     from housing.models import Property
 
     application, home = WSGIHandler(), Property.objects.latest("id")

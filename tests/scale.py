@@ -312,7 +312,7 @@ def _set_up(servers: ExitStack) -> None:
     from django.core.management import call_command
     from django.db import connections
 
-    from housing.cache.journal import journal
+    from housing.freshness.journal import journal
 
     servers.callback(connections.close_all)
     logging.getLogger("housing").setLevel(logging.WARNING)  # that everything became stale is no news

@@ -30,8 +30,8 @@ from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from conftest import Killed
-from housing.cache import entries
-from housing.cache.journal import Journal
+from housing.freshness import entries
+from housing.freshness.journal import Journal
 from tests.linearizability import Operation, violation
 
 PATIENCE = 60

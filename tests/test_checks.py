@@ -16,7 +16,7 @@ from django_redis import get_redis_connection
 from rest_framework import serializers
 
 from housing import checks, signals
-from housing.cache.journal import Unreachable, journal
+from housing.freshness.journal import Unreachable, journal
 from housing.models import Agent, Office, Property, PropertyImage
 from housing.queries import joined, properties
 from housing.serializers import OfficeSerializer, PropertyImageSerializer, PropertySerializer
@@ -76,7 +76,9 @@ def test_our_tables_on_an_engine_that_is_not_ours_are_refused(a_plain_database):
         call_command("check")
 
     assert "(housing.E001) The database 'plain' commits past the cache: its engine is django.db.backends.sqlite3." in str(refused.value)
-    assert "Use housing.db.postgresql or housing.db.sqlite3, or keep the tables of `housing` away from it with a database router." in str(refused.value)
+    assert "Use housing.freshness.postgresql or housing.freshness.sqlite3, or keep the tables of `housing` away from it with a database router." in str(
+        refused.value
+    )
     assert "'default'" not in str(refused.value)
 
 

@@ -18,8 +18,8 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.serializers import ModelSerializer, SerializerMethodField
 
 from conftest import DOORS, NEW_YEAR, a_property, saved
-from housing.db.postgresql.base import DatabaseWrapper
 from housing.filters import Query
+from housing.freshness.postgresql.base import DatabaseWrapper
 from housing.models import Agent, Location, Office, Property
 from housing.queries import joined
 from housing.serializers import Columns

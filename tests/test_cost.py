@@ -8,7 +8,7 @@ from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 
 from conftest import entries, forget_everything, make_images, make_properties
-from housing.cache.journal import journal
+from housing.freshness.journal import journal
 from tests.instruments import bytes_of
 
 

@@ -56,10 +56,10 @@ def reprice(home):
 DIES = """
 import os, signal, sys
 from django.conf import settings
-settings.CACHES["default"]["KEY_PREFIX"], settings.HOUSING_LEASE, pk, where = sys.argv[1], 1.0, int(sys.argv[2]), sys.argv[3]
+settings.CACHES["default"]["KEY_PREFIX"], settings.FRESHNESS_LEASE, pk, where = sys.argv[1], 1.0, int(sys.argv[2]), sys.argv[3]
 import django
 django.setup()
-from housing.db import commit
+from housing.freshness import connection as commit
 from housing.models import Property
 from tests.stacks import wait_for
 
@@ -116,7 +116,7 @@ def test_redis_restarts_from_an_old_dump(own_redis, price, reprice):
     server.restart()
 
     assert cache.make_key("journal").encode() in set(redis.Redis.from_url(server.url).scan_iter()), "the dump was not loaded"
-    assert price() == ("1.00", "fwd=miss; detail=newborn")
+    assert price() == ("1.00", "fwd=miss; detail=recovering")
 
 
 @pytest.mark.only("real")
@@ -127,7 +127,7 @@ def test_redis_restarts_empty(own_redis, price, reprice):
 
     server.restart()
 
-    assert price() == ("1.00", "fwd=miss; detail=newborn")
+    assert price() == ("1.00", "fwd=miss; detail=recovering")
 
 
 @pytest.mark.only("real")
@@ -145,7 +145,7 @@ def test_redis_restarts_while_a_write_commits(own_redis, price, reprice, around_
     with around_commit(before=restart_and_read):
         reprice(1)
 
-    assert seen == [("300000.00", "fwd=miss; detail=newborn")] * 2
+    assert seen == [("300000.00", "fwd=miss; detail=recovering")] * 2
     assert price()[0] == "1.00"
 
 
@@ -163,8 +163,8 @@ def test_flushall_while_a_write_commits(own_redis, price, reprice, around_commit
     with around_commit(before=flush_and_read):
         reprice(1)
 
-    assert seen == [("300000.00", "fwd=miss; detail=newborn")] * 2
-    assert price() == ("1.00", "fwd=miss; detail=newborn")
+    assert seen == [("300000.00", "fwd=miss; detail=recovering")] * 2
+    assert price() == ("1.00", "fwd=miss; detail=recovering")
 
 
 @pytest.mark.only("real")

@@ -367,9 +367,9 @@ from concurrent.futures import ThreadPoolExecutor
 from wsgiref.util import setup_testing_defaults
 from django.conf import settings
 
-settings.HOUSING_LEASE, settings.LOGGING["loggers"]["housing"]["level"] = 2.0, "CRITICAL"
+settings.FRESHNESS_LEASE, settings.LOGGING["loggers"]["housing"]["level"] = 2.0, "CRITICAL"
 from housing.wsgi import application
-from housing.db.commit import NotLeased
+from housing.freshness.connection import NotLeased
 from housing.models import Property
 
 def say(*what):

@@ -18,9 +18,10 @@ from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
 from conftest import entries, forget_everything, make_images
-from housing.cache.journal import journal
-from housing.cache.keys import LONG, entry_key
-from housing.db.commit import NotLeased
+from housing.freshness.connection import NotLeased
+from housing.freshness.journal import journal
+from housing.freshness.keys import LONG, entry_key
+from housing.freshness.settings import conf
 from housing.models import Property
 
 # What is remembered
@@ -82,7 +83,7 @@ def test_an_entry_does_not_live_for_ever(twenty_properties, prime, settings):
     prime()
     [entry] = entries()
 
-    assert settings.HOUSING_TTL - 60 < get_redis_connection("default").ttl(entry) <= settings.HOUSING_TTL
+    assert conf.TTL - 60 < get_redis_connection("default").ttl(entry) <= conf.TTL
 
 
 def test_keys_are_short_whatever_is_asked(transactional_db, prime):
@@ -101,14 +102,14 @@ def test_a_key_says_what_was_asked_while_that_is_short():
 def test_a_deploy_with_another_shape_finds_nothing(twenty_properties, prime, read, monkeypatch):
     """Else the new code would serve the old code's rows until their time is up."""
     prime()
-    monkeypatch.setattr("housing.cache.keys.fingerprint", lambda: "another shape")
+    monkeypatch.setattr("housing.freshness.keys.fingerprint", lambda: "another shape")
 
     assert read("cached").came_from == "fwd=miss; stored"
 
 
 def test_the_fingerprint_covers_the_key_that_signs_the_links(settings):
     """Links of an old key would be refused by the new one."""
-    from housing.cache.keys import fingerprint
+    from housing.freshness.keys import fingerprint
 
     before = fingerprint.__wrapped__()
     settings.SECRET_KEY = "another"
@@ -119,7 +120,7 @@ def test_the_fingerprint_covers_the_key_that_signs_the_links(settings):
 
 @pytest.mark.parametrize("module", ["models", "signals", "queries", "filters", "serializers", "views"])
 def test_the_fingerprint_covers_all_the_code_that_gives_an_answer_its_shape_or_its_tags(monkeypatch, module):
-    from housing.cache.keys import fingerprint
+    from housing.freshness.keys import fingerprint
 
     before, source = fingerprint.__wrapped__(), inspect.getsource
     monkeypatch.setattr("inspect.getsource", lambda read: source(read) + "# changed" * (read.__name__ == f"housing.{module}"))
@@ -129,7 +130,7 @@ def test_the_fingerprint_covers_all_the_code_that_gives_an_answer_its_shape_or_i
 
 @pytest.mark.parametrize("version", ["django.__version__", "rest_framework.VERSION"])
 def test_the_fingerprint_covers_the_libraries_that_render(monkeypatch, version):
-    from housing.cache.keys import fingerprint
+    from housing.freshness.keys import fingerprint
 
     before = fingerprint.__wrapped__()
     monkeypatch.setattr(version, "another")

@@ -28,9 +28,10 @@ from django_redis import get_redis_connection
 
 from conftest import DOORS, a_property, make_images, saved
 from housing import signals, urls
-from housing.db import statements
-from housing.db.commit import MANY_ROWS, NotLeased, collapse
-from housing.db.statements import written_tables
+from housing.freshness import statements
+from housing.freshness.connection import MANY_ROWS, NotLeased, collapse
+from housing.freshness.settings import conf
+from housing.freshness.statements import written_tables
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
 
@@ -1297,7 +1298,7 @@ def test_a_commit_that_is_tried_again_takes_the_same_way(home, prime, read, else
         home.save()
         with pytest.raises(IntegrityError):
             transaction.commit()
-        redis_clock.seconds += settings.HOUSING_LEASE + 1
+        redis_clock.seconds += conf.LEASE + 1
         elsewhere(prime)
         image.property = home
         image.save()
@@ -1378,7 +1379,7 @@ def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, prime, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("housing.db.commit.journal.lease", interrupted)
+        patched.setattr("housing.freshness.connection.journal.lease", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Property.objects.filter(pk=home.pk).update(price=1)
 

@@ -129,7 +129,7 @@ def test_what_prevents_the_figures_is_one_line(monkeypatch, why, said):
 
 
 SABOTAGED = """
-from housing.cache.journal import Journal
+from housing.freshness.journal import Journal
 from tests import load
 Journal.close = Journal.withdraw
 load.main()

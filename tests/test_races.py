@@ -18,12 +18,13 @@ from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
+from housing.freshness.management.commands.leases import Command
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conftest import Killed, ask, die, entries, flush
-from housing.cache.entries import ATTEMPTS, PAUSES, draws
-from housing.cache.journal import Filling, Hit, Miss, journal, script
-from housing.management.commands.leases import Command
+from housing.freshness.entries import ATTEMPTS, PAUSES, draws
+from housing.freshness.journal import Filling, Hit, Miss, journal, script
+from housing.freshness.settings import conf
 from housing.models import Property, PropertyImage
 
 SELECT = Property.objects.order_by("pk")
@@ -70,7 +71,7 @@ def price(read):
     return price
 
 
-# A read is overtaken by a write
+# A read is raced by a write
 
 
 def test_a_write_between_select_and_store(reprice, price, meanwhile):
@@ -84,7 +85,7 @@ def test_a_write_between_select_and_store_every_time(reprice, price, meanwhile):
     """A reader does not try for ever; it answers with what it read last, which was true when it read it."""
     prices = iter(range(1, 9))
     with meanwhile(lambda: reprice(next(prices)), times=ATTEMPTS):
-        assert price() == (f"{ATTEMPTS - 1}.00", "fwd=miss; detail=overtaken")
+        assert price() == (f"{ATTEMPTS - 1}.00", "fwd=miss; detail=raced")
     assert price() == (f"{ATTEMPTS}.00", "fwd=miss; stored")
 
 
@@ -121,7 +122,7 @@ def test_a_title_and_images_of_two_states_are_never_one_answer(home, read, meanw
     with meanwhile(rename_and_strip, times=ATTEMPTS):
         answer = read(f"cached/{home.pk}")
 
-    assert answer.came_from == "fwd=miss; detail=overtaken"
+    assert answer.came_from == "fwd=miss; detail=raced"
     assert answer.json["title"] == f"{len(answer.json['images'])} images"
 
 
@@ -208,7 +209,7 @@ def test_a_slow_reader_does_not_overwrite_a_fast_one(home, price):
     slow = journal.lookup(PAGE)
     fast = journal.lookup(PAGE)
     assert journal.store(PAGE, fast, {"t"}, '"new"', b"new") == "stored"
-    assert journal.store(PAGE, slow, {"t"}, '"old"', b"old") == "overtaken"
+    assert journal.store(PAGE, slow, {"t"}, '"old"', b"old") == "raced"
     assert journal.lookup(PAGE) == Hit('"new"', b"new")
 
 
@@ -218,7 +219,7 @@ def test_a_slow_reader_does_not_overwrite_a_fast_one(home, price):
 @pytest.fixture
 def endless_patience(settings):
     """However slow the machine is."""
-    settings.HOUSING_PATIENCE = 3600.0
+    settings.FRESHNESS_WAIT_TIMEOUT = 3600.0
     journal.forget_server()  # the setting is in the script's text
     yield
     journal.forget_server()
@@ -260,7 +261,7 @@ def test_who_waits_gets_no_answer_older_than_its_own_start(home):
     miss = journal.lookup(PAGE)
     journal.close(journal.lease({"t"}))
     assert isinstance(journal.lookup(PAGE, patient=True), Filling)
-    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "overtaken"
+    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "raced"
     assert isinstance(journal.lookup(PAGE, patient=True), Miss)
 
 
@@ -276,7 +277,7 @@ def test_while_one_reads_anew_nobody_is_given_what_is_stale(home):
 def test_that_somebody_asked_is_soon_forgotten(home, settings):
     """There is no end of addresses at which nothing is."""
     journal.lookup(PAGE)
-    assert 0 < get_redis_connection("default").pttl(PAGE) <= settings.HOUSING_PATIENCE * 1000
+    assert 0 < get_redis_connection("default").pttl(PAGE) <= conf.WAIT_TIMEOUT * 1000
 
 
 def test_who_waits_for_a_reader_that_died_does_not_wait_longer_than_its_patience(home, read, waiting, settings, monkeypatch):
@@ -285,14 +286,14 @@ def test_who_waits_for_a_reader_that_died_does_not_wait_longer_than_its_patience
     journal.lookup(PAGE)
 
     assert read("cached").came_from == "fwd=miss; stored"
-    assert settings.HOUSING_PATIENCE <= waiting.seconds < settings.HOUSING_PATIENCE + PAUSES[-1]
+    assert conf.WAIT_TIMEOUT <= waiting.seconds < conf.WAIT_TIMEOUT + PAUSES[-1]
 
 
 def test_who_waits_looks_again_less_and_less_often(home, read, waiting, monkeypatch):
     """T1 misses, is killed · T2 pauses twice as long each time, and then as long as before."""
     monkeypatch.setattr("housing.views.entry_key", lambda *_: PAGE)
     paused = []
-    monkeypatch.setattr("housing.cache.entries.sleep", lambda seconds: paused.append(seconds) or waiting.sleep(seconds))
+    monkeypatch.setattr("housing.freshness.entries.sleep", lambda seconds: paused.append(seconds) or waiting.sleep(seconds))
     journal.lookup(PAGE)
 
     read("cached")
@@ -305,7 +306,7 @@ def test_who_waits_looks_again_less_and_less_often(home, read, waiting, monkeypa
 def test_what_a_reader_that_died_was_filling_is_another_ones_after_a_while(home, redis_clock, settings):
     """And others wait for that one. (Only where the clock can be turned.)"""
     journal.lookup(PAGE)
-    redis_clock.seconds += settings.HOUSING_PATIENCE + 0.001
+    redis_clock.seconds += conf.WAIT_TIMEOUT + 0.001
     assert isinstance(journal.lookup(PAGE, patient=True), Miss)
     assert isinstance(journal.lookup(PAGE, patient=True), Filling)
 
@@ -336,7 +337,7 @@ def test_nobody_waits_for_a_reader_that_failed_until_it_is_long_ago(home, redis_
     journal.abandon(PAGE, journal.lookup(PAGE))
     for _ in range(2):
         assert isinstance(journal.lookup(PAGE, patient=True), Miss)
-    redis_clock.seconds += settings.HOUSING_PATIENCE + 0.001
+    redis_clock.seconds += conf.WAIT_TIMEOUT + 0.001
     assert isinstance(journal.lookup(PAGE, patient=True), Miss)
     assert isinstance(journal.lookup(PAGE, patient=True), Filling)
 
@@ -347,7 +348,7 @@ def test_who_comes_too_late_to_fill_ends_nobody_elses_fill(home):
     journal.abandon(PAGE, second)
     assert isinstance(journal.lookup(PAGE, patient=True), Filling)
     journal.close(journal.lease({"u"}))
-    assert journal.store(PAGE, second, {"u"}, '"2"', b"2") == "overtaken"
+    assert journal.store(PAGE, second, {"u"}, '"2"', b"2") == "raced"
     assert isinstance(journal.lookup(PAGE, patient=True), Filling)
     assert journal.store(PAGE, first, {"t"}, '"1"', b"1") == "stored"
     assert journal.lookup(PAGE, patient=True) == Hit('"1"', b"1")
@@ -392,10 +393,10 @@ def test_what_is_stale_stays_stale_when_a_lease_is_withdrawn(home):
     assert journal.lookup(PAGE).stale
 
 
-def test_in_a_newborn_journal_nobody_waits(home):
+def test_in_a_recovering_journal_nobody_waits(home):
     """T1 finds out that nothing can be remembered yet."""
     evict_the_journal()
-    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "newborn"
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "recovering"
     for _ in range(2):
         assert isinstance(journal.lookup(PAGE, patient=True), Miss)
 
@@ -406,21 +407,21 @@ def test_in_a_newborn_journal_nobody_waits(home):
 @pytest.fixture
 def costing(monkeypatch):
     """Every answer takes a second to read."""
-    monkeypatch.setattr("housing.cache.entries.perf_counter", count().__next__)
+    monkeypatch.setattr("housing.freshness.entries.perf_counter", count().__next__)
 
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
 def test_an_answer_is_read_again_early_as_often_as_the_formula_says(transactional_db, read, redis_clock, settings, costing, beta):
     """XFetch: where cost × β × -ln(random) reaches the time that is left. (Only where the clock can be turned.)"""
-    settings.HOUSING_BETA = beta
+    settings.FRESHNESS_BETA = beta
     draws.seed(7)
     read("cached")
     formula = random.Random(7)
     formula.expovariate(1.0)
     seen, expected = [], []
     for _ in range(20):
-        redis_clock.seconds += settings.HOUSING_TTL - 1.5
+        redis_clock.seconds += conf.TTL - 1.5
         seen.append(read("cached").came_from)
         expected.append("fwd=stale; stored" if 1.0 * beta * formula.expovariate(1.0) >= 1.5 else "hit")
         journal.begin()
@@ -443,7 +444,7 @@ def test_what_an_answer_cost_is_kept_in_microseconds(said, kept):
 def test_while_one_reads_early_the_others_have_the_answer_that_is_there(home, redis_clock, settings):
     """Nobody waits, and nobody joins in. (Only where the clock can be turned.)"""
     journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", cost=1.0)
-    redis_clock.seconds += settings.HOUSING_TTL - 0.5
+    redis_clock.seconds += conf.TTL - 0.5
     assert journal.lookup(PAGE) == Hit('"1"', b"1")  # who draws nothing is never early
     early = journal.lookup(PAGE, draw=0.6)
     assert early.stale
@@ -455,9 +456,9 @@ def test_while_one_reads_early_the_others_have_the_answer_that_is_there(home, re
 @pytest.mark.only("embedded")
 def test_an_answer_whose_time_is_up_is_read_again(home, read, redis_clock, settings):
     """Whatever is drawn. (Only where the clock can be turned.)"""
-    settings.HOUSING_BETA = 0.0
+    settings.FRESHNESS_BETA = 0.0
     read("cached")
-    redis_clock.seconds += settings.HOUSING_TTL
+    redis_clock.seconds += conf.TTL
     assert read("cached").came_from == "fwd=stale; stored"
     assert read("cached").came_from == "hit"
 
@@ -472,7 +473,7 @@ def test_killed_between_lease_and_commit(reprice, price, around_commit, redis_cl
     with pytest.raises(Killed), around_commit(before=die):
         reprice(1)
     assert price() == ("300000.00", "fwd=miss; detail=leased")
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    redis_clock.seconds += conf.LEASE + 1
     assert price() == ("300000.00", "fwd=stale; stored")
     assert price() == ("300000.00", "hit")
 
@@ -484,7 +485,7 @@ def test_killed_between_commit_and_close(reprice, price, around_commit, redis_cl
     with pytest.raises(Killed), around_commit(after=die):
         reprice(1)
     assert price() == ("1.00", "fwd=miss; detail=leased")
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    redis_clock.seconds += conf.LEASE + 1
     assert price() == ("1.00", "fwd=stale; stored")
     assert price() == ("1.00", "hit")
 
@@ -494,24 +495,24 @@ def test_an_entry_read_under_a_lease_that_ran_out_is_not_trusted_afterwards(home
     """T1 leases, dies · T2 reads before T1's COMMIT could have been seen, stores after the lease is over. (Only where the clock can be turned.)"""
     journal.lease({"t"})
     miss = journal.lookup(PAGE)
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    redis_clock.seconds += conf.LEASE + 1
     journal.lookup(ANOTHER)
-    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "overtaken"
+    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "raced"
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"new"', b"new") == "stored"
 
 
 @pytest.mark.only("embedded")
-@pytest.mark.parametrize("begin", [lambda: journal.lease({"t"}), lambda: evict_the_journal() or journal.lookup(ANOTHER)], ids=["a lease", "a newborn lease"])
+@pytest.mark.parametrize("begin", [lambda: journal.lease({"t"}), lambda: evict_the_journal() or journal.lookup(ANOTHER)], ids=["a lease", "a recovering lease"])
 def test_a_read_at_the_very_instant_at_which_a_lease_runs_out_is_not_trusted(home, redis_clock, settings, begin):
     """A COMMIT may be of that instant too: ties are stale, while the lease is there and once it is settled. (Only where the clock can be turned.)"""
     redis_clock.seconds = round(redis_clock.seconds) + 1
     begin()
-    redis_clock.seconds += settings.HOUSING_LEASE
+    redis_clock.seconds += conf.LEASE
     miss = journal.lookup(PAGE)
-    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") in ("leased", "newborn")
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") in ("leased", "recovering")
     for settle in (lambda: journal.lookup(ANOTHER), lambda: journal.close(journal.lease({"u"}))):
         settle()
-        assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "overtaken"
+        assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "raced"
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"e"', b"e") == "stored"
 
 
@@ -519,13 +520,13 @@ def test_a_read_at_the_very_instant_at_which_a_lease_runs_out_is_not_trusted(hom
 def test_a_lease_that_ran_out_does_not_hide_a_later_close(home, redis_clock, settings):
     """T1 leases, dies · the lease runs out · T2 closes later: T2's close counts, not T1's expiry. (Only where the clock can be turned.)"""
     journal.lease({"t"})
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    redis_clock.seconds += conf.LEASE + 1
     journal.close(journal.lease({"t"}))
     miss = journal.lookup(PAGE)
     assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "stored"
     journal.close(journal.lease({"t"}))
     journal.lease({"u"})
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    redis_clock.seconds += conf.LEASE + 1
     assert isinstance(journal.lookup(PAGE), Miss)
 
 
@@ -570,7 +571,7 @@ def test_how_long_a_lease_stays_open_is_told_to_the_microsecond(redis_clock, set
     redis_clock.seconds += 1  # since the journal was born
     lease = journal.lease({"t", "u"})
     redis_clock.seconds += 2
-    assert journal.leases() == {lease: settings.HOUSING_LEASE - 2}
+    assert journal.leases() == {lease: conf.LEASE - 2}
 
 
 @pytest.mark.only("embedded")
@@ -578,7 +579,7 @@ def test_the_lease_of_a_killed_process_is_shown_until_it_runs_out(reprice, aroun
     """T1 leases, dies · nobody reads or writes, so nobody settles it · it is over all the same. (Only where the clock can be turned.)"""
     with pytest.raises(Killed), around_commit(before=die):
         reprice(1)
-    redis_clock.seconds += settings.HOUSING_LEASE - 1.5
+    redis_clock.seconds += conf.LEASE - 1.5
     [line] = leases()
     assert "  1.5 s left  " in line
     redis_clock.seconds += 1.4
@@ -608,7 +609,7 @@ def test_the_lease_of_a_new_journal_says_that_it_is_on_everything(leases, redis_
     """Only where the clock can be turned."""
     evict_the_journal()
     journal.lookup(PAGE)
-    assert leases() == ["newborn  5.0 s left  everything: the journal is new, and a writer may not know it"]
+    assert leases() == ["recovering  5.0 s left  everything: the journal is new, and a writer may not know it"]
 
 
 def test_without_redis_there_are_no_leases_to_look_at(redis_away, capsys):
@@ -640,9 +641,9 @@ def test_the_journal_is_lost_while_a_write_commits(reprice, price, around_commit
 
     with around_commit(before=forget_and_read):  # T1 leases · Redis forgets · T2 reads, reads · T1 COMMITs, closes
         reprice(1)
-    assert seen == [("300000.00", "fwd=miss; detail=newborn")] * 2
-    assert price() == ("1.00", "fwd=miss; detail=newborn")
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    assert seen == [("300000.00", "fwd=miss; detail=recovering")] * 2
+    assert price() == ("1.00", "fwd=miss; detail=recovering")
+    redis_clock.seconds += conf.LEASE + 1
     assert price()[0] == "1.00"
     assert price() == ("1.00", "hit")
 
@@ -654,8 +655,8 @@ def test_the_journal_is_lost_after_a_killed_writer(reprice, price, around_commit
     with pytest.raises(Killed), around_commit(after=die):
         reprice(1)
     forget()
-    assert price() == ("1.00", "fwd=miss; detail=newborn")
-    assert price() == ("1.00", "fwd=miss; detail=newborn")
+    assert price() == ("1.00", "fwd=miss; detail=recovering")
+    assert price() == ("1.00", "fwd=miss; detail=recovering")
 
 
 @pytest.mark.only("embedded")
@@ -664,9 +665,9 @@ def test_an_entry_of_a_lost_journal_is_disowned_even_if_the_clock_stepped_back(r
     price()
     reprice(1)
     evict_the_journal()
-    redis_clock.seconds -= 3 * settings.HOUSING_LEASE
+    redis_clock.seconds -= 3 * conf.LEASE
     price()
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    redis_clock.seconds += conf.LEASE + 1
     assert price()[0] == "1.00"
     assert price() == ("1.00", "hit")  # and it does not keep its place, though its instant is the later one
 
@@ -676,12 +677,12 @@ def test_a_fill_that_began_in_a_lost_journal_is_not_remembered(home, redis_clock
     """T1 misses · the journal is lost, and born anew by T2 · T1 stores: nobody knows what was written in between. (Only where the clock can be turned.)"""
     miss = journal.lookup(PAGE)
     evict_the_journal()
-    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "overtaken"
-    redis_clock.seconds -= 3 * settings.HOUSING_LEASE
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "raced"
+    redis_clock.seconds -= 3 * conf.LEASE
     journal.lookup(ANOTHER)
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    redis_clock.seconds += conf.LEASE + 1
     journal.lookup(ANOTHER)
-    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "overtaken"
+    assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "raced"
 
 
 @pytest.mark.parametrize("entry", [0, 1])
@@ -699,10 +700,10 @@ def test_records_are_dropped_and_what_was_read_before_them_with_them(home, redis
     """T1 misses · T2 writes what T1 reads · its record outlives its use and is dropped · T1, very late, stores. (Only where the clock can be turned.)"""
     miss = journal.lookup(PAGE)
     journal.close(journal.lease({"t"}))
-    redis_clock.seconds += settings.HOUSING_TTL + 1
+    redis_clock.seconds += conf.TTL + 1
     journal.close(journal.lease({"u"}))
     assert get_redis_connection("default").zscore(cache.make_key("journal"), "t") is None
-    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "overtaken"
+    assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "raced"
 
 
 @pytest.mark.only("embedded")
@@ -712,7 +713,7 @@ def test_a_journal_remembers_no_more_than_was_written_within_a_ttl(home, redis_c
         lease = journal.lease({f"agent:{number}"})
         if number % 2:  # every other writer dies
             journal.close(lease)
-        redis_clock.seconds += settings.HOUSING_TTL / 10
+        redis_clock.seconds += conf.TTL / 10
 
     assert get_redis_connection("default").zcard(cache.make_key("journal")) < 20
 
@@ -735,10 +736,10 @@ def test_the_clock_steps_back_by_more_than_a_lease(home, reprice, price, redis_c
     """Leases would never run out: the journal is born anew without what it knew, and the next minutes begin cold. (Only where the clock can be turned.)"""
     home.agent.save()
     price()
-    redis_clock.seconds -= 3 * settings.HOUSING_LEASE
+    redis_clock.seconds -= 3 * conf.LEASE
     reprice(1)
-    assert price() == ("1.00", "fwd=miss; detail=newborn")
-    redis_clock.seconds += settings.HOUSING_LEASE + 1
+    assert price() == ("1.00", "fwd=miss; detail=recovering")
+    redis_clock.seconds += conf.LEASE + 1
     price()
     assert price() == ("1.00", "hit")
 
@@ -801,7 +802,7 @@ def run_id(monkeypatch, settings):
 
     monkeypatch.setattr(FakeRedisConnection, "send_command", send_command)
     monkeypatch.setattr(FakeRedisConnection, "read_response", read_response)
-    settings.HOUSING_INCARNATION = None
+    settings.FRESHNESS_RUN_ID = None
     journal.forget_server()
     journal.begin()
     yield restart
@@ -814,7 +815,7 @@ def test_a_server_that_restarts_with_all_its_data_begins_cold(reprice, price, ru
     price()
     assert price() == ("300000.00", "hit")
     run_id("b")
-    assert price() == ("300000.00", "fwd=miss; detail=newborn")
+    assert price() == ("300000.00", "fwd=miss; detail=recovering")
 
 
 @pytest.mark.only("embedded")
@@ -853,7 +854,7 @@ def test_a_restart_takes_no_connection_away(home, price, run_id, monkeypatch):
     monkeypatch.setattr(get_redis_connection("default").connection_pool, "max_connections", 2)
     for number in range(20):
         run_id(f"b{number}")
-        assert price() == ("300000.00", "fwd=miss; detail=newborn")
+        assert price() == ("300000.00", "fwd=miss; detail=recovering")
 
 
 @pytest.mark.only("embedded")
@@ -863,7 +864,7 @@ def test_a_server_that_restarts_while_it_is_asked_which_run_it_is(home, price, r
     journal.forget_server()  # a new process
     run_id("b", after_info=True)
     assert price() == ("300000.00", "fwd=bypass; detail=unreachable")
-    assert price() == ("300000.00", "fwd=miss; detail=newborn")
+    assert price() == ("300000.00", "fwd=miss; detail=recovering")
 
 
 # A connection that still reads

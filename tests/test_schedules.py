@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import a_property, ask, flush, forget_everything, saved
-from housing.cache import entries
-from housing.cache.journal import Filling, journal
+from housing.freshness import entries
+from housing.freshness.journal import Filling, journal
 from housing.models import Property
 from tests.schedules import BEGIN, Actor, Stage, here, stand_before
 
@@ -39,7 +39,7 @@ def forget():
 @pytest.fixture
 def timeless(settings):
     """No lease runs out, and nobody's patience, because the machine is slow."""
-    settings.HOUSING_LEASE = settings.HOUSING_PATIENCE = 3600.0
+    settings.FRESHNESS_LEASE = settings.FRESHNESS_WAIT_TIMEOUT = 3600.0
     journal.forget_server()  # the settings are in the script's text
     yield
     journal.forget_server()

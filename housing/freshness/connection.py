@@ -17,10 +17,10 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, NotSupportedError, Operat
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
-from housing.cache.journal import Lease, Unreachable, journal
-from housing.db import statements
+from . import statements
+from .journal import Lease, Unreachable, journal
 
-logger = logging.getLogger("housing.commit")
+logger = logging.getLogger(__name__)
 
 MANY_ROWS = 100
 """Beyond so many tags of one model a transaction names the whole model: a lease is one short script, whatever was written."""

@@ -12,12 +12,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from time import monotonic, perf_counter, sleep
 
-from django.conf import settings
+from .connection import CommitMixin
+from .journal import Filling, Hit, Miss, Unreachable, journal
+from .settings import conf
 
-from housing.cache.journal import Filling, Hit, Miss, Unreachable, journal
-from housing.db.commit import CommitMixin
-
-logger = logging.getLogger("housing.cache")
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often an answer is read again because a write overtook it; then it is given as it is, and not remembered."""
@@ -53,7 +52,7 @@ def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin
     """
     if connection.reads_the_past:  # its snapshot may be older than any instant of ours, and hold writes nobody else sees
         return _without_cache(read, etags, "transaction")
-    deadline = monotonic() + settings.HOUSING_PATIENCE
+    deadline = monotonic() + conf.WAIT_TIMEOUT
     for _ in range(ATTEMPTS):
         try:
             found, waited = _look_up(key, etags, deadline)
@@ -70,14 +69,14 @@ def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin
             return _given(body, etags, "housing; fwd=bypass; detail=unreachable")
         if verdict == "stored":
             return _given(body, etags, f"housing; fwd={'stale' if found.stale else 'miss'}; stored")
-        if verdict != "overtaken":
+        if verdict != "raced":
             break
     return _given(body, etags, f"housing; fwd=miss; detail={verdict}")
 
 
 def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | Miss, bool]:
     """What there is under `key`, and whether another reader was waited for; nobody waits beyond `deadline`."""
-    draw = draws.expovariate(1.0) * settings.HOUSING_BETA
+    draw = draws.expovariate(1.0) * conf.BETA
     looks = 0
     while isinstance(found := journal.lookup(key, etags, draw=draw, patient=monotonic() < deadline), Filling):
         sleep(PAUSES[min(looks, len(PAUSES) - 1)])

@@ -1,4 +1,4 @@
-"""`ENGINE = "housing.db.postgresql"`."""
+"""`ENGINE = "housing.freshness.postgresql"`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.db import transaction
 from django.db.backends.postgresql import base
 from psycopg.pq import TransactionStatus
 
-from housing.db.commit import CommitMixin, CursorMixin
+from ..connection import CommitMixin, CursorMixin
 
 
 class Cursor(CursorMixin):

@@ -6,9 +6,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from housing.cache.journal import Lease, Unreachable, journal
+from ...journal import Lease, Unreachable, journal
 
-NEWBORN = "newborn"
+RECOVERING = "recovering"
 """The id of the lease on everything with which a journal that was found missing begins."""
 
 
@@ -34,4 +34,4 @@ class Command(BaseCommand):
 
 def described(lease: Lease) -> str:
     """What it is on."""
-    return "everything: the journal is new, and a writer may not know it" if lease.id == NEWBORN else ", ".join(lease.tags)
+    return "everything: the journal is new, and a writer may not know it" if lease.id == RECOVERING else ", ".join(lease.tags)

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-from django.conf import settings
-from django.core.cache import cache
+from django.core.cache import caches
 from django_redis import get_redis_connection
 from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
+
+from .settings import conf
 
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
@@ -82,7 +83,7 @@ class Journal:
         return Miss(verdict == b"stale", *rest)
 
     def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0) -> str:
-        """Remember what was read after `miss`, in `cost` seconds: "stored"; or why not, "overtaken", "leased" or "newborn"."""
+        """Remember what was read after `miss`, in `cost` seconds: "stored"; or why not, "raced", "leased" or "recovering"."""
         args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000))
         return bytes(self._run("store", *args, entry=entry)).decode()
 
@@ -91,7 +92,7 @@ class Journal:
         self._run("abandon", miss.read_at, entry=entry)
 
     def lease(self, tags: Collection[str]) -> Lease:
-        """Say that reads of these tags cannot be trusted until the lease is closed or, in `HOUSING_LEASE` seconds, runs out."""
+        """Say that reads of these tags cannot be trusted until the lease is closed or, in `FRESHNESS_LEASE` seconds, runs out."""
         lease = Lease(os.urandom(8).hex(), tuple(sorted(tags)))
         self._run("lease", lease.id, "\n".join(lease.tags))
         return lease
@@ -125,7 +126,7 @@ class Journal:
         self._sha = None
 
     def _run(self, verb: str, *args: Any, entry: str = "") -> Any:
-        client: Redis = get_redis_connection("default")
+        client: Redis = get_redis_connection(conf.CACHE)
         nonce = str(int.from_bytes(os.urandom(6)) + 1)
         try:
             try:
@@ -139,7 +140,7 @@ class Journal:
 
     def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any]) -> Any:
         sha = self._sha or self._load(client)
-        return self._line.ask(client, "EVALSHA", sha, 2, cache.make_key("journal"), entry, verb, nonce, *args)
+        return self._line.ask(client, "EVALSHA", sha, 2, caches[conf.CACHE].make_key("journal"), entry, verb, nonce, *args)
 
     def _load(self, client: Redis) -> str:
         """Load the script with the server's run id as a literal in it, so that its SHA belongs to this incarnation alone.
@@ -148,7 +149,7 @@ class Journal:
         """
         connection: Any = client.connection_pool.get_connection()
         try:
-            run = settings.HOUSING_INCARNATION
+            run = conf.RUN_ID
             if run is None:
                 connection.send_command("INFO", "server")
                 [run] = re.findall(r"run_id:(\w+)", connection.read_response().decode())
@@ -193,8 +194,8 @@ class Line(threading.local):
 def script(run: str) -> str:
     """The text of `journal.lua` for one incarnation of a server; the settings are in seconds, the script's instants in µs."""
     text = SCRIPT.replace("@RUN@", run)
-    for name in ("LEASE", "TTL", "PATIENCE"):
-        text = text.replace(f"@{name}@", str(round(getattr(settings, f"HOUSING_{name}") * 1_000_000)))
+    for name in ("LEASE", "TTL", "WAIT_TIMEOUT"):
+        text = text.replace(f"@{name}@", str(round(getattr(conf, name) * 1_000_000)))
     return text
 
 

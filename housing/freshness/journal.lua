@@ -15,7 +15,7 @@
 --                          or minus the instant at which one gave up, and since when nobody waits
 -- Instants are microseconds. They never pass through tostring, which keeps 14 digits.
 
-local RUN, LEASE, TTL, PATIENCE = 'run:@RUN@', @LEASE@, @TTL@, @PATIENCE@
+local RUN, LEASE, TTL, WAIT_TIMEOUT = 'run:@RUN@', @LEASE@, @TTL@, @WAIT_TIMEOUT@
 local call = redis.call
 local LEASES = 4e15 -- beyond every instant until the year 2096, and twice that still fits a double
 local journal, entry = KEYS[1], KEYS[2]
@@ -43,18 +43,18 @@ end
 
 -- Why what was read at `read_at` cannot be trusted, or nil: it is fresh. `tags` are the entry's own unless given.
 local function doubt(j, epoch, read_at, tags)
-  if epoch ~= j.epoch or read_at <= j.low then return 'overtaken' end
+  if epoch ~= j.epoch or read_at <= j.low then return 'raced' end
   local written = call('ZRANGEBYSCORE', journal, text(read_at), '+inf', 'LIMIT', 0, 1)
   if #written == 0 then return nil end
   tags = split(tags or call('HGET', entry, 'tags'))
   local mine = {}
   for i, closed in ipairs(call('ZMSCORE', journal, unpack(tags))) do
-    if closed and tonumber(closed) >= read_at then return 'overtaken' end
+    if closed and tonumber(closed) >= read_at then return 'raced' end
     mine[tags[i]] = true
   end
   for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
     for _, tag in ipairs(split(lease:match('|(.*)$'))) do
-      if tag == '*' then return 'newborn' end
+      if tag == '*' then return 'recovering' end
       if mine[tag] then return 'leased' end
     end
   end
@@ -69,7 +69,7 @@ local function find(patient, draw, ...)
   local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'body')
   local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]))
   local now, filling = clock(), tonumber(e[6]) or 0
-  local lately = math.abs(now - math.abs(filling)) < PATIENCE -- a clock that stepped back keeps nobody waiting
+  local lately = math.abs(now - math.abs(filling)) < WAIT_TIMEOUT -- a clock that stepped back keeps nobody waiting
   local taken = filling > 0 and lately
   if e[3] and not why and (taken or now + e[4] * draw < tonumber(e[5])) then
     for _, known in ipairs({...}) do
@@ -77,7 +77,7 @@ local function find(patient, draw, ...)
     end
     return {'hit', e[3], e[7]}
   end
-  local together = why ~= 'leased' and why ~= 'newborn' and (filling >= 0 or not lately)
+  local together = why ~= 'leased' and why ~= 'recovering' and (filling >= 0 or not lately)
   if taken and together and patient == '1' then return {'filling'} end
   return nil, e, together and not taken
 end
@@ -95,7 +95,7 @@ local function give_birth(nonce, quiet)
   local now = clock()
   call('DEL', journal)
   call('ZADD', journal, -1, RUN, '-' .. nonce, 'epoch', text(-now), 'last', text(-now), 'low')
-  if not quiet then call('ZADD', journal, text(LEASES + now + LEASE), 'newborn|*') end
+  if not quiet then call('ZADD', journal, text(LEASES + now + LEASE), 'recovering|*') end
 end
 
 -- The same score for each of these members.
@@ -142,7 +142,7 @@ function verbs.lookup(nonce)
   record(j)
   if alone then
     call('HSET', entry, 'filling', text(j.last))
-    if not e[1] then call('PEXPIRE', entry, PATIENCE / 1000) end
+    if not e[1] then call('PEXPIRE', entry, WAIT_TIMEOUT / 1000) end
   end
   return {e[3] and 'stale' or 'miss', text(j.epoch), text(j.last)}
 end
@@ -150,13 +150,13 @@ end
 -- → 'stored', or why not
 function verbs.store(_, epoch, read_at, tags, etag, body, cost)
   local j = read_journal()
-  local why = not j and 'overtaken' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
+  local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
   local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
   if there[4] == read_at then call('HDEL', entry, 'filling') end
-  if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'overtaken' end
+  if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'raced' end
   if not why then
     call('HSET', entry, 'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL))
-  elseif why == 'overtaken' or there[3] then
+  elseif why == 'raced' or there[3] then
     return why
   end
   call('HSET', entry, 'epoch', epoch, 'read_at', read_at, 'tags', tags)

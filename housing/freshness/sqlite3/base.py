@@ -1,4 +1,4 @@
-"""`ENGINE = "housing.db.sqlite3"`."""
+"""`ENGINE = "housing.freshness.sqlite3"`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from django.db import NotSupportedError, transaction
 from django.db.backends.sqlite3 import base
 
-from housing.db.commit import CommitMixin, CursorMixin
-from housing.db.statements import may_write
+from ..connection import CommitMixin, CursorMixin
+from ..statements import may_write
 
 PROBE = "housing_probe"
 

@@ -22,10 +22,10 @@ def fingerprint() -> str:
     Keyed with SECRET_KEY, with which the links in the bytes are signed.
     """
     from housing import filters, models, queries, serializers, signals, views
-    from housing.cache import journal
+    from housing.freshness import journal
 
     shape = [journal.SCRIPT, *(inspect.getsource(module) for module in (models, signals, queries, filters, serializers, views))]
-    return salted_hmac("housing.cache.keys", "\n".join([django.__version__, rest_framework.VERSION, *shape]), algorithm="sha256").hexdigest()[:16]
+    return salted_hmac("housing.freshness.keys", "\n".join([django.__version__, rest_framework.VERSION, *shape]), algorithm="sha256").hexdigest()[:16]
 
 
 def entry_key(kind: str, asked: str) -> str:

@@ -1,1 +1,0 @@
-"""The commit: a lease before it, a close after it (`commit.py`), on Django's own database backends."""
