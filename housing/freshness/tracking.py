@@ -1,0 +1,160 @@
+"""Which tables are tracked, and what can be told apart in them.
+
+Tags begin with the name of a table, because every writer knows it: a model, its proxy, a migration's model, and SQL as text.
+
+| tag | written by | read by |
+| --- | --- | --- |
+| `t` | every write to the table | entries that depend on all of it |
+| `t:*` | a write to rows that are not known | every other entry that depends on the table |
+| `t:7` | an UPDATE or a DELETE of this row | entries that show it |
+| `t.price` | an UPDATE of this column | entries that are selected or ordered by it |
+| `t:+`, `t:-` | an INSERT, a DELETE | entries that depend on which rows there are |
+| `t.agent_id=3` | an INSERT or a DELETE of a row with this value, an UPDATE to it | entries that depend on which rows refer to that one |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.db import models
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import Field, Model, deletion
+from django.db.models.signals import class_prepared
+
+from .settings import conf
+
+Text = Callable[[Any], str]
+"""Makes of a column's value, as a driver or a field gives it, the text that stands in a tag: one text for each row."""
+
+WHOLE_NUMBERS = {
+    models.AutoField,
+    models.BigAutoField,
+    models.SmallAutoField,
+    models.IntegerField,
+    models.BigIntegerField,
+    models.SmallIntegerField,
+    models.PositiveIntegerField,
+    models.PositiveBigIntegerField,
+    models.PositiveSmallIntegerField,
+}
+
+WRITTEN_BY_THE_DATABASE: tuple[type, ...] = tuple(filter(None, [getattr(deletion, "DatabaseOnDelete", None)]))
+"""What `on_delete` is, from Django 6.1 on, where the database itself changes the rows that refer to a deleted one."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A tracked table. `pk` and `references` hold only columns whose values make a tag."""
+
+    name: str
+    label: str
+    """What a person calls it: the name of its model."""
+    pk: str | None
+    pk_text: Text | None
+    references: dict[str, Text]
+    """The columns that refer to another row → how their values are written in a tag."""
+    cascades: frozenset[str]
+    """The tables in which the database itself changes rows when a row of this one is deleted."""
+
+    @property
+    def all(self) -> set[str]:
+        """The tags of a write to rows that are not known."""
+        return {self.name, f"{self.name}:*"}
+
+
+def text_of(field: Field[Any, Any]) -> Text | None:
+    """How this column's values are written in a tag; None where equal values may look different, or different ones equal."""
+    while field.is_relation:
+        field = field.target_field  # type: ignore[attr-defined]  # the stubs know it only of foreign keys
+    if type(field) in WHOLE_NUMBERS:
+        return str
+    if type(field) is models.UUIDField:
+        return lambda value: str(value if isinstance(value, UUID) else UUID(str(value)))
+    if type(field) in {models.CharField, models.SlugField} and not getattr(field, "db_collation", None):
+        return lambda value: quote(str(value), safe="")
+    return None
+
+
+@cache
+def tables() -> dict[str, Table]:
+    """name → table, for every table that is tracked. Raises ImproperlyConfigured for a model in FRESHNESS_MODELS that there is not."""
+    apps.check_models_ready()
+    found: dict[str, Table] = {}
+    for model in _with_relatives(_named()):
+        table = _table_of(model)
+        known = found.get(table.name)
+        if known and known.pk != table.pk:  # two models of one table, which tell its rows apart in two ways
+            table = Table(table.name, known.label, None, None, {}, table.cascades | known.cascades)
+        found[table.name] = table
+    return found
+
+
+@cache
+def other_tables() -> frozenset[str]:
+    """The tables of all other models."""
+    every = {model._meta.db_table for model in apps.get_models(include_auto_created=True)} | {MigrationRecorder.Migration._meta.db_table}
+    return frozenset(every) - tables().keys()
+
+
+def is_tracked(model: type[Model]) -> bool:
+    """Whether writes to this model's table are tracked."""
+    return model._meta.db_table in tables()
+
+
+def _named() -> Iterator[type[Model]]:
+    for name in conf.MODELS:
+        app, _, model = name.partition(".")
+        try:
+            if model:
+                yield apps.get_model(app, model)
+            else:  # a model that is not managed may be a view, and nobody says what that reads
+                yield from (each for each in apps.get_app_config(app).get_models(include_auto_created=True) if each._meta.managed)
+        except LookupError as error:
+            raise ImproperlyConfigured(f"FRESHNESS_MODELS names {name!r}: {error} Write an app's label, or a model as app_label.Model.") from None
+
+
+def _with_relatives(named: Iterator[type[Model]]) -> Iterator[type[Model]]:
+    """These models, the parents whose tables hold a part of their rows, and the tables of their many-to-many fields."""
+    for model in named:
+        opts = model._meta
+        for each in (model, *opts.get_parent_list(), *(field.remote_field.through for field in opts.many_to_many)):
+            yield each._meta.concrete_model or each
+
+
+def _table_of(model: type[Model]) -> Table:
+    opts = model._meta
+    text = text_of(opts.pk) if hasattr(opts.pk, "column") and opts.pk.column else None
+    references = {field.column: made for field in opts.local_concrete_fields if field.is_relation and (made := text_of(field))}
+    return Table(opts.db_table, opts.object_name or opts.db_table, opts.pk.column if text else None, text, references, _cascades(model))
+
+
+def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -> frozenset[str]:
+    found: set[str] = set()
+    for relation in model._meta.related_objects:
+        child = relation.related_model
+        if isinstance(relation.on_delete, WRITTEN_BY_THE_DATABASE) and child not in above:
+            found |= {child._meta.db_table} | _cascades(child, above | {model})
+    return frozenset(found)
+
+
+def forget(**_: Any) -> None:
+    """Look again which tables there are."""
+    tables.cache_clear()
+    other_tables.cache_clear()
+
+
+def _setting_changed(setting: str, **_: Any) -> None:
+    if setting in ("FRESHNESS_MODELS", "INSTALLED_APPS"):
+        forget()
+
+
+class_prepared.connect(forget)  # a model that is made while the process runs
+setting_changed.connect(_setting_changed)
