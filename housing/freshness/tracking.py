@@ -138,9 +138,9 @@ def _table_of(model: type[Model]) -> Table:
 
 def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -> frozenset[str]:
     found: set[str] = set()
-    for relation in model._meta.related_objects:
+    for relation in model._meta.get_fields(include_hidden=True):
         child = relation.related_model
-        if isinstance(relation.on_delete, WRITTEN_BY_THE_DATABASE) and child not in above:
+        if isinstance(getattr(relation, "on_delete", None), WRITTEN_BY_THE_DATABASE) and child not in above:
             found |= {child._meta.db_table} | _cascades(child, above | {model})
     return frozenset(found)
 
