@@ -5,16 +5,15 @@ from django.conf import settings
 
 
 class HousingConfig(AppConfig):
-    """Connects the signals and registers the checks."""
+    """Registers the checks."""
 
     name = "housing"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
         """Once every model is there."""
-        from housing import checks, signals
+        from housing import checks
 
-        signals.connect()
         checks.connect()
         if settings.DEBUG:
             from debug_toolbar.panels import Panel

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.core.cache import caches
 from django.db import OperationalError, connections, router
-from django.db.models import ForeignObjectRel, Model, Prefetch, QuerySet, signals
+from django.db.models import ForeignObjectRel, Model, Prefetch, QuerySet
 from django.urls import URLResolver, get_resolver
 from django_redis import get_redis_connection
 from django_redis.cache import RedisCache
@@ -23,10 +22,11 @@ from redis.exceptions import RedisError
 from rest_framework.relations import RelatedField
 from rest_framework.serializers import Field, Serializer
 
-from housing.freshness.connection import CommitMixin
+from housing.freshness import CachedView
+from housing.freshness.connection import ConnectionMixin
 from housing.freshness.settings import conf
+from housing.freshness.tracking import tracked
 from housing.settings import gateways
-from housing.signals import TABLE, handle
 
 TOOLBAR = "debug_toolbar.middleware.DebugToolbarMiddleware"
 
@@ -47,7 +47,6 @@ def connect() -> None:
     checks.register(cache_is_one_server, checks.Tags.caches)
     checks.register(cache_is_shared, checks.Tags.caches, deploy=True)
     checks.register(redis_is_a_primary_that_keeps_the_journal, checks.Tags.caches, deploy=True)
-    checks.register(signals_are_connected, checks.Tags.signals)
     checks.register(cached_views_are_outside_transactions, checks.Tags.urls)
     checks.register(serializers_read_what_is_joined, checks.Tags.models)
     checks.register(toolbar_sees_everything)
@@ -60,7 +59,7 @@ def connect() -> None:
 
 def _ours() -> list[str]:
     """The aliases of the databases to which our tables go."""
-    return sorted({alias for alias in connections for model in TABLE if router.allow_migrate_model(alias, model)})
+    return sorted({alias for alias in connections for model in tracked() if router.allow_migrate_model(alias, model)})
 
 
 def database_backend_is_ours(app_configs: Any, **_: Any) -> Found:
@@ -72,7 +71,7 @@ def database_backend_is_ours(app_configs: Any, **_: Any) -> Found:
             id="housing.E001",
         )
         for alias in _ours()
-        if not isinstance(connections[alias], CommitMixin)
+        if not isinstance(connections[alias], ConnectionMixin)
     ]
 
 
@@ -84,7 +83,7 @@ def reads_go_where_writes_go(app_configs: Any, **_: Any) -> Found:
             hint="A replica lags behind. Let the database router send reads and writes of `housing` to one primary.",
             id="housing.E003",
         )
-        for model in TABLE
+        for model in tracked()
         if router.db_for_read(model) != router.db_for_write(model)
     ]
 
@@ -198,30 +197,11 @@ def _eviction(info: dict[str, Any]) -> Iterator[checks.CheckMessage]:
         )
 
 
-# What a write makes stale
-
-
-def signals_are_connected(app_configs: Any, **_: Any) -> Found:
-    """Without all of them a save names its whole model; without one, it may leave out what that one would have named."""
-    return [
-        checks.Error(
-            f"{name} of {model.__name__} does not reach the cache.",
-            hint="Something disconnected housing.signals.handle. Connect it again with housing.signals.connect().",
-            id="housing.E007",
-        )
-        for model in apps.get_models()
-        for name in ("pre_save", "post_save", "pre_delete")
-        if model._meta.concrete_model in TABLE and handle not in getattr(signals, name)._live_receivers(model)[0]
-    ]
-
-
 # What is asked
 
 
 def cached_views_are_outside_transactions(app_configs: Any, **_: Any) -> Found:
     """Inside a transaction the cache is passed by, so under ATOMIC_REQUESTS a cached view would never be warm."""
-    from housing.views import CachedView
-
     return [
         checks.Error(
             f"{route} is answered inside a transaction, which passes the cache by: the database '{alias}' has ATOMIC_REQUESTS.",

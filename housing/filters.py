@@ -23,29 +23,13 @@ from rest_framework.pagination import BasePagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from housing.models import Agent, Location, Property
-from housing.signals import column_tag
+from housing.models import Property
 
 NEWEST_FIRST = "-created_at"
 PAGE_SIZE, MAX_PAGE_SIZE = 20, 100
 MAX_ID = 2**63 - 1
 REMEMBERED = 4096
 """So many texts of parameters are validated once for all who ask alike."""
-
-SELECTS: dict[str, tuple[str, ...]] = {
-    "city": (column_tag(Property, "location_id"), column_tag(Location, "city")),
-    "status": (column_tag(Property, "status"),),
-    "property_type": (column_tag(Property, "property_type"),),
-    "agent": (column_tag(Property, "agent_id"),),
-    "office": (column_tag(Property, "agent_id"), column_tag(Agent, "office_id")),
-    "min_price": (column_tag(Property, "price"),),
-    "max_price": (column_tag(Property, "price"),),
-    "min_bedrooms": (column_tag(Property, "bedrooms"),),
-    "search": (column_tag(Property, "title"), column_tag(Property, "description")),
-    "price": (column_tag(Property, "price"),),
-    "-price": (column_tag(Property, "price"),),
-}
-"""Filter or ordering → the columns by which it selects, as tags. `created_at` never changes, so ordering by it needs none."""
 
 
 # What may be asked
@@ -229,11 +213,6 @@ class Query:
     def canonical(self) -> str:
         """The parameters as a link has them: without what is empty, default or unknown, numbers written one way."""
         return self._link(self.cursor)
-
-    @property
-    def selected_by(self) -> set[str]:
-        """The columns, as tags, by which the page is selected and ordered."""
-        return {tag for name in (*self._asked, self.ordering) for tag in SELECTS.get(name, ())}
 
     def filter(self, found: QuerySet[Any]) -> QuerySet[Any]:
         """Those that are asked for."""

@@ -24,9 +24,9 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.backends.base.operations import BaseDatabaseOperations
 
-from housing.models import Agent, Location, Office, Property, TaggedModel
+from housing.models import Agent, Location, Office, Property
 
-MODELS: dict[str, type[TaggedModel]] = {"office": Office, "agent": Agent, "location": Location, "property": Property}
+MODELS: dict[str, type[models.Model]] = {"office": Office, "agent": Agent, "location": Location, "property": Property}
 """The tables of a mapping, and what each describes."""
 
 OURS = {"id", "updated_at", "record_hash"}
@@ -38,7 +38,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNOREC
 Record = dict[str, str]
 """What a row says: column → cell, as it stands in the file."""
 
-Listing = dict[type[TaggedModel], dict[str, Any]]
+Listing = dict[type[models.Model], dict[str, Any]]
 """What a row becomes: model → field → value, each valid for its field."""
 
 
@@ -232,7 +232,7 @@ class Mapping:
     """What each of our fields is made of, by model and name; a field that the mapping leaves out becomes None."""
 
     path: Path
-    rules: dict[type[TaggedModel], dict[str, Rule]]
+    rules: dict[type[models.Model], dict[str, Rule]]
 
     @classmethod
     def load(cls, path: Path) -> Mapping:
@@ -262,7 +262,7 @@ class Mapping:
         return {model: {name: rule.value(record) for name, rule in rules.items()} for model, rules in self.rules.items()}
 
 
-def _rules(tables: dict[str, Any]) -> dict[type[TaggedModel], dict[str, Rule]]:
+def _rules(tables: dict[str, Any]) -> dict[type[models.Model], dict[str, Rule]]:
     if unknown := sorted(tables.keys() - MODELS.keys() - {"missing"}):
         raise Unusable(f"there is nothing called {unknown[0]!r}. There are: missing, {', '.join(MODELS)}.")
     missing = tables.get("missing", [""])
@@ -271,7 +271,7 @@ def _rules(tables: dict[str, Any]) -> dict[type[TaggedModel], dict[str, Rule]]:
     return {model: _rules_of_model(label, model, tables.get(label, {}), frozenset(missing)) for label, model in MODELS.items()}
 
 
-def _rules_of_model(label: str, model: type[TaggedModel], table: Any, missing: frozenset[str]) -> dict[str, Rule]:
+def _rules_of_model(label: str, model: type[models.Model], table: Any, missing: frozenset[str]) -> dict[str, Rule]:
     if not isinstance(table, dict):
         raise Unusable(f"{label} is not a table. Write [{label}], and its fields below.")
     fields = {field.name: field for field in model._meta.concrete_fields if not (field.is_relation or field.name in OURS)}

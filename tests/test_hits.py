@@ -118,7 +118,7 @@ def test_the_fingerprint_covers_the_key_that_signs_the_links(settings):
     assert fingerprint.__wrapped__() == fingerprint.__wrapped__()
 
 
-@pytest.mark.parametrize("module", ["models", "signals", "queries", "filters", "serializers", "views"])
+@pytest.mark.parametrize("module", ["models", "queries", "filters", "serializers", "views"])
 def test_the_fingerprint_covers_all_the_code_that_gives_an_answer_its_shape_or_its_tags(monkeypatch, module):
     from housing.freshness.keys import fingerprint
 

@@ -27,11 +27,12 @@ from django.utils import timezone
 from django_redis import get_redis_connection
 
 from conftest import DOORS, a_property, make_images, saved
-from housing import signals, urls
+from housing import urls
 from housing.freshness import statements
-from housing.freshness.connection import MANY_ROWS, NotLeased, collapse
+from housing.freshness.connection import NotLeased
 from housing.freshness.settings import conf
 from housing.freshness.statements import written_tables
+from housing.freshness.tracking import MANY_ROWS
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
 
@@ -395,8 +396,8 @@ def test_a_lock_holds_under_a_savepoint_that_is_opened_later(home, prime, read):
     assert read("cached", city="Shelbyville").came_from == "hit"
 
 
-def test_what_is_refreshed_without_a_lock_is_certain_of_nothing(home, prime, read):
-    """Conservative: it is not known under which lock the row is read again."""
+def test_a_locked_row_that_is_read_again_is_as_certain_as_before(home, prime, read):
+    """The lock is the transaction's, whoever reads the row."""
     prime(status="sold")
 
     with transaction.atomic():
@@ -404,7 +405,7 @@ def test_what_is_refreshed_without_a_lock_is_certain_of_nothing(home, prime, rea
         locked.refresh_from_db()
         locked.save()
 
-    assert read("cached", status="sold").came_from == "fwd=stale; stored"
+    assert read("cached", status="sold").came_from == "hit"
 
 
 def test_a_locked_image_is_not_looked_up_again(twenty_properties, queries):
@@ -524,6 +525,16 @@ def test_an_owner_that_only_the_database_can_tell(twenty_properties, prime, read
     image.save()
 
     assert len(read(f"cached/{second.pk}").json["images"]) == 3
+
+
+@pytest.mark.parametrize("update_fields", [["price"], ["price", "agent"]], ids=", ".join)
+def test_an_upsert_is_in_the_next_read_of_the_row_that_was_there(home, prime, read, update_fields):
+    """Which rows it updates, only the database knows."""
+    prime(f"cached/{home.pk}")
+
+    Property.objects.bulk_create([Property(**newer(home, pk=home.pk))], update_conflicts=True, unique_fields=["id"], update_fields=update_fields)
+
+    assert read(f"cached/{home.pk}").json["price"] == "1.00"
 
 
 def test_a_row_saved_under_an_id_of_its_own_choice(home, prime, read_the_list):
@@ -1013,10 +1024,7 @@ def a_proxy():
             app_label = "housing"
             proxy = True
 
-    signals.connect()
     yield Bargain
-    for signal in (pre_save, post_save, pre_delete):
-        signal.disconnect(signals.handle, sender=Bargain)
     del apps.all_models["housing"]["bargain"]
     apps.clear_cache()
 
@@ -1400,7 +1408,7 @@ def test_a_close_that_fails_leaves_its_lease_to_run_out(home, prime, read, redis
     said, changed = caplog.messages
     assert said.startswith("Committed, but its lease could not be closed: Redis at ")
     assert said.endswith(" Readers ask the database until it runs out.")
-    assert changed.startswith(f"[SIGNAL] Property {home.pk} changed. Stale: ")
+    assert changed.startswith(f"[ORM] Property {home.pk} changed. Stale: ")
     answer = read("cached")
     assert (answer.rows[0]["price"], answer.came_from) == ("3.00", "fwd=miss; detail=leased")
 
@@ -1552,15 +1560,19 @@ def test_a_lost_connection_forgets_what_it_had_not_committed(home, prime, read):
 # How much is said
 
 
-def test_many_rows_are_named_as_one_model(twenty_properties, prime, read, redis_commands):
-    """A lease is one short script, whatever was written."""
-    assert collapse({f"agent:{key}" for key in range(MANY_ROWS)} | {"properties"}) == {f"agent:{key}" for key in range(MANY_ROWS)} | {"properties"}
-    assert collapse({f"agent:{key}" for key in range(MANY_ROWS + 1)} | {"properties", "office:1", "agent.office"}) == {
-        "agent:*",
-        "properties",
-        "office:1",
-        "agent.office",
-    }
+@pytest.mark.parametrize(("rows", "stale"), [(MANY_ROWS - 2, "row by row"), (MANY_ROWS - 1, "as a whole")])
+def test_a_table_of_which_many_rows_are_written_is_tagged_as_a_whole(transactional_db, caplog, rows, stale):
+    """A lease is one short script, whatever was written. Beside its rows an UPDATE has two tags: of the table, and of the column."""
+    offices = Office.objects.bulk_create(Office(name=f"Branch {number}") for number in range(rows))
+
+    with transaction.atomic():
+        for office in offices:
+            office.save(update_fields=["name"])
+        tags = connection._collapsed()
+
+    assert tags == {"as a whole": {"housing_office", "housing_office:*"}}.get(
+        stale, {"housing_office", "housing_office.name"} | {f"housing_office:{office.pk}" for office in offices}
+    )
 
 
 def test_a_transaction_of_many_rows_is_in_the_very_next_read(twenty_properties, prime, read_the_list):
@@ -1583,7 +1595,7 @@ def test_a_change_is_one_line_in_the_log(home, caplog):
         home.save(update_fields=["price"])
         assert caplog.messages == []
 
-    assert caplog.messages == [f"[SIGNAL] Property {home.pk} changed. Stale: property.price, property:{home.pk}."]
+    assert caplog.messages == [f"[ORM] Property {home.pk} changed. Stale: housing_property, housing_property.price, housing_property:{home.pk}."]
 
 
 def test_a_change_under_a_savepoint_is_said_if_the_savepoint_is_kept(twenty_properties, caplog):
@@ -1596,7 +1608,9 @@ def test_a_change_under_a_savepoint_is_said_if_the_savepoint_is_kept(twenty_prop
         transaction.savepoint()
         left_open.save(update_fields=["price"])
 
-    assert caplog.messages == [f"[SIGNAL] Property {home.pk} changed. Stale: property.price, property:{home.pk}." for home in (released, left_open)]
+    assert caplog.messages == [
+        f"[ORM] Property {home.pk} changed. Stale: housing_property, housing_property.price, housing_property:{home.pk}." for home in (released, left_open)
+    ]
 
 
 def test_creating_and_deleting_are_one_line_each(home, caplog):
@@ -1605,23 +1619,28 @@ def test_creating_and_deleting_are_one_line_each(home, caplog):
         key = image.pk
         image.delete()
 
+    table, owner = "housing_propertyimage", f"housing_propertyimage.property_id={home.pk}"
     assert caplog.messages == [
-        f"[SIGNAL] PropertyImage {key} created. Stale: images:{home.pk}.",
-        f"[SIGNAL] PropertyImage {key} deleted. Stale: images:{home.pk}.",
+        f"[ORM] PropertyImage {key} created. Stale: {table}, {owner}, {table}:+.",
+        f"[ORM] PropertyImage {key} deleted. Stale: {table}, {owner}, {table}:-, {table}:{key}.",
     ]
 
 
 def test_what_makes_nothing_stale_is_no_line(home, caplog):
     with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
         home.save(update_fields=["price"])
-        Office.objects.create(name="New")
+        User.objects.create_user("somebody")
 
-    assert [message.partition(" changed")[0] for message in caplog.messages] == [f"[SIGNAL] Property {home.pk}"]
+    assert [message.partition(" changed")[0] for message in caplog.messages] == [f"[ORM] Property {home.pk}"]
 
 
-def test_sql_that_named_no_row_is_a_line_too_and_one_for_many_statements(home, caplog):
+def test_a_write_whose_rows_are_not_known_is_a_line_too_and_one_for_many_statements(home, caplog):
     with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
         for price in range(3):
             Property.objects.update(price=price)
+            sql("UPDATE housing_property SET price = 3")
 
-    assert caplog.messages == ["[SQL] housing_property written, no row named. Stale: property:*."]
+    assert caplog.messages == [
+        "[ORM] Property (rows not known) changed. Stale: housing_property, housing_property:*.",
+        "[SQL] housing_property written, rows not known. Stale: housing_property, housing_property:*.",
+    ]

@@ -18,12 +18,12 @@ from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
-from housing.freshness.management.commands.leases import Command
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conftest import Killed, ask, die, entries, flush
 from housing.freshness.entries import ATTEMPTS, PAUSES, draws
 from housing.freshness.journal import Filling, Hit, Miss, journal, script
+from housing.freshness.management.commands.leases import Command
 from housing.freshness.settings import conf
 from housing.models import Property, PropertyImage
 
@@ -190,7 +190,7 @@ def test_pages_that_a_write_does_not_touch_stay_warm_while_it_commits(twenty_pro
 def test_the_close_of_one_writer_ends_no_lease_of_another(home, reprice, price):
     """T1 and T2 write the same row; T1 has leased and is about to COMMIT when T2 closes."""
     price()
-    lease = journal.lease({f"property:{home.pk}"})  # T1 leases
+    lease = journal.lease({f"housing_property:{home.pk}"})  # T1 leases
     reprice(2)  # T2 leases, COMMITs, closes
     assert price() == ("2.00", "fwd=miss; detail=leased")  # T1 might have committed by now
     journal.close(lease)
@@ -282,7 +282,7 @@ def test_that_somebody_asked_is_soon_forgotten(home, settings):
 
 def test_who_waits_for_a_reader_that_died_does_not_wait_longer_than_its_patience(home, read, waiting, settings, monkeypatch):
     """T1 misses, is killed · T2 waits, then asks the database."""
-    monkeypatch.setattr("housing.views.entry_key", lambda *_: PAGE)
+    monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     journal.lookup(PAGE)
 
     assert read("cached").came_from == "fwd=miss; stored"
@@ -291,7 +291,7 @@ def test_who_waits_for_a_reader_that_died_does_not_wait_longer_than_its_patience
 
 def test_who_waits_looks_again_less_and_less_often(home, read, waiting, monkeypatch):
     """T1 misses, is killed · T2 pauses twice as long each time, and then as long as before."""
-    monkeypatch.setattr("housing.views.entry_key", lambda *_: PAGE)
+    monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     paused = []
     monkeypatch.setattr("housing.freshness.entries.sleep", lambda seconds: paused.append(seconds) or waiting.sleep(seconds))
     journal.lookup(PAGE)

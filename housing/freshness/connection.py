@@ -1,13 +1,12 @@
-"""One mixin for Django's database backends: a lease on what a transaction wrote before its COMMIT, a close after it.
+"""A mixin for Django's database backends: a lease on what a transaction wrote before its COMMIT, a close after it.
 
-What moves through here: signals (and, for writes that no signal speaks of, the cursor) *name* tags into the frame of the
-innermost savepoint. A rollback drops the frame. COMMIT takes what is left to the journal, before and after.
+Compilers and, for SQL as text, the cursor *tag* what they write, in the scope of the innermost savepoint. A rollback drops the scope. COMMIT takes
+what is left to the journal, before and after.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +17,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from . import statements
+from .dependencies import recorder
 from .journal import Lease, Unreachable, journal
+from .tracking import MANY_ROWS, Table, tables
 
 logger = logging.getLogger(__name__)
-
-MANY_ROWS = 100
-"""Beyond so many tags of one model a transaction names the whole model: a lease is one short script, whatever was written."""
 
 
 class NotLeased(OperationalError):
@@ -31,13 +29,16 @@ class NotLeased(OperationalError):
 
 
 @dataclass(eq=False)
-class Frame:
-    """What was named under one savepoint, or under the transaction itself (`sid` None)."""
+class Scope:
+    """What was written under one savepoint, or under the transaction itself (`sid` None)."""
 
     sid: str | None = None
-    tags: set[str] = field(default_factory=set)
-    changes: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)  # in order, and each once
-    deleted: set[tuple[str, Any]] = field(default_factory=set)
+    tags: dict[str, set[str]] = field(default_factory=dict)
+    """table → tags."""
+    changes: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
+    """A sentence for the log and the tags that it names, in order, and each once."""
+    held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """A row that was read FOR UPDATE here, as its table and the text of its primary key → column → value."""
 
 
 class CursorMixin(CursorWrapper):
@@ -70,32 +71,34 @@ def _mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> Any:
 _mixtures: dict[Any, Any] = {}
 
 
-def ours(alias: str = DEFAULT_DB_ALIAS) -> CommitMixin:
+def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
     """The connection of this thread to one of our databases."""
-    return cast(CommitMixin, connections[alias])
+    return cast(ConnectionMixin, connections[alias])
 
 
-class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+class ConnectionMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
     """For a subclass of Django's `DatabaseWrapper`: see the module."""
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
 
+    is_announced = False
+    """Whether a compiler sends the next statement: it knows better than the text what is read or written."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.frames = [Frame()]
-        self.covered: list[str] = []
+        self.scopes = [Scope()]
         self.in_doubt: Lease | None = None
 
     def snapshot(self) -> AbstractContextManager[None]:
         """A transaction whose SELECTs all see one state. Each backend has its own way."""
         raise NotImplementedError
 
-    # What was written, by savepoint.
+    # What was written, by savepoint
 
     @property
     def uncommitted(self) -> bool:
-        """Whether this connection holds named writes that are not committed."""
-        return any(frame.tags for frame in self.frames)
+        """Whether this connection holds tagged writes that are not committed."""
+        return any(scope.tags for scope in self.scopes)
 
     @property
     def managed(self) -> bool:
@@ -117,106 +120,109 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         """Whether a SELECT may be answered from a snapshot that began earlier."""
         return self.in_transaction
 
-    def innermost_frame(self) -> Frame | None:
-        """The frame of the innermost savepoint; None in autocommit, where a lock lasts no longer than its statement, and where nothing is locked."""
-        return self.frames[-1] if self.managed and self.begun else None
+    @property
+    def holds_locks(self) -> bool:
+        """Whether a row that is read FOR UPDATE stays locked: in autocommit a lock lasts no longer than its statement."""
+        return self.managed and self.begun
 
-    def holds(self, frame: Frame | None) -> bool:
-        """Whether the locks that were taken under `frame` are held for certain."""
-        return any(frame is open_frame for open_frame in self.frames)
+    def tag(self, table: str, tags: Iterable[str], change: str | None = None) -> None:
+        """Say what the transaction invalidates, should it commit; `change` is a sentence about it for the log."""
+        scope = self.scopes[-1]
+        scope.tags.setdefault(table, set()).update(tags)
+        if change:
+            scope.changes.setdefault((change, tuple(sorted(tags))))
 
-    def name(self, tags: Iterable[str], change: str | None = None) -> None:
-        """Name what the transaction makes stale, should it commit; `change` is a sentence about it for the log."""
-        tags = tuple(sorted(tags))
-        self.frames[-1].tags.update(tags)
-        if change and tags:
-            self.frames[-1].changes.setdefault((change, tags))
+    def hold(self, table: Table, key: Any, values: dict[str, Any]) -> None:
+        """Note what a row holds that was read FOR UPDATE. Beyond `MANY_ROWS` rows nothing is noted, which is slower and as true."""
+        held = self.scopes[-1].held
+        if table.pk_text and len(held) < MANY_ROWS:
+            held[table.name, table.pk_text(key)] = values
 
-    def name_deleted(self, table: str, pk: Any) -> None:
-        """Note that the tags of this row's deletion are named, so that the DELETE need not name the whole model."""
-        self.frames[-1].deleted.add((table, pk))
-
-    @contextmanager
-    def named_already(self, table: str) -> Iterator[None]:
-        """Within, statements on `table` are a save's own, and its tags are named."""
-        self.covered.append(table)
-        try:
-            yield
-        finally:
-            self.covered.pop()
+    def is_held(self, table: Table, key: str, column: str, value: Any) -> bool:
+        """Whether a row is certain to hold this value already. A row that this transaction changed was tagged when it did."""
+        for scope in reversed(self.scopes):
+            if (table.name, key) in scope.held:
+                held = scope.held[table.name, key]
+                return column in held and bool(held[column] == value)
+        return False
 
     def _savepoint(self, sid: str) -> None:
         super()._savepoint(sid)
-        self.frames.append(Frame(sid))
+        self.scopes.append(Scope(sid))
 
     def _savepoint_rollback(self, sid: str) -> None:
         super()._savepoint_rollback(sid)
         self._cut(sid)
-        self.frames.append(Frame(sid))
+        self.scopes.append(Scope(sid))
 
     def _savepoint_commit(self, sid: str) -> None:
         super()._savepoint_commit(sid)
-        for frame in self._cut(sid):
-            self.frames[-1].tags |= frame.tags
-            self.frames[-1].changes |= frame.changes
+        for scope in self._cut(sid):
+            for table, tags in scope.tags.items():
+                self.scopes[-1].tags.setdefault(table, set()).update(tags)
+            self.scopes[-1].changes |= scope.changes
+            self.scopes[-1].held |= scope.held
 
-    def _cut(self, sid: str) -> list[Frame]:
-        at = next(i for i, frame in enumerate(self.frames) if frame.sid == sid)
-        self.frames, cut = self.frames[:at], self.frames[at:]
+    def _cut(self, sid: str) -> list[Scope]:
+        at = next(i for i, scope in enumerate(self.scopes) if scope.sid == sid)
+        self.scopes, cut = self.scopes[:at], self.scopes[at:]
         return cut
 
-    # What the cursor sees.
+    # What the cursor sees
 
     def make_cursor(self, cursor: Any) -> Any:
-        """As Django's."""
+        """Django's wrapper, mixed with ours."""
         wrapper = super().make_cursor(cursor)
         return _mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> Any:
-        """As Django's."""
+        """The same for DEBUG."""
         wrapper = super().make_debug_cursor(cursor)
         return _mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     @contextmanager
     def statement(self, sql: str, params: Any = None) -> Iterator[None]:
-        """Around one statement: what it writes is named, and there is a COMMIT for it to wait for.
+        """Around one statement: what it writes is tagged, and there is a COMMIT for it to wait for.
 
-        Raises NotSupportedError where the text itself would end a transaction that holds writes of ours.
+        Raises NotSupportedError where the text itself would end a transaction that holds writes.
         """
-        if statements.ends_transaction(sql):
+        if self.is_announced:
+            self.is_announced = False  # of this one alone: a wrapper around it may send others
+            yield
+        elif statements.ends_transaction(sql):
             if self.managed or self.uncommitted or statements.ENDS_LATER.search(sql):
                 verb = statements.bare(sql).split(maxsplit=1)[0].upper()
                 raise NotSupportedError(f"{verb} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback().")
             yield
-        elif not (tables := statements.written_tables(sql)):
+        elif not (written := statements.written_tables(sql)):
+            self._read_as_text(sql)
             yield
         elif self.in_transaction:
-            self._name_whole(tables, sql, params)
+            self._tag_as_text(written)
             yield
         else:
             with transaction.atomic(using=self.alias):
-                self._name_whole(tables, sql, params)
+                self._tag_as_text(written)
                 yield
 
-    def _name_whole(self, tables: Iterable[str], sql: str, params: Any) -> None:
-        for table in tables:
-            if table not in self.covered and not self._is_announced_delete(table, sql, params):
-                self.name({statements.our_tables()[table]}, f"[SQL] {table} written, no row named.")
+    def _tag_as_text(self, written: Iterable[str]) -> None:
+        for name in written:
+            self.tag(name, tables()[name].all, f"[SQL] {name} written, rows not known.")
 
-    def _is_announced_delete(self, table: str, sql: str, params: Any) -> bool:
-        if not statements.DELETES_ROWS.fullmatch(sql):
-            return False
-        return all((table, pk) in self.frames[-1].deleted for pk in params)
+    def _read_as_text(self, sql: str) -> None:
+        """Say that a fill read something that nobody can read off."""
+        if (recording := recorder()) is not None and not statements.CONTROL.match(statements.bare(sql)):
+            recording.refuse(f"It sends SQL as text, and nobody knows which tables that reads: {' '.join(sql.split())[:200]}")
 
-    # The commit.
+    # The commit
 
     def _commit(self) -> None:
         if not self.uncommitted:
-            self.frames = [Frame()]
+            self.scopes = [Scope()]
             super()._commit()
             return
-        tags = collapse(set().union(*(frame.tags for frame in self.frames)))
-        changes = [change for frame in self.frames for change in frame.changes]
+        tags = self._collapsed()
+        changes = [change for scope in self.scopes for change in scope.changes]
         try:
             lease = journal.lease(tags)
         except Unreachable as away:
@@ -229,7 +235,7 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         except DatabaseError:
             self.in_doubt = lease
             raise
-        self.frames = [Frame()]
+        self.scopes = [Scope()]
         try:
             journal.close(lease)
         except Unreachable as away:
@@ -237,9 +243,17 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         for change, stale in changes:
             logger.info("%s Stale: %s.", change, ", ".join(stale))
 
+    def _collapsed(self) -> set[str]:
+        """What the transaction invalidates, with all of a table in place of more than `MANY_ROWS` tags of it."""
+        merged: dict[str, set[str]] = {}
+        for scope in self.scopes:
+            for name, tags in scope.tags.items():
+                merged.setdefault(name, set()).update(tags)
+        return set().union(*({name, f"{name}:*"} if len(tags) > MANY_ROWS else tags for name, tags in merged.items()))
+
     def _rollback(self) -> None:
         lease, self.in_doubt = self.in_doubt, None
-        self.frames = [Frame()]
+        self.scopes = [Scope()]
         super()._rollback()
         if lease is not None:
             self._withdraw(lease)
@@ -252,15 +266,5 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
     def _close(self) -> None:
         self.in_doubt = None
-        self.frames = [Frame()]
+        self.scopes = [Scope()]
         super()._close()
-
-
-def collapse(tags: Iterable[str]) -> set[str]:
-    """The same tags, with `model:*` in place of more than `MANY_ROWS` rows of one model."""
-    tags = set(tags)
-    if len(tags) <= MANY_ROWS:
-        return tags
-    rows = Counter(tag.split(":")[0] for tag in tags)
-    whole = {model for model, count in rows.items() if count > MANY_ROWS}
-    return {f"{tag.split(':')[0]}:*" if tag.split(":")[0] in whole else tag for tag in tags}

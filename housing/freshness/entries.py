@@ -8,11 +8,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from time import monotonic, perf_counter, sleep
+from typing import Any
 
-from .connection import CommitMixin
+from django.db import connections
+
+from .connection import ConnectionMixin
+from .dependencies import Recorder, recorded
 from .journal import Filling, Hit, Miss, Unreachable, journal
 from .settings import conf
 
@@ -27,8 +32,11 @@ PAUSES = (0.002, 0.004, 0.008, 0.016, 0.032)
 draws = random.Random()
 """Who reads an answer again before its time is up."""
 
-Read = Callable[[], tuple[bytes, Collection[str]]]
-"""Reads an answer from the database: its bytes, and the tags that they depend on."""
+Read = Callable[[], bytes]
+"""Reads a response from the database. What it depends on is read off its queries."""
+
+NOT_STORED = "untracked"
+"""The verdict on a response whose dependencies are not known: it is served, and never stored."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def etag_of(body: bytes) -> str:
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin) -> Answer:
+def answer(key: str, etags: Collection[str], read: Read, connection: ConnectionMixin) -> Answer:
     """The answer under `key`, never older than the last write that was complete when this began.
 
     `etags` are those that the reader has. Raises what `read` raises, and then remembers nothing.
@@ -60,18 +68,22 @@ def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin
             logger.warning("Answered from the database: %s", away)
             return _without_cache(read, etags, "unreachable")
         if isinstance(found, Hit):
-            return Answer(found.etag, found.body, "housing; fwd=miss; collapsed" if waited else "housing; hit")
-        body, tags, seconds = _read_after(found, key, read)
+            return Answer(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
+        body, recording, seconds = _read_after(found, key, read, connection)
+        if recording.complaint:
+            _abandon(key, found)
+            logger.error("Served, but not stored: %s", recording.complaint)
+            return _given(body, etags, f"{conf.NAME}; fwd=bypass; detail={NOT_STORED}")
         try:
-            verdict = journal.store(key, found, tags, etag_of(body), body, seconds)
+            verdict = journal.store(key, found, recording.tags, etag_of(body), body, seconds)
         except Unreachable as away:
             logger.warning("Answered, but not remembered: %s", away)
-            return _given(body, etags, "housing; fwd=bypass; detail=unreachable")
+            return _given(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")
         if verdict == "stored":
-            return _given(body, etags, f"housing; fwd={'stale' if found.stale else 'miss'}; stored")
+            return _given(body, etags, f"{conf.NAME}; fwd={'stale' if found.stale else 'miss'}; stored")
         if verdict != "raced":
             break
-    return _given(body, etags, f"housing; fwd=miss; detail={verdict}")
+    return _given(body, etags, f"{conf.NAME}; fwd=miss; detail={verdict}")
 
 
 def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | Miss, bool]:
@@ -84,15 +96,31 @@ def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | M
     return found, looks > 0
 
 
-def _read_after(miss: Miss, key: str, read: Read) -> tuple[bytes, Collection[str], float]:
-    """What `read` gives, and how many seconds it took. Where it raises, nobody waits for it any longer."""
+def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -> tuple[bytes, Recorder, float]:
+    """What `read` gives, what it depends on, and how many seconds it took. Where it raises, nobody waits for it any longer."""
     started = perf_counter()
     try:
-        body, tags = read()
+        with recorded() as recording, watched(recording, connection):
+            body = read()
     except BaseException:
         _abandon(key, miss)
         raise
-    return body, tags, perf_counter() - started
+    return body, recording, perf_counter() - started
+
+
+@contextmanager
+def watched(recording: Recorder, connection: ConnectionMixin) -> Iterator[None]:
+    """Refuse what is read from a database whose backend is not the engine's: its writes are not seen."""
+
+    def refuse(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        recording.refuse(f"It reads the database '{context['connection'].alias}', whose backend is not the engine's.")
+        return execute(sql, params, many, context)
+
+    with ExitStack() as stack:
+        for alias in connections.settings if len(connections.settings) > 1 else ():
+            if not isinstance(connections[alias], ConnectionMixin):
+                stack.enter_context(connections[alias].execute_wrapper(refuse))
+        yield
 
 
 def _abandon(key: str, miss: Miss) -> None:
@@ -103,8 +131,7 @@ def _abandon(key: str, miss: Miss) -> None:
 
 
 def _without_cache(read: Read, etags: Collection[str], why: str) -> Answer:
-    body, _ = read()
-    return _given(body, etags, f"housing; fwd=bypass; detail={why}")
+    return _given(read(), etags, f"{conf.NAME}; fwd=bypass; detail={why}")
 
 
 def _given(body: bytes, etags: Collection[str], status: str) -> Answer:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache, lru_cache
 
-from django.apps import apps
-from django.db.migrations.recorder import MigrationRecorder
-
-APP = "housing"
+from .tracking import other_tables, tables
 
 LONG = 10_000
 """Of texts with fewer characters it is remembered what they are."""
@@ -40,26 +37,10 @@ SCHEMA = re.compile(r"\s*(CREATE|ALTER|DROP|COMMENT|GRANT|REVOKE)\b", re.IGNOREC
 WITH = re.compile(r"WITH\b", re.IGNORECASE)
 CONCURRENTLY = re.compile(r"\s*(CREATE|DROP)\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\b", re.IGNORECASE)
 
-DELETES_ROWS = re.compile(r'DELETE FROM "(\w+)" WHERE "\1"\."id" IN \((?:%s(?:, )?)+\)')
-"""What Django's deletion collector sends, once it has announced each row with `pre_delete`."""
-
-
-@cache
-def our_tables() -> dict[str, str]:
-    """table → the tag that names all of its rows, for every model of ours."""
-    return {model._meta.db_table: f"{model.tag}:*" for model in apps.get_app_config(APP).get_models() if hasattr(model, "tag")}
-
-
-@cache
-def other_tables() -> frozenset[str]:
-    """The tables of everybody else's models: writing them is no business of ours."""
-    models = apps.get_models(include_auto_created=True)
-    return frozenset({model._meta.db_table for model in models} | {MigrationRecorder.Migration._meta.db_table}) - our_tables().keys()
-
 
 @cache
 def _mention() -> re.Pattern[str]:
-    return re.compile(r"\b(" + "|".join(map(re.escape, our_tables())) + r")\b", re.IGNORECASE)
+    return re.compile(r"\b(" + "|".join(map(re.escape, tables())) + r")\b", re.IGNORECASE)
 
 
 def bare(sql: str) -> str:
@@ -97,15 +78,15 @@ def _written_tables(sql: str) -> frozenset[str]:
     if CONCURRENTLY.match(sql) or (HARMLESS.match(sql) and not several):
         return frozenset()
     target = TARGET.match(sql)
-    if target and target[1].lower() not in our_tables() | dict.fromkeys(other_tables()):
-        return frozenset(our_tables())  # a view, say: what it stands for is in no text
+    if target and target[1].lower() not in tables() | dict.fromkeys(other_tables()):
+        return frozenset(tables())  # a view, say: what it stands for is in no text
     if WITH.match(sql):
-        return frozenset(our_tables())
+        return frozenset(tables())
     if named := frozenset(name.lower() for name in _mention().findall(sql)):
         return named
     if (target or SCHEMA.match(sql)) and not several:
         return frozenset()
-    return frozenset(our_tables())
+    return frozenset(tables())
 
 
 def may_write(script: str) -> bool:

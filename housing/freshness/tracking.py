@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -33,6 +33,9 @@ from .settings import conf
 
 Text = Callable[[Any], str]
 """Makes of a column's value, as a driver or a field gives it, the text that stands in a tag: one text for each row."""
+
+MANY_ROWS = 100
+"""Beyond so many tags of one table a write names all of it: a lease is one short script, whatever was written."""
 
 WHOLE_NUMBERS = {
     models.AutoField,
@@ -61,8 +64,8 @@ class Table:
     pk_text: Text | None
     references: dict[str, Text]
     """The columns that refer to another row → how their values are written in a tag."""
-    cascades: frozenset[str]
-    """The tables in which the database itself changes rows when a row of this one is deleted."""
+    generated: frozenset[str] = frozenset()
+    """The columns that the database makes of others whenever a row is written."""
 
     @property
     def all(self) -> set[str]:
@@ -92,21 +95,28 @@ def tables() -> dict[str, Table]:
         table = _table_of(model)
         known = found.get(table.name)
         if known and known.pk != table.pk:  # two models of one table, which tell its rows apart in two ways
-            table = Table(table.name, known.label, None, None, {}, table.cascades | known.cascades)
+            table = Table(table.name, known.label, None, None, {})
         found[table.name] = table
     return found
 
 
 @cache
+def cascades() -> dict[str, frozenset[str]]:
+    """table → the tracked tables in which the database itself changes rows when one of its rows is deleted, where there are any."""
+    every = {model._meta.db_table: _cascades(model) & tables().keys() for model in apps.get_models(include_auto_created=True)}
+    return {name: below for name, below in every.items() if below}
+
+
+@cache
 def other_tables() -> frozenset[str]:
-    """The tables of all other models."""
-    every = {model._meta.db_table for model in apps.get_models(include_auto_created=True)} | {MigrationRecorder.Migration._meta.db_table}
+    """The tables of all other models; what is not managed may be a view of a tracked table."""
+    every = {model._meta.db_table for model in apps.get_models(include_auto_created=True) if model._meta.managed} | {MigrationRecorder.Migration._meta.db_table}
     return frozenset(every) - tables().keys()
 
 
-def is_tracked(model: type[Model]) -> bool:
-    """Whether writes to this model's table are tracked."""
-    return model._meta.db_table in tables()
+def tracked() -> list[type[Model]]:
+    """Every model whose table is tracked."""
+    return [model for model in apps.get_models(include_auto_created=True) if model._meta.db_table in tables()]
 
 
 def _named() -> Iterator[type[Model]]:
@@ -125,21 +135,22 @@ def _with_relatives(named: Iterator[type[Model]]) -> Iterator[type[Model]]:
     """These models, the parents whose tables hold a part of their rows, and the tables of their many-to-many fields."""
     for model in named:
         opts = model._meta
-        for each in (model, *opts.get_parent_list(), *(field.remote_field.through for field in opts.many_to_many)):
-            yield each._meta.concrete_model or each
+        relatives: list[Any] = [model, *opts.get_parent_list(), *(field.remote_field.through for field in opts.many_to_many)]
+        yield from (each._meta.concrete_model for each in relatives)
 
 
 def _table_of(model: type[Model]) -> Table:
     opts = model._meta
     text = text_of(opts.pk) if hasattr(opts.pk, "column") and opts.pk.column else None
-    references = {field.column: made for field in opts.local_concrete_fields if field.is_relation and (made := text_of(field))}
-    return Table(opts.db_table, opts.object_name or opts.db_table, opts.pk.column if text else None, text, references, _cascades(model))
+    generated = frozenset(str(field.column) for field in opts.local_concrete_fields if getattr(field, "generated", False))
+    references = {str(field.column): made for field in opts.local_concrete_fields if field.is_relation and (made := text_of(field))}
+    return Table(opts.db_table, opts.object_name or opts.db_table, opts.pk.column if text else None, text, references, generated)
 
 
 def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -> frozenset[str]:
     found: set[str] = set()
     for relation in model._meta.get_fields(include_hidden=True):
-        child = relation.related_model
+        child = cast(type[Model], relation.related_model)
         if isinstance(getattr(relation, "on_delete", None), WRITTEN_BY_THE_DATABASE) and child not in above:
             found |= {child._meta.db_table} | _cascades(child, above | {model})
     return frozenset(found)
@@ -149,6 +160,7 @@ def forget(**_: Any) -> None:
     """Look again which tables there are."""
     tables.cache_clear()
     other_tables.cache_clear()
+    cascades.cache_clear()
 
 
 def _setting_changed(setting: str, **_: Any) -> None:

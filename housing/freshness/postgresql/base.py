@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.db import transaction
-from django.db.backends.postgresql import base
+from django.db.backends.postgresql import base, operations
 from psycopg.pq import TransactionStatus
 
-from ..connection import CommitMixin, CursorMixin
+from ..compiler import OperationsMixin
+from ..connection import ConnectionMixin, CursorMixin
 
 
 class Cursor(CursorMixin):
@@ -23,10 +24,15 @@ class Cursor(CursorMixin):
             yield copy
 
 
-class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
+class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
+    """Django's, whose compilers note what they do."""
+
+
+class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     """Django's, with leases around COMMIT."""
 
     cursor_mixin = Cursor
+    ops_class = DatabaseOperations
 
     @property
     def begun(self) -> bool:

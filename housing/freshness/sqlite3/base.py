@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.db import NotSupportedError, transaction
-from django.db.backends.sqlite3 import base
+from django.db.backends.sqlite3 import base, operations
 
-from ..connection import CommitMixin, CursorMixin
+from ..compiler import OperationsMixin
+from ..connection import ConnectionMixin, CursorMixin
 from ..statements import may_write
 
 PROBE = "housing_probe"
@@ -29,10 +30,15 @@ class Cursor(CursorMixin):
         return self.cursor.executescript(script)
 
 
-class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
+class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
+    """Django's, whose compilers note what they do."""
+
+
+class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     """Django's, with leases around COMMIT."""
 
     cursor_mixin = Cursor
+    ops_class = DatabaseOperations
 
     def get_new_connection(self, conn_params: Any) -> Any:
         """As Django's, with the function that `reads_the_past` asks by."""

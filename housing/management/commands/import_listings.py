@@ -16,11 +16,11 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, reset_queries, transaction
-from django.db.models import Min, Q
+from django.db.models import Min, Model, Q
 from tqdm import tqdm
 
 from housing.listings import Listing, Mapping, Record, Refused, Row, Unusable, record, rows
-from housing.models import Agent, Location, Office, Property, TaggedModel
+from housing.models import Agent, Location, Office, Property
 
 BATCH = 500
 """Rows that are looked up and written together."""
@@ -135,8 +135,8 @@ class Import:
         return listing
 
 
-def _spellings(model: type[TaggedModel], name: str) -> dict[str, str]:
-    stored = model.objects.exclude(**{name: None}).values_list(name).annotate(first=Min("pk")).order_by("-first")
+def _spellings(model: type[Model], name: str) -> dict[str, str]:
+    stored = model._default_manager.exclude(**{name: None}).values_list(name).annotate(first=Min("pk")).order_by("-first")
     return {text.casefold(): text for text, _ in stored}
 
 
@@ -159,14 +159,14 @@ def _write(listings: dict[str, Listing]) -> None:
     )
 
 
-def _stored(model: type[TaggedModel], wanted: list[dict[str, Any]]) -> list[int]:
+def _stored(model: type[Model], wanted: list[dict[str, Any]]) -> list[int]:
     """The ids of the rows that hold just this, in the same order; what is not there is created, once."""
     names = list(wanted[0])
     distinct = {tuple(values.values()): values for values in wanted}
     # One condition for each field, not one for each row: the table is passed through once. It may find more than is wanted.
     near = reduce(and_, (_among(name, set(column)) for name, column in zip(names, zip(*distinct, strict=True), strict=True)))
-    ids = {tuple(key): pk for pk, *key in model.objects.filter(near).order_by("-pk").values_list("pk", *names)}  # of equal rows, the oldest
-    created = model.objects.bulk_create(model(**values) for key, values in distinct.items() if key not in ids)
+    ids = {tuple(key): pk for pk, *key in model._default_manager.filter(near).order_by("-pk").values_list("pk", *names)}  # of equal rows, the oldest
+    created = model._default_manager.bulk_create(model(**values) for key, values in distinct.items() if key not in ids)
     ids |= {tuple(getattr(row, name) for name in names): row.pk for row in created}
     return [ids[tuple(values.values())] for values in wanted]
 

@@ -74,7 +74,7 @@ def _warm(parameters: QueryDict, pages: int) -> Iterator[str]:
     for _ in range(pages):
         request.META["QUERY_STRING"] = parameters.urlencode()
         try:
-            page = view.remembered(request, ())
+            page = view.cached(request, ())
         except DatabaseError as error:
             raise CommandError(f"The database says: {error}") from error
         yield page.status

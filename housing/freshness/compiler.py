@@ -1,0 +1,312 @@
+"""Django's query compilers, which note what they write and read.
+
+Every way to write through Django's models ends here: `save()`, `update()`, `bulk_create()`, the deletion collector, many-to-many managers, a
+migration's models. The compiler knows the table, the columns and often the rows, so a write tags them before its COMMIT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import EmptyResultSet
+from django.db import transaction
+from django.db.models import Field
+from django.db.models.constants import OnConflict
+from django.db.models.sql.compiler import SQLCompiler
+from django.db.models.sql.constants import MULTI, ROW_COUNT
+
+from .dependencies import Recorder, Unreadable, pinned, read_off, recorder
+from .tracking import MANY_ROWS, Table, cascades, tables
+
+
+class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+    """A compiler of SELECTs: it tells the recorder of a fill what the response depends on, and the connection what a locked row holds."""
+
+    ordering: Any = None
+    grouping: Any = None
+    joined: list[str] | None = None
+    is_empty = False
+
+    def pre_sql_setup(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep what the query joins, and how it is ordered and grouped."""
+        found = super().pre_sql_setup(*args, **kwargs)
+        _, self.ordering, self.grouping = found
+        self.joined = [alias for alias, references in self.query.alias_refcount.items() if references]  # Django forgets them when the SQL is made
+        return found
+
+    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+        """Note a query that needs no SQL, because no row can match."""
+        try:
+            return super().as_sql(*args, **kwargs)
+        except EmptyResultSet:
+            self.is_empty = True
+            raise
+
+    def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
+        """Send the query, and note what was read."""
+        connection = self.connection
+        connection.ensure_connection()  # because receivers of `connection_created` may send SQL of their own
+        connection.is_announced = True
+        try:
+            result = super().execute_sql(result_type, *args, **kwargs)
+        finally:
+            connection.is_announced = False
+        if (recording := recorder()) is not None:
+            result = self._record(recording, result_type, result)
+        if self.query.select_for_update and isinstance(result, list) and connection.holds_locks:
+            self._hold(result)
+        return result
+
+    def _record(self, recording: Recorder, result_type: Any, result: Any) -> Any:
+        if self.is_empty:
+            recording.queries += 1
+            return result
+        try:
+            reading = read_off(self)
+        except Unreadable as why:
+            recording.refuse(f"A query on {self.query.model._meta.label} cannot be read: {why}")
+            return result
+        if result_type != MULTI:
+            recording.note(reading, [] if result is None or not reading.rows else [result])
+            return result
+        if isinstance(result, list):
+            recording.note(reading, [row for chunk in result for row in chunk])
+            return result
+        return _each_noted(recording, reading, result)
+
+    def _hold(self, chunks: list[list[Any]]) -> None:
+        """Note what rows that were read FOR UPDATE hold: until the lock is gone, only this transaction can change it."""
+        of = self.query.select_for_update_of
+        table = tables().get(self.query.get_meta().db_table)
+        if table is None or table.pk is None or (of and "self" not in of):
+            return
+        alias = self.query.get_initial_alias()
+        places = {each.target.column: i for i, (each, *_) in enumerate(self.select) if getattr(each, "alias", None) == alias and hasattr(each, "target")}
+        if table.pk not in places:
+            return
+        converters = self.get_converters([each for each, *_ in self.select])
+        for row in self.apply_converters([list(row) for chunk in chunks for row in chunk], converters):
+            self.connection.hold(table, row[places[table.pk]], {column: row[place] for column, place in places.items()})
+
+
+def _each_noted(recording: Recorder, reading: Any, chunks: Iterable[Any]) -> Iterable[Any]:
+    """The rows of an iterator, noted as they are read."""
+    recording.note(reading, [], read=1)  # not all of them may be
+    for chunk in chunks:
+        recording.note(reading, chunk)
+        yield chunk
+
+
+class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # likewise
+    """A compiler of INSERT, UPDATE or DELETE. What it writes is tagged in the transaction that carries it, and there always is one."""
+
+    verb: str
+    _is_writing = False
+
+    def _write(self, send: Callable[[], Any]) -> Any:
+        opts = self.query.get_meta()
+        name = opts.db_table
+        if self._is_writing or not (name in tables() or name in cascades() or not opts.managed):
+            return self._announce(send)
+        if self.connection.in_transaction:
+            return self._write_in_transaction(send, name)
+        with transaction.atomic(using=self.connection.alias):
+            return self._write_in_transaction(send, name)
+
+    def _write_in_transaction(self, send: Callable[[], Any], name: str) -> Any:
+        self._is_writing = True
+        try:
+            result = self._announce(send)
+            if name in tables() or self.query.get_meta().managed:
+                self._tag(tables().get(name), result)
+            else:  # it may be a view, and nobody says of what
+                self._tag_all(tables())
+        except BaseException:  # it may have been carried out
+            self._tag_all(({name, *cascades().get(name, ())} & tables().keys()) or tables())
+            raise
+        finally:
+            self._is_writing = False
+        return result
+
+    def _announce(self, send: Callable[[], Any]) -> Any:
+        """Send the statement past the cursor's own judgement, which knows only its text."""
+        connection = self.connection
+        connection.ensure_connection()  # because receivers of `connection_created` may send SQL of their own
+        connection.is_announced = True
+        try:
+            return send()
+        finally:
+            connection.is_announced = False
+
+    def _tag(self, table: Table | None, result: Any) -> None:
+        """Tag what was written."""
+        raise NotImplementedError
+
+    def _tag_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.connection.tag(name, tables()[name].all)
+
+    def _say(self, table: Table, keys: Collection[Any], tags: set[str]) -> None:
+        """Tag it, with a sentence for the log."""
+        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows not known)'} {self.verb}.")
+
+
+class Inserts(Writes):
+    """INSERT."""
+
+    verb = "created"
+    returned: Any = None
+
+    def execute_sql(self, returning_fields: Any = None) -> Any:
+        """Send it, and read what it returns, before the COMMIT of autocommit."""
+        return self._write(lambda: super(Inserts, self).execute_sql(returning_fields))
+
+    def _tag(self, table: Table | None, result: Any) -> None:
+        if table is None:
+            return None
+        if self.query.on_conflict == OnConflict.UPDATE:
+            return self._say(table, (), table.all)
+        objs = self.query.objs
+        tags = {table.name, f"{table.name}:+"}
+        written = {field.column: field for field in self.query.fields}
+        for column, text in table.references.items():
+            if column not in written:
+                if column != table.pk:
+                    return self._say(table, (), table.all)  # the database chooses, and nobody knows what
+                continue
+            for obj in objs:
+                value = getattr(obj, written[column].attname)
+                if hasattr(value, "resolve_expression"):
+                    return self._say(table, (), table.all)
+                if value is not None:
+                    tags.add(f"{table.name}.{column}={text(_prepared(written[column], value))}")
+        keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
+        return self._say(table, keys if len(keys) < MANY_ROWS else (), tags)
+
+
+class Updates(Writes):
+    """UPDATE."""
+
+    verb = "changed"
+
+    def execute_sql(self, result_type: Any) -> Any:
+        """Send it."""
+        self.result_type = result_type
+        return self._write(lambda: super(Updates, self).execute_sql(result_type))
+
+    def execute_returning_sql(self, returning_fields: Any) -> Any:
+        """Send it, and read what it returns (from Django 6.0 on)."""
+        return self._write(lambda: super(Updates, self).execute_returning_sql(returning_fields))
+
+    def _tag(self, table: Table | None, result: Any) -> None:
+        if table is None or not self.query.values or self._wrote_nothing(result):
+            return None
+        keys = table.pk and table.pk_text and pinned(self.query, self.query.get_initial_alias(), table.pk, table.pk_text)
+        if not keys:
+            return self._say(table, (), table.all) if keys is None or not table.pk else None
+        tags = {table.name, *(f"{table.name}:{key}" for key in keys)}
+        for field, _, given in self.query.values:
+            value = given.prepare_database_save(field) if hasattr(given, "prepare_database_save") else given
+            if field.primary_key:
+                return self._say(table, (), table.all)
+            is_known = not hasattr(value, "resolve_expression")
+            if is_known and all(self.connection.is_held(table, key, field.column, value) for key in keys):
+                continue
+            tags.add(f"{table.name}.{field.column}")
+            if text := table.references.get(field.column):
+                if not is_known:
+                    return self._say(table, (), table.all)
+                if value is not None:
+                    tags.add(f"{table.name}.{field.column}={text(_prepared(field, value))}")
+        return self._say(table, sorted(keys), tags | {f"{table.name}.{column}" for column in table.generated})
+
+    def _wrote_nothing(self, result: Any) -> bool:
+        """Whether it is certain that no row matched."""
+        if self.query.related_updates:
+            return False
+        return bool(result == [] or (result == 0 and self.result_type == ROW_COUNT))
+
+
+class Deletes(Writes):
+    """DELETE; the rows that it deleted come back, so that their references are known."""
+
+    verb = "deleted"
+    _returned: list[Any] | None = None
+
+    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask for the rows where there are few, and where the server can say."""
+        sql, params = super().as_sql(*args, **kwargs)
+        table = tables().get(self.query.get_meta().db_table)
+        self._columns = self._asked_back(table) if table else []
+        if self._columns:
+            sql += f" RETURNING {', '.join(map(self.connection.ops.quote_name, self._columns))}"
+        return sql, params
+
+    def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
+        """Send it."""
+        return self._write(lambda: self._send(result_type, *args, **kwargs))
+
+    def _send(self, result_type: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            sql, params = self.as_sql()
+        except EmptyResultSet:  # no row can match
+            self._columns, self._returned = [], []
+        if not self._columns:
+            return super().execute_sql(result_type, *args, **kwargs)
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            self._returned = cursor.fetchall()
+        return len(self._returned)
+
+    def _asked_back(self, table: Table) -> list[str]:
+        """The columns to return: none where a condition does not bound the rows, because they would all be sent."""
+        alias = self.query.get_initial_alias()
+        pins = {**({table.pk: table.pk_text} if table.pk else {}), **table.references}
+        if table.pk is None or not self.connection.features.can_return_rows_from_bulk_insert:
+            return []
+        if not any(text and pinned(self.query, alias, column, text) is not None for column, text in pins.items()):
+            return []
+        return list(dict.fromkeys([table.pk, *table.references]))
+
+    def _tag(self, table: Table | None, result: Any) -> None:
+        if self._returned == [] or result == 0:
+            return
+        self._tag_all(cascades().get(self.query.get_meta().db_table, ()))
+        if table is None:
+            return
+        if self._returned is None:
+            self._say(table, (), table.all)
+            return
+        tags = {table.name, f"{table.name}:-"}
+        for place, column in enumerate(self._columns):
+            values = {row[place] for row in self._returned} - {None}
+            if column == table.pk and table.pk_text:
+                tags.update(f"{table.name}:{table.pk_text(value)}" for value in values)
+            if text := table.references.get(column):
+                tags.update(f"{table.name}.{column}={text(value)}" for value in values)
+        self._say(table, [row[0] for row in self._returned] if len(self._returned) <= MANY_ROWS else (), tags)
+
+
+def _prepared(field: Field[Any, Any], value: Any) -> Any:
+    """A value as the database will hold it."""
+    return value if type(value) is int else field.get_prep_value(value)
+
+
+MIXINS = {"SQLCompiler": Reads, "SQLAggregateCompiler": Reads, "SQLInsertCompiler": Inserts, "SQLUpdateCompiler": Updates, "SQLDeleteCompiler": Deletes}
+"""Each of Django's compilers, and what is mixed into it. Another one is refused: nobody knows what it writes."""
+
+
+@cache
+def mixed(name: str, theirs: type) -> type:
+    """A compiler of Django's that notes what it does."""
+    return type(name, (MIXINS[name], theirs), {})
+
+
+class OperationsMixin:
+    """For a subclass of Django's `DatabaseOperations`."""
+
+    def compiler(self, compiler_name: str) -> type:
+        """Django's compiler of this name, mixed with ours."""
+        return mixed(compiler_name, super().compiler(compiler_name))  # type: ignore[misc]  # of the class that this is mixed into
