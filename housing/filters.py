@@ -48,7 +48,8 @@ class Copied(Func):
 
     def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, list[Any]]:
         """The column that no model has."""
-        return f"{compiler.quote_name_unless_alias(compiler.query.get_initial_alias())}.{self.extra['copy']}", []
+        quote: Callable[[str], str] = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias  # its name until Django 6.0
+        return f"{quote(compiler.query.get_initial_alias())}.{self.extra['copy']}", []
 
 
 COPIED = {"city": Copied(F("location__city"), copy="city"), "office": Copied(F("agent__office_id"), copy="office_id")}

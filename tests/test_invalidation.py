@@ -1130,6 +1130,9 @@ NOT_PROMISED = {
 
 # What a rollback leaves alone
 
+savepoint = getattr(transaction, "savepoint_create", transaction.savepoint)
+"""Django 6.1 has another name for it."""
+
 
 def test_a_rollback_leaves_every_page_as_warm_as_it_was(home, prime, read):
     prime()
@@ -1183,12 +1186,12 @@ def test_a_savepoint_that_nobody_releases_counts_as_written(twenty_properties, p
 
     with transaction.atomic():
         homes[0].save()
-        savepoint = transaction.savepoint()
+        mine = savepoint()
         homes[1].save()
-        transaction.savepoint()
+        savepoint()
         homes[2].save()
         if released:
-            transaction.savepoint_commit(savepoint)
+            transaction.savepoint_commit(mine)
 
     assert [read(f"cached/{home.pk}").came_from for home in homes] == ["fwd=stale; stored"] * 3
 
@@ -1198,7 +1201,7 @@ def test_what_came_before_a_savepoint_left_empty_counts_as_written(home, prime, 
 
     with transaction.atomic():
         home.save()
-        transaction.savepoint()
+        savepoint()
 
     assert read("cached").came_from == "fwd=stale; stored"
 
@@ -1208,11 +1211,11 @@ def test_a_savepoint_rolled_back_to_twice_holds_what_came_between(home, prime, r
     prime(f"cached/{home.pk}")
 
     with transaction.atomic():
-        savepoint = transaction.savepoint()
+        mine = savepoint()
         home.agent.save()
-        transaction.savepoint_rollback(savepoint)
+        transaction.savepoint_rollback(mine)
         home.save()
-        transaction.savepoint_commit(savepoint)
+        transaction.savepoint_commit(mine)
 
     assert read(f"cached/{home.pk}").came_from == "fwd=stale; stored"
 
@@ -1222,9 +1225,9 @@ def test_a_lock_taken_under_a_savepoint_goes_with_its_rollback(home, prime, read
     prime(status="sold")
 
     with transaction.atomic():
-        savepoint = transaction.savepoint()
+        mine = savepoint()
         locked = Property.objects.select_for_update().get(pk=home.pk)
-        transaction.savepoint_rollback(savepoint)
+        transaction.savepoint_rollback(mine)
         locked.save()
 
     assert read("cached", status="sold").came_from == "fwd=stale; stored"
@@ -1605,7 +1608,7 @@ def test_a_change_under_a_savepoint_is_said_if_the_savepoint_is_kept(twenty_prop
             with transaction.atomic():
                 home.save(update_fields=["price"])
                 transaction.set_rollback(home is dropped)
-        transaction.savepoint()
+        savepoint()
         left_open.save(update_fields=["price"])
 
     assert caplog.messages == [

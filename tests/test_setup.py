@@ -282,7 +282,7 @@ def until_it_serves(process: subprocess.Popen[str]) -> str:
     """Wait for it, at the start and after a reload; what it said until then."""
     assert process.stdout
     said = ""
-    while "Starting development server" not in said:
+    while re.search("Starting (WSGI )?development server", said) is None:
         line = process.stdout.readline()
         assert line, f"It ended before it served, and said: {said}"
         said += line
