@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = (
     "setup",
     "checks",
+    "engine",
     "contract",
     "cost",
     "hits",

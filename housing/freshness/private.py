@@ -1,0 +1,60 @@
+"""What of Django's the engine overrides without a promise from Django: the one list to read before a new Django.
+
+A method that takes something else in a new release would be called wrongly, or not at all. So the signatures are compared when the service starts
+(`checks.py`), and by a spec on every Django that the engine promises to work with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from django.utils.module_loading import import_string
+
+OVERRIDDEN: dict[str, dict[str, str]] = {
+    # The connection: what stands around COMMIT, and what a savepoint keeps apart.
+    "django.db.backends.base.base.BaseDatabaseWrapper": {
+        "_close": "(self)",
+        "_commit": "(self)",
+        "_rollback": "(self)",
+        "_savepoint": "(self, sid)",
+        "_savepoint_commit": "(self, sid)",
+        "_savepoint_rollback": "(self, sid)",
+        "make_cursor": "(self, cursor)",
+        "make_debug_cursor": "(self, cursor)",
+    },
+    "django.db.backends.sqlite3.base.DatabaseWrapper": {
+        "_set_autocommit": "(self, autocommit)",
+        "get_new_connection": "(self, conn_params)",
+    },
+    # The compilers: what is read and written.
+    "django.db.backends.base.operations.BaseDatabaseOperations": {"compiler": "(self, compiler_name)"},
+    "django.db.models.sql.compiler.SQLCompiler": {
+        "as_sql": "(self, with_limits=True, with_col_aliases=False)",
+        "execute_sql": "(self, result_type='multi', chunked_fetch=False, chunk_size=100)",
+        "pre_sql_setup": "(self, with_col_aliases=False)",
+    },
+    "django.db.models.sql.compiler.SQLInsertCompiler": {"execute_sql": "(self, returning_fields=None)"},
+    "django.db.models.sql.compiler.SQLUpdateCompiler": {
+        "execute_returning_sql": "(self, returning_fields)",  # from Django 6.0 on
+        "execute_sql": "(self, result_type)",
+    },
+    "django.db.models.sql.compiler.SQLDeleteCompiler": {
+        "as_sql": "(self)",
+        "execute_sql": "(self, result_type='multi', chunked_fetch=False, chunk_size=100)",
+    },
+}
+"""class → method → its signature in Django 5.2, 6.0 and 6.1."""
+
+
+def changed() -> Iterator[str]:
+    """A sentence for each method that the installed Django has otherwise."""
+    for path, methods in OVERRIDDEN.items():
+        owner = import_string(path)
+        for name, known in methods.items():
+            method = getattr(owner, name, None)
+            if method is None and name == "execute_returning_sql":
+                continue
+            found = "nothing" if method is None else str(inspect.signature(method))
+            if found != known:
+                yield f"{path}.{name} is {found} in this Django; the engine overrides {known}."
