@@ -16,8 +16,6 @@ from django.shortcuts import get_object_or_404
 from django.utils.http import parse_etags
 from django.views.decorators.cache import never_cache
 from django_filters.rest_framework import DjangoFilterBackend
-from django_redis import get_redis_connection
-from redis.exceptions import RedisError
 from rest_framework.exceptions import ValidationError
 from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
 from rest_framework.request import Request
@@ -27,6 +25,7 @@ from housing import queries
 from housing.filters import REMEMBERED, KeysetPagination, PropertyFilter, Query
 from housing.freshness.connection import ours
 from housing.freshness.entries import Answer, Read, answer
+from housing.freshness.journal import Refused, Unreachable, journal
 from housing.freshness.keys import entry_key
 from housing.freshness.statements import CONTROL
 from housing.models import Property
@@ -220,7 +219,9 @@ def health(request: HttpRequest) -> JsonResponse:
     except DatabaseError as away:
         state["database"] = f"unreachable: {away}"
     try:
-        get_redis_connection("default").ping()
-    except RedisError as away:
+        journal.inspect_server()
+    except Refused as refused:
+        state["cache"] = f"refused: {refused}"
+    except Unreachable as away:
         state["cache"] = f"unreachable: {away}"
     return JsonResponse(state, status=200 if state["database"] == "ok" else 503)
