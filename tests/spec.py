@@ -28,6 +28,8 @@ CHAPTERS = (
     "races",
     "schedules",
     "faults",
+    "scripts",
+    "servers",
     "histories",
     "latency",
     "scale",

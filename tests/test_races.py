@@ -863,7 +863,6 @@ def test_a_server_that_restarts_while_it_is_asked_which_run_it_is(home, price, r
     price()
     journal.forget_server()  # a new process
     run_id("b", after_info=True)
-    assert price() == ("300000.00", "fwd=bypass; detail=unreachable")
     assert price() == ("300000.00", "fwd=miss; detail=recovering")
 
 

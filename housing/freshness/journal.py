@@ -152,7 +152,7 @@ class Journal:
         try:
             try:
                 return self._evaluate(client, verb, entry, nonce, args)
-            except refusals.NoScriptError:  # another incarnation of the server, whatever dump it came from
+            except (refusals.NoScriptError, refusals.ConnectionError):  # another incarnation of the server, or of the address: ask which, and once more
                 self._sha = None
                 return self._evaluate(client, verb, entry, nonce, args)
         except refusals.RedisError as error:  # away, full, read-only, or holding something else under our key
@@ -229,20 +229,20 @@ class Line(threading.local):
     give_back: Callable[[], Any] = bool
 
     def ask(self, client: Redis, *command: Any) -> Any:
-        """The answer to one command. Whoever finds the line dead asks once more, as everybody does; whoever is interrupted ends it."""
+        """The answer to one command. Without an answer the connection ends; the next command makes a new one, to wherever the address leads by then."""
         if self.pool is not client.connection_pool or self.process != os.getpid():  # another server; or a fork, which must not share a socket
             self._borrow(client.connection_pool)
         try:
             self.connection.send_command(*command)
             return self.connection.read_response()
-        except refusals.ConnectionError:
-            return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py does not type it
+        except refusals.ResponseError:
+            raise
         except BaseException:  # an answer that nobody has read would be taken for the next one
             self.connection.disconnect()
             raise
 
     def hang_up(self) -> None:
-        """End the connection; the next command makes a new one, to wherever the address leads by then."""
+        """End the connection."""
         if self.connection is not None:
             self.connection.disconnect()
 

@@ -48,7 +48,7 @@ def objection(info: Mapping[str, str]) -> Objection | None:
     elif tuple(map(int, version[:2])) < OLDEST[name]:
         why = "before Redis 7.0 a script survives a restart and a failover, and an old dump looks like the current data."
         remedy = "Use Redis 7.0 or newer, or Valkey 7.2 or newer."
-    elif info.get("redis_mode") == "cluster":
+    elif "cluster" in (info.get("redis_mode"), info.get("server_mode")):  # Valkey has the second
         why, remedy = "it is a cluster, in which the journal and the entries are on several nodes.", "Use a server without cluster-enabled."
     elif info.get("role") == "slave":
         why, remedy = "it is a replica, which lags behind another server and takes no lease.", "Use the primary's address."
