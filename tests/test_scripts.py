@@ -136,6 +136,45 @@ def test_a_store_that_breaks_never_leaves_new_bytes_under_old_tags(monkeypatch):
         assert journal.lookup(PAGE) != Hit('"2"', b"2")
 
 
+def test_a_close_that_breaks_drops_no_record_that_is_still_needed(monkeypatch):
+    """T1 reads "t" · T2 writes it · T3's close drops the records that are older than the TTL, and breaks · T1 does not store what it read."""
+
+    def prepare():
+        forget_everything()
+        fill = journal.lookup(PAGE)
+        journal.close(journal.lease({"t"}))
+        get_redis_connection("default").zadd(cache.make_key("journal"), {"low": -1})  # so that it is time to drop records
+        return fill, journal.lease({"u"})
+
+    def close(_, lease):
+        with override_settings(FRESHNESS_TTL=0.000_001):
+            journal.close(lease)
+
+    for fill, _ in broken_at_every_command(close, prepare, monkeypatch):
+        assert journal.store(PAGE, fill, {"t"}, '"old"', b"old") == "raced"
+
+
+# Keys
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_passes_only_keys_of_the_cache(verb, monkeypatch):
+    """A Redis user who may use the keys of the cache alone may not pass an empty one."""
+    lease, fill = journal.lease({"t"}), journal.lookup(PAGE)
+    passed, send = [], get_redis_connection("default").connection_pool.connection_class.send_command
+
+    def note(self, *command, **options):
+        if command[0] == "EVALSHA":
+            passed.extend(command[3 : 3 + command[2]])
+        send(self, *command, **options)
+
+    monkeypatch.setattr(get_redis_connection("default").connection_pool.connection_class, "send_command", note)
+    VERBS[verb](fill, lease)
+
+    assert passed
+    assert all(key.startswith(cache.make_key("")) for key in passed)
+
+
 # Any number of tags
 
 SIZES = pytest.mark.parametrize("size", [1, 999, 1_000, 1_001, 4_500, 20_000])
@@ -179,5 +218,7 @@ def test_an_entry_may_have_any_number_of_tags(size):
         assert journal.store(PAGE, journal.lookup(PAGE), tags(size), '"1"', b"1") == "stored"
         journal.close(journal.lease({"another"}))
         assert journal.lookup(PAGE) == Hit('"1"', b"1")
-        journal.close(journal.lease({written}))
+        lease = journal.lease({written})
+        assert not isinstance(journal.lookup(PAGE), Hit)
+        journal.close(lease)
         assert journal.lookup(PAGE).stale

@@ -168,7 +168,7 @@ class Journal:
 
         Over one connection, which ends with the server: the id that was asked for is that of the server that loads.
         """
-        connection: Any = client.connection_pool.get_connection()
+        connection = self._line.borrow(client.connection_pool)
         try:
             info = {} if conf.RUN_ID is not None else self._suitable(client, connection)
             text = script(conf.RUN_ID or info["run_id"])
@@ -183,8 +183,6 @@ class Journal:
             self._sha = None
             connection.disconnect()
             raise
-        finally:
-            client.connection_pool.release(connection)
         self._sha = sha
         return sha, info
 
@@ -193,9 +191,9 @@ class Journal:
         connection.send_command("INFO")
         try:
             info = described(connection.read_response().decode())
-        except refusals.NoPermissionError:
-            raise
-        except refusals.ResponseError:  # there is no such command, or it has another name there
+        except refusals.ResponseError as error:
+            if "unknown command" not in str(error):
+                raise
             info = {}
         self._server = named(info)
         if why := objection(info):
@@ -229,15 +227,15 @@ class Line(threading.local):
     give_back: Callable[[], Any] = bool
 
     def ask(self, client: Redis, *command: Any) -> Any:
-        """The answer to one command. Without an answer the connection ends; the next command makes a new one, to wherever the address leads by then."""
+        """The reply to one command. Without a reply the connection ends; the next command makes a new one, to wherever the address leads by then."""
         if self.pool is not client.connection_pool or self.process != os.getpid():  # another server; or a fork, which must not share a socket
-            self._borrow(client.connection_pool)
+            self.borrow(client.connection_pool)
         try:
             self.connection.send_command(*command)
             return self.connection.read_response()
         except refusals.ResponseError:
             raise
-        except BaseException:  # an answer that nobody has read would be taken for the next one
+        except BaseException:  # a reply that nobody has read would be taken for the next one
             self.connection.disconnect()
             raise
 
@@ -246,11 +244,14 @@ class Line(threading.local):
         if self.connection is not None:
             self.connection.disconnect()
 
-    def _borrow(self, pool: ConnectionPool) -> None:
+    def borrow(self, pool: ConnectionPool) -> Any:
+        """The connection of this thread to another server, or to the same after the pool has looked whether it is alive."""
         self.give_back()
+        self.pool = self.connection = None  # another thread may have it by now, also where this one gets none
         self.connection = pool.get_connection()
         self.pool, self.process = pool, os.getpid()
         self.give_back = finalize(threading.current_thread(), pool.release, self.connection)
+        return self.connection
 
 
 def script(run: str) -> str:
