@@ -455,6 +455,20 @@ SERVERS = (
         "test_servers.py::test_a_server_behind_a_new_connection_is_asked_what_it_is",
     ),
     Sabotage(
+        "servers: one that was refused is asked at every read",
+        "freshness/journal.py",
+        "if self._refused and monotonic() < self._refused[0]:",
+        "if False:",
+        "test_servers.py::test_a_replica_that_is_promoted_is_used_without_a_restart",
+    ),
+    Sabotage(
+        "servers: one that was refused is never asked again",
+        "freshness/journal.py",
+        "if self._refused and monotonic() < self._refused[0]:",
+        "if self._refused:",
+        "test_servers.py::test_a_replica_that_is_promoted_is_used_without_a_restart",
+    ),
+    Sabotage(
         "servers: check --deploy says nothing of a refused one",
         "checks.py",
         "return [checks.Error(refused.reason, hint=refused.remedy",

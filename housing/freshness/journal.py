@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from weakref import finalize
 
@@ -28,6 +29,10 @@ from .servers import SCRIPTED, Objection, described, named, objection, permissio
 from .settings import conf
 
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
+
+
+REFUSED_FOR = 1.0
+"""Seconds until a server that was refused is asked again: each time takes a new connection, and each read would."""
 
 
 class Unreachable(Exception):
@@ -77,6 +82,7 @@ class Journal:
     def __init__(self) -> None:
         self._sha: str | None = None
         self._server = "Redis"
+        self._refused: tuple[float, str, Objection] | None = None
         self._line = Line()
 
     def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, patient: bool = False) -> Hit | Miss | Filling:
@@ -134,7 +140,8 @@ class Journal:
     def inspect_server(self) -> dict[str, str]:
         """Ask the server whether it can keep the promise, and load the script. → its INFO; nothing where FRESHNESS_RUN_ID stands for it.
 
-        Raises Refused where it cannot. The first call of any verb does this, and so does the next one after an error: nobody remembers a refusal.
+        Raises Refused where it cannot. The first call of any verb does this, too, and so does the next one after an error.
+        A refusal holds for REFUSED_FOR; this asks at once.
         """
         client: Redis = get_redis_connection(conf.CACHE)
         try:
@@ -144,7 +151,7 @@ class Journal:
 
     def forget_server(self) -> None:
         """Learn anew, at the next call, which server this is."""
-        self._sha = None
+        self._sha = self._refused = None
 
     def _run(self, verb: str, *args: Any, entry: str = "") -> Any:
         client: Redis = get_redis_connection(conf.CACHE)
@@ -159,9 +166,15 @@ class Journal:
             raise self._failed(client, error) from error
 
     def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any]) -> Any:
-        sha = self._sha or self._load(client)[0]
+        sha = self._sha or self._learn(client)
         keys = (2, caches[conf.CACHE].make_key("journal"), entry) if entry else (1, caches[conf.CACHE].make_key("journal"))
         return self._line.ask(client, "EVALSHA", sha, *keys, verb, nonce, *args)
+
+    def _learn(self, client: Redis) -> str:
+        """The SHA of the script, loaded. Raises Refused, without asking, where the server was refused a moment ago."""
+        if self._refused and monotonic() < self._refused[0]:
+            raise Refused(*self._refused[1:])
+        return self._load(client)[0]
 
     def _load(self, client: Redis) -> tuple[str, dict[str, str]]:
         """Load the script with the server's run id as a literal in it, so that its SHA belongs to this incarnation alone. → the SHA, and INFO.
@@ -183,7 +196,7 @@ class Journal:
             self._sha = None
             connection.disconnect()
             raise
-        self._sha = sha
+        self._sha, self._refused = sha, None
         return sha, info
 
     def _suitable(self, client: Redis, connection: Any) -> dict[str, str]:
@@ -197,8 +210,13 @@ class Journal:
             info = {}
         self._server = named(info)
         if why := objection(info):
-            raise Refused(_address(client), why)
+            raise self._refuse(client, why)
         return info
+
+    def _refuse(self, client: Redis, why: Objection) -> Refused:
+        """The error to raise, now and for a while."""
+        self._refused = monotonic() + REFUSED_FOR, _address(client), why
+        return Refused(*self._refused[1:])
 
     def _failed(self, client: Redis, error: refusals.RedisError) -> Unreachable:
         """The error to raise for one of redis-py's. Except where the server is only full, it may be another one by now: the next call asks."""
@@ -206,7 +224,7 @@ class Journal:
             self._sha = None
             self._line.hang_up()
         if isinstance(error, refusals.NoPermissionError) or "ACL failure" in str(error):
-            return Refused(_address(client), permission_objection(self._server, str(error), caches[conf.CACHE].make_key("*")))
+            return self._refuse(client, permission_objection(self._server, str(error), caches[conf.CACHE].make_key("*")))
         return Unreachable(f"Redis at {_address(client)} is out of reach ({error}).")
 
 
