@@ -378,11 +378,11 @@ class OwnRedis:
 
 @pytest.fixture
 def new_redis() -> Iterator[Callable[..., OwnRedis]]:
-    """`new_redis(arguments…)`: a Redis that a spec may break."""
+    """`new_redis(arguments…)`: a Redis that a spec may break; `variable` names another image."""
     with ExitStack() as servers:
 
-        def new_redis(*arguments: str) -> OwnRedis:
-            return OwnRedis(*stacks.start_redis(servers, *arguments))
+        def new_redis(*arguments: str, **image: str) -> OwnRedis:
+            return OwnRedis(*stacks.start_redis(servers, *arguments, **image))
 
         yield new_redis
 
@@ -403,8 +403,8 @@ def as_the_cache(settings: Any) -> Iterator[Callable[[OwnRedis], None]]:
 def own_redis(as_the_cache: Callable[[OwnRedis], None], new_redis: Callable[..., OwnRedis]) -> Callable[..., OwnRedis]:
     """A Redis of this spec's own, as the service's cache: `own_redis(arguments…)`."""
 
-    def own_redis(*arguments: str) -> OwnRedis:
-        server = new_redis(*arguments)
+    def own_redis(*arguments: str, **image: str) -> OwnRedis:
+        server = new_redis(*arguments, **image)
         as_the_cache(server)
         forget_everything()
         return server

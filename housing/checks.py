@@ -16,14 +16,13 @@ from django.core.cache import caches
 from django.db import OperationalError, connections, router
 from django.db.models import ForeignObjectRel, Model, Prefetch, QuerySet
 from django.urls import URLResolver, get_resolver
-from django_redis import get_redis_connection
 from django_redis.cache import RedisCache
-from redis.exceptions import RedisError
 from rest_framework.relations import RelatedField
 from rest_framework.serializers import Field, Serializer
 
 from housing.freshness import CachedView
 from housing.freshness.connection import ConnectionMixin
+from housing.freshness.journal import Refused, Unreachable, journal
 from housing.freshness.settings import conf
 from housing.freshness.tracking import tracked
 from housing.settings import gateways
@@ -160,30 +159,22 @@ def redis_is_a_primary_that_keeps_the_journal(app_configs: Any, **_: Any) -> Fou
     if not _has_redis():
         return []
     try:
-        info = get_redis_connection("default").info()
-    except RedisError as error:
+        return list(_eviction(journal.inspect_server()))
+    except Refused as refused:
+        return [checks.Error(refused.reason, hint=refused.remedy, id="housing.E005")]
+    except Unreachable as error:
         return [
             checks.Warning(
-                f"Redis could not be asked whether it is a primary and what it evicts ({error}).",
-                hint="Check again where REDIS_URL can be reached, by a user who may call INFO.",
+                f"Redis could not be asked whether it is a primary and what it evicts ({error.__cause__}).",
+                hint="Check again where REDIS_URL can be reached.",
                 id="housing.W002",
             )
         ]
-    return [*_role(info), *_eviction(info)]
 
 
-def _role(info: dict[str, Any]) -> Iterator[checks.CheckMessage]:
-    if info.get("role") == "slave":
-        yield checks.Error(
-            "Redis is a replica, which follows another server: it takes no lease, and its journal lags behind.",
-            hint="Set REDIS_URL to the primary's address.",
-            id="housing.E005",
-        )
-
-
-def _eviction(info: dict[str, Any]) -> Iterator[checks.CheckMessage]:
+def _eviction(info: dict[str, str]) -> Iterator[checks.CheckMessage]:
     policy, hint = info.get("maxmemory_policy", ""), "Set maxmemory-policy to volatile-lru: entries have a TTL, the journal has none."
-    if not info.get("maxmemory"):
+    if info.get("maxmemory", "0") == "0":
         return  # without a limit it evicts nothing
     if policy.startswith("allkeys-"):
         yield checks.Warning(

@@ -14,14 +14,13 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from django.views.decorators.cache import never_cache
 from django_filters.rest_framework import DjangoFilterBackend
-from django_redis import get_redis_connection
-from redis.exceptions import RedisError
 from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
 
 from housing import queries
 from housing.filters import REMEMBERED, KeysetPagination, PropertyFilter, Query
 from housing.freshness import CachedView, Select, ours
 from housing.freshness.entries import Read
+from housing.freshness.journal import Refused, Unreachable, journal
 from housing.freshness.statements import CONTROL
 from housing.models import Property
 from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
@@ -146,7 +145,9 @@ def health(request: HttpRequest) -> JsonResponse:
     except DatabaseError as away:
         state["database"] = f"unreachable: {away}"
     try:
-        get_redis_connection("default").ping()
-    except RedisError as away:
+        journal.inspect_server()
+    except Refused as refused:
+        state["cache"] = f"refused: {refused}"
+    except Unreachable as away:
         state["cache"] = f"unreachable: {away}"
     return JsonResponse(state, status=200 if state["database"] == "ok" else 503)

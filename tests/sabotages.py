@@ -67,8 +67,8 @@ JOURNAL = (
     Sabotage(
         "lease: it ends at once",
         "freshness/journal.lua",
-        "text(LEASES + j.last + LEASE), lease",
-        "text(LEASES + j.last), lease",
+        "text(LEASES + j.last + LEASE), {lease",
+        "text(LEASES + j.last), {lease",
         "test_races.py::test_a_read_between_commit_and_close",
     ),
     Sabotage(
@@ -95,7 +95,7 @@ JOURNAL = (
     Sabotage(
         "lease: one that ran out leaves no record",
         "freshness/journal.lua",
-        "call('ZADD', journal, 'GT', all_at(text(expiry), split(tags)))",
+        "for first = 1, #tags, MANY do call('ZADD', journal, 'GT', scored({}, text(expiry), tags, first)) end",
         "",
         "test_races.py::test_an_entry_read_under_a_lease_that_ran_out_is_not_trusted_afterwards",
     ),
@@ -109,7 +109,7 @@ JOURNAL = (
     Sabotage(
         "closed record: a close leaves none",
         "freshness/journal.lua",
-        "record(j, all_at(text(j.last), split(tags)))",
+        "record(j, text(j.last), split(tags))",
         "record(j)",
         "test_races.py::test_a_write_between_select_and_store",
     ),
@@ -130,8 +130,8 @@ JOURNAL = (
     Sabotage(
         "own lease only: a close ends every lease",
         "freshness/journal.lua",
-        "call('ZREM', journal, lease .. '|' .. tags)\n  record",
-        "call('ZREMRANGEBYSCORE', journal, text(LEASES), '+inf')\n  record",
+        "call('ZREM', journal, lease .. '|' .. tags)\n  settle",
+        "call('ZREMRANGEBYSCORE', journal, text(LEASES), '+inf')\n  settle",
         "test_races.py::test_the_close_of_one_writer_ends_no_lease_of_another",
     ),
     Sabotage(
@@ -214,8 +214,8 @@ JOURNAL = (
     Sabotage(
         "run id: the server that loads is not the one that was asked",
         "freshness/journal.py",
-        'connection.send_command("SCRIPT", "LOAD", script(run))',
-        'connection = client.connection_pool.get_connection(); connection.send_command("SCRIPT", "LOAD", script(run))',
+        'connection.send_command("SCRIPT", "LOAD", text)',
+        'connection = client.connection_pool.get_connection(); connection.send_command("SCRIPT", "LOAD", text)',
         "test_races.py::test_a_server_that_restarts_while_it_is_asked_which_run_it_is",
     ),
     Sabotage(
@@ -235,8 +235,8 @@ JOURNAL = (
     Sabotage(
         "monotonic instants: the last one is not kept",
         "freshness/journal.lua",
-        "call('ZADD', journal, text(-j.last), 'last', ...)",
-        "if ... then call('ZADD', journal, ...) end",
+        "call('ZADD', journal, scored({text(-j.last), 'last'}, score, members, 1))",
+        "if score then call('ZADD', journal, scored({}, score, members, 1)) end",
         "test_races.py::test_the_clock_steps_back_a_little",
     ),
     Sabotage(
@@ -280,6 +280,214 @@ JOURNAL = (
         "string.format('%.0f', instant)",
         "tostring(instant)",
         "test_races.py::test_two_events_of_one_microsecond_are_told_apart",
+    ),
+)
+
+# A script that breaks half way, and servers that cannot keep the promise.
+
+SERVERS = (
+    Sabotage(
+        "half way: a close removes its lease before it records",
+        "freshness/journal.lua",
+        "  record(j, text(j.last), split(tags))\n  call('ZREM', journal, lease .. '|' .. tags)",
+        "  call('ZREM', journal, lease .. '|' .. tags)\n  record(j, text(j.last), split(tags))",
+        "test_scripts.py::test_a_script_that_breaks_at_any_command_never_makes_an_old_value_a_hit[a lease is open-close]",
+    ),
+    Sabotage(
+        "half way: a lease that ran out is removed before it is recorded",
+        "freshness/journal.lua",
+        "over[i]:match('|(.*)$')\n",
+        "over[i]:match('|(.*)$')\n    call('ZREM', journal, over[i])\n",
+        "test_scripts.py::test_a_script_that_breaks_at_any_command_never_makes_an_old_value_a_hit[a lease ran out-lookup]",
+    ),
+    Sabotage(
+        "half way: a new journal gets its lease on everything in a second command",
+        "freshness/journal.lua",
+        "  call('ZADD', journal, unpack(born))",
+        "  call('ZADD', journal, unpack(born, 1, 8)) if not quiet then call('ZADD', journal, unpack(born, 9)) end",
+        "test_scripts.py::test_a_script_that_breaks_at_any_command_ends_no_lease[lookup-the journal was lost]",
+    ),
+    Sabotage(
+        "half way: a store writes bytes and tags in two commands",
+        "freshness/journal.lua",
+        "call('HSET', entry, unpack(fields))",
+        "if fields[7] then call('HSET', entry, unpack(fields, 7)) end call('HSET', entry, unpack(fields, 1, 6))",
+        "test_scripts.py::test_a_store_that_breaks_never_leaves_new_bytes_under_old_tags",
+    ),
+    Sabotage(
+        "half way: records are dropped before the low-water mark rises",
+        "freshness/journal.lua",
+        "    call('ZADD', journal, text(TTL - j.last), 'low')\n",
+        "    call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL)) call('ZADD', journal, text(TTL - j.last), 'low')\n",
+        "test_scripts.py::test_a_close_that_breaks_drops_no_record_that_is_still_needed",
+    ),
+    Sabotage(
+        "many tags: all are on Lua's stack at once",
+        "freshness/journal.lua",
+        "local MANY = 1000",
+        "local MANY = 100000",
+        "test_scripts.py::test_a_transaction_may_have_any_number_of_tags",
+    ),
+    Sabotage(
+        "many tags: a close records a thousand",
+        "freshness/journal.lua",
+        "for first = MANY + 1, #members, MANY do",
+        "for first = 1, 0 do",
+        "test_scripts.py::test_a_transaction_may_have_any_number_of_tags",
+    ),
+    Sabotage(
+        "many tags: a lease that ran out records a thousand",
+        "freshness/journal.lua",
+        "for first = 1, #tags, MANY do call('ZADD'",
+        "for first = 1, 1 do call('ZADD'",
+        "test_scripts.py::test_a_lease_that_ran_out_may_have_any_number_of_tags",
+    ),
+    Sabotage(
+        "many tags: a thousand of an entry's are compared with the closes",
+        "freshness/journal.lua",
+        "for first = 1, #tags, MANY do\n",
+        "for first = 1, 1 do\n",
+        "test_scripts.py::test_an_entry_may_have_any_number_of_tags",
+    ),
+    Sabotage(
+        "many tags: a thousand of an entry's are compared with the leases",
+        "freshness/journal.lua",
+        "mine[tags[first + i - 1]] = true",
+        "mine[tags[i]] = true",
+        "test_scripts.py::test_an_entry_may_have_any_number_of_tags",
+    ),
+    Sabotage(
+        "an empty key is passed",
+        "freshness/journal.py",
+        ', entry) if entry else (1, caches[conf.CACHE].make_key("journal"))',
+        ", entry)",
+        "test_scripts.py::test_a_verb_passes_only_keys_of_the_cache",
+    ),
+    Sabotage(
+        "servers: no INFO is looked at",
+        "freshness/journal.py",
+        "if why := objection(info):",
+        "if why := None:",
+        "test_servers.py::test_a_server_that_cannot_keep_the_promise_is_refused_at_first_use",
+    ),
+    Sabotage(
+        "servers: Redis 6.2 will do",
+        "freshness/servers.py",
+        '"Redis": (7, 0)',
+        '"Redis": (6, 2)',
+        "test_servers.py::test_a_server_that_cannot_keep_the_promise_is_refused_at_first_use[Redis 6.2]",
+    ),
+    Sabotage(
+        "servers: a Valkey is as old as the Redis that it imitates",
+        "freshness/servers.py",
+        "info.get(f'{name.lower()}_version', '')",
+        "info.get('redis_version', '')",
+        "test_servers.py::test_a_server_that_cannot_keep_the_promise_is_refused_at_first_use[an older Valkey]",
+    ),
+    Sabotage(
+        "servers: a run_id is not needed",
+        "freshness/servers.py",
+        'if not info.get("run_id") or not version:',
+        "if not version:",
+        "test_servers.py::test_a_server_that_cannot_keep_the_promise_is_refused_at_first_use[no run_id]",
+    ),
+    Sabotage(
+        "servers: a cluster will do",
+        "freshness/servers.py",
+        'info.get("redis_mode"), ',
+        "",
+        "test_servers.py::test_a_server_that_cannot_keep_the_promise_is_refused_at_first_use[a cluster]",
+    ),
+    Sabotage(
+        "servers: a cluster of Valkey will do",
+        "freshness/servers.py",
+        ', info.get("server_mode"))',
+        ",)",
+        "test_servers.py::test_a_server_that_cannot_keep_the_promise_is_refused_at_first_use[a cluster of Valkey]",
+    ),
+    Sabotage(
+        "servers: a replica will do",
+        "freshness/servers.py",
+        'elif info.get("role") == "slave":',
+        "elif False:",
+        "test_servers.py::test_a_server_that_cannot_keep_the_promise_is_refused_at_first_use[a replica]",
+    ),
+    Sabotage(
+        "servers: a server without INFO is only unreachable",
+        "freshness/journal.py",
+        'if "unknown command" not in str(error):',
+        "if True:",
+        "test_servers.py::test_a_server_that_cannot_keep_the_promise_is_refused_at_first_use[no INFO]",
+    ),
+    Sabotage(
+        "servers: permissions are not asked for",
+        "freshness/journal.py",
+        "if info and (forbidden := connection.read_response()):",
+        "if info and (forbidden := connection.read_response() and []):",
+        "test_servers.py::test_a_user_who_may_not_run_the_script_is_refused_with_the_rules_to_set",
+    ),
+    Sabotage(
+        "servers: a command that the script runs is not in the rules",
+        "freshness/servers.py",
+        '"zrem", ',
+        "",
+        "test_servers.py::test_the_commands_that_an_acl_must_allow_are_those_of_the_script_and_those_that_are_sent",
+    ),
+    Sabotage(
+        "servers: a permission that the script lacks is not named",
+        "freshness/journal.py",
+        ' or "ACL failure" in str(error)',
+        "",
+        "test_servers.py::test_a_permission_that_is_taken_away_later_is_named[of a command]",
+    ),
+    Sabotage(
+        "servers: after an error the server is still taken for the same",
+        "freshness/journal.py",
+        "            self._sha = None\n            self._line.hang_up()",
+        "            self._line.hang_up()",
+        "test_servers.py::test_a_primary_that_becomes_a_replica_is_refused_after_the_first_error",
+    ),
+    Sabotage(
+        "servers: after a cut connection the server is still taken for the same",
+        "freshness/journal.py",
+        "                self._sha = None\n",
+        "",
+        "test_servers.py::test_a_server_behind_a_new_connection_is_asked_what_it_is",
+    ),
+    Sabotage(
+        "servers: one that was refused is asked at every read",
+        "freshness/journal.py",
+        "if self._refused and monotonic() < self._refused[0]:",
+        "if False:",
+        "test_servers.py::test_a_replica_that_is_promoted_is_used_without_a_restart",
+    ),
+    Sabotage(
+        "servers: one that was refused is never asked again",
+        "freshness/journal.py",
+        "if self._refused and monotonic() < self._refused[0]:",
+        "if self._refused:",
+        "test_servers.py::test_a_replica_that_is_promoted_is_used_without_a_restart",
+    ),
+    Sabotage(
+        "servers: check --deploy says nothing of a refused one",
+        "checks.py",
+        "return [checks.Error(refused.reason, hint=refused.remedy",
+        "return [] and [checks.Error(refused.reason, hint=refused.remedy",
+        "test_servers.py::test_check_deploy_refuses_a_server_that_cannot_keep_the_promise",
+    ),
+    Sabotage(
+        "servers: /health/ says nothing of a refused one",
+        "views.py",
+        '        state["cache"] = f"refused: {refused}"',
+        "        refused",
+        "test_servers.py::test_health_says_why_a_server_is_refused",
+    ),
+    Sabotage(
+        "a thread without a connection keeps the one that it gave back",
+        "freshness/journal.py",
+        "        self.pool = self.connection = None",
+        "        pass",
+        "test_servers.py::test_a_thread_that_gets_no_connection_does_not_keep_the_one_that_it_gave_back",
     ),
 )
 
@@ -551,8 +759,8 @@ READ = (
     Sabotage(
         "who finds its connection dead gives up",
         "freshness/journal.py",
-        "return client.execute_command(*command)",
-        "raise",
+        "except (refusals.NoScriptError, refusals.ConnectionError):",
+        "except refusals.NoScriptError:",
         "test_hits.py::test_who_finds_its_connection_dead_asks_once_more",
     ),
     Sabotage(
@@ -572,8 +780,8 @@ READ = (
     Sabotage(
         "who turns to another pool keeps the connection of the first",
         "freshness/journal.py",
-        "self.give_back()\n        self.connection",
-        "self.connection",
+        "self.give_back()\n        self.pool",
+        "self.pool",
         "test_hits.py::test_who_turns_to_another_pool_gives_the_first_its_connection_back",
     ),
     Sabotage(
@@ -885,8 +1093,8 @@ FILL = (
     Sabotage(
         "what could not be remembered makes what was look younger",
         "freshness/journal.lua",
-        "elseif why == 'raced' or there[3] then",
-        "elseif why == 'raced' then",
+        "if not (why == 'raced' or why and there[3]) then",
+        "if why ~= 'raced' then",
         "test_races.py::test_what_is_stale_stays_stale_when_a_lease_is_withdrawn",
     ),
     Sabotage(
@@ -940,7 +1148,7 @@ FILL = (
     ),
 )
 
-SABOTAGES = (*JOURNAL, *TAGS, *COMMIT, *READ, *FILL)
+SABOTAGES = (*JOURNAL, *SERVERS, *TAGS, *COMMIT, *READ, *FILL)
 
 
 # How they are run

@@ -29,6 +29,8 @@ CHAPTERS = (
     "races",
     "schedules",
     "faults",
+    "scripts",
+    "servers",
     "histories",
     "latency",
     "scale",

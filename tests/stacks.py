@@ -204,12 +204,12 @@ def own_number(servers: ExitStack, url: str) -> str:
     raise pytest.UsageError("All sixteen databases of the Redis of REDIS_URL are in use. Empty one, or unset DATABASE_URL and REDIS_URL.")
 
 
-def start_redis(servers: ExitStack, *arguments: str) -> tuple[str, Callable[[], None]]:
-    """A Redis that writes nothing to a disk by itself; its URL, and how it is restarted at that URL."""
+def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAGE") -> tuple[str, Callable[[], None]]:
+    """A Redis, or a Valkey, that writes nothing to a disk by itself; its URL, and how it is restarted at that URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]  # named, for a port that the engine chooses is another after a restart
-    container = new_container("REDIS_IMAGE").with_bind_ports(6379, port)
-    container.with_command(" ".join(["redis-server", *(arguments or ("--save", "''", "--appendonly", "no"))]))
+    container = new_container(variable).with_bind_ports(6379, port)
+    container.with_command(" ".join(arguments or ("--save", "''", "--appendonly", "no")))
     host, _ = run(container, 6379, servers)
     url = f"redis://{host}:{port}/0"
 

@@ -14,10 +14,14 @@
 --   filling                the read_at of the one reader who asks the database, for whom others wait;
 --                          or minus the instant at which one gave up, and since when nobody waits
 -- Instants are microseconds. They never pass through tostring, which keeps 14 digits.
+--
+-- Redis does not undo what a script wrote before it broke. So every verb is safe after each of its commands: it records first
+-- and removes second, and whatever must not be told apart is one command.
 
 local RUN, LEASE, TTL, WAIT_TIMEOUT = 'run:@RUN@', @LEASE@, @TTL@, @WAIT_TIMEOUT@
 local call = redis.call
 local LEASES = 4e15 -- beyond every instant until the year 2096, and twice that still fits a double
+local MANY = 1000 -- tags in one command: Lua's stack holds some thousand values, and unpack fails beyond that
 local journal, entry = KEYS[1], KEYS[2]
 
 local function text(instant) return string.format('%.0f', instant) end
@@ -48,9 +52,11 @@ local function doubt(j, epoch, read_at, tags)
   if #written == 0 then return nil end
   tags = split(tags or call('HGET', entry, 'tags'))
   local mine = {}
-  for i, closed in ipairs(call('ZMSCORE', journal, unpack(tags))) do
-    if closed and tonumber(closed) >= read_at then return 'raced' end
-    mine[tags[i]] = true
+  for first = 1, #tags, MANY do
+    for i, closed in ipairs(call('ZMSCORE', journal, unpack(tags, first, math.min(first + MANY - 1, #tags)))) do
+      if closed and tonumber(closed) >= read_at then return 'raced' end
+      mine[tags[first + i - 1]] = true
+    end
   end
   for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
     for _, tag in ipairs(split(lease:match('|(.*)$'))) do
@@ -93,16 +99,18 @@ end
 -- on everything: a writer may stand between its lease, gone with the old journal, and its COMMIT.
 local function give_birth(nonce, quiet)
   local now = clock()
+  local born = {-1, RUN, '-' .. nonce, 'epoch', text(-now), 'last', text(-now), 'low'}
+  if not quiet then born[9], born[10] = text(LEASES + now + LEASE), 'recovering|*' end
   call('DEL', journal)
-  call('ZADD', journal, -1, RUN, '-' .. nonce, 'epoch', text(-now), 'last', text(-now), 'low')
-  if not quiet then call('ZADD', journal, text(LEASES + now + LEASE), 'recovering|*') end
+  call('ZADD', journal, unpack(born))
 end
 
--- The same score for each of these members.
-local function all_at(score, members)
-  local scores = {}
-  for i, member in ipairs(members) do scores[2 * i - 1], scores[2 * i] = score, member end
-  return unpack(scores)
+-- `before`, and then the same score for each of MANY members from the `first` one on.
+local function scored(before, score, members, first)
+  for i = first, math.min(first + MANY - 1, #members) do
+    before[#before + 1], before[#before + 2] = score, members[i]
+  end
+  return unpack(before)
 end
 
 -- A lease that ran out counts as a close at that instant, and one on everything as a low-water mark.
@@ -110,13 +118,14 @@ local function settle(j)
   local over = call('ZRANGEBYSCORE', journal, text(LEASES), '(' .. text(LEASES + j.last), 'WITHSCORES')
   for i = 1, #over, 2 do
     local expiry, tags = over[i + 1] - LEASES, over[i]:match('|(.*)$')
-    call('ZREM', journal, over[i])
     if tags ~= '*' then
-      call('ZADD', journal, 'GT', all_at(text(expiry), split(tags)))
+      tags = split(tags)
+      for first = 1, #tags, MANY do call('ZADD', journal, 'GT', scored({}, text(expiry), tags, first)) end
     elseif expiry > j.low then
       j.low = expiry
       call('ZADD', journal, text(-expiry), 'low')
     end
+    call('ZREM', journal, over[i])
   end
 end
 
@@ -131,8 +140,12 @@ local function tick(nonce)
   return j
 end
 
--- Note the instant, and so many scores and members, in one command: half of what a write takes is commands.
-local function record(j, ...) call('ZADD', journal, text(-j.last), 'last', ...) end
+-- Note the instant and these members. One command takes MANY of them: half of what a write takes is commands.
+local function record(j, score, members)
+  members = members or {}
+  call('ZADD', journal, scored({text(-j.last), 'last'}, score, members, 1))
+  for first = MANY + 1, #members, MANY do call('ZADD', journal, scored({}, score, members, first)) end
+end
 
 local verbs = {}
 
@@ -152,15 +165,16 @@ function verbs.store(_, epoch, read_at, tags, etag, body, cost)
   local j = read_journal()
   local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
   local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
-  if there[4] == read_at then call('HDEL', entry, 'filling') end
   if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'raced' end
+  local fields = {'epoch', epoch, 'read_at', read_at, 'tags', tags}
   if not why then
-    call('HSET', entry, 'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL))
-  elseif why == 'raced' or there[3] then
-    return why
+    for i, value in ipairs({'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL)}) do fields[6 + i] = value end
   end
-  call('HSET', entry, 'epoch', epoch, 'read_at', read_at, 'tags', tags)
-  call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
+  if not (why == 'raced' or why and there[3]) then
+    call('HSET', entry, unpack(fields)) -- one command, or new bytes could stand under old tags
+    call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
+  end
+  if there[4] == read_at then call('HDEL', entry, 'filling') end
   return why or 'stored'
 end
 
@@ -175,15 +189,15 @@ end
 -- Reads of these tags cannot be trusted from now until the lease has run out.
 function verbs.lease(nonce, lease, tags)
   local j = tick(nonce)
-  record(j, text(LEASES + j.last + LEASE), lease .. '|' .. tags)
+  record(j, text(LEASES + j.last + LEASE), {lease .. '|' .. tags})
 end
 
 -- This lease is over and no other; reads of its tags that began before now are stale.
 function verbs.close(nonce, lease, tags)
   local j = tick(nonce)
-  settle(j)
+  record(j, text(j.last), split(tags))
   call('ZREM', journal, lease .. '|' .. tags)
-  record(j, all_at(text(j.last), split(tags)))
+  settle(j)
   if j.last - TTL > j.low + 500000 then -- twice a second at most, for it costs as much as the record
     call('ZADD', journal, text(TTL - j.last), 'low')
     call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
@@ -203,6 +217,15 @@ function verbs.leases()
   local open = call('ZRANGEBYSCORE', journal, text(LEASES + now), '+inf', 'WITHSCORES')
   for i = 2, #open, 2 do open[i] = text(open[i] - LEASES - now) end
   return open
+end
+
+-- commands… → those that the user may not run on the journal's key.
+function verbs.forbidden(_, ...)
+  local forbidden = {}
+  for _, command in ipairs({...}) do
+    if redis.acl_check_cmd and not redis.acl_check_cmd(command, journal) then forbidden[#forbidden + 1] = command end
+  end
+  return forbidden
 end
 
 return verbs[ARGV[1]](unpack(ARGV, 2))

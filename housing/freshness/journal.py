@@ -10,12 +10,13 @@ here it is the writer who takes them. The script is `journal.lua`: every verb is
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from weakref import finalize
 
@@ -24,13 +25,26 @@ from django_redis import get_redis_connection
 from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
 
+from .servers import SCRIPTED, Objection, described, named, objection, permission_objection
 from .settings import conf
 
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
 
+REFUSED_FOR = 1.0
+"""Seconds until a server that was refused is asked again: each time takes a new connection, and each read would."""
+
+
 class Unreachable(Exception):
     """Redis did not answer, or refused; the message says which server, and what it said."""
+
+
+class Refused(Unreachable):
+    """Redis answers but cannot keep the promise, so it is not used. `reason` says which server and why, `remedy` what to do."""
+
+    def __init__(self, where: str, why: Objection) -> None:
+        self.reason, self.remedy = f"{why.server} at {where} cannot keep the promise: {why.reason}", why.remedy
+        super().__init__(f"{self.reason} {self.remedy}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,8 @@ class Journal:
 
     def __init__(self) -> None:
         self._sha: str | None = None
+        self._server = "Redis"
+        self._refused: tuple[float, str, Objection] | None = None
         self._line = Line()
 
     def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, patient: bool = False) -> Hit | Miss | Filling:
@@ -121,9 +137,21 @@ class Journal:
             leases[Lease(lease, tuple(tags.splitlines()))] = int(next(listed)) / 1_000_000
         return leases
 
+    def inspect_server(self) -> dict[str, str]:
+        """Ask the server whether it can keep the promise, and load the script. → its INFO; nothing where FRESHNESS_RUN_ID stands for it.
+
+        Raises Refused where it cannot. The first call of any verb does this, too, and so does the next one after an error.
+        A refusal holds for REFUSED_FOR; this asks at once.
+        """
+        client: Redis = get_redis_connection(conf.CACHE)
+        try:
+            return self._load(client)[1]
+        except refusals.RedisError as error:
+            raise self._failed(client, error) from error
+
     def forget_server(self) -> None:
         """Learn anew, at the next call, which server this is."""
-        self._sha = None
+        self._sha = self._refused = None
 
     def _run(self, verb: str, *args: Any, entry: str = "") -> Any:
         client: Redis = get_redis_connection(conf.CACHE)
@@ -131,33 +159,78 @@ class Journal:
         try:
             try:
                 return self._evaluate(client, verb, entry, nonce, args)
-            except refusals.NoScriptError:  # another incarnation of the server, whatever dump it came from
+            except (refusals.NoScriptError, refusals.ConnectionError):  # another incarnation of the server, or of the address: ask which, and once more
                 self._sha = None
                 return self._evaluate(client, verb, entry, nonce, args)
         except refusals.RedisError as error:  # away, full, read-only, or holding something else under our key
-            where = client.connection_pool.connection_kwargs
-            raise Unreachable(f"Redis at {where.get('host')}:{where.get('port')} is out of reach ({error}).") from error
+            raise self._failed(client, error) from error
 
     def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any]) -> Any:
-        sha = self._sha or self._load(client)
-        return self._line.ask(client, "EVALSHA", sha, 2, caches[conf.CACHE].make_key("journal"), entry, verb, nonce, *args)
+        sha = self._sha or self._learn(client)
+        keys = (2, caches[conf.CACHE].make_key("journal"), entry) if entry else (1, caches[conf.CACHE].make_key("journal"))
+        return self._line.ask(client, "EVALSHA", sha, *keys, verb, nonce, *args)
 
-    def _load(self, client: Redis) -> str:
-        """Load the script with the server's run id as a literal in it, so that its SHA belongs to this incarnation alone.
+    def _learn(self, client: Redis) -> str:
+        """The SHA of the script, loaded. Raises Refused, without asking, where the server was refused a moment ago."""
+        if self._refused and monotonic() < self._refused[0]:
+            raise Refused(*self._refused[1:])
+        return self._load(client)[0]
+
+    def _load(self, client: Redis) -> tuple[str, dict[str, str]]:
+        """Load the script with the server's run id as a literal in it, so that its SHA belongs to this incarnation alone. → the SHA, and INFO.
 
         Over one connection, which ends with the server: the id that was asked for is that of the server that loads.
         """
-        connection: Any = client.connection_pool.get_connection()
+        connection = self._line.borrow(client.connection_pool)
         try:
-            run = conf.RUN_ID
-            if run is None:
-                connection.send_command("INFO", "server")
-                [run] = re.findall(r"run_id:(\w+)", connection.read_response().decode())
-            connection.send_command("SCRIPT", "LOAD", script(run))
-            self._sha = connection.read_response().decode()
-        finally:
-            client.connection_pool.release(connection)
-        return self._sha
+            info = {} if conf.RUN_ID is not None else self._suitable(client, connection)
+            text = script(conf.RUN_ID or info["run_id"])
+            connection.send_command("SCRIPT", "LOAD", text)
+            sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+            if info:  # in the same round trip
+                connection.send_command("EVALSHA", sha, 1, caches[conf.CACHE].make_key("journal"), "forbidden", "", *SCRIPTED)
+            connection.read_response()
+            if info and (forbidden := connection.read_response()):
+                raise refusals.NoPermissionError(f"it may not run {b', '.join(forbidden).decode()}")
+        except BaseException:  # a reply that nobody has read would be taken for the next one, and the address may lead to another server next time
+            self._sha = None
+            connection.disconnect()
+            raise
+        self._sha, self._refused = sha, None
+        return sha, info
+
+    def _suitable(self, client: Redis, connection: Any) -> dict[str, str]:
+        """The INFO of a server that can keep the promise."""
+        connection.send_command("INFO")
+        try:
+            info = described(connection.read_response().decode())
+        except refusals.ResponseError as error:
+            if "unknown command" not in str(error):
+                raise
+            info = {}
+        self._server = named(info)
+        if why := objection(info):
+            raise self._refuse(client, why)
+        return info
+
+    def _refuse(self, client: Redis, why: Objection) -> Refused:
+        """The error to raise, now and for a while."""
+        self._refused = monotonic() + REFUSED_FOR, _address(client), why
+        return Refused(*self._refused[1:])
+
+    def _failed(self, client: Redis, error: refusals.RedisError) -> Unreachable:
+        """The error to raise for one of redis-py's. Except where the server is only full, it may be another one by now: the next call asks."""
+        if not isinstance(error, refusals.OutOfMemoryError):
+            self._sha = None
+            self._line.hang_up()
+        if isinstance(error, refusals.NoPermissionError) or "ACL failure" in str(error):
+            return self._refuse(client, permission_objection(self._server, str(error), caches[conf.CACHE].make_key("*")))
+        return Unreachable(f"Redis at {_address(client)} is out of reach ({error}).")
+
+
+def _address(client: Redis) -> str:
+    where = client.connection_pool.connection_kwargs
+    return where.get("path") or f"{where.get('host')}:{where.get('port')}"
 
 
 class Line(threading.local):
@@ -172,23 +245,31 @@ class Line(threading.local):
     give_back: Callable[[], Any] = bool
 
     def ask(self, client: Redis, *command: Any) -> Any:
-        """The answer to one command. Whoever finds the line dead asks once more, as everybody does; whoever is interrupted ends it."""
+        """The reply to one command. Without a reply the connection ends; the next command makes a new one, to wherever the address leads by then."""
         if self.pool is not client.connection_pool or self.process != os.getpid():  # another server; or a fork, which must not share a socket
-            self._borrow(client.connection_pool)
+            self.borrow(client.connection_pool)
         try:
             self.connection.send_command(*command)
             return self.connection.read_response()
-        except refusals.ConnectionError:
-            return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py does not type it
-        except BaseException:  # an answer that nobody has read would be taken for the next one
+        except refusals.ResponseError:
+            raise
+        except BaseException:  # a reply that nobody has read would be taken for the next one
             self.connection.disconnect()
             raise
 
-    def _borrow(self, pool: ConnectionPool) -> None:
+    def hang_up(self) -> None:
+        """End the connection."""
+        if self.connection is not None:
+            self.connection.disconnect()
+
+    def borrow(self, pool: ConnectionPool) -> Any:
+        """The connection of this thread to another server, or to the same after the pool has looked whether it is alive."""
         self.give_back()
+        self.pool = self.connection = None  # another thread may have it by now, also where this one gets none
         self.connection = pool.get_connection()
         self.pool, self.process = pool, os.getpid()
         self.give_back = finalize(threading.current_thread(), pool.release, self.connection)
+        return self.connection
 
 
 def script(run: str) -> str:

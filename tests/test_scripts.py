@@ -1,0 +1,224 @@
+"""Scripts that break half way. Redis keeps what a script wrote before it broke, so every verb is safe after each of its commands.
+
+T1, T2, … are processes. A verb that breaks raises: its caller reads from the database, or rolls back.
+"""
+
+import re
+from contextlib import contextmanager
+from itertools import count
+
+import pytest
+from django.core.cache import cache
+from django.test.utils import override_settings
+from django_redis import get_redis_connection
+
+from conftest import forget_everything
+from housing.freshness import journal as module
+from housing.freshness.journal import Hit, Unreachable, journal
+
+PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
+MANY = [f"row:{number:05}" for number in range(2_500)]
+"""Tags that sort before "t": whatever splits a list comes to "t" last."""
+
+
+@contextmanager
+def broken_after(commands, monkeypatch):
+    """Within, the script raises an error instead of running another command."""
+    counting = f"""
+        local made = 0
+        local function call(...)
+          made = made + 1
+          if made > {commands} then error('broken on purpose') end
+          return redis.call(...)
+        end"""
+    assert module.SCRIPT.count("local call = redis.call\n") == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "SCRIPT", module.SCRIPT.replace("local call = redis.call\n", f"{counting}\n"))
+        journal.forget_server()
+        yield
+    journal.forget_server()
+
+
+@contextmanager
+def leases_that_run_out_at_once():
+    """Within, a lease lasts for a microsecond."""
+    with override_settings(FRESHNESS_LEASE=0.000_001):
+        journal.forget_server()
+        yield
+    journal.forget_server()
+
+
+def broken_at_every_command(act, prepare, monkeypatch):
+    """For each command of `act`: prepare, break `act` after so many commands, and yield what was prepared. Ends when `act` is not broken."""
+    for commands in count():
+        prepared = prepare()
+        with broken_after(commands, monkeypatch):
+            try:
+                act(*prepared)
+            except Unreachable as error:
+                assert "broken on purpose" in str(error), error
+            else:
+                assert commands > 0, "no command was broken"
+                return
+        yield prepared
+
+
+VERBS = {
+    "lookup": lambda fill, lease: journal.lookup(PAGE),
+    "store": lambda fill, lease: journal.store(PAGE, fill, {"t"}, '"old"', b"old"),
+    "abandon": lambda fill, lease: journal.abandon(PAGE, fill),
+    "lease": lambda fill, lease: journal.lease({*MANY, "t"}),
+    "close": lambda fill, lease: journal.close(lease),
+    "withdraw": lambda fill, lease: journal.withdraw(module.Lease("another's", ("t",))),
+    "begin": lambda fill, lease: journal.begin(),
+    "leases": lambda fill, lease: journal.leases(),
+    "forbidden": lambda fill, lease: journal._run("forbidden", "time"),
+}
+"""Every verb of the script. `fill` read the old value, `lease` is of the writer of the new one."""
+
+COMMANDLESS = {"forbidden"}
+"""The verbs that run no command of Redis."""
+
+
+def test_every_verb_of_the_script_is_broken_here():
+    assert set(re.findall(r"function verbs\.(\w+)", module.SCRIPT)) == VERBS.keys()
+
+
+@pytest.fixture(params=["a lease is open", "a lease ran out", "the journal was lost"])
+def prepare(request):
+    """T1 stores the old value, T2 reads it for the same entry, T3 leases its tag and thousands of others. Then the rest of the name."""
+
+    def prepare():
+        forget_everything()
+        assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"old"', b"old", cost=1.0) == "stored"
+        fill = journal.lookup(PAGE, draw=1e12)
+        if request.param == "a lease ran out":
+            with leases_that_run_out_at_once():
+                lease = journal.lease({*MANY, "t"})
+        else:
+            lease = journal.lease({*MANY, "t"})
+        if request.param == "the journal was lost":
+            get_redis_connection("default").delete(cache.make_key("journal"))
+        return fill, lease
+
+    return prepare
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - COMMANDLESS))
+def test_a_script_that_breaks_at_any_command_never_makes_an_old_value_a_hit(verb, prepare, monkeypatch):
+    """T3 COMMITs, and its close or another's verb breaks · neither the entry of T1 nor the fill of T2 is served, nor stored."""
+    for fill, _ in broken_at_every_command(VERBS[verb], prepare, monkeypatch):
+        assert not isinstance(journal.lookup(PAGE), Hit)
+        assert journal.store(PAGE, fill, {"t"}, '"old"', b"old") != "stored"
+        assert not isinstance(journal.lookup(PAGE), Hit)
+
+
+@pytest.mark.parametrize("prepare", ["a lease is open", "the journal was lost"], indirect=True)
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - COMMANDLESS - {"close", "begin"}))
+def test_a_script_that_breaks_at_any_command_ends_no_lease(verb, prepare, monkeypatch):
+    """Another's verb breaks · T4 reads the old value · T3 COMMITs and is killed · T4 does not store it. (`begin` is for when nobody writes.)"""
+    for _ in broken_at_every_command(VERBS[verb], prepare, monkeypatch):
+        fill = journal.lookup(PAGE)
+        assert journal.store(PAGE, fill, {"t"}, '"old"', b"old") in ("leased", "recovering")
+        assert not isinstance(journal.lookup(PAGE), Hit)
+
+
+def test_a_store_that_breaks_never_leaves_new_bytes_under_old_tags(monkeypatch):
+    """T1 fills the page from "t" · T2 fills it from "u", and breaks · T3 writes "u": what T2 read is stale."""
+
+    def prepare():
+        forget_everything()
+        journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", cost=1.0)
+        return [journal.lookup(PAGE, draw=1e12)]
+
+    for _ in broken_at_every_command(lambda fill: journal.store(PAGE, fill, {"u"}, '"2"', b"2"), prepare, monkeypatch):
+        journal.close(journal.lease({"u"}))
+        assert journal.lookup(PAGE) != Hit('"2"', b"2")
+
+
+def test_a_close_that_breaks_drops_no_record_that_is_still_needed(monkeypatch):
+    """T1 reads "t" · T2 writes it · T3's close drops the records that are older than the TTL, and breaks · T1 does not store what it read."""
+
+    def prepare():
+        forget_everything()
+        fill = journal.lookup(PAGE)
+        journal.close(journal.lease({"t"}))
+        get_redis_connection("default").zadd(cache.make_key("journal"), {"low": -1})  # so that it is time to drop records
+        return fill, journal.lease({"u"})
+
+    def close(_, lease):
+        with override_settings(FRESHNESS_TTL=0.000_001):
+            journal.close(lease)
+
+    for fill, _ in broken_at_every_command(close, prepare, monkeypatch):
+        assert journal.store(PAGE, fill, {"t"}, '"old"', b"old") == "raced"
+
+
+# Keys
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_passes_only_keys_of_the_cache(verb, monkeypatch):
+    """A Redis user who may use the keys of the cache alone may not pass an empty one."""
+    lease, fill = journal.lease({"t"}), journal.lookup(PAGE)
+    passed, send = [], get_redis_connection("default").connection_pool.connection_class.send_command
+
+    def note(self, *command, **options):
+        if command[0] == "EVALSHA":
+            passed.extend(command[3 : 3 + command[2]])
+        send(self, *command, **options)
+
+    monkeypatch.setattr(get_redis_connection("default").connection_pool.connection_class, "send_command", note)
+    VERBS[verb](fill, lease)
+
+    assert passed
+    assert all(key.startswith(cache.make_key("")) for key in passed)
+
+
+# Any number of tags
+
+SIZES = pytest.mark.parametrize("size", [1, 999, 1_000, 1_001, 4_500, 20_000])
+
+
+def tags(size):
+    """So many, "t" the last of them."""
+    return [f"row:{number:05}" for number in range(size - 1)] + ["t"]
+
+
+@SIZES
+def test_a_transaction_may_have_any_number_of_tags(size):
+    """Lua's stack holds some thousand values. A script that fails there would have removed the lease and recorded nothing."""
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"old"', b"old") == "stored"
+    assert journal.store(ANOTHER, journal.lookup(ANOTHER), {"another"}, '"1"', b"1") == "stored"
+    lease = journal.lease(tags(size))
+    assert not isinstance(journal.lookup(PAGE), Hit)
+    assert list(journal.leases()) == [lease]
+    journal.close(lease)
+    assert journal.leases() == {}
+    assert journal.lookup(PAGE).stale
+    assert journal.lookup(ANOTHER) == Hit('"1"', b"1")
+    assert None not in get_redis_connection("default").zmscore(cache.make_key("journal"), tags(size))
+
+
+@SIZES
+def test_a_lease_that_ran_out_may_have_any_number_of_tags(size):
+    """Its writer was killed. The next reader records what it leased."""
+    assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"old"', b"old") == "stored"
+    with leases_that_run_out_at_once():
+        journal.lease(tags(size))
+    journal.lookup(ANOTHER)
+    assert journal.lookup(PAGE).stale
+    assert None not in get_redis_connection("default").zmscore(cache.make_key("journal"), tags(size))
+
+
+@SIZES
+def test_an_entry_may_have_any_number_of_tags(size):
+    """The last of them counts as much as the first."""
+    for written in (tags(size)[0], "t"):
+        assert journal.store(PAGE, journal.lookup(PAGE), tags(size), '"1"', b"1") == "stored"
+        journal.close(journal.lease({"another"}))
+        assert journal.lookup(PAGE) == Hit('"1"', b"1")
+        lease = journal.lease({written})
+        assert not isinstance(journal.lookup(PAGE), Hit)
+        journal.close(lease)
+        assert journal.lookup(PAGE).stale
