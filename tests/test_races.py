@@ -506,7 +506,7 @@ def test_a_fill_that_began_between_lease_and_commit_and_ends_after_the_writer_di
     with pytest.raises(Killed), around_commit(before=lambda: fills.append(journal.lookup(PAGE)), after=die):
         reprice(1)
     [fill] = fills
-    assert journal.store(PAGE, fill, {f"property:{home.pk}"}, '"old"', b"old") == "leased"
+    assert journal.store(PAGE, fill, {f"housing_property:{home.pk}"}, '"old"', b"old") == "leased"
     assert price() == ("1.00", "fwd=miss; detail=leased")
 
 
@@ -521,9 +521,9 @@ def test_a_fill_between_lease_and_commit_is_not_served_once_the_lease_of_the_dea
         reprice(1)
     redis_clock.seconds += conf.LEASE + 1
     [fill] = fills
-    assert journal.store(PAGE, fill, {f"property:{home.pk}"}, '"old"', b"old") == "leased"
+    assert journal.store(PAGE, fill, {f"housing_property:{home.pk}"}, '"old"', b"old") == "leased"
     assert price()[0] == "1.00"
-    assert journal.store(PAGE, fill, {f"property:{home.pk}"}, '"old"', b"old") == "raced"
+    assert journal.store(PAGE, fill, {f"housing_property:{home.pk}"}, '"old"', b"old") == "raced"
     assert price()[0] == "1.00"
 
 
