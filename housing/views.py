@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, TypeVar
 
 from django.db import DatabaseError, connection, transaction
@@ -152,7 +152,7 @@ class CachedView(BilledView):
     def remembered(self, request: HttpRequest, etags: Collection[str]) -> Answer:
         """The answer to this request. Raises DRF's ValidationError, or Http404."""
         asked, read = self.asked(request)
-        return answer(entry_key(self.kind, asked), etags, read, ours())
+        return answer(partial(entry_key, self.kind, asked), etags, read, ours())
 
     def asked(self, request: HttpRequest) -> tuple[str, Read]:
         """What is asked, in one canonical text, and how it is read from the database."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter, sleep
 
 from .connection import CommitMixin
+from .identity import Unidentified
 from .journal import Filling, Hit, Miss, Unreachable, journal
 from .settings import conf
 
@@ -45,8 +46,8 @@ def etag_of(body: bytes) -> str:
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin) -> Answer:
-    """The answer under `key`, never older than the last write that was complete when this began.
+def answer(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: CommitMixin) -> Answer:
+    """The answer under the key that `key_in` makes of the identity of a database, never older than the last write that was complete when this began.
 
     `etags` are those that the reader has. Raises what `read` raises, and then remembers nothing.
     """
@@ -55,13 +56,22 @@ def answer(key: str, etags: Collection[str], read: Read, connection: CommitMixin
     deadline = monotonic() + conf.WAIT_TIMEOUT
     for _ in range(ATTEMPTS):
         try:
+            database = connection.database_identity()
+            key = key_in(database)
             found, waited = _look_up(key, etags, deadline)
+        except Unidentified as why:
+            logger.warning("Answered from the database: %s", why)
+            return _without_cache(read, etags, "unverified")
         except Unreachable as away:
             logger.warning("Answered from the database: %s", away)
             return _without_cache(read, etags, "unreachable")
         if isinstance(found, Hit):
             return Answer(found.etag, found.body, "housing; fwd=miss; collapsed" if waited else "housing; hit")
-        body, tags, seconds = _read_after(found, key, read)
+        body, tags, seconds = _read_after(found, key, read, connection)
+        if connection.identity != database:  # the connection was made for this read, and leads to another database
+            _abandon(key, found)
+            verdict = "raced"
+            continue
         try:
             verdict = journal.store(key, found, tags, etag_of(body), body, seconds)
         except Unreachable as away:
@@ -84,10 +94,11 @@ def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | M
     return found, looks > 0
 
 
-def _read_after(miss: Miss, key: str, read: Read) -> tuple[bytes, Collection[str], float]:
+def _read_after(miss: Miss, key: str, read: Read, connection: CommitMixin) -> tuple[bytes, Collection[str], float]:
     """What `read` gives, and how many seconds it took. Where it raises, nobody waits for it any longer."""
     started = perf_counter()
     try:
+        connection.ensure_connection()  # whose identity belongs to what is read
         body, tags = read()
     except BaseException:
         _abandon(key, miss)
