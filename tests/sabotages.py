@@ -763,9 +763,9 @@ READ = (
     Sabotage(
         "a key carries no fingerprint",
         "freshness/keys.py",
-        ":{fingerprint()}:",
+        ":{shape}:",
         ":",
-        "test_hits.py::test_a_deploy_with_another_shape_finds_nothing",
+        "test_keys.py::test_a_deploy_with_another_fingerprint_finds_nothing",
     ),
     Sabotage(
         "a read inside a transaction is remembered",

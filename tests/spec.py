@@ -23,6 +23,7 @@ CHAPTERS = (
     "contract",
     "cost",
     "hits",
+    "keys",
     "invalidation",
     "precision",
     "races",

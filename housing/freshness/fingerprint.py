@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from copyreg import dispatch_table
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -235,7 +236,8 @@ def _compound(value: Any, texts: Callable[[Iterable[Any]], list[str]]) -> str:
         return f"{kind}{sorted(texts(value))}"
     if isinstance(value, list | tuple):
         return f"{kind}{texts(value)}"
-    parts: Any = value.__reduce_ex__(4)  # as pickle takes it apart, which leaves lazy translations in no language
+    reduce = dispatch_table.get(type(value))  # as pickle takes it apart, which leaves lazy translations in no language
+    parts: Any = reduce(value) if reduce else value.__reduce_ex__(4)
     return f"{kind}:{parts}" if isinstance(parts, str) else f"{kind}{texts(list(part) if isinstance(part, Iterator) else part for part in parts)}"
 
 
