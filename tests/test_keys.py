@@ -475,62 +475,79 @@ def second(transactional_db, monkeypatch):
 CHEAPER = "UPDATE housing_property SET price = 1"
 
 
-def test_another_database_at_the_same_address_finds_nothing(home, prime, read, replaced):
+@pytest.fixture
+def connect(read):
+    """`connect()`: the process opens a connection, as one that was restarted does at its first miss, and a running one whenever it needs the database."""
+    return functools.partial(read, "naive")
+
+
+def test_another_database_at_the_same_address_finds_nothing(home, prime, read, replaced, connect):
     """The same service, Redis, and URL: the first database's rows would be served for 24 hours."""
     before = prime()
 
     with replaced(CHEAPER, "UPDATE freshness_database SET id = 'f3b1a8a1ac0a4a7f8a5b3b1f8a1c0a4a'"):
+        connect()
         answer = read("cached")
         assert (answer.came_from, answer.body) == ("fwd=miss; stored", read("optimized").body)
         assert answer.rows[0]["price"] == "1.00"
         assert read("cached").came_from == "hit"
 
+    connect()
     answer = read("cached")
     assert (answer.came_from, answer.body) == ("hit", before)
 
 
-def test_a_copy_of_the_database_at_the_same_address_finds_nothing(home, prime, read, replaced):
+def test_a_copy_of_the_database_at_the_same_address_finds_nothing(home, prime, read, replaced, connect):
     """A backup put in its place carries its id, too, and the rows of an earlier day."""
     prime()
 
     with replaced(CHEAPER):
+        connect()
         answer = read("cached")
         assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
-def test_a_second_database_of_the_same_service_finds_nothing(home, prime, read, second):
+def test_another_id_in_the_database_makes_all_keys_new(home, prime, read, connect):
+    """An operator who restored a database in a way that nothing tells can say so."""
+    prime()
+    connection.close()
+    with raw(connection.settings_dict["NAME"]) as database:
+        database.execute("UPDATE freshness_database SET id = 'f3b1a8a1ac0a4a7f8a5b3b1f8a1c0a4a'")
+    connect()
+
+    assert read("cached").came_from == "fwd=miss; stored"
+
+
+def test_a_second_database_of_the_same_service_finds_nothing(home, prime, read, second, connect):
     """Two deployments may share a Redis and a secret key by mistake."""
     before = prime()
     connection.close()
     second.connect(second(CHEAPER))
+    connect()
 
     answer = read("cached")
     assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
     connection.close()
     second.connect(second.first)
+    connect()
     assert read("cached").body == before
 
 
-def test_the_newest_connection_of_a_process_decides_for_all_its_threads(home, prime, read, second, elsewhere):
+def test_the_newest_connection_of_a_process_decides_for_all_its_threads(home, read, second, connect, elsewhere):
     """A thread may still be connected to a database that is no longer at the address."""
-    prime()
-    second.connect(second(CHEAPER))
-    read("naive")
-    elsewhere(lambda: read("cached"))
-    connection.close()
-    second.connect(second.first)
-    read("naive")  # connected to the first
-    second.connect(second.first + "_0")
-    elsewhere(lambda: read("naive"))
+    cheaper = second(CHEAPER)
+    connect()
+    second.connect(cheaper)
+    elsewhere(connect)
 
     answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["price"]) == ("hit", "1.00")
+    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
-def test_a_connection_that_turns_out_to_lead_elsewhere_stores_nothing_under_the_old_key(home, prime, read, second, monkeypatch):
+def test_a_connection_that_turns_out_to_lead_elsewhere_stores_nothing_under_the_old_key(home, read, second, connect, monkeypatch):
     """The database is exchanged after the lookup and before the SELECT."""
     cheaper = second(CHEAPER)
-    read("naive")
+    connect()
     connection.close()
     lookup, looked = journal.lookup, []
 
@@ -549,7 +566,7 @@ def test_a_connection_that_turns_out_to_lead_elsewhere_stores_nothing_under_the_
 
 
 @pytest.mark.only("embedded")
-def test_a_file_restored_by_sqlite_itself_finds_nothing(home, prime, read):
+def test_a_file_restored_by_sqlite_itself_finds_nothing(home, prime, read, connect):
     """Its backup API overwrites the file in place. (Only SQLite has it.)"""
     name = connection.settings_dict["NAME"]
     connection.close()
@@ -561,28 +578,61 @@ def test_a_file_restored_by_sqlite_itself_finds_nothing(home, prime, read):
         prime()
         connection.close()
         backup.backup(file)
-    read("naive")  # connects
+    connect()
 
     assert read("cached").came_from == "fwd=miss; stored"
     assert read("cached").body == read("optimized").body
 
 
+@pytest.fixture
+def exchange(second):
+    """`exchange()`: a copy of the file stands at its address, with other rows."""
+    name, copy, kept = second.first, second(CHEAPER), second.first + "_kept"
+
+    def exchange():
+        Path(name).rename(kept)
+        Path(copy).rename(name)
+
+    def put_back():
+        connection.close()
+        Path(name).rename(copy)
+        Path(kept).rename(name)
+
+    exchange.back = put_back
+    yield exchange
+    if Path(kept).exists():
+        put_back()
+
+
 @pytest.mark.only("embedded")
-def test_a_file_exchanged_under_an_open_connection_is_opened_again(home, prime, read, second):
+def test_a_file_exchanged_under_an_open_connection_is_opened_again(home, prime, read, exchange):
     """A process may keep its connections for hours. (On SQLite a look at the file is enough to know.)"""
-    name = second.first
-    other = second(CHEAPER)
     prime()
     connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    Path(name).rename(kept := name + "_kept")
-    Path(other).rename(name)
-    try:
-        answer = read("cached")
-        connection.close()
-        assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
-    finally:
-        Path(name).rename(other)
-        Path(kept).rename(name)
+    exchange()
+
+    answer = read("cached")
+    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
+
+
+@pytest.mark.only("embedded")
+def test_a_file_exchanged_while_it_is_opened_stores_nothing_under_the_old_key(home, read, exchange, connect, monkeypatch):
+    """The file that was looked at is not the one that was opened. (On PostgreSQL there is no file to look at.)"""
+    connect()
+    connection.close()
+    wrapper, steps = type(connections["default"]), iter([exchange])
+    open_file = wrapper.get_new_connection
+
+    def exchange_and_open(self, parameters):
+        for step in steps:
+            step()
+        return open_file(self, parameters)
+
+    monkeypatch.setattr(wrapper, "get_new_connection", exchange_and_open)
+    assert read("cached").rows[0]["price"] == "1.00"
+    exchange.back()
+
+    assert read("cached").body == read("optimized").body
 
 
 @pytest.mark.only("embedded")
@@ -599,15 +649,17 @@ def test_a_file_that_is_away_leaves_warm_pages_warm(home, prime, read):
 
 
 @pytest.mark.only("real")
-def test_a_database_dropped_and_made_again_with_the_same_name_finds_nothing(home, prime, read, second):
+def test_a_database_dropped_and_made_again_with_the_same_name_finds_nothing(home, prime, read, second, connect):
     """Its id may be the same, if it was restored from a dump. (SQLite has files instead.)"""
     cheaper = second()
     second.connect(cheaper)
+    connect()
     prime()
     Databases().drop(cheaper)
     Databases().copy(second.first, cheaper)
     with raw(cheaper) as copy:
         copy.execute(CHEAPER)
+    connect()
 
     answer = read("cached")
     assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
@@ -622,15 +674,17 @@ def test_a_database_dropped_and_made_again_with_the_same_name_finds_nothing(home
     ],
     ids=["--clean", "--data-only"],
 )
-def test_a_dump_restored_into_the_same_database_finds_nothing(home, prime, read, second, restore):
+def test_a_dump_restored_into_the_same_database_finds_nothing(home, prime, read, second, connect, restore):
     """It brings the id that it was made with. (SQLite has files instead.)"""
     name = second()
     second.connect(name)
+    connect()
     prime()
     connection.close()
     with raw(name) as database:
         for statement in (CHEAPER, *restore):
             database.execute(statement)
+    connect()
 
     answer = read("cached")
     assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
@@ -648,16 +702,17 @@ def test_a_role_that_may_not_ask_for_the_cluster_still_has_an_identity(home, pri
     assert "does not tell which cluster it is in" in message.msg
 
 
-def test_a_database_without_an_identity_is_read_without_the_cache(home, prime, read, replaced, caplog):
+def test_a_database_without_an_identity_is_read_without_the_cache(home, prime, read, replaced, connect, caplog):
     """It was not migrated, or the role may not read the table. Another database could be behind the same address."""
     prime()
 
     with replaced("DROP TABLE freshness_database"):
+        connect()
         answer = read("cached")
         assert (answer.came_from, answer.body) == ("fwd=bypass; detail=unverified", read("optimized").body)
         [line] = caplog.messages
         assert line.startswith("Answered from the database: The identity of the database 'default' cannot be read: ")
-        assert line.endswith(". Run `manage.py migrate` as the owner of the database.")
+        assert line.endswith(". Run `manage.py migrate`, and let the role of the service SELECT from the table.")
 
         [message] = database_has_an_identity(None, databases=["default"])
         assert message.id == "freshness.W001"

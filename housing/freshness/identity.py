@@ -80,4 +80,5 @@ class IdentifiedMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type
             _known[self.alias] = self.identity, place
         else:
             _known.pop(self.alias, None)
-            self.why_unidentified = f"The identity of the database '{self.alias}' cannot be read: {why} Run `manage.py migrate` as the owner of the database."
+            what_to_do = "Run `manage.py migrate`, and let the role of the service SELECT from the table."
+            self.why_unidentified = f"The identity of the database '{self.alias}' cannot be read: {why} {what_to_do}"
