@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from django.conf import settings as django_settings
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.utils.translation import gettext_lazy
 from django_redis import get_redis_connection
 
@@ -29,6 +29,7 @@ from housing.freshness import identity
 from housing.freshness.checks import database_has_an_identity, settings_have_a_text
 from housing.freshness.entries import ATTEMPTS
 from housing.freshness.fingerprint import LEFT_OUT, fingerprint, settings_that_count, sources, text_of
+from housing.freshness.identity import Unidentified
 from housing.freshness.journal import journal
 from housing.freshness.keys import LONG, entry_key
 
@@ -220,6 +221,14 @@ def test_templates_and_translations_outside_every_package_change_the_fingerprint
     settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
     before = in_a_new_process()
     (tmp_path / "page.html").write_text("another")
+
+    assert in_a_new_process() != before
+
+
+def test_urls_in_a_package_that_cannot_be_found_leave_the_fingerprint_to_the_settings(settings, in_a_new_process):
+    """The URLs themselves report it, at the first request."""
+    before = in_a_new_process()
+    settings.ROOT_URLCONF = "no_such_package.urls"
 
     assert in_a_new_process() != before
 
@@ -731,6 +740,45 @@ def test_a_database_that_was_never_migrated_is_no_problem_yet(replaced):
     """`migrate` checks before it migrates."""
     with replaced("DROP TABLE freshness_database", "DROP TABLE django_migrations"):
         assert database_has_an_identity(None, databases=["default"]) == []
+
+
+def test_a_database_that_is_unreachable_is_no_problem_of_its_identity(transactional_db, monkeypatch):
+    """Other checks report the address."""
+
+    def refuse(*_):
+        raise OperationalError("the database is away")
+
+    connection.close()
+    identity._known.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(connections["default"]), "get_new_connection", refuse)
+        assert database_has_an_identity(None, databases=["default"]) == []
+
+
+def test_a_connection_without_autocommit_is_not_left_in_a_transaction(transactional_db, monkeypatch):
+    """Its first SELECT would be answered from the snapshot of ours."""
+    connection.close()
+    with monkeypatch.context() as patched:
+        patched.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+        connection.ensure_connection()
+        assert not connection.begun
+    connection.close()
+
+
+def test_a_database_in_memory_has_an_identity_when_it_has_an_id(transactional_db, monkeypatch):
+    """Django never closes its connection, so the id is read again on the same one."""
+    memory = {"ENGINE": "housing.freshness.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
+    monkeypatch.setitem(connections.settings, "memory", connections.settings["default"] | memory)
+    try:
+        with pytest.raises(Unidentified, match="no such table: freshness_database"):
+            connections["memory"].database_identity()
+        connections["memory"].connection.execute("CREATE TABLE freshness_database (id)")
+        with pytest.raises(Unidentified, match="The table freshness_database has no row"):
+            connections["memory"].database_identity()
+        connections["memory"].connection.execute("INSERT INTO freshness_database VALUES (1)")
+        assert connections["memory"].database_identity() == connections["memory"].database_identity() != ""
+    finally:
+        del connections["memory"]
 
 
 def test_the_identity_is_read_once_for_each_connection_and_is_no_query(twenty_properties, read, monkeypatch, queries):
