@@ -702,13 +702,17 @@ def test_a_dump_restored_into_the_same_database_finds_nothing(home, prime, read,
 @pytest.mark.only("real")
 def test_a_role_that_may_not_ask_for_the_cluster_still_has_an_identity(home, prime, read, monkeypatch):
     """Its entries tell databases of one cluster apart, and `check --database` shows what is missing. (SQLite has no roles.)"""
-    monkeypatch.setattr("housing.freshness.postgresql.base.CLUSTER", "SELECT pg_read_file('/no/such/file')")
     connection.close()
-    prime()
-
-    [message] = database_has_an_identity(None, databases=["default"])
+    with monkeypatch.context() as patched:
+        patched.setattr("housing.freshness.postgresql.base.CLUSTER", "SELECT pg_read_file('/no/such/file')")
+        prime()
+        [message] = database_has_an_identity(None, databases=["default"])
     assert message.id == "freshness.W002"
     assert "does not tell which cluster it is in" in message.msg
+
+    connection.close()
+    connection.ensure_connection()
+    assert database_has_an_identity(None, databases=["default"]) == []
 
 
 def test_a_database_without_an_identity_is_read_without_the_cache(home, prime, read, replaced, connect, caplog):

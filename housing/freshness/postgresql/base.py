@@ -50,6 +50,7 @@ class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
     def facts(self) -> list[Any]:
         """The database, and the cluster that it is in, if this role may know."""
         found: list[Any] = self.connection.execute(DATABASE).fetchall()
+        self.why_cluster_unknown = ""
         try:
             return [*found, *self.connection.execute(CLUSTER).fetchall()] if found else []
         except Error as error:
