@@ -69,6 +69,7 @@ if REDIS_URL.rstrip("/") == "fakeredis:":
 
 FRESHNESS_MODELS = ["housing"]
 FRESHNESS_NAME = "housing"
+FRESHNESS_IGNORED_SETTINGS = ["DATABASE_URL", "REDIS_URL"]  # each database has an identity, and each server of entries its own entries
 # fakeredis cannot say which run of a server it is, but always starts empty.
 FRESHNESS_RUN_ID = "fakeredis" if EMBEDDED else None
 

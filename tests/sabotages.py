@@ -885,9 +885,9 @@ READ = (
     Sabotage(
         "a key carries no fingerprint",
         "freshness/keys.py",
-        ":{fingerprint()}:",
+        ":{shape}:",
         ":",
-        "test_hits.py::test_a_deploy_with_another_shape_finds_nothing",
+        "test_keys.py::test_a_deploy_with_another_fingerprint_finds_nothing",
     ),
     Sabotage(
         "a read inside a transaction is remembered",
@@ -1007,6 +1007,228 @@ READ = (
         '"Cache-Control": "no-cache"',
         '"Cache-Control": "max-age=60"',
         "test_hits.py::test_a_browser_must_ask_each_time",
+    ),
+)
+
+# What stands in a key: the fingerprint, and the identity of the database.
+
+KEYS = (
+    Sabotage(
+        "a setting counts only if somebody thought of it",
+        "freshness/fingerprint.py",
+        "[code_in_force(), *settings_in_force()]",
+        "[code_in_force()]",
+        "test_keys.py::test_a_setting_that_nobody_knows_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers no code",
+        "freshness/fingerprint.py",
+        "[code_in_force(), *settings_in_force()]",
+        "settings_in_force()",
+        "test_keys.py::test_every_source_file_of_the_service_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint is keyed with nothing",
+        "freshness/fingerprint.py",
+        'salted_hmac("freshness.fingerprint", "\\n".join(',
+        'salted_hmac("freshness.fingerprint", secret="none", value="\\n".join(',
+        "test_keys.py::test_the_key_that_signs_the_links_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers no library",
+        "freshness/fingerprint.py",
+        "*distributions()]",
+        "]",
+        "test_keys.py::test_each_version_of_an_installed_library_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers any Python",
+        "freshness/fingerprint.py",
+        "sys.version_info[:3]",
+        "()",
+        "test_keys.py::test_another_python_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers no script",
+        "freshness/fingerprint.py",
+        '".lua", ',
+        "",
+        "test_keys.py::test_every_source_file_of_the_service_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers no template",
+        "freshness/fingerprint.py",
+        ' or not TEMPLATES.isdisjoint(name.split("/")[:-1])',
+        "",
+        "test_keys.py::test_every_source_file_of_the_service_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers no template outside a package",
+        "freshness/fingerprint.py",
+        "enumerate([*folders, *settings.LOCALE_PATHS])",
+        "enumerate([])",
+        "test_keys.py::test_templates_and_translations_outside_every_package_change_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers apps alone",
+        "freshness/fingerprint.py",
+        "if isinstance(module, str):",
+        "if False:",
+        "test_keys.py::test_a_source_file_that_appears_or_disappears_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers the source of every library",
+        "freshness/fingerprint.py",
+        "if not _is_library(Path(app.path)):",
+        "if True:",
+        "test_keys.py::test_a_library_counts_with_its_version_and_not_with_its_source",
+    ),
+    Sabotage(
+        "a project leaves no setting out",
+        "freshness/fingerprint.py",
+        " | {*conf.IGNORED_SETTINGS}",
+        "",
+        "test_keys.py::test_a_project_leaves_settings_of_its_own_out",
+    ),
+    Sabotage(
+        "a set has another text in each process",
+        "freshness/fingerprint.py",
+        "{sorted(texts(value))}",
+        "{texts(value)}",
+        "test_keys.py::test_two_processes_make_the_same_fingerprint",
+    ),
+    Sabotage(
+        "a dict has another text in each process",
+        "freshness/fingerprint.py",
+        "sorted(zip(",
+        "list(zip(",
+        "test_keys.py::test_two_processes_make_the_same_fingerprint",
+    ),
+    Sabotage(
+        "an object has no state",
+        "freshness/fingerprint.py",
+        "{texts(list(part) if isinstance(part, Iterator) else part for part in parts)}",
+        "",
+        "test_keys.py::test_the_text_of_a_setting_says_all_that_distinguishes_it",
+    ),
+    Sabotage(
+        "a setting that cannot be compared counts for nothing",
+        "freshness/fingerprint.py",
+        "_text_or(_secret_of_this_process, ",
+        "_text_or(str, ",
+        "test_keys.py::test_a_setting_that_cannot_be_compared_makes_a_fingerprint_of_this_process_alone",
+    ),
+    Sabotage(
+        "the code is read at the first request",
+        "freshness/apps.py",
+        "fingerprint.code_in_force()",
+        "",
+        "test_keys.py::test_a_process_keeps_the_code_that_it_started_with",
+    ),
+    Sabotage(
+        "a changed setting leaves the fingerprint",
+        "freshness/fingerprint.py",
+        "fingerprint.cache_clear()",
+        "pass",
+        "test_keys.py::test_a_changed_setting_of_a_library_finds_nothing",
+    ),
+    Sabotage(
+        "a changed cache leaves the keys",
+        "freshness/keys.py",
+        "_with_prefix.cache_clear()",
+        "pass",
+        "test_keys.py::test_a_cache_with_another_prefix_has_other_keys",
+    ),
+    Sabotage(
+        "a key carries no database",
+        "freshness/keys.py",
+        ":{database}:",
+        ":",
+        "test_keys.py::test_another_database_at_the_same_address_finds_nothing",
+    ),
+    Sabotage(
+        "identity: a copy of a file is the file",
+        "freshness/identity.py",
+        "repr((place, facts))",
+        "repr(facts)",
+        "test_keys.py::test_a_copy_of_the_database_at_the_same_address_finds_nothing",
+    ),
+    Sabotage(
+        "identity: the id does not count",
+        "freshness/sqlite3/base.py",
+        '"SELECT id, ',
+        '"SELECT 1, ',
+        "test_keys.py::test_another_id_in_the_database_makes_all_keys_new",
+    ),
+    Sabotage(
+        "identity: a file restored in place is the file before",
+        "freshness/sqlite3/base.py",
+        "(SELECT schema_version FROM pragma_schema_version)",
+        "1",
+        "test_keys.py::test_a_file_restored_by_sqlite_itself_finds_nothing",
+    ),
+    Sabotage(
+        "identity: nobody looks at the file",
+        "freshness/identity.py",
+        "self.place() in (None, place)",
+        "True",
+        "test_keys.py::test_a_file_exchanged_under_an_open_connection_is_opened_again",
+    ),
+    Sabotage(
+        "identity: a hit needs the file",
+        "freshness/identity.py",
+        "self.place() in (None, place)",
+        "self.place() == place",
+        "test_keys.py::test_a_file_that_is_away_leaves_warm_pages_warm",
+    ),
+    Sabotage(
+        "identity: a file that was exchanged while it was opened counts",
+        "freshness/identity.py",
+        "if place != self.place():",
+        "if False:",
+        "test_keys.py::test_a_file_exchanged_while_it_is_opened_stores_nothing_under_the_old_key",
+    ),
+    Sabotage(
+        "identity: an old connection decides for its thread",
+        "freshness/identity.py",
+        " and (self.connection is None or self.identity == identity)",
+        "",
+        "test_keys.py::test_the_newest_connection_of_a_process_decides_for_all_its_threads",
+    ),
+    Sabotage(
+        "identity: what was read elsewhere is stored",
+        "freshness/entries.py",
+        "if connection.identity != database:",
+        "if False:",
+        "test_keys.py::test_a_connection_that_turns_out_to_lead_elsewhere_stores_nothing_under_the_old_key",
+    ),
+    Sabotage(
+        "identity: a database without one is cached",
+        "freshness/identity.py",
+        "if self.identity is None:",
+        "if False:",
+        "test_keys.py::test_a_database_without_an_identity_is_read_without_the_cache",
+    ),
+    Sabotage(
+        "identity: it is read for each response",
+        "freshness/identity.py",
+        "if identity and ",
+        "if False and ",
+        "test_keys.py::test_the_identity_is_read_once_for_each_connection_and_is_no_query",
+    ),
+    Sabotage(
+        "identity: every database has the same id",
+        "freshness/migrations/0001_database.py",
+        "create(id=uuid4())",
+        'create(id="f3b1a8a1-ac0a-4a7f-8a5b-3b1f8a1c0a4a")',
+        "test_keys.py::test_each_database_is_migrated_to_an_id_of_its_own",
+    ),
+    Sabotage(
+        "identity: a first migration is warned of itself",
+        "freshness/checks.py",
+        "if MigrationRecorder(connection).has_table():",
+        "if True:",
+        "test_keys.py::test_a_database_that_was_never_migrated_is_no_problem_yet",
     ),
 )
 
@@ -1148,7 +1370,7 @@ FILL = (
     ),
 )
 
-SABOTAGES = (*JOURNAL, *SERVERS, *TAGS, *COMMIT, *READ, *FILL)
+SABOTAGES = (*JOURNAL, *SERVERS, *TAGS, *COMMIT, *READ, *KEYS, *FILL)
 
 
 # How they are run

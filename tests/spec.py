@@ -24,6 +24,7 @@ CHAPTERS = (
     "contract",
     "cost",
     "hits",
+    "keys",
     "invalidation",
     "precision",
     "races",

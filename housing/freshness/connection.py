@@ -10,14 +10,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, NotSupportedError, OperationalError, connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from . import statements
 from .dependencies import recorder
+from .identity import IdentifiedMixin
 from .journal import Lease, Unreachable, journal
 from .tracking import MANY_ROWS, Table, tables
 
@@ -76,7 +76,7 @@ def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
     return cast(ConnectionMixin, connections[alias])
 
 
-class ConnectionMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+class ConnectionMixin(IdentifiedMixin):
     """For a subclass of Django's `DatabaseWrapper`: see the module."""
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin

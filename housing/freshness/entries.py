@@ -18,6 +18,7 @@ from django.db import connections
 
 from .connection import ConnectionMixin
 from .dependencies import Recorder, recorded
+from .identity import Unidentified
 from .journal import Filling, Hit, Miss, Unreachable, journal
 from .settings import conf
 
@@ -53,8 +54,8 @@ def etag_of(body: bytes) -> str:
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-def answer(key: str, etags: Collection[str], read: Read, connection: ConnectionMixin) -> Answer:
-    """The answer under `key`, never older than the last write that was complete when this began.
+def answer(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin) -> Answer:
+    """The answer under the key that `key_in` makes of the identity of a database, never older than the last write that was complete when this began.
 
     `etags` are those that the reader has. Raises what `read` raises, and then remembers nothing.
     """
@@ -63,10 +64,12 @@ def answer(key: str, etags: Collection[str], read: Read, connection: ConnectionM
     deadline = monotonic() + conf.WAIT_TIMEOUT
     for _ in range(ATTEMPTS):
         try:
+            database = connection.database_identity()
+            key = key_in(database)
             found, waited = _look_up(key, etags, deadline)
-        except Unreachable as away:
-            logger.warning("Answered from the database: %s", away)
-            return _without_cache(read, etags, "unreachable")
+        except (Unidentified, Unreachable) as why:
+            logger.warning("Answered from the database: %s", why)
+            return _without_cache(read, etags, "unreachable" if isinstance(why, Unreachable) else "unverified")
         if isinstance(found, Hit):
             return Answer(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
         body, recording, seconds = _read_after(found, key, read, connection)
@@ -74,6 +77,10 @@ def answer(key: str, etags: Collection[str], read: Read, connection: ConnectionM
             _abandon(key, found)
             logger.error("Served, but not stored: %s", recording.complaint)
             return _given(body, etags, f"{conf.NAME}; fwd=bypass; detail={NOT_STORED}")
+        if connection.identity != database:  # the connection was made for this read, and leads to another database
+            _abandon(key, found)
+            verdict = "raced"
+            continue
         try:
             verdict = journal.store(key, found, recording.tags, etag_of(body), body, seconds)
         except Unreachable as away:
@@ -100,6 +107,7 @@ def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -
     """What `read` gives, what it depends on, and how many seconds it took. Where it raises, nobody waits for it any longer."""
     started = perf_counter()
     try:
+        connection.ensure_connection()  # whose identity belongs to what is read
         with recorded() as recording, watched(recording, connection):
             body = read()
     except BaseException:

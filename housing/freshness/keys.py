@@ -1,36 +1,35 @@
-"""Under which key an answer is remembered."""
+"""The key of a cached response."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-from functools import cache as once
+from functools import lru_cache
+from typing import Any
 
-import django
-import rest_framework
-from django.core.cache import cache
-from django.utils.crypto import salted_hmac
+from django.core.cache import caches
+from django.core.signals import setting_changed
+
+from .fingerprint import fingerprint
+from .settings import conf
 
 LONG = 200
-"""Beyond so many characters of parameters a key carries their SHA-256 instead, which no parameters can be: they have names."""
+"""Parameters of more characters than this stand in a key as their SHA-256, which no parameters can equal, because they have names."""
 
 
-@once
-def fingerprint() -> str:
-    """Of all that gives the bytes their shape and the entries their tags, so that a deploy never serves the shape before it.
-
-    Keyed with SECRET_KEY, with which the links in the bytes are signed.
-    """
-    from housing import filters, models, queries, serializers, views
-
-    from .journal import SCRIPT
-
-    shape = [SCRIPT, *(inspect.getsource(module) for module in (models, queries, filters, serializers, views))]
-    return salted_hmac("housing.freshness.keys", "\n".join([django.__version__, rest_framework.VERSION, *shape]), algorithm="sha256").hexdigest()[:16]
+def entry_key(kind: str, asked: str, database: str) -> str:
+    """The key of one entry: its kind ("list", "detail"), its parameters in one canonical text, and the identity of its database."""
+    return _with_prefix(kind, fingerprint(), database, asked)
 
 
-def entry_key(kind: str, asked: str) -> str:
-    """The key of one answer: its kind ("list", "detail") and, in one canonical text, what was asked."""
+@lru_cache(maxsize=1024)
+def _with_prefix(kind: str, shape: str, database: str, asked: str) -> str:
     if len(asked) > LONG:
         asked = hashlib.sha256(asked.encode()).hexdigest()
-    return cache.make_key(f"{kind}:{fingerprint()}:{asked}")
+    return caches[conf.CACHE].make_key(f"{kind}:{shape}:{database}:{asked}")
+
+
+def _setting_changed(**_: Any) -> None:
+    _with_prefix.cache_clear()
+
+
+setting_changed.connect(_setting_changed)

@@ -35,6 +35,9 @@ SETTINGS: dict[str, Setting] = {
     # 1 is the optimum for costs that vary little; more is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
     # Prevention", VLDB 2015.
     "BETA": Setting(1.0, "factor", "How early an entry whose time is nearly up is read again."),
+    "IGNORED_SETTINGS": Setting(
+        (), "names of settings", "Which of your own settings shape no response and may differ between processes, such as the address of a server."
+    ),
     "RUN_ID": Setting(None, "text", "Which run of the Redis server this is; None asks the server. Only for a server that cannot say and always starts empty."),
 }
 

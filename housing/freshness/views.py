@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Collection
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
@@ -124,7 +125,7 @@ class CachedView(GenericAPIView[Any]):
     def cached(self, request: HttpRequest, etags: Collection[str]) -> Answer:
         """The response to this request, from the cache or from the database. Raises what `asked` and its reading raise."""
         kind, asked, read = self.asked(request)
-        return answer(entry_key(kind, asked), etags, read, ours(self.using))
+        return answer(partial(entry_key, kind, asked), etags, read, ours(self.using))
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
         """Which view, what is asked of it in one canonical text, and how that is read from the database.

@@ -1,11 +1,14 @@
-"""`ENGINE = "housing.freshness.sqlite3"`."""
+"""The module that Django looks for in `ENGINE`: the name of this folder, with dots."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from django.db import NotSupportedError, transaction
 from django.db.backends.sqlite3 import base, operations
@@ -14,7 +17,16 @@ from ..compiler import OperationsMixin
 from ..connection import ConnectionMixin, CursorMixin
 from ..statements import may_write
 
-PROBE = "housing_probe"
+PROBE = "freshness_probe"
+
+FACTS = "SELECT id, (SELECT schema_version FROM pragma_schema_version), sqlite_version() FROM freshness_database"
+"""SQLite's backup API, which may overwrite the file in place, counts `schema_version` up."""
+
+
+@lru_cache
+def _path(name: str | os.PathLike[str]) -> str:
+    name = os.fspath(name)
+    return unquote(urlsplit(name).path) if name.startswith("file:") else name
 
 
 class Cursor(CursorMixin):
@@ -45,6 +57,19 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         connection = super().get_new_connection(conn_params)
         connection.create_function(PROBE, 0, bool)
         return connection
+
+    def facts(self) -> list[Any]:
+        """The id, and what changes when the file is overwritten by way of SQLite."""
+        found: list[Any] = self.connection.execute(FACTS).fetchall()
+        return found
+
+    def place(self) -> tuple[int, int] | None:
+        """The file's device and inode, which another file or a copy does not have. None for a database in memory, and where there is no file."""
+        try:
+            found = os.stat(_path(self.settings_dict["NAME"]))  # noqa: PTH116  # each hit comes here, and Path.stat() is one more call
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     @property
     def begun(self) -> bool:
