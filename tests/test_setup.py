@@ -14,7 +14,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from django.db import connection
 
 from housing.run import CHANGED, Refused, cache_address, serve
 from housing.settings import gateways
+from tests.stacks import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DJANGO_ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE")
@@ -257,8 +258,18 @@ def served(folder: Path, port: int, properties: int = 20, patience: float = PATI
             process.wait()
         assert process.stdout
         process.stdout.close()
-        with pytest.raises(ProcessLookupError):  # no process of its group is left behind
-            os.killpg(process.pid, signal.SIGKILL)
+        wait_for(lambda: ended(process), StillThere)
+
+
+class StillThere(Exception):
+    """A process of the group has not ended, or nobody has taken note of its end yet."""
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    """Raise StillThere while a process of its group is left behind."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, 0)
+        raise StillThere
 
 
 @contextmanager
@@ -383,8 +394,7 @@ def test_a_server_that_does_not_hear_is_ended_all_the_same(tmp_path: Path) -> No
         process.terminate()
         assert process.wait() == 0
 
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    wait_for(lambda: ended(process), StillThere)
 
 
 def test_env_is_written_whole_and_for_its_owner_alone(new_folder: Path, run: Callable[..., Ended]) -> None:
