@@ -470,7 +470,7 @@ SERVERS = (
     ),
     Sabotage(
         "servers: check --deploy says nothing of a refused one",
-        "checks.py",
+        "freshness/checks.py",
         "return [checks.Error(refused.reason, hint=refused.remedy",
         "return [] and [checks.Error(refused.reason, hint=refused.remedy",
         "test_servers.py::test_check_deploy_refuses_a_server_that_cannot_keep_the_promise",

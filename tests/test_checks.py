@@ -15,6 +15,8 @@ from django_redis import get_redis_connection
 from rest_framework import serializers
 
 from housing import checks
+from housing.freshness import checks as engine
+from housing.freshness import private
 from housing.freshness.journal import Unreachable, journal
 from housing.models import Agent, Office, Property, PropertyImage
 from housing.queries import joined, properties
@@ -27,9 +29,9 @@ NOBODY = "redis://127.0.0.1:1/0"
 
 def said(number, deploy=False, databases=None):
     """What our check of this number says and hints: as `manage.py check` asks it, or `check --deploy`, or `check --database`."""
-    ours = [check for check in registry.get_checks(deploy) if check.__module__ == checks.__name__]
+    ours = [check for check in registry.get_checks(deploy) if check.__module__ in (checks.__name__, engine.__name__)]
     found = [message for check in ours for message in check(app_configs=None, databases=databases)]
-    return [(message.msg, message.hint) for message in found if message.id == f"housing.{number}"]
+    return [(message.msg, message.hint) for message in found if message.id == (number if "." in number else f"freshness.{number}")]
 
 
 def test_the_settings_of_the_specs_keep_every_promise():
@@ -74,8 +76,8 @@ def test_our_tables_on_an_engine_that_is_not_ours_are_refused(a_plain_database):
     with pytest.raises(SystemCheckError) as refused:
         call_command("check")
 
-    assert "(housing.E001) The database 'plain' commits past the cache: its engine is django.db.backends.sqlite3." in str(refused.value)
-    assert "Use housing.freshness.postgresql or housing.freshness.sqlite3, or keep the tables of `housing` away from it with a database router." in str(
+    assert "(freshness.E001) The database 'plain' commits past the cache: its engine is django.db.backends.sqlite3." in str(refused.value)
+    assert "Use housing.freshness.postgresql or housing.freshness.sqlite3, or keep the tracked tables away from it with a database router." in str(
         refused.value
     )
     assert "'default'" not in str(refused.value)
@@ -94,7 +96,7 @@ def test_reads_that_go_to_a_replica_are_refused(a_plain_database, settings):
     assert said("E003") == [
         (
             "Office is read from the database 'plain' and written to 'default'.",
-            "A replica lags behind. Let the database router send reads and writes of `housing` to one primary.",
+            "A replica lags behind. Let the database router send reads and writes of tracked models to one primary.",
         )
     ]
 
@@ -116,7 +118,7 @@ def test_a_database_that_is_a_replica_is_refused_where_it_may_be_asked(in_recove
     assert said("E004", databases=["default"]) == [
         (
             "The database 'default' is a replica, which follows another server: it lags behind, and takes no writes.",
-            "Set DATABASE_URL to the primary's address.",
+            "Connect to the primary's address.",
         )
     ]
     assert said("E004") == []
@@ -137,7 +139,7 @@ def test_a_database_that_is_away_is_not_an_error_of_the_settings(monkeypatch):
     [(message, hint)] = said("W008", databases=["default"])
 
     assert message.startswith("The database 'default' could not be asked whether it is a primary (connection failed: ")
-    assert hint == "Check again where DATABASE_URL can be reached."
+    assert hint == "Check again where the database can be reached."
 
 
 # Redis
@@ -150,8 +152,8 @@ def test_a_cache_that_is_not_redis_is_refused(settings):
     with pytest.raises(SystemCheckError) as refused:
         call_command("check")
 
-    assert "(housing.E002) The default cache is not django-redis's." in str(refused.value)
-    assert "Set BACKEND to django_redis.cache.RedisCache." in str(refused.value)
+    assert "(freshness.E002) The cache 'default' is not django-redis's." in str(refused.value)
+    assert "Set its BACKEND to django_redis.cache.RedisCache." in str(refused.value)
     assert said("W001") == said("W002", deploy=True) == []
 
 
@@ -167,8 +169,8 @@ def test_replicas_of_redis_are_named_as_not_asked(settings, location):
 
     assert said("W001") == [
         (
-            "The default cache has 2 servers. The journal and the entries are on the first alone: replicas lag behind, so they are not asked.",
-            "Name only the primary in LOCATION (REDIS_URL).",
+            "The cache 'default' has 2 servers. The journal and the entries are on the first alone, because replicas lag behind.",
+            "Name only the primary in LOCATION.",
         )
     ]
 
@@ -190,7 +192,7 @@ def test_redis_that_is_away_is_not_an_error_of_the_settings(settings):
     [(message, hint)] = said("W002", deploy=True)
 
     assert message.startswith("Redis could not be asked whether it is a primary and what it evicts (Error 111 connecting to 127.0.0.1:1.")
-    assert hint == "Check again where REDIS_URL can be reached."
+    assert hint == "Check again where Redis can be reached."
 
 
 @pytest.mark.only("embedded")
@@ -255,15 +257,15 @@ def test_a_cache_that_no_other_process_shares_is_refused_in_production(settings)
     """The specs run in one process; several workers would each believe their own."""
     settings.REDIS_URL = "fakeredis://"
 
-    assert said("E006") == []
-    assert said("E006", deploy=True) == [
+    assert said("housing.E006") == []
+    assert said("housing.E006", deploy=True) == [
         (
             "The cache is a fakeredis in this process: every other process has one of its own, and does not see what is written here.",
             "Set REDIS_URL to redis://HOST:PORT/0.",
         )
     ]
     settings.REDIS_URL = "fakeredis://127.0.0.1:6380/0"
-    assert said("E006", deploy=True) == []
+    assert said("housing.E006", deploy=True) == []
 
 
 # What a write makes stale
@@ -293,6 +295,47 @@ class Routes:
 def atomic_requests(monkeypatch):
     """Every request in a transaction."""
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+
+
+# Cached views
+
+
+@pytest.mark.parametrize(
+    ("models", "shown"),
+    [
+        (["housing.Property", "housing.Agent", "housing.Office", "housing.PropertyImage"], "Location"),
+        (["housing.Property", "housing.Location", "housing.Agent", "housing.PropertyImage"], "Office"),
+    ],
+    ids=["joined", "joined twice"],
+)
+def test_a_cached_view_that_shows_rows_of_a_model_that_is_not_tracked_is_refused(settings, models, shown):
+    """Its responses would be right, and never be stored."""
+    settings.FRESHNESS_MODELS = models
+
+    assert (
+        f"/api/properties/cached/ is cached and shows rows of housing.{shown}, whose writes are not tracked: it would never be stored.",
+        f'Add "housing.{shown}" to FRESHNESS_MODELS.',
+    ) in said("E009")
+
+
+@pytest.mark.parametrize("lookup", ["images", Prefetch("images", queryset=PropertyImage.objects.all())], ids=["by name", "as a Prefetch"])
+def test_a_cached_view_that_prefetches_a_model_that_is_not_tracked_is_refused(settings, monkeypatch, lookup):
+    settings.FRESHNESS_MODELS = ["housing.Property"]
+    monkeypatch.setattr(CachedPropertyListView, "queryset", Property.objects.prefetch_related(lookup))
+
+    assert [message.split(" shows rows of ")[1].split(",")[0] for message, _ in said("E009") if "/cached/ " in message] == ["housing.PropertyImage"]
+
+
+def test_a_django_whose_private_methods_take_something_else_is_refused(monkeypatch):
+    """They would be called wrongly, or not at all."""
+    monkeypatch.setitem(private.OVERRIDDEN, "django.db.backends.base.base.BaseDatabaseWrapper", {"_commit": "(self, force)"})
+
+    assert said("E007") == [
+        (
+            "django.db.backends.base.base.BaseDatabaseWrapper._commit is (self) in this Django; the engine overrides (self, force).",
+            "Use Django 5.2, 6.0 or 6.1 until the engine knows this one.",
+        )
+    ]
 
 
 def test_the_cached_views_opt_out_of_atomic_requests(atomic_requests):
@@ -381,7 +424,7 @@ def test_a_field_that_reads_a_relation_which_is_not_joined_is_refused(monkeypatc
     """It is the N+1 again, and an entry that does not depend on what it shows."""
     monkeypatch.setattr(OptimizedPropertyListView, "serializer_class", showing(**fields))
 
-    assert said("E009") == [
+    assert said("housing.E009") == [
         (f"Shown.{field} reads {relation}, which the query of OptimizedPropertyListView does not join.", HINT) for field, relation in unjoined.items()
     ]
 
@@ -400,7 +443,7 @@ def test_a_field_that_reads_a_relation_which_is_not_joined_is_refused(monkeypatc
 def test_a_relation_counts_as_joined_however_it_is_joined(monkeypatch, query, unjoined):
     monkeypatch.setattr(OptimizedPropertyDetailView, "queryset", query)
 
-    assert [message for message, _ in said("E009")] == [
+    assert [message for message, _ in said("housing.E009")] == [
         f"PropertyDetailSerializer.{relation} reads {relation}, which the query of OptimizedPropertyDetailView does not join." for relation in unjoined
     ]
 
@@ -410,7 +453,7 @@ def test_an_id_alone_is_read_without_a_join(monkeypatch):
     monkeypatch.setattr(OptimizedPropertyListView, "queryset", properties())
     monkeypatch.setattr(OptimizedPropertyListView, "serializer_class", showing(agent=serializers.PrimaryKeyRelatedField(read_only=True)))
 
-    assert said("E009") == []
+    assert said("housing.E009") == []
 
 
 # Debug
@@ -425,14 +468,14 @@ def debugging(settings):
 
 
 def test_debug_for_this_machine_is_nobodys_business(debugging):
-    assert said("W005") == said("W007") == []
+    assert said("housing.W005") == said("housing.W007") == []
 
 
 def test_a_toolbar_that_is_not_the_first_middleware_is_named(debugging):
     """What stands before it, it does not see."""
     debugging.MIDDLEWARE = [*debugging.MIDDLEWARE[1:], checks.TOOLBAR]
 
-    assert said("W005") == [
+    assert said("housing.W005") == [
         (
             "The debug toolbar is not the first middleware: it does not see what django.middleware.security.SecurityMiddleware does.",
             "Put debug_toolbar.middleware.DebugToolbarMiddleware first in MIDDLEWARE.",
@@ -452,7 +495,7 @@ def container(monkeypatch, tmp_path):
 
 def test_a_container_that_hides_the_toolbar_from_its_host_is_named(debugging, container):
     """A browser there comes from the gateway, whatever its own address is."""
-    assert said("W006") == [
+    assert said("housing.W006") == [
         (
             "This is a container, and its gateway 172.21.0.1 is not in INTERNAL_IPS: the toolbar is hidden from a browser on the host.",
             "Add gateways() to INTERNAL_IPS while debug is on, as housing/settings.py does.",
@@ -480,18 +523,18 @@ def no_debug(settings, mark):
 def test_where_there_is_nothing_to_hide_no_gateway_is_missed(debugging, container, change):
     change(debugging, container)
 
-    assert said("W006") == []
+    assert said("housing.W006") == []
 
 
 def test_debug_in_production_is_named(debugging):
     """Where others get in, an error would show them settings and SQL. Django's own check says it under --deploy, whoever gets in."""
     debugging.ALLOWED_HOSTS = ["localhost", "homes.example.com", "*"]
 
-    assert said("W007") == [
+    assert said("housing.W007") == [
         (
             "Debug is on, and ALLOWED_HOSTS lets in homes.example.com, *: an error shows its settings and SQL to whoever asks.",
             "Set DJANGO_DEBUG=false, or allow this machine alone: 127.0.0.1, localhost.",
         )
     ]
     debugging.DEBUG = False
-    assert said("W007") == []
+    assert said("housing.W007") == []

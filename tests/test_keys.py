@@ -331,7 +331,7 @@ def test_a_setting_that_cannot_be_compared_is_reported_by_check(settings):
     settings.A_GENERATOR = (number for number in ())
 
     [message] = settings_have_a_text(None)
-    assert message.id == "freshness.W003"
+    assert message.id == "freshness.W007"
     assert message.msg.startswith("The setting A_GENERATOR holds a generator, which cannot be compared")
     settings.FRESHNESS_IGNORED_SETTINGS = ["A_GENERATOR"]
     assert settings_have_a_text(None) == []
@@ -707,7 +707,7 @@ def test_a_role_that_may_not_ask_for_the_cluster_still_has_an_identity(home, pri
         patched.setattr("housing.freshness.postgresql.base.CLUSTER", "SELECT pg_read_file('/no/such/file')")
         prime()
         [message] = database_has_an_identity(None, databases=["default"])
-    assert message.id == "freshness.W002"
+    assert message.id == "freshness.W006"
     assert "does not tell which cluster it is in" in message.msg
 
     connection.close()
@@ -728,7 +728,7 @@ def test_a_database_without_an_identity_is_read_without_the_cache(home, prime, r
         assert line.endswith(". Run `manage.py migrate`, and let the role of the service SELECT from the table.")
 
         [message] = database_has_an_identity(None, databases=["default"])
-        assert message.id == "freshness.W001"
+        assert message.id == "freshness.W005"
         assert message.msg.startswith("Responses are not cached. The identity of the database 'default' cannot be read: ")
         assert database_has_an_identity(None) == []
 

@@ -99,7 +99,7 @@ def valkey(version="9.1.2", **fields):
 
 def said(what, **options):
     """The checks with this id, as (message, hint)."""
-    return [(message.msg, message.hint) for message in checks.run_checks(include_deployment_checks=True, **options) if message.id == f"housing.{what}"]
+    return [(message.msg, message.hint) for message in checks.run_checks(include_deployment_checks=True, **options) if message.id == f"freshness.{what}"]
 
 
 OLD = "before Redis 7.0 a script survives a restart and a failover, and an old dump looks like the current data."

@@ -1,24 +1,255 @@
-"""Django system checks of what stands in a key. They ask a database only under `check --database`, as Django's own do."""
+"""Django system checks: settings, servers and views with which the promise cannot be kept.
+
+An error is a promise broken, a warning one that is kept at a price. What asks a server does so only where it is wanted: Redis under
+`check --deploy`, the database under `check --database`. All others read settings and metadata, because `check` and `runserver` wait for nobody.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from django.apps import apps
+from django.conf import settings
 from django.core import checks
-from django.db import OperationalError, connections
+from django.core.cache import caches
+from django.db import OperationalError, connections, router
 from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import Model, Prefetch, QuerySet
+from django.urls import URLResolver, get_resolver
+from django_redis.cache import RedisCache
 
+from . import private
+from .connection import ConnectionMixin
 from .fingerprint import settings_without_text
 from .identity import IdentifiedMixin, Unidentified
+from .journal import Refused, Unreachable, journal
+from .settings import conf
+from .tracking import tables, tracked
+from .views import CachedView
+
+ENGINE = __name__.rpartition(".")[0]
+"""Where this folder stands."""
 
 Found = list[checks.CheckMessage]
 
 
 def connect() -> None:
     """Register the checks."""
+    checks.register(databases_have_the_engines_backend, checks.Tags.models)
+    checks.register(reads_go_where_writes_go, checks.Tags.models)
+    checks.register(database_is_primary, checks.Tags.database)
     checks.register(database_has_an_identity, checks.Tags.database)
+    checks.register(cache_is_redis, checks.Tags.caches)
+    checks.register(cache_is_one_server, checks.Tags.caches)
+    checks.register(redis_is_a_primary_that_keeps_the_journal, checks.Tags.caches, deploy=True)
+    checks.register(cached_views_are_outside_transactions, checks.Tags.urls)
+    checks.register(cached_views_read_what_is_tracked, checks.Tags.urls)
+    checks.register(django_is_as_the_engine_knows_it, checks.Tags.compatibility)
     checks.register(settings_have_a_text)
+
+
+# The database
+
+
+def _tracked_databases() -> list[str]:
+    """The aliases of the databases that hold tracked tables."""
+    return sorted({alias for alias in connections for model in tracked() if router.allow_migrate_model(alias, model)})
+
+
+def databases_have_the_engines_backend(app_configs: Any, **_: Any) -> Found:
+    """Every database with tracked tables opens a lease before COMMIT."""
+    return [
+        checks.Error(
+            f"The database '{alias}' commits past the cache: its engine is {connections[alias].settings_dict['ENGINE']}.",
+            hint=f"Use {ENGINE}.postgresql or {ENGINE}.sqlite3, or keep the tracked tables away from it with a database router.",
+            id="freshness.E001",
+        )
+        for alias in _tracked_databases()
+        if not isinstance(connections[alias], ConnectionMixin)
+    ]
+
+
+def reads_go_where_writes_go(app_configs: Any, **_: Any) -> Found:
+    """A replica may not have yet what was committed, and a fill that reads there would be remembered as fresh."""
+    return [
+        checks.Error(
+            f"{model.__name__} is read from the database '{router.db_for_read(model)}' and written to '{router.db_for_write(model)}'.",
+            hint="A replica lags behind. Let the database router send reads and writes of tracked models to one primary.",
+            id="freshness.E003",
+        )
+        for model in tracked()
+        if router.db_for_read(model) != router.db_for_write(model)
+    ]
+
+
+def database_is_primary(app_configs: Any, databases: Iterable[str] | None = None, **_: Any) -> Found:
+    """The same where the address itself is a replica's. Asks the databases that are named, and those alone."""
+    return [message for alias in databases or () if alias in _tracked_databases() and connections[alias].vendor == "postgresql" for message in _recovery(alias)]
+
+
+def _recovery(alias: str) -> Iterator[checks.CheckMessage]:
+    try:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT pg_is_in_recovery()")
+            [is_replica] = cursor.fetchone()
+    except OperationalError as error:
+        yield checks.Warning(
+            f"The database '{alias}' could not be asked whether it is a primary ({' '.join(str(error).split())}).",
+            hint="Check again where the database can be reached.",
+            id="freshness.W008",
+        )
+    else:
+        if is_replica:
+            yield checks.Error(
+                f"The database '{alias}' is a replica, which follows another server: it lags behind, and takes no writes.",
+                hint="Connect to the primary's address.",
+                id="freshness.E004",
+            )
+
+
+# Redis
+
+
+def cache_is_redis(app_configs: Any, **_: Any) -> Found:
+    """The journal is a script in Redis."""
+    if _has_redis():
+        return []
+    return [checks.Error(f"The cache '{conf.CACHE}' is not django-redis's.", hint="Set its BACKEND to django_redis.cache.RedisCache.", id="freshness.E002")]
+
+
+def _has_redis() -> bool:
+    return isinstance(caches[conf.CACHE], RedisCache)
+
+
+def cache_is_one_server(app_configs: Any, **_: Any) -> Found:
+    """Of several, django-redis takes the first for the primary and the others for its replicas."""
+    location = settings.CACHES[conf.CACHE].get("LOCATION", "")
+    servers = location.split(",") if isinstance(location, str) else location
+    if not _has_redis() or len(servers) == 1:
+        return []
+    return [
+        checks.Warning(
+            f"The cache '{conf.CACHE}' has {len(servers)} servers. The journal and the entries are on the first alone, because replicas lag behind.",
+            hint="Name only the primary in LOCATION.",
+            id="freshness.W001",
+        )
+    ]
+
+
+def redis_is_a_primary_that_keeps_the_journal(app_configs: Any, **_: Any) -> Found:
+    """What only the server can say. INFO says all of it, and the journal needs INFO too, so nothing else has to be allowed."""
+    if not _has_redis():
+        return []
+    try:
+        return list(_eviction(journal.inspect_server()))
+    except Refused as refused:
+        return [checks.Error(refused.reason, hint=refused.remedy, id="freshness.E005")]
+    except Unreachable as error:
+        return [
+            checks.Warning(
+                f"Redis could not be asked whether it is a primary and what it evicts ({error.__cause__}).",
+                hint="Check again where Redis can be reached.",
+                id="freshness.W002",
+            )
+        ]
+
+
+def _eviction(info: dict[str, str]) -> Iterator[checks.CheckMessage]:
+    policy, hint = info.get("maxmemory_policy", ""), "Set maxmemory-policy to volatile-lru: entries have a TTL, the journal has none."
+    if info.get("maxmemory", "0") == "0":
+        return  # without a limit it evicts nothing
+    if policy.startswith("allkeys-"):
+        yield checks.Warning(
+            f"Redis may evict the journal ({policy}). No answer is stale then, but every entry is disowned, and none stored for {conf.LEASE:g} s.",
+            hint=hint,
+            id="freshness.W003",
+        )
+    elif policy == "noeviction":
+        yield checks.Warning(
+            "Redis evicts nothing (noeviction). Once it is full, it takes no lease, and a write without one fails.", hint=hint, id="freshness.W004"
+        )
+
+
+# The views
+
+
+def cached_views_are_outside_transactions(app_configs: Any, **_: Any) -> Found:
+    """Inside a transaction the cache is passed by, so under ATOMIC_REQUESTS a cached view would never be warm."""
+    return [
+        checks.Error(
+            f"{route} is answered inside a transaction, which passes the cache by: the database '{alias}' has ATOMIC_REQUESTS.",
+            hint=f"Decorate what {view.view_class.__name__}.as_view() returns with django.db.transaction.non_atomic_requests, as CachedView does.",
+            id="freshness.E008",
+        )
+        for alias in _tracked_databases()
+        if connections[alias].settings_dict["ATOMIC_REQUESTS"]
+        for route, view in _routes(get_resolver())
+        if issubclass(getattr(view, "view_class", object), CachedView) and alias not in getattr(view, "_non_atomic_requests", ())
+    ]
+
+
+def _routes(resolver: URLResolver, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every route with its view, included ones too."""
+    for pattern in resolver.url_patterns:
+        route = above + str(pattern.pattern)
+        if isinstance(pattern, URLResolver):
+            yield from _routes(pattern, route)
+        else:
+            yield f"/{route}", pattern.callback
+
+
+def cached_views_read_what_is_tracked(app_configs: Any, **_: Any) -> Found:
+    """The response of a view that shows rows of another model would be served, and never stored."""
+    return [
+        checks.Error(
+            f"{route} is cached and shows rows of {model._meta.label}, whose writes are not tracked: it would never be stored.",
+            hint=f'Add "{model._meta.label}" to FRESHNESS_MODELS.',
+            id="freshness.E009",
+        )
+        for route, view in _routes(get_resolver())
+        for queryset in [getattr(getattr(view, "cls", None), "queryset", None)]
+        if issubclass(getattr(view, "cls", object), CachedView) and isinstance(queryset, QuerySet)
+        for model in sorted(set(_models_of(queryset)), key=lambda model: model._meta.label)
+        if model._meta.db_table not in tables()
+    ]
+
+
+def _models_of(queryset: QuerySet[Any]) -> Iterator[type[Model]]:
+    """The models whose rows a queryset reads, as far as it says so itself."""
+    by_table = {model._meta.db_table: model for model in apps.get_models(include_auto_created=True) if not model._meta.proxy}
+    compiler = queryset.query.get_compiler(queryset.db)
+    compiler.as_sql()
+    yield from (by_table[join.table_name] for join in compiler.query.alias_map.values() if join.table_name in by_table)
+    for lookup in queryset._prefetch_related_lookups:  # type: ignore[attr-defined]  # not in the stubs
+        named = lookup if isinstance(lookup, Prefetch) else Prefetch(lookup)
+        yield from _models_on_the_way(queryset.model, named.prefetch_through.split("__"))
+        if named.queryset is not None:
+            yield from _models_of(named.queryset)
+
+
+def _models_on_the_way(model: type[Model], names: list[str]) -> Iterator[type[Model]]:
+    for name in names:
+        fields = {getattr(field, "get_accessor_name", lambda field=field: field.name)(): field for field in model._meta.get_fields()}
+        field: Any = fields.get(name)
+        if field is None or not field.related_model:
+            return  # a generic relation, or an attribute: known only once it is read
+        many = field if field.many_to_many and not field.auto_created else getattr(field, "field", None)
+        if field.many_to_many and many is not None:
+            yield many.remote_field.through
+        model = field.related_model
+        yield model
+
+
+# Django
+
+
+def django_is_as_the_engine_knows_it(app_configs: Any, **_: Any) -> Found:
+    """A private method of Django's that takes something else now would be called wrongly, or not at all."""
+    return [checks.Error(sentence, hint="Use Django 5.2, 6.0 or 6.1 until the engine knows this one.", id="freshness.E007") for sentence in private.changed()]
+
+
+# What stands in a key
 
 
 def database_has_an_identity(app_configs: Any, databases: Iterable[str] | None = None, **_: Any) -> Found:
@@ -35,11 +266,11 @@ def _identity_of(connection: Any) -> Iterator[checks.CheckMessage]:
                 f"The database '{connection.alias}' does not tell which cluster it is in ({why}). "
                 "A cluster that was restored from a backup or promoted serves the responses that were cached before.",
                 hint="As a superuser, GRANT EXECUTE ON FUNCTION pg_control_system(), pg_control_checkpoint() TO the role of the service.",
-                id="freshness.W002",
+                id="freshness.W006",
             )
     except Unidentified as why:
         if MigrationRecorder(connection).has_table():
-            yield checks.Warning(f"Responses are not cached. {why}", id="freshness.W001")
+            yield checks.Warning(f"Responses are not cached. {why}", id="freshness.W005")
     except OperationalError:  # unreachable, which other checks report
         return
 
@@ -51,7 +282,7 @@ def settings_have_a_text(app_configs: Any, **_: Any) -> Found:
             f"The setting {name} holds a {type(value).__qualname__}, which cannot be compared with that of another process. "
             "No two processes share cached responses.",
             hint=f"If {name} shapes no response, add its name to FRESHNESS_IGNORED_SETTINGS. Otherwise use a value that pickle can take apart.",
-            id="freshness.W003",
+            id="freshness.W007",
         )
         for name, value in settings_without_text()
     ]
