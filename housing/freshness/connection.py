@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, NotSupportedError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import CursorWrapper
 
 from . import statements
+from .cursor import CursorMixin, mixed
 from .journal import Lease, Unreachable, journal
 
 logger = logging.getLogger(__name__)
@@ -40,36 +41,6 @@ class Frame:
     deleted: set[tuple[str, Any]] = field(default_factory=set)
 
 
-class CursorMixin(CursorWrapper):
-    """A cursor that takes no write past the journal; mixed into Django's plain and its debug wrapper."""
-
-    db: Any
-
-    def execute(self, sql: Any, params: Any = None) -> Any:
-        """As Django's."""
-        with self.db.statement(str(sql), params):
-            return super().execute(sql, params)
-
-    def executemany(self, sql: Any, param_list: Any) -> Any:
-        """As Django's."""
-        with self.db.statement(str(sql)):
-            return super().executemany(sql, param_list)
-
-    def callproc(self, procname: str, params: Any = None, kparams: Any = None) -> Any:
-        """As Django's; a procedure may write anything."""
-        with self.db.statement(f"CALL {procname}"):
-            return super().callproc(procname, params, kparams)
-
-
-def _mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> Any:
-    if (mixin, wrapper) not in _mixtures:
-        _mixtures[mixin, wrapper] = type(mixin.__name__, (mixin, wrapper), {})
-    return _mixtures[mixin, wrapper]
-
-
-_mixtures: dict[Any, Any] = {}
-
-
 def ours(alias: str = DEFAULT_DB_ALIAS) -> CommitMixin:
     """The connection of this thread to one of our databases."""
     return cast(CommitMixin, connections[alias])
@@ -85,6 +56,10 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         self.frames = [Frame()]
         self.covered: list[str] = []
         self.in_doubt: Lease | None = None
+
+    def text_of(self, sql: Any) -> str | None:
+        """The text of a statement that is neither str nor bytes; None where the driver takes none."""
+        return None
 
     def snapshot(self) -> AbstractContextManager[None]:
         """A transaction whose SELECTs all see one state. Each backend has its own way."""
@@ -170,12 +145,12 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
     def make_cursor(self, cursor: Any) -> Any:
         """As Django's."""
         wrapper = super().make_cursor(cursor)
-        return _mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
+        return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> Any:
         """As Django's."""
         wrapper = super().make_debug_cursor(cursor)
-        return _mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
+        return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     @contextmanager
     def statement(self, sql: str, params: Any = None) -> Iterator[None]:
@@ -183,25 +158,40 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
 
         Raises NotSupportedError where the text itself would end a transaction that holds writes of ours.
         """
-        if statements.ends_transaction(sql):
-            if self.managed or self.uncommitted or statements.ENDS_LATER.search(sql):
-                verb = statements.bare(sql).split(maxsplit=1)[0].upper()
-                raise NotSupportedError(f"{verb} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback().")
+        judged = statements.judge(sql)
+        if judged.ends:
+            if self.managed or self.uncommitted or not judged.alone:
+                raise NotSupportedError(f"{judged.ends} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback().")
             yield
-        elif not (tables := statements.written_tables(sql)):
+        elif not judged.tables:
             yield
         elif self.in_transaction:
-            self._name_whole(tables, sql, params)
+            self._name_whole(judged.tables, sql, params)
             yield
         else:
-            with transaction.atomic(using=self.alias):
-                self._name_whole(tables, sql, params)
+            with self._transaction():
+                self._name_whole(judged.tables, sql, params)
                 yield
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction on this very connection. `atomic` takes the one in `connections`, and this may be a `copy()` of it, or one without an alias."""
+        held = connections[self.alias] if self.alias in connections.settings else None
+        if held is not self:
+            connections[self.alias] = self
+        try:
+            with transaction.atomic(using=self.alias):
+                yield
+        finally:
+            if held is None:
+                del connections[self.alias]
+            elif held is not self:
+                connections[self.alias] = held
 
     def _name_whole(self, tables: Iterable[str], sql: str, params: Any) -> None:
         for table in tables:
             if table not in self.covered and not self._is_announced_delete(table, sql, params):
-                self.name({statements.our_tables()[table]}, f"[SQL] {table} written, no row named.")
+                self.name({_tags_by_table()[table]}, f"[SQL] {table} written, no row named.")
 
     def _is_announced_delete(self, table: str, sql: str, params: Any) -> bool:
         if not statements.DELETES_ROWS.fullmatch(sql):
@@ -254,6 +244,10 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         self.in_doubt = None
         self.frames = [Frame()]
         super()._close()
+
+
+def _tags_by_table() -> dict[str, str]:
+    return {model._meta.db_table: f"{model.tag}:*" for model in apps.get_models() if hasattr(model, "tag")}
 
 
 def collapse(tags: Iterable[str]) -> set[str]:

@@ -83,6 +83,16 @@ def text_of(field: Field[Any, Any]) -> Text | None:
     return None
 
 
+caches: list[Any] = []
+
+
+def until_the_models_change(cached: Any) -> Any:
+    """Decorates a cached function whose results depend on which models there are."""
+    caches.append(cached)
+    return cached
+
+
+@until_the_models_change
 @cache
 def tables() -> dict[str, Table]:
     """name → table, for every table that is tracked. Raises ImproperlyConfigured for a model in FRESHNESS_MODELS that there is not."""
@@ -97,11 +107,22 @@ def tables() -> dict[str, Table]:
     return found
 
 
+@until_the_models_change
 @cache
 def other_tables() -> frozenset[str]:
     """The tables of all other models."""
     every = {model._meta.db_table for model in apps.get_models(include_auto_created=True)} | {MigrationRecorder.Migration._meta.db_table}
     return frozenset(every) - tables().keys()
+
+
+@until_the_models_change
+@cache
+def cascades() -> dict[str, frozenset[str]]:
+    """name → the tables in which the database itself changes rows when a row of this one is deleted, for the table of every model, tracked or not."""
+    found = dict.fromkeys({*tables(), *other_tables()}, frozenset[str]())
+    for model in apps.get_models(include_auto_created=True):
+        found[model._meta.db_table] |= _cascades(model)
+    return found
 
 
 def is_tracked(model: type[Model]) -> bool:
@@ -147,8 +168,8 @@ def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -
 
 def forget(**_: Any) -> None:
     """Look again which tables there are."""
-    tables.cache_clear()
-    other_tables.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 def _setting_changed(setting: str, **_: Any) -> None:

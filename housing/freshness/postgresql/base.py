@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from django.db import transaction
 from django.db.backends.postgresql import base
+from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
-from ..connection import CommitMixin, CursorMixin
+from ..connection import CommitMixin
+from ..cursor import CursorMixin
+from ..statements import text_of, written_tables
+
+try:
+    from string.templatelib import Template  # Python 3.14
+except ImportError:
+    STATEMENTS: tuple[type, ...] = (composed.Composable,)
+else:
+    STATEMENTS = (composed.Composable, Template)
+"""What psycopg takes for a statement besides str and bytes."""
 
 
 class Cursor(CursorMixin):
-    """The cursor of Django's wrapper, which has one more way to write on PostgreSQL."""
+    """The cursor of Django's wrapper, which has two more ways to write on PostgreSQL."""
+
+    sends_no_sql = CursorMixin.sends_no_sql | {
+        *("adapters", "closed", "format", "itersize", "mogrify", "name", "pgresult", "rownumber", "scroll", "scrollable", "statusmessage", "withhold"),
+        "connection",  # Django's own mogrify() of a debug cursor takes the driver's connection from here
+    }
 
     @contextmanager
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """As psycopg's."""
-        with self.db.statement(str(statement)), self.cursor.copy(statement, *args, **kwargs) as copy:
+        """Copy rows in or out; a COPY in autocommit is committed when the block ends."""
+        self.db.validate_no_broken_transaction()
+        with self.db.statement(text_of(statement, self.db)), self.db.wrap_database_errors, self.cursor.copy(statement, *args, **kwargs) as copy:
             yield copy
+
+    def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[Any]:
+        """Iterate over rows as they arrive; a write in autocommit is committed after the last.
+
+        A write whose rows are not read to their end is carried out all the same, as it is by `execute()`.
+        """
+        self.db.validate_no_broken_transaction()
+        text = text_of(query, self.db)
+        with self.db.statement(text, params), self.db.wrap_database_errors, closing(self.cursor.stream(query, params, **options)) as rows:
+            try:
+                for row in rows:  # not `yield from`, which would cancel the statement
+                    yield row
+            except GeneratorExit:
+                if written_tables(text):
+                    deque(rows, maxlen=0)
 
 
 class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
@@ -32,6 +65,10 @@ class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
     def begun(self) -> bool:
         """Whether the driver is inside a transaction."""
         return self.connection is not None and self.connection.info.transaction_status != TransactionStatus.IDLE
+
+    def text_of(self, sql: Any) -> str | None:
+        """The text of psycopg's `sql` objects, and of template strings."""
+        return composed.as_string(sql, self.connection) if isinstance(sql, STATEMENTS) else None
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

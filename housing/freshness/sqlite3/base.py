@@ -10,7 +10,8 @@ from typing import Any
 from django.db import NotSupportedError, transaction
 from django.db.backends.sqlite3 import base
 
-from ..connection import CommitMixin, CursorMixin
+from ..connection import CommitMixin
+from ..cursor import CursorMixin
 from ..statements import may_write
 
 PROBE = "housing_probe"
@@ -19,14 +20,15 @@ PROBE = "housing_probe"
 class Cursor(CursorMixin):
     """The cursor of Django's wrapper, which has one more way to write on SQLite."""
 
-    def executescript(self, script: str) -> Any:
-        """As the driver's, for scripts that write none of our tables; it commits by itself, before and after.
+    sends_no_sql = CursorMixin.sends_no_sql | {"convert_query"}
 
-        Raises NotSupportedError for the others: nobody could stand before that COMMIT.
-        """
+    def executescript(self, script: str) -> Any:
+        """Execute a script that writes no tracked table. Raises NotSupportedError for another one, because the driver commits by itself, before and after."""
         if self.db.managed or self.db.uncommitted or may_write(script):
             raise NotSupportedError("executescript commits past the cache. Execute the statements one by one, inside transaction.atomic().")
-        return self.cursor.executescript(script)
+        with self.db.wrap_database_errors:
+            self.cursor.executescript(script)
+        return self
 
 
 class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
