@@ -24,6 +24,8 @@ CHAPTERS = (
     "cost",
     "hits",
     "invalidation",
+    "sql",
+    "statements",
     "precision",
     "races",
     "schedules",

@@ -18,12 +18,12 @@ from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
-from housing.freshness.management.commands.leases import Command
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conftest import Killed, ask, die, entries, flush
 from housing.freshness.entries import ATTEMPTS, PAUSES, draws
 from housing.freshness.journal import Filling, Hit, Miss, journal, script
+from housing.freshness.management.commands.leases import Command
 from housing.freshness.settings import conf
 from housing.models import Property, PropertyImage
 

@@ -161,7 +161,9 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
         judged = statements.judge(sql)
         if judged.ends:
             if self.managed or self.uncommitted or not judged.alone:
-                raise NotSupportedError(f"{judged.ends} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback().")
+                raise NotSupportedError(
+                    f"{judged.ends} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback()."
+                )
             yield
         elif not judged.tables:
             yield

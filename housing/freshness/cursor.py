@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 from django.db import NotSupportedError
@@ -73,7 +73,11 @@ def _judged_again(judged: Any, execute: Any, sql: Any, params: Any, many: bool, 
         return execute(sql, params, many, context)
 
 
-@cache
 def mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> Any:
     """Django's wrapper, plain or debug, with the mixin before it."""
-    return type(mixin.__name__, (mixin, wrapper), {})
+    if (mixin, wrapper) not in _mixtures:
+        _mixtures[mixin, wrapper] = type(mixin.__name__, (mixin, wrapper), {})
+    return _mixtures[mixin, wrapper]
+
+
+_mixtures: dict[Any, Any] = {}

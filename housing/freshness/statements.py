@@ -76,7 +76,8 @@ PLAIN = _compiled(
 IMPORT = _compiled(rf"(?P<verb>COPY) \s*+ (?P<target>{NAME}) \s* (?:\([^()]*\))? \s* FROM\b")
 ONLY_ADDS = _compiled(r"INSERT\s+INTO | COPY")
 TRUNCATE = _compiled(
-    rf"TRUNCATE (?:\s+TABLE)? \s+ (?P<targets> {NAME} \s*+ \*? (?: \s* , \s* {NAME} \s*+ \*? )*+ ) \s* (?:(?:RESTART|CONTINUE)\s+IDENTITY)? \s* (?:RESTRICT)? \Z"
+    rf"""TRUNCATE (?:\s+TABLE)? \s+ (?P<targets> {NAME} \s*+ \*? (?: \s* , \s* {NAME} \s*+ \*? )*+ )
+    \s* (?:(?:RESTART|CONTINUE)\s+IDENTITY)? \s* (?:RESTRICT)? \Z"""
 )
 QUALIFIED = _compiled(NAME)
 
@@ -247,7 +248,7 @@ def _mention() -> tuple[re.Pattern[str], dict[str, set[str]]]:
 
 def _mentioned(sql: str) -> frozenset[str]:
     pattern, tables = _mention()
-    return frozenset().union(*(tables[found.lower()] for found in pattern.findall(sql)))
+    return NOTHING.union(*(tables[found.lower()] for found in pattern.findall(sql)))
 
 
 def may_write(script: str) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
@@ -83,10 +83,12 @@ def text_of(field: Field[Any, Any]) -> Text | None:
     return None
 
 
+Cached = TypeVar("Cached", bound=Any)
+
 caches: list[Any] = []
 
 
-def until_the_models_change(cached: Any) -> Any:
+def until_the_models_change(cached: Cached) -> Cached:
     """Decorates a cached function whose results depend on which models there are."""
     caches.append(cached)
     return cached

@@ -17,7 +17,7 @@ from ..cursor import CursorMixin
 from ..statements import text_of, written_tables
 
 try:
-    from string.templatelib import Template  # Python 3.14
+    from string.templatelib import Template  # type: ignore[import-not-found,unused-ignore]  # from Python 3.14 on
 except ImportError:
     STATEMENTS: tuple[type, ...] = (composed.Composable,)
 else:
@@ -49,7 +49,7 @@ class Cursor(CursorMixin):
         text = text_of(query, self.db)
         with self.db.statement(text, params), self.db.wrap_database_errors, closing(self.cursor.stream(query, params, **options)) as rows:
             try:
-                for row in rows:  # not `yield from`, which would cancel the statement
+                for row in rows:  # noqa: UP028  # `yield from` would cancel the statement
                     yield row
             except GeneratorExit:
                 if written_tables(text):
