@@ -8,14 +8,18 @@ from contextlib import contextmanager, nullcontext
 import pytest
 from django.db import DatabaseError, Error, NotSupportedError, connection, connections, transaction
 from django.db.backends.postgresql.base import Cursor as PostgreSQLCursor
+from django.db.backends.postgresql.base import CursorDebugWrapper as PostgreSQLDebugWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
 from django.db.backends.postgresql.base import ServerSideCursor
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
+from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from psycopg import ClientCursor, Cursor, RawCursor, RawServerCursor, ServerCursor
-from psycopg.sql import SQL, Identifier, Literal
+from psycopg.sql import SQL, Identifier, Literal, Placeholder
 
-from housing.freshness.cursor import MethodRefused
+from housing.freshness.cursor import MethodRefused, mixed
+from housing.freshness.postgresql import base as postgresql_backend
+from housing.freshness.sqlite3 import base as sqlite3_backend
 from housing.freshness.statements import text_of, written_tables
 from housing.models import Office, Property
 
@@ -345,100 +349,112 @@ def test_a_statement_without_a_text_is_refused(transactional_db, query):
         execute(query)
 
 
-@pytest.mark.only("real")
-def test_a_template_string_has_the_text_that_psycopg_sends(transactional_db, monkeypatch):
-    """Before Python 3.14 there are none, and psycopg refuses them. (SQLite's driver takes str alone.)"""
-    if sys.version_info < (3, 14):
-        from psycopg._compat import Template
+TEXTS = {
+    "bytes": (b"UPDATE housing_office SET name = 'x'", "UPDATE housing_office SET name = 'x'"),
+    "bytes that are no UTF-8": (b"SELECT '\xff'", "SELECT '\ufffd'"),
+    "SQL": (SQL("COMMIT"), "COMMIT"),
+    "Composed": (SQL("UPDATE {} SET name = {}").format(Identifier("a", 'b"c'), Literal("it's")), 'UPDATE "a"."b""c" SET name = \'it\'\'s\''),
+    "Placeholder": (SQL("DELETE FROM t WHERE id = {}").format(Placeholder()), "DELETE FROM t WHERE id = %s"),
+}
+if sys.version_info >= (3, 14):
+    TEXTS["template string"] = (eval("t'UPDATE {name:i} SET id = {pk}'", {"name": "t", "pk": 7}), 'UPDATE "t" SET id = $1')
 
-        with pytest.raises(TypeError, match="A statement of type Template is refused"):
-            execute(object.__new__(Template))
-        return
-    query = eval("t'UPDATE {name:i} SET caption = {caption}'", {"name": "housing_propertyimage", "caption": "Else"})
 
-    assert written_tables(text_of(query, connection)) == {"housing_propertyimage"}
-    execute(query)
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_text_of_a_statement_is_what_psycopg_sends(kind):
+    """Its `sql` objects, bytes, and from Python 3.14 on template strings."""
+    statement, text = TEXTS[kind]
+
+    assert text_of(statement, postgresql_backend.DatabaseWrapper({})) == text
 
 
 # Every method of the cursor is hooked, allowed by name, or refused
 
-DRIVERS_CURSORS = {
-    "sqlite": (SQLiteCursorWrapper,),
-    "postgresql": (PostgreSQLCursor, ServerSideCursor, Cursor, ClientCursor, ServerCursor, RawCursor, RawServerCursor),
+BACKENDS = {
+    "SQLite": (sqlite3_backend, (SQLiteCursorWrapper, sqlite3.Cursor), (CursorWrapper, CursorDebugWrapper)),
+    "PostgreSQL": (
+        postgresql_backend,
+        (PostgreSQLCursor, ServerSideCursor, Cursor, ClientCursor, ServerCursor, RawCursor, RawServerCursor),
+        (CursorWrapper, CursorDebugWrapper, PostgreSQLDebugWrapper),
+    ),
 }
+"""Backend → its module, the classes of cursor that its driver has, and Django's wrappers of them."""
 
 
-def drivers_cursors():
-    """The classes of cursor that this driver has, and the one that Django makes."""
-    return (type(connection.cursor().cursor), *DRIVERS_CURSORS[connection.vendor])
+def public_names(*classes):
+    return {name for each in classes for name in dir(each) if not name.startswith("_") and callable(getattr(each, name))}
 
 
-def names_of(*classes):
-    return sorted({name for each in classes for name in dir(each) if not name.startswith("__")})
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Each backend on each stack, because what it hooks shows without a server."""
+    return BACKENDS[request.param]
 
 
-def is_hooked(name):
-    """Whether our cursor or Django's wrapper has a method of its own for it."""
-    return hasattr(type(connection.cursor()), name)
+@pytest.fixture
+def a_cursor(backend):
+    """A cursor of this backend on a connection that judges a statement and sends none. `judged` holds the texts."""
+
+    class Judging(backend[0].DatabaseWrapper):
+        judged = []
+
+        @contextmanager
+        def statement(self, text, params=None):
+            self.judged.append(text)
+            raise InterruptedError
+            yield
+
+    return mixed(backend[0].Cursor, CursorWrapper)(backend[1][0], Judging({"AUTOCOMMIT": True}))
 
 
-def test_every_method_of_a_drivers_cursor_is_hooked_allowed_by_name_or_refused(transactional_db):
-    """Private ones too: what Django's wrapper passed on unseen, a write could take."""
-    cursor = connection.cursor()
-    hooked = {"execute", "executemany"} | ({"executescript"} if connection.vendor == "sqlite" else {"callproc", "copy", "stream"})
-    names = names_of(*drivers_cursors())
+def test_every_method_of_a_drivers_cursor_is_hooked_allowed_by_name_or_refused(backend, a_cursor):
+    """Private ones too: whatever Django's wrapper passed on unseen could have sent a write."""
+    names = {name for each in backend[1] for name in dir(each) if not name.startswith("__")}
 
-    assert {name for name in names if is_hooked(name)} >= hooked
-    for name in names:
-        if not is_hooked(name) and name not in cursor.sends_no_sql:
-            assert not hasattr(cursor, name)
-            with pytest.raises(MethodRefused):
-                getattr(cursor, name)
+    left = {name for name in names if not hasattr(type(a_cursor), name)} - a_cursor.sends_no_sql
+    assert len(left) > 0
+    assert {name for name in left if hasattr(a_cursor, name)} == set()
+    for name in left:
+        with pytest.raises(MethodRefused):
+            getattr(a_cursor, name)
 
 
-def test_every_method_that_is_hooked_is_judged(transactional_db, monkeypatch):
-    """Each of them reaches `statement()`, which sees no difference between them."""
-    judged = []
-
-    @contextmanager
-    def statement(self, text, params=None):
-        judged.append(text)
-        raise InterruptedError
-        yield
-
-    monkeypatch.setattr(type(connections["default"]), "statement", statement)
-    cursor = connection.cursor()
-    ways = [lambda: cursor.execute("one"), lambda: cursor.executemany("two", []), lambda: cursor.callproc("three")]
-    if connection.vendor == "postgresql":
-        ways += [lambda: cursor.copy("four").__enter__(), lambda: next(cursor.stream("five"))]
-    for way in ways:
+def test_every_method_that_sends_sql_has_its_text_judged(backend, a_cursor):
+    """Those of Django's wrappers, and those that a driver adds."""
+    send = {
+        "execute": lambda: a_cursor.execute("execute"),
+        "executemany": lambda: a_cursor.executemany("executemany", []),
+        "callproc": lambda: a_cursor.callproc("nightly"),
+        "copy": lambda: a_cursor.copy("copy").__enter__(),
+        "stream": lambda: next(a_cursor.stream("stream")),
+    }
+    theirs = public_names(*backend[1], *backend[2]) & send.keys()
+    for name in sorted(theirs):
         with pytest.raises(InterruptedError):
-            way()
+            send[name]()
 
-    assert judged == ["one", "two", "CALL procedure()", "four", "five"][: len(ways)]
+    assert a_cursor.db.judged == [{"callproc": "CALL procedure()"}.get(name, name) for name in sorted(theirs)]
+    assert public_names(*backend[1], *backend[2]) - send.keys() - a_cursor.sends_no_sql - {"executescript", "debug_sql"} <= {"results", "set_result"}
 
 
-def test_no_method_that_is_allowed_takes_a_statement(transactional_db):
+def test_no_method_that_is_allowed_takes_a_statement(backend, a_cursor):
     """`mogrify()` and `convert_query()` make a text of one, and send nothing."""
-    statement = {"sql", "query", "statement", "script", "operation", "procname", "name", "proc"}
-    allowed = [(each, name) for each in drivers_cursors() for name in connection.cursor().sends_no_sql if callable(getattr(each, name, None))]
+    statement = {"sql", "query", "statement", "script", "operation", "procname"}
+    allowed = [(each, name) for each in backend[1] for name in a_cursor.sends_no_sql if callable(getattr(each, name, None))]
 
     assert {name for each, name in allowed if statement & inspect.signature(getattr(each, name)).parameters.keys()} <= {"mogrify", "convert_query"}
     assert {"fetchone", "fetchmany", "fetchall", "close"} <= {name for _, name in allowed}
 
 
-def test_a_method_that_a_driver_adds_is_refused_until_somebody_has_looked_at_it(transactional_db, monkeypatch):
+def test_a_method_that_a_driver_adds_is_refused_until_somebody_has_looked_at_it(backend, a_cursor, monkeypatch):
     """`hasattr()` says no, so code that asks first takes another way."""
-    cursor = connection.cursor()
-    monkeypatch.setattr(type(cursor.cursor), "broadcast", lambda *_: None, raising=False)
+    monkeypatch.setattr(backend[1][0], "broadcast", lambda *_: None, raising=False)
 
-    assert not hasattr(cursor, "broadcast")
-    with pytest.raises(
-        NotSupportedError, match=r"^cursor\.broadcast is refused, because it might send SQL that the cache does not see\. Use execute\(\)"
-    ) as refused:
-        cursor.broadcast("UPDATE housing_office SET name = 'Else'")
-    assert f"add its name to sends_no_sql in housing.freshness.{ {'sqlite': 'sqlite3'}.get(connection.vendor, connection.vendor) }.base." in str(refused.value)
-    assert getattr(cursor, "broadcast", "none") == "none"
+    assert not hasattr(a_cursor, "broadcast")
+    with pytest.raises(NotSupportedError, match=r"^cursor\.broadcast is refused, because it might send SQL that the cache does not see\. Use ") as refused:
+        a_cursor.broadcast("UPDATE housing_office SET name = 'Else'")
+    assert f"add its name to sends_no_sql in {backend[0].__name__}." in str(refused.value)
+    assert getattr(a_cursor, "broadcast", "none") == "none"
 
 
 @pytest.mark.only("embedded")

@@ -248,7 +248,7 @@ def _mention() -> tuple[re.Pattern[str], dict[str, set[str]]]:
 
 def _mentioned(sql: str) -> frozenset[str]:
     pattern, tables = _mention()
-    return NOTHING.union(*(tables[found.lower()] for found in pattern.findall(sql)))
+    return frozenset(table for found in pattern.findall(sql) for table in tables[found.lower()])
 
 
 def may_write(script: str) -> bool:
