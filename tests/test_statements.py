@@ -66,6 +66,7 @@ STATEMENTS = {
     "EXPLAIN (ANALYZE false, ANALYZE) UPDATE housing_agent SET name = 'x'": {"housing_agent"},
     "EXPLAIN ANALYZE UPDATE somebodys_view SET price = 1 WHERE id IN (SELECT id FROM housing_agent)": EVERYTHING,
     "EXPLAIN ANALYZE EXECUTE mine('housing_agent')": EVERYTHING,
+    "EXPLAIN /* \\ */ (ANALYZE) UPDATE django_session SET session_data = ''": EVERYTHING,
     # judged by the target
     "UPDATE housing_propertyimage SET caption = 'x'": {"housing_propertyimage"},
     "UPDATE housing_office SET name = 'a;b'": {"housing_office"},
@@ -121,7 +122,7 @@ STATEMENTS = {
     # texts that servers read differently
     "/* /* */ DELETE FROM housing_agent; -- */ */ SELECT 1": EVERYTHING,
     "-- x\rDELETE FROM housing_agent\nSELECT 1": EVERYTHING,
-    "SELECT '\\'; DELETE FROM housing_agent; --'": EVERYTHING,
+    "SELECT E'\\'', E'; SELECT '; DELETE FROM somebodys_view; --'": EVERYTHING,
     "SELECT [it's]; DELETE FROM somebodys_view; --'": EVERYTHING,
     # the schema
     "CREATE VIEW mine AS SELECT 1": NOTHING,
