@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from django.db import transaction
@@ -14,7 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from ..connection import CommitMixin
 from ..cursor import CursorMixin
-from ..statements import text_of, written_tables
+from ..statements import text_of
 
 try:
     from string.templatelib import Template  # type: ignore[import-not-found,unused-ignore]  # from Python 3.14 on
@@ -43,17 +42,12 @@ class Cursor(CursorMixin):
     def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[Any]:
         """Iterate over rows as they arrive; a write in autocommit is committed after the last.
 
-        A write whose rows are not read to their end is carried out all the same, as it is by `execute()`.
+        A write whose rows are not read to their end is committed, too: the server carries it out before it sends the first.
         """
         self.db.validate_no_broken_transaction()
         text = text_of(query, self.db)
-        with self.db.statement(text, params), self.db.wrap_database_errors, closing(self.cursor.stream(query, params, **options)) as rows:
-            try:
-                for row in rows:  # noqa: UP028  # `yield from` would cancel the statement
-                    yield row
-            except GeneratorExit:
-                if written_tables(text):
-                    deque(rows, maxlen=0)
+        with self.db.statement(text, params), self.db.wrap_database_errors, suppress(GeneratorExit):
+            yield from self.cursor.stream(query, params, **options)
 
 
 class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
