@@ -775,8 +775,8 @@ SQL = (
     Sabotage(
         "other tables in a plain statement are not looked for",
         "freshness/statements.py",
-        "(written.union(*cascaded) & everything) | _mentioned(sql)",
-        "(written.union(*cascaded) & everything)",
+        "everything & written.union(*cascaded) | _mentioned(sql)",
+        "everything & written.union(*cascaded)",
         judged("UPDATE housing_office SET city = a.name FROM housing_agent a"),
     ),
     Sabotage(
@@ -904,6 +904,13 @@ SQL = (
         "_remembered(sql) if len(sql) < LONG else _judge(sql)",
         "_remembered(sql)",
         "test_statements.py::test_a_text_is_judged_once_unless_it_is_long",
+    ),
+    Sabotage(
+        "the RELEASE of a savepoint outside a transaction commits",
+        "freshness/sqlite3/base.py",
+        "savepoint_begins_transaction = True",
+        "savepoint_begins_transaction = False",
+        "test_statements.py::test_a_savepoint_of_sql_outside_a_transaction_is_refused",
     ),
     Sabotage(
         "bytes have no text",

@@ -303,6 +303,18 @@ def test_the_end_of_a_body_or_of_a_literal_ends_no_transaction(text):
     assert not statements.ends_transaction(text)
 
 
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_a_savepoint_of_sql_outside_a_transaction_is_refused(transactional_db, autocommit):
+    """SQLite begins a transaction with it, and its RELEASE is a COMMIT. (On PostgreSQL the server refuses it.)"""
+    transaction.set_autocommit(autocommit)
+    try:
+        with pytest.raises(NotSupportedError, match=r"^SAVEPOINT as SQL would begin a transaction whose RELEASE passes the cache by"):
+            execute("SAVEPOINT mine")
+    finally:
+        transaction.set_autocommit(True)
+
+
 def test_a_savepoint_of_sql_is_allowed(twenty_properties, prime, read):
     """A rollback to it leaves the tags of its writes: slower, never stale."""
     prime()

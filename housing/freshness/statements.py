@@ -66,6 +66,7 @@ MAKES_A_TABLE = _compiled(r'[\s(]* SELECT\b .* (?<!") \b INTO \b (?!")')
 
 ENDS = _compiled(r"(COMMIT | END | ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b) | ABORT | PREPARE\s+TRANSACTION)\b")
 COMMITS_ANOTHER = _compiled(r"COMMIT\s+PREPARED\b")
+SAVEPOINT = _compiled(r"SAVEPOINT\b")
 BODY = _compiled(r"(?:CREATE|DO)\b.*\bBEGIN\b")
 """The body of a trigger or a function, whose END ends no transaction."""
 
@@ -105,6 +106,8 @@ class Judgement(NamedTuple):
     """The words that end the transaction it is in, or might; empty if there are none."""
     alone: bool
     """Whether ending the transaction is all that it does."""
+    savepoint: bool
+    """Whether it opens a savepoint."""
     tables: frozenset[str]
     """The tracked tables that it may write: keys of `tracking.tables()`."""
 
@@ -146,7 +149,7 @@ def _judge(sql: str) -> Judgement:
     pieces = pieces_of(sql)
     ends = [found[1].upper() for at, piece in enumerate(pieces) if (found := ENDS.match(piece)) and not (at and _is_end_of_body(found[1], pieces[0]))]
     alone = len(pieces) == 1 and not COMMITS_ANOTHER.match(pieces[0])
-    return Judgement(" ".join(ends[:1]), alone, _tables_of(pieces, sql))
+    return Judgement(" ".join(ends[:1]), alone, any(map(SAVEPOINT.match, pieces)), _tables_of(pieces, sql))
 
 
 _remembered = tracking.until_the_models_change(lru_cache(maxsize=1024)(_judge))
@@ -207,7 +210,7 @@ def _tables_of_one(piece: str, sql: str) -> frozenset[str]:
         return everything
     written = {_known()[names_of(target)] for target in targets}
     cascaded = [tracking.cascades()[table] for table in written if deletes]
-    return (written.union(*cascaded) & everything) | _mentioned(sql)
+    return everything & written.union(*cascaded) | _mentioned(sql)
 
 
 def _tables_of_explained(piece: str, sql: str) -> frozenset[str]:
