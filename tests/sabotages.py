@@ -908,9 +908,9 @@ SQL = (
     Sabotage(
         "the RELEASE of a savepoint outside a transaction commits",
         "freshness/sqlite3/base.py",
-        "savepoint_begins_transaction = True",
-        "savepoint_begins_transaction = False",
-        "test_statements.py::test_a_savepoint_of_sql_outside_a_transaction_is_refused",
+        "release_may_commit = True",
+        "release_may_commit = False",
+        "test_statements.py::test_the_release_of_a_savepoint_that_holds_a_write_is_refused_outside_of_atomic",
     ),
     Sabotage(
         "bytes have no text",

@@ -305,12 +305,15 @@ def test_the_end_of_a_body_or_of_a_literal_ends_no_transaction(text):
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_a_savepoint_of_sql_outside_a_transaction_is_refused(transactional_db, autocommit):
-    """SQLite begins a transaction with it, and its RELEASE is a COMMIT. (On PostgreSQL the server refuses it.)"""
+def test_the_release_of_a_savepoint_that_holds_a_write_is_refused_outside_of_atomic(transactional_db, autocommit):
+    """SQLite may have begun the transaction with the savepoint, and then RELEASE is a COMMIT. (PostgreSQL has no savepoint outside a transaction.)"""
     transaction.set_autocommit(autocommit)
     try:
-        with pytest.raises(NotSupportedError, match=r"^SAVEPOINT as SQL would begin a transaction whose RELEASE passes the cache by"):
-            execute("SAVEPOINT mine")
+        execute("SAVEPOINT mine")
+        execute("UPDATE housing_office SET name = 'Else'")
+        with pytest.raises(NotSupportedError, match=r"^RELEASE as SQL could be a COMMIT that passes the cache by"):
+            execute("RELEASE mine")
+        connection.rollback()
     finally:
         transaction.set_autocommit(True)
 

@@ -50,7 +50,7 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
     """For a subclass of Django's `DatabaseWrapper`: see the module."""
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
-    savepoint_begins_transaction: ClassVar[bool] = False
+    release_may_commit: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -166,8 +166,8 @@ class CommitMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ig
                     f"{judged.ends} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback()."
                 )
             yield
-        elif judged.savepoint and self.savepoint_begins_transaction and not self.begun:
-            raise NotSupportedError("SAVEPOINT as SQL would begin a transaction whose RELEASE passes the cache by. Use transaction.atomic().")
+        elif judged.releases and self.release_may_commit and self.uncommitted and not self.in_atomic_block:
+            raise NotSupportedError("RELEASE as SQL could be a COMMIT that passes the cache by. Use transaction.atomic().")
         elif not judged.tables:
             yield
         elif self.in_transaction:

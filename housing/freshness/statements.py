@@ -66,7 +66,7 @@ MAKES_A_TABLE = _compiled(r'[\s(]* SELECT\b .* (?<!") \b INTO \b (?!")')
 
 ENDS = _compiled(r"(COMMIT | END | ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b) | ABORT | PREPARE\s+TRANSACTION)\b")
 COMMITS_ANOTHER = _compiled(r"COMMIT\s+PREPARED\b")
-SAVEPOINT = _compiled(r"SAVEPOINT\b")
+RELEASE = _compiled(r"RELEASE\b")
 BODY = _compiled(r"(?:CREATE|DO)\b.*\bBEGIN\b")
 """The body of a trigger or a function, whose END ends no transaction."""
 
@@ -106,8 +106,8 @@ class Judgement(NamedTuple):
     """The words that end the transaction it is in, or might; empty if there are none."""
     alone: bool
     """Whether ending the transaction is all that it does."""
-    savepoint: bool
-    """Whether it opens a savepoint."""
+    releases: bool
+    """Whether it releases a savepoint."""
     tables: frozenset[str]
     """The tracked tables that it may write: keys of `tracking.tables()`."""
 
@@ -149,7 +149,7 @@ def _judge(sql: str) -> Judgement:
     pieces = pieces_of(sql)
     ends = [found[1].upper() for at, piece in enumerate(pieces) if (found := ENDS.match(piece)) and not (at and _is_end_of_body(found[1], pieces[0]))]
     alone = len(pieces) == 1 and not COMMITS_ANOTHER.match(pieces[0])
-    return Judgement(" ".join(ends[:1]), alone, any(map(SAVEPOINT.match, pieces)), _tables_of(pieces, sql))
+    return Judgement(" ".join(ends[:1]), alone, any(map(RELEASE.match, pieces)), _tables_of(pieces, sql))
 
 
 _remembered = tracking.until_the_models_change(lru_cache(maxsize=1024)(_judge))

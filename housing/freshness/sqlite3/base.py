@@ -35,7 +35,7 @@ class DatabaseWrapper(CommitMixin, base.DatabaseWrapper):
     """Django's, with leases around COMMIT."""
 
     cursor_mixin = Cursor
-    savepoint_begins_transaction = True
+    release_may_commit = True
 
     def get_new_connection(self, conn_params: Any) -> Any:
         """As Django's, with the function that `reads_the_past` asks by."""
