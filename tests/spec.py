@@ -26,6 +26,8 @@ CHAPTERS = (
     "hits",
     "keys",
     "invalidation",
+    "sql",
+    "statements",
     "precision",
     "races",
     "schedules",

@@ -14,9 +14,8 @@ from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.core.management import call_command
 from django.core.serializers import deserialize, serialize
-from django.db import IntegrityError, NotSupportedError, OperationalError, connection, connections, transaction
+from django.db import IntegrityError, OperationalError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from django.db.migrations.loader import MigrationLoader
 from django.db.models import F, Value
 from django.db.models.signals import post_save, pre_delete, pre_save
@@ -28,10 +27,8 @@ from django_redis import get_redis_connection
 
 from conftest import DOORS, a_property, make_images, saved
 from housing import urls
-from housing.freshness import statements
 from housing.freshness.connection import NotLeased
 from housing.freshness.settings import conf
-from housing.freshness.statements import written_tables
 from housing.freshness.tracking import MANY_ROWS
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
@@ -994,27 +991,6 @@ def test_a_debug_cursor_sees_it_too(home, prime, read_the_list):
     assert read_the_list()[0]["price"] == "5.00"
 
 
-@pytest.mark.only("embedded")
-def test_a_procedure_may_write_anything(home, prime, read_the_list, monkeypatch):
-    """SQLite has none, so its cursor is given one here. (PostgreSQL's own are in the chapter of real servers.)"""
-    prime()
-    called = []
-
-    def callproc(cursor, *how):
-        called.append(how)
-        cursor.execute("UPDATE housing_office SET name = 'Renamed'")
-
-    monkeypatch.setattr(SQLiteCursorWrapper, "callproc", callproc, raising=False)
-
-    connection.cursor().callproc("nightly")
-    assert read_the_list()[0]["agent"]["office"]["name"] == "Renamed"
-
-    connection.cursor().callproc("nightly", [1])
-    with pytest.raises(NotSupportedError, match="Keyword parameters for callproc"):
-        connection.cursor().callproc("nightly", [1], {"depth": 2})
-    assert called == [("nightly",), ("nightly", [1])]
-
-
 @pytest.fixture
 def a_proxy():
     """Another app's own view of properties."""
@@ -1065,58 +1041,6 @@ def test_a_write_to_the_table_of_another_app_makes_nothing_stale(home, prime, re
 
     assert read("cached").came_from == "hit"
     assert read(f"cached/{home.pk}").came_from == "hit"
-
-
-NOTHING, EVERYTHING = set(), {"housing_agent", "housing_location", "housing_office", "housing_property", "housing_propertyimage"}
-STATEMENTS = {
-    "SELECT * FROM housing_property": NOTHING,
-    "select 1": NOTHING,
-    "SELECT 1;": NOTHING,
-    "(SELECT 1) UNION (SELECT 2)": NOTHING,
-    "VACUUM": NOTHING,
-    "SAVEPOINT mine": NOTHING,
-    "ROLLBACK TO mine": NOTHING,
-    "EXPLAIN UPDATE housing_agent SET name = 'x'": NOTHING,
-    "EXPLAIN\n(VERBOSE,\nANALYZE) UPDATE housing_agent SET name = 'x'": {"housing_agent"},
-    "explain analyze update HOUSING_AGENT set name = 'x'": {"housing_agent"},
-    "UPDATE housing_propertyimage SET caption = 'x'": {"housing_propertyimage"},
-    "SELECT 1; UPDATE housing_agent SET name = 'x'": {"housing_agent"},
-    "SELECT 1; CALL nightly()": EVERYTHING,
-    "CALL nightly()": EVERYTHING,
-    "UPDATE somebodys_view SET price = 1": EVERYTHING,
-    "UPDATE somebodys_view SET price = 1 WHERE id IN (SELECT property_id FROM housing_propertyimage)": EVERYTHING,
-    "EXPLAIN ANALYSE UPDATE housing_agent SET name = 'x'": {"housing_agent"},
-    "INSERT INTO django_session VALUES (1)": NOTHING,
-    'INSERT OR REPLACE INTO "django_session" VALUES (1)': NOTHING,
-    "UPDATE ONLY django_session SET session_data = ''": NOTHING,
-    "DELETE FROM auth_user_groups": NOTHING,
-    "DELETE FROM django_migrations": NOTHING,
-    "DELETE FROM django_session; CALL nightly()": EVERYTHING,
-    "UPDATE django_session.somebodys_view SET price = 1": EVERYTHING,
-    "CREATE VIEW mine AS SELECT 1": NOTHING,
-    "DROP VIEW mine; CALL nightly()": EVERYTHING,
-    "DROP TABLE housing_agent": {"housing_agent"},
-    "CREATE UNIQUE INDEX CONCURRENTLY mine ON housing_property (area)": NOTHING,
-}
-
-
-@pytest.mark.parametrize(("text", "written"), STATEMENTS.items(), ids=STATEMENTS)
-def test_a_statement_is_a_write_unless_its_text_says_otherwise(text, written):
-    """Several in one text are judged by all. (SQLite's driver refuses those; others do not.)"""
-    assert written_tables(text) == written
-
-
-def test_what_a_text_is_is_found_out_once_unless_it_is_long():
-    """A long one names many rows, and is not sent again; to keep a thousand of them would be a leak."""
-    short = f"UPDATE housing_office SET name = '{'x' * (statements.LONG - 42)}'"
-    long = f"UPDATE housing_office SET name = '{'x' * (statements.LONG - 35)}'"
-    assert (len(short), len(long)) == (statements.LONG - 7, statements.LONG)
-    before = statements._remembered.cache_info()
-
-    assert [written_tables(text) for text in (short, short, long, long)] == [{"housing_office"}] * 4
-
-    after = statements._remembered.cache_info()
-    assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
 
 
 NOT_PROMISED = {
@@ -1476,77 +1400,6 @@ def test_switching_autocommit_off_again_commits_nothing(home, read):
         transaction.set_autocommit(True)
 
     assert read("optimized").rows[0]["price"] == "300000.00"
-
-
-@pytest.mark.parametrize("text", ["COMMIT", "end", "ROLLBACK", "abort", "PREPARE TRANSACTION 'x'", "/* done */ COMMIT", "-- done\nCOMMIT", ";COMMIT"])
-def test_ending_a_transaction_with_sql_is_refused(home, text):
-    """It would pass the lease by."""
-    with pytest.raises(NotSupportedError, match=r"Use transaction.atomic\(\)"), transaction.atomic():
-        home.save()
-        sql(text)
-
-
-def test_ending_a_transaction_with_sql_is_refused_under_a_savepoint_too(home):
-    with pytest.raises(NotSupportedError, match=r"Use transaction.atomic\(\)"), transaction.atomic():
-        home.save()
-        with transaction.atomic():
-            sql("COMMIT")
-
-
-def test_ending_a_transaction_that_wrote_nothing_of_ours_is_nobodys_business(transactional_db):
-    sql("BEGIN")
-    sql("COMMIT")
-
-
-def test_a_savepoint_of_sql_is_nobodys_business(home, prime, read):
-    """What is rolled back to it was named already: slower, never stale."""
-    prime()
-
-    with transaction.atomic():
-        sql("SAVEPOINT mine")
-        home.save()
-        sql("ROLLBACK TO mine")
-
-    assert read("cached").came_from == "fwd=stale; stored"
-
-
-def test_commit_as_sql_is_refused_before_anything_is_written_too(home):
-    """Django would go on as if inside its transaction, commit what comes next statement by statement, and believe locks that are gone."""
-    with transaction.atomic(), pytest.raises(NotSupportedError, match="COMMIT as SQL would pass the cache by"):
-        sql("COMMIT")
-
-
-@pytest.mark.only("embedded")
-def test_a_script_inside_a_transaction_is_refused_whatever_it_says(home):
-    """It commits first. (Scripts are SQLite's.)"""
-    with transaction.atomic(), pytest.raises(NotSupportedError, match="executescript commits past the cache"):
-        connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")
-
-
-@pytest.mark.only("embedded")
-@pytest.mark.parametrize(
-    "script",
-    [
-        "DELETE FROM housing_property;",
-        "SELECT 1; UPDATE somebodys_view SET price = 1;",
-        "/* ; SELECT */ DELETE FROM housing_property",
-        "-- ; SELECT\nDELETE FROM housing_property",
-    ],
-)
-def test_a_script_that_may_write_our_tables_is_refused(home, script):
-    """SQLite's executescript commits by itself, before and after. (PostgreSQL's driver has none.)"""
-    with pytest.raises(NotSupportedError, match=r"^executescript commits past the cache. Execute the statements one by one, inside transaction.atomic\(\).$"):
-        connection.cursor().executescript(script)
-
-    connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")
-
-
-@pytest.mark.only("embedded")
-def test_a_script_that_would_commit_what_was_written_before_it_is_refused(home):
-    """Whatever it says itself. (PostgreSQL's driver has none.)"""
-    with pytest.raises(NotSupportedError, match="executescript commits past the cache"), transaction.atomic():
-        home.save()
-        connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")
 
 
 def test_a_lost_connection_forgets_what_it_had_not_committed(home, prime, read):

@@ -11,7 +11,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import EmptyResultSet
-from django.db import transaction
 from django.db.models import Field
 from django.db.models.constants import OnConflict
 from django.db.models.sql.compiler import SQLCompiler
@@ -112,7 +111,7 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
             return self._announce(send)
         if self.connection.in_transaction:
             return self._write_in_transaction(send, name)
-        with transaction.atomic(using=self.connection.alias):
+        with self.connection.own_transaction():
             return self._write_in_transaction(send, name)
 
     def _write_in_transaction(self, send: Callable[[], Any], name: str) -> Any:

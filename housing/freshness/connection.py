@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, NotSupportedError, OperationalError, connections, transaction
-from django.db.backends.utils import CursorWrapper
 
 from . import statements
+from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
 from .journal import Lease, Unreachable, journal
@@ -41,36 +41,6 @@ class Scope:
     """A row that was read FOR UPDATE here, as its table and the text of its primary key → column → value."""
 
 
-class CursorMixin(CursorWrapper):
-    """A cursor that takes no write past the journal; mixed into Django's plain and its debug wrapper."""
-
-    db: Any
-
-    def execute(self, sql: Any, params: Any = None) -> Any:
-        """As Django's."""
-        with self.db.statement(str(sql), params):
-            return super().execute(sql, params)
-
-    def executemany(self, sql: Any, param_list: Any) -> Any:
-        """As Django's."""
-        with self.db.statement(str(sql)):
-            return super().executemany(sql, param_list)
-
-    def callproc(self, procname: str, params: Any = None, kparams: Any = None) -> Any:
-        """As Django's; a procedure may write anything."""
-        with self.db.statement(f"CALL {procname}"):
-            return super().callproc(procname, params, kparams)
-
-
-def _mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> Any:
-    if (mixin, wrapper) not in _mixtures:
-        _mixtures[mixin, wrapper] = type(mixin.__name__, (mixin, wrapper), {})
-    return _mixtures[mixin, wrapper]
-
-
-_mixtures: dict[Any, Any] = {}
-
-
 def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
     """The connection of this thread to one of our databases."""
     return cast(ConnectionMixin, connections[alias])
@@ -80,6 +50,7 @@ class ConnectionMixin(IdentifiedMixin):
     """For a subclass of Django's `DatabaseWrapper`: see the module."""
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
+    release_may_commit: ClassVar[bool] = False
 
     is_announced = False
     """Whether a compiler sends the next statement: it knows better than the text what is read or written."""
@@ -88,6 +59,10 @@ class ConnectionMixin(IdentifiedMixin):
         super().__init__(*args, **kwargs)
         self.scopes = [Scope()]
         self.in_doubt: Lease | None = None
+
+    def text_of(self, sql: Any) -> str | None:
+        """The text of a statement that is neither str nor bytes; None where the driver takes none."""
+        return None
 
     def snapshot(self) -> AbstractContextManager[None]:
         """A transaction whose SELECTs all see one state. Each backend has its own way."""
@@ -173,12 +148,12 @@ class ConnectionMixin(IdentifiedMixin):
     def make_cursor(self, cursor: Any) -> Any:
         """Django's wrapper, mixed with ours."""
         wrapper = super().make_cursor(cursor)
-        return _mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
+        return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> Any:
         """The same for DEBUG."""
         wrapper = super().make_debug_cursor(cursor)
-        return _mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
+        return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     @contextmanager
     def statement(self, sql: str, params: Any = None) -> Iterator[None]:
@@ -189,29 +164,43 @@ class ConnectionMixin(IdentifiedMixin):
         if self.is_announced:
             self.is_announced = False  # of this one alone: a wrapper around it may send others
             yield
-        elif statements.ends_transaction(sql):
-            if self.managed or self.uncommitted or statements.ENDS_LATER.search(sql):
-                verb = statements.bare(sql).split(maxsplit=1)[0].upper()
-                raise NotSupportedError(f"{verb} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback().")
+            return
+        judged = statements.judge(sql)
+        if judged.ends:
+            if self.managed or self.uncommitted or not judged.alone:
+                raise NotSupportedError(
+                    f"{judged.ends} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback()."
+                )
             yield
-        elif not (written := statements.written_tables(sql)):
+        elif judged.releases and self.release_may_commit and self.uncommitted and not self.in_atomic_block:
+            raise NotSupportedError("RELEASE as SQL could be a COMMIT that passes the cache by. Use transaction.atomic().")
+        elif not judged.tables:
             self._read_as_text(sql)
             yield
-        elif self.in_transaction:
-            self._tag_as_text(written)
-            yield
         else:
-            with transaction.atomic(using=self.alias):
-                self._tag_as_text(written)
+            with nullcontext() if self.in_transaction else self.own_transaction():
+                for name in judged.tables:
+                    self.tag(name, tables()[name].all, f"[SQL] {name} written, rows not known.")
                 yield
 
-    def _tag_as_text(self, written: Iterable[str]) -> None:
-        for name in written:
-            self.tag(name, tables()[name].all, f"[SQL] {name} written, rows not known.")
+    @contextmanager
+    def own_transaction(self) -> Iterator[None]:
+        """A transaction on this very connection. `atomic` takes the one in `connections`, and this may be a `copy()` of it, or one without an alias."""
+        held = connections[self.alias] if self.alias in connections.settings else None
+        if held is not self:
+            connections[self.alias] = self
+        try:
+            with transaction.atomic(using=self.alias):
+                yield
+        finally:
+            if held is None:
+                del connections[self.alias]
+            elif held is not self:
+                connections[self.alias] = held
 
     def _read_as_text(self, sql: str) -> None:
         """Say that a fill read something that nobody can read off."""
-        if (recording := recorder()) is not None and not statements.CONTROL.match(statements.bare(sql)):
+        if (recording := recorder()) is not None and not statements.READS_NOTHING.match(sql):
             recording.refuse(f"It sends SQL as text, and nobody knows which tables that reads: {' '.join(sql.split())[:200]}")
 
     # The commit

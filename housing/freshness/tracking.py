@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -86,6 +86,18 @@ def text_of(field: Field[Any, Any]) -> Text | None:
     return None
 
 
+Cached = TypeVar("Cached", bound=Any)
+
+caches: list[Any] = []
+
+
+def until_the_models_change(cached: Cached) -> Cached:
+    """Decorates a cached function whose results depend on which models there are."""
+    caches.append(cached)
+    return cached
+
+
+@until_the_models_change
 @cache
 def tables() -> dict[str, Table]:
     """name → table, for every table that is tracked. Raises ImproperlyConfigured for a model in FRESHNESS_MODELS that there is not."""
@@ -100,6 +112,7 @@ def tables() -> dict[str, Table]:
     return found
 
 
+@until_the_models_change
 @cache
 def cascades() -> dict[str, frozenset[str]]:
     """table → the tracked tables in which the database itself changes rows when one of its rows is deleted, where there are any."""
@@ -107,6 +120,7 @@ def cascades() -> dict[str, frozenset[str]]:
     return {name: below for name, below in every.items() if below}
 
 
+@until_the_models_change
 @cache
 def other_tables() -> frozenset[str]:
     """The tables of all other models; what is not managed may be a view of a tracked table."""
@@ -159,9 +173,8 @@ def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -
 
 def forget(**_: Any) -> None:
     """Look again which tables there are."""
-    tables.cache_clear()
-    other_tables.cache_clear()
-    cascades.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 def _setting_changed(setting: str, **_: Any) -> None:

@@ -14,7 +14,8 @@ from django.db import NotSupportedError, transaction
 from django.db.backends.sqlite3 import base, operations
 
 from ..compiler import OperationsMixin
-from ..connection import ConnectionMixin, CursorMixin
+from ..connection import ConnectionMixin
+from ..cursor import CursorMixin
 from ..statements import may_write
 
 PROBE = "freshness_probe"
@@ -32,14 +33,15 @@ def _path(name: str | os.PathLike[str]) -> str:
 class Cursor(CursorMixin):
     """The cursor of Django's wrapper, which has one more way to write on SQLite."""
 
-    def executescript(self, script: str) -> Any:
-        """As the driver's, for scripts that write none of our tables; it commits by itself, before and after.
+    sends_no_sql = CursorMixin.sends_no_sql | {"convert_query"}
 
-        Raises NotSupportedError for the others: nobody could stand before that COMMIT.
-        """
+    def executescript(self, script: str) -> Any:
+        """Execute a script that writes no tracked table. Raises NotSupportedError for another one, because the driver commits by itself, before and after."""
         if self.db.managed or self.db.uncommitted or may_write(script):
             raise NotSupportedError("executescript commits past the cache. Execute the statements one by one, inside transaction.atomic().")
-        return self.cursor.executescript(script)
+        with self.db.wrap_database_errors:
+            self.cursor.executescript(script)
+        return self
 
 
 class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
@@ -51,6 +53,7 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
 
     cursor_mixin = Cursor
     ops_class = DatabaseOperations
+    release_may_commit = True
 
     def get_new_connection(self, conn_params: Any) -> Any:
         """As Django's, with the function that `reads_the_past` asks by."""

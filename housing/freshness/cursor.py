@@ -1,0 +1,83 @@
+"""A cursor whose every statement passes `connection.statement(text, params)`. Other methods of the driver's cursor are allowed by name, or refused."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+from django.db import NotSupportedError
+from django.db.backends.utils import CursorWrapper
+
+from .statements import text_of
+
+
+class MethodRefused(NotSupportedError, AttributeError):
+    """A method of the driver's cursor might send SQL that the cache does not see. (An AttributeError, so that `hasattr()` says no.)"""
+
+
+class CursorMixin(CursorWrapper):
+    """A cursor that takes no write past the journal; mixed into Django's plain and debug wrappers.
+
+    Where the driver returns its own cursor, this returns itself.
+    """
+
+    db: Any
+    sends_no_sql: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("arraysize", "close", "description", "fetchall", "fetchmany", "fetchone"),
+            *("lastrowid", "nextset", "row_factory", "rowcount", "setinputsizes", "setoutputsize"),
+        }
+    )
+    """Names of the driver's cursor that are passed through. A method that a driver adds is refused until somebody has looked and put it here."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.sends_no_sql:
+            raise MethodRefused(
+                f"cursor.{name} is refused, because it might send SQL that the cache does not see. Use execute(), executemany() or callproc(). "
+                f"If it sends no SQL, add its name to sends_no_sql in {self.db.cursor_mixin.__module__}."
+            )
+        found = getattr(self.cursor, name)
+        return self.db.wrap_database_errors(found) if name in CursorWrapper.WRAP_ERROR_ATTRS else found
+
+    def execute(self, sql: Any, params: Any = None) -> Any:
+        """Execute one statement."""
+        with self.db.statement(sql if type(sql) is str else text_of(sql, self.db), params):
+            if wrappers := self.db.execute_wrappers:
+                wrappers.append(partial(_judged_again, sql))
+                try:
+                    found = super().execute(sql, params)
+                finally:
+                    wrappers.pop()
+            else:
+                found = super().execute(sql, params)
+        return self if found is self.cursor else found
+
+    def executemany(self, sql: Any, param_list: Any) -> Any:
+        """Execute one statement for each set of parameters."""
+        with self.db.statement(text_of(sql, self.db)), self.db.execute_wrapper(partial(_judged_again, sql)):
+            found = super().executemany(sql, param_list)
+        return self if found is self.cursor else found
+
+    def callproc(self, procname: str, params: Any = None, kparams: Any = None) -> Any:
+        """Call a procedure, which may write anything."""
+        with self.db.statement("CALL procedure()"):
+            return super().callproc(procname, params, kparams)
+
+
+def _judged_again(judged: Any, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    """The innermost of Django's execute wrappers: another may have replaced the statement since it was judged."""
+    if sql is judged:
+        return execute(sql, params, many, context)
+    connection = context["connection"]
+    with connection.statement(text_of(sql, connection)):
+        return execute(sql, params, many, context)
+
+
+def mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> Any:
+    """Django's wrapper, plain or debug, with the mixin before it."""
+    if (mixin, wrapper) not in _mixtures:
+        _mixtures[mixin, wrapper] = type(mixin.__name__, (mixin, wrapper), {})
+    return _mixtures[mixin, wrapper]
+
+
+_mixtures: dict[Any, Any] = {}

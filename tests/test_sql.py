@@ -1,0 +1,601 @@
+"""Every way to send SQL. All of it passes one place, where a write waits for its lease; other ways are refused."""
+
+import inspect
+import sqlite3
+import sys
+from contextlib import contextmanager, nullcontext
+
+import pytest
+from django.db import DatabaseError, Error, NotSupportedError, connection, connections, transaction
+from django.db.backends.postgresql.base import Cursor as PostgreSQLCursor
+from django.db.backends.postgresql.base import CursorDebugWrapper as PostgreSQLDebugWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
+from django.db.backends.postgresql.base import ServerSideCursor
+from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
+from django.db.backends.sqlite3.base import SQLiteCursorWrapper
+from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
+from psycopg import ClientCursor, Cursor, RawCursor, RawServerCursor, ServerCursor
+from psycopg.sql import SQL, Identifier, Literal, Placeholder
+
+from housing.freshness.cursor import MethodRefused, mixed
+from housing.freshness.postgresql import base as postgresql_backend
+from housing.freshness.sqlite3 import base as sqlite3_backend
+from housing.freshness.statements import text_of, written_tables
+from housing.models import Office, Property
+
+RENAME = "UPDATE housing_office SET name = 'Else'"
+
+
+def execute(text, params=None):
+    """Execute one statement through a cursor."""
+    with connection.cursor() as cursor:
+        cursor.execute(text, params)
+
+
+# Every way to send a write
+
+
+def through_a_wrapper(send):
+    """One of Django's execute wrappers puts a statement in place of one that writes no tracked table."""
+    harmless = "UPDATE auth_user SET email = ''"
+    with connection.execute_wrapper(lambda execute, sql, *rest: execute(RENAME if sql == harmless else sql, *rest)):
+        send(harmless)
+
+
+def through_a_copy(text):
+    """Django copies a connection under the same alias."""
+    copied = connection.copy()
+    try:
+        with copied.cursor() as cursor:
+            cursor.execute(text)
+    finally:
+        copied.close()
+
+
+def debugged(text):
+    """Django has another cursor for DEBUG, and to capture queries."""
+    connection.force_debug_cursor = True
+    try:
+        execute(text)
+    finally:
+        connection.force_debug_cursor = False
+
+
+def composed(text):
+    """The same statement, put together by psycopg."""
+    head, _, name = text.rpartition("'Else'")
+    return SQL("{} {}{}").format(SQL(head), Literal("Else"), SQL(name))
+
+
+def streamed(query, *, first_only=False, **options):
+    """Read the rows of a statement as they arrive, or the first of them alone."""
+    rows = connection.cursor().stream(query, **options)
+    found = [next(rows)] if first_only else list(rows)
+    rows.close()
+    assert found
+
+
+def prepared():
+    """PREPARE the statement and EXECUTE it; its name says nothing of the table."""
+    execute(f"PREPARE renaming AS {RENAME}")
+    try:
+        execute("EXECUTE renaming")
+    finally:
+        execute("DEALLOCATE renaming")
+
+
+WAYS = {
+    "execute()": lambda: execute(RENAME),
+    "executemany()": lambda: connection.cursor().executemany("UPDATE housing_office SET name = %s", [("Other",), ("Else",)]),
+    "the cursor that execute() returns": lambda: connection.cursor().execute("SELECT 1").execute(RENAME),
+    "an execute wrapper": lambda: through_a_wrapper(execute),
+    "an execute wrapper of executemany()": lambda: through_a_wrapper(lambda text: connection.cursor().executemany(text, [()])),
+    "a debug cursor": lambda: debugged(RENAME),
+}
+"""Ways to give every office another name."""
+
+SERVERS_OWN = {
+    "sqlite": {
+        "the cursor that executemany() returns": lambda: connection.cursor().executemany("UPDATE auth_user SET email = ''", [()]).execute(RENAME),
+        "REPLACE": lambda: execute("REPLACE INTO housing_office (id, name, city) SELECT id, 'Else', city FROM housing_office"),
+        "UPDATE OR REPLACE": lambda: execute("UPDATE OR REPLACE housing_office SET name = 'Else'"),
+    },
+    "postgresql": {
+        "bytes": lambda: execute(RENAME.encode()),
+        "psycopg's SQL": lambda: execute(SQL(RENAME)),
+        "psycopg's Composed": lambda: execute(composed(RENAME)),
+        "a debug cursor for a Composed": lambda: debugged(composed(RENAME)),
+        "executemany() of bytes": lambda: connection.cursor().executemany(b"UPDATE housing_office SET name = %s", [("Else",)]),
+        "executemany() of a Composed": lambda: connection.cursor().executemany(composed(RENAME), [()]),
+        "callproc()": lambda: connection.cursor().callproc("somebodys_function"),
+        "stream()": lambda: streamed(f"{RENAME} RETURNING id"),
+        "stream() in chunks": lambda: streamed(f"{RENAME} RETURNING id", size=2),
+        "stream() of bytes": lambda: streamed(f"{RENAME} RETURNING id".encode()),
+        "stream() of a Composed": lambda: streamed(composed(f"{RENAME} RETURNING id")),
+        "stream() of a CTE": lambda: streamed("WITH x AS (UPDATE housing_office SET name = 'Else' RETURNING id) SELECT id FROM x"),
+        "stream() not read to its end": lambda: streamed(f"{RENAME} RETURNING id", first_only=True),
+        "PREPARE and EXECUTE": prepared,
+        "MERGE": lambda: execute("MERGE INTO housing_office o USING housing_office n ON o.id = n.id WHEN MATCHED THEN UPDATE SET name = 'Else'"),
+        "a view, merged from a table of ours": lambda: (
+            execute("MERGE INTO somebodys_view o USING housing_agent a ON o.id = a.office_id WHEN MATCHED THEN UPDATE SET name = 'Else'")
+            if connection.pg_version >= 170000
+            else execute("UPDATE somebodys_view SET name = 'Else' WHERE id IN (SELECT office_id FROM housing_agent)")
+        ),
+        "CALL with the name of another table": lambda: execute("CALL somebodys_procedure('housing_agent')"),
+        "DO with the name of another table": lambda: execute("DO $$ BEGIN PERFORM 'housing_agent'; CALL somebodys_procedure(''); END $$"),
+        "a CTE before an INSERT into another table": lambda: execute(
+            "WITH x AS (UPDATE somebodys_view SET name = 'Else' RETURNING id) "
+            "INSERT INTO django_content_type (app_label, model) SELECT 'else', id FROM x ON CONFLICT DO NOTHING"
+        ),
+        "EXPLAIN ANALYZE of a view": lambda: execute("EXPLAIN (COSTS false, ANALYZE) UPDATE somebodys_view SET name = 'Else' FROM housing_agent"),
+        "several statements in one text": lambda: execute("SELECT 'housing_agent'; CALL somebodys_procedure('housing_agent')"),
+        "a line that ends with CR": lambda: execute(f"-- nightly\r{RENAME};--\nSELECT 1"),
+    },
+}
+"""Ways that only one of the servers has."""
+
+SOMEBODYS = {
+    "sqlite": [],
+    "postgresql": [
+        "CREATE OR REPLACE FUNCTION somebodys_function() RETURNS void LANGUAGE sql AS 'UPDATE housing_office SET name = ''Else'''",
+        "CREATE OR REPLACE PROCEDURE somebodys_procedure(text) LANGUAGE sql AS 'UPDATE housing_office SET name = ''Else'''",
+        "CREATE VIEW somebodys_view AS SELECT * FROM housing_office",
+    ],
+}
+"""What may be called or written in place of a table."""
+
+
+@pytest.fixture
+def somebodys(transactional_db):
+    """A function, a procedure and a view of somebody else's, where the server has them."""
+    for statement in SOMEBODYS[connection.vendor]:
+        execute(statement)
+    yield
+    if connection.vendor == "postgresql":
+        execute("DROP VIEW somebodys_view")
+
+
+@pytest.fixture
+def every_way(somebodys, twenty_properties, read):
+    """`every_way(carry_out)`: for each way, the name of the office in the next read, and where that read came from."""
+
+    def outcome(write, carry_out):
+        Office.objects.update(name="Before")
+        read("cached")
+        carry_out(write)
+        after = read("cached")
+        return after.rows[0]["agent"]["office"]["name"], after.came_from
+
+    return lambda carry_out: {way: outcome(write, carry_out) for way, write in (WAYS | SERVERS_OWN[connection.vendor]).items()}
+
+
+@contextmanager
+def rolled_back():
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+@pytest.mark.parametrize(
+    ("within", "outcome"),
+    [(nullcontext, ("Else", "fwd=stale; stored")), (transaction.atomic, ("Else", "fwd=stale; stored")), (rolled_back, ("Before", "hit"))],
+    ids=["in autocommit", "in a transaction", "rolled back"],
+)
+def test_every_way_to_send_a_write_is_in_the_next_read(every_way, within, outcome):
+    """A text is judged as the server would read it, whatever it is made of and whichever method sends it. A rollback leaves the page warm."""
+
+    def carry_out(write):
+        with within():
+            write()
+
+    assert {way: found for way, found in every_way(carry_out).items() if found != outcome} == {}
+
+
+def test_a_write_through_a_copy_of_the_connection_is_in_the_next_read(twenty_properties, prime, read_the_list):
+    """`connection.copy()` has the alias of the connection, and transactions of its own."""
+    prime()
+    held = connections["default"]
+
+    through_a_copy(RENAME)
+
+    assert connections["default"] is held
+    assert not connection.in_atomic_block
+    assert read_the_list()[0]["agent"]["office"]["name"] == "Else"
+
+
+@pytest.mark.only("real")
+def test_rows_copied_in_are_in_the_next_read(twenty_properties, prime, read_the_list):
+    """SQLite has no COPY."""
+    columns = ("title", "property_type", "status", "price", "location_id", "agent_id", "created_at", "updated_at")
+    [values] = Property.objects.order_by("-created_at").values_list(*columns)[:1]
+    name = SQL("housing_property")
+    for text in (
+        "COPY housing_property ({}) FROM STDIN".format(", ".join(columns)),
+        "COPY housing_property ({}) FROM STDIN".format(", ".join(columns)).encode(),
+        SQL("COPY {} ({}) FROM STDIN").format(name, SQL(", ").join(map(Identifier, columns))),
+    ):
+        title = f"Copied as {type(text).__name__}"
+        prime()
+        with connection.cursor() as cursor, cursor.copy(text) as copy:
+            copy.write_row((title, *values[1:]))
+        assert title in [row["title"] for row in read_the_list(page_size=100)]
+
+
+@pytest.mark.only("real")
+def test_a_copy_that_fails_leaves_every_page_warm(twenty_properties, prime, read):
+    """An error inside the block, or of the server, is Django's error and rolls back. (SQLite has no COPY.)"""
+    prime()
+
+    with pytest.raises(DatabaseError), connection.cursor() as cursor, cursor.copy("COPY housing_office (name, city) FROM STDIN") as copy:
+        copy.write_row(("x" * 1000, "y"))
+    with pytest.raises(ZeroDivisionError), connection.cursor() as cursor, cursor.copy("COPY housing_office (name, city) FROM STDIN"):
+        1 / 0  # noqa: B018
+
+    assert read("cached").came_from == "hit"
+    assert not connection.in_atomic_block
+
+
+@pytest.mark.only("real")
+def test_a_streamed_write_is_committed_after_its_last_row(twenty_properties, prime, read, elsewhere):
+    """Nobody else sees it before, and the entry stays until then. (SQLite's driver does not stream.)"""
+    prime()
+    names = {name for (name,) in Office.objects.values_list("name").distinct()}
+
+    rows = connection.cursor().stream(f"{RENAME} RETURNING id")
+    next(rows)
+    assert elsewhere(lambda: {name for (name,) in Office.objects.values_list("name").distinct()}) == names
+    assert elsewhere(lambda: read("cached")).came_from == "hit"
+    list(rows)
+
+    assert read("cached").rows[0]["agent"]["office"]["name"] == "Else"
+    assert not connection.in_atomic_block
+
+
+@pytest.mark.only("real")
+def test_a_streamed_write_whose_rows_are_not_read_is_carried_out(twenty_properties, prime, read):
+    """Psycopg cancels what the server still sends, here 20 megabytes. The server had carried it out before. (SQLite's driver does not stream.)"""
+    Office.objects.create(name="Another")
+    prime()
+
+    rows = connection.cursor().stream(f"{RENAME} RETURNING repeat('x', 10000000)")
+    next(rows)
+    rows.close()
+
+    assert read("cached").rows[0]["agent"]["office"]["name"] == "Else"
+    assert not connection.in_atomic_block
+
+
+@pytest.mark.only("real")
+def test_a_streamed_write_that_fails_leaves_every_page_warm(twenty_properties, prime, read):
+    """The error is Django's, as it is from `execute()`. (SQLite's driver does not stream.)"""
+    prime()
+
+    with pytest.raises(DatabaseError):
+        list(connection.cursor().stream("UPDATE housing_office SET name = repeat('x', 1000) RETURNING id"))
+
+    assert read("cached").came_from == "hit"
+
+
+@pytest.mark.only("real")
+def test_a_streamed_read_is_no_write(twenty_properties, prime, read):
+    """It opens no transaction, and may be broken off. (SQLite's driver does not stream.)"""
+    prime()
+
+    assert len(list(connection.cursor().stream("SELECT id FROM housing_property"))) == 20
+    rows = connection.cursor().stream("SELECT id FROM housing_property")
+    next(rows)
+    assert not connection.in_atomic_block
+    rows.close()
+    with connection.cursor() as cursor, cursor.copy("COPY housing_property (id, title) TO STDOUT") as copy:
+        assert not connection.in_atomic_block
+        assert len(list(copy.rows())) == 20
+
+    assert read("cached").came_from == "hit"
+
+
+@pytest.mark.only("embedded")
+def test_a_procedure_may_write_anything(twenty_properties, prime, read_the_list, monkeypatch):
+    """SQLite has none, so its cursor is given one here. (PostgreSQL's is among the ways to send a write.)"""
+    prime()
+    called = []
+
+    def callproc(cursor, *how):
+        called.append(how)
+        cursor.execute(RENAME)
+
+    monkeypatch.setattr(SQLiteCursorWrapper, "callproc", callproc, raising=False)
+
+    connection.cursor().callproc("nightly")
+    assert read_the_list()[0]["agent"]["office"]["name"] == "Else"
+
+    connection.cursor().callproc("nightly", [1])
+    with pytest.raises(NotSupportedError, match="Keyword parameters for callproc"):
+        connection.cursor().callproc("nightly", [1], {"depth": 2})
+    assert called == [("nightly",), ("nightly", [1])]
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize(
+    ("query", "stale"),
+    [
+        (b"SELECT 1", set()),
+        (SQL("SELECT 1"), set()),
+        (SQL("SELECT {}").format(Literal("x; DELETE FROM housing_office")), set()),
+        (SQL("UPDATE {} SET caption = 'Else'").format(Identifier("housing_propertyimage")), {"the detail"}),
+        (b"UPDATE housing_propertyimage SET caption = 'Else'", {"the detail"}),
+        (SQL("SELECT {}").format(SQL("1; CALL f()")), {"the detail", "the list"}),
+    ],
+    ids=["a SELECT of bytes", "a SELECT", "a literal", "an UPDATE of images", "an UPDATE of bytes", "several"],
+)
+def test_a_text_that_is_not_str_is_judged_by_what_it_says(twenty_properties, prime, read, query, stale):
+    """`str()` of bytes or of psycopg's Composed is not their text. (SQLite's driver takes str alone.)"""
+    home = twenty_properties[0]
+    prime()
+    prime(f"cached/{home.pk}")
+
+    with nullcontext() if "the list" not in stale else pytest.raises(DatabaseError):
+        execute(query)
+
+    found = {"the list": read("cached"), "the detail": read(f"cached/{home.pk}")}
+    if "the list" not in stale:
+        assert {page for page, response in found.items() if response.came_from != "hit"} == stale
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize("query", [b"COMMIT", SQL("COMMIT"), SQL("{}").format(SQL("/* done */ commit")), SQL("SELECT 1; ROLLBACK")], ids=repr)
+def test_ending_a_transaction_with_a_text_that_is_not_str_is_refused(transactional_db, query):
+    """It is the same statement. (SQLite's driver takes str alone.)"""
+    refused = pytest.raises(NotSupportedError, match=r"(COMMIT|ROLLBACK) as SQL would pass the cache by")
+
+    with transaction.atomic():
+        with refused:
+            execute(query)
+        with refused:
+            connection.cursor().executemany(query, [()])
+        with refused, connection.cursor().copy(query):
+            pass
+        with refused:
+            list(connection.cursor().stream(query))
+
+
+@pytest.mark.parametrize("query", [7, None, ["SELECT 1"], object], ids=repr)
+def test_a_statement_without_a_text_is_refused(transactional_db, query):
+    """It cannot be judged."""
+    with pytest.raises(TypeError, match=f"A statement of type {type(query).__name__} is refused, because its text cannot be read. Pass str, bytes"):
+        execute(query)
+
+
+TEXTS = {
+    "bytes": (b"UPDATE housing_office SET name = 'x'", "UPDATE housing_office SET name = 'x'"),
+    "bytes that are no UTF-8": (b"SELECT '\xff'", "SELECT '\ufffd'"),
+    "SQL": (SQL("COMMIT"), "COMMIT"),
+    "Composed": (SQL("UPDATE {} SET name = {}").format(Identifier("a", 'b"c'), Literal("it's")), 'UPDATE "a"."b""c" SET name = \'it\'\'s\''),
+    "Placeholder": (SQL("DELETE FROM t WHERE id = {}").format(Placeholder()), "DELETE FROM t WHERE id = %s"),
+}
+if sys.version_info >= (3, 14):
+    TEXTS["template string"] = (eval("t'UPDATE {name:i} SET id = {pk}'", {"name": "t", "pk": 7}), 'UPDATE "t" SET id = 7')
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_text_of_a_statement_is_what_psycopg_sends(kind):
+    """Its `sql` objects, bytes, and from Python 3.14 on template strings."""
+    statement, text = TEXTS[kind]
+
+    assert text_of(statement, postgresql_backend.DatabaseWrapper({})) == text
+
+
+# Every method of the cursor is hooked, allowed by name, or refused
+
+BACKENDS = {
+    "SQLite": (sqlite3_backend, (SQLiteCursorWrapper, sqlite3.Cursor), (CursorWrapper, CursorDebugWrapper)),
+    "PostgreSQL": (
+        postgresql_backend,
+        (PostgreSQLCursor, ServerSideCursor, Cursor, ClientCursor, ServerCursor, RawCursor, RawServerCursor),
+        (CursorWrapper, CursorDebugWrapper, PostgreSQLDebugWrapper),
+    ),
+}
+"""Backend → its module, the classes of cursor that its driver has, and Django's wrappers of them."""
+
+
+def public_names(*classes):
+    return {name for each in classes for name in dir(each) if not name.startswith("_") and callable(getattr(each, name))}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Each backend on each stack, because what it hooks shows without a server."""
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def a_cursor(backend):
+    """A cursor of this backend on a connection that judges a statement and sends none. `judged` holds the texts."""
+
+    class Judging(backend[0].DatabaseWrapper):
+        judged = []
+
+        @contextmanager
+        def statement(self, text, params=None):
+            self.judged.append(text)
+            raise InterruptedError
+            yield
+
+    return mixed(backend[0].Cursor, CursorWrapper)(backend[1][0], Judging({"AUTOCOMMIT": True}))
+
+
+def test_every_method_of_a_drivers_cursor_is_hooked_allowed_by_name_or_refused(backend, a_cursor):
+    """Private ones too: whatever Django's wrapper passed on unseen could have sent a write."""
+    names = {name for each in backend[1] for name in dir(each) if not name.startswith("__")}
+
+    left = {name for name in names if not hasattr(type(a_cursor), name)} - a_cursor.sends_no_sql
+    assert len(left) > 0
+    assert {name for name in left if hasattr(a_cursor, name)} == set()
+    for name in left:
+        with pytest.raises(MethodRefused):
+            getattr(a_cursor, name)
+
+
+def test_every_method_that_sends_sql_has_its_text_judged(backend, a_cursor):
+    """Those of Django's wrappers, and those that a driver adds."""
+    send = {
+        "execute": lambda: a_cursor.execute("execute"),
+        "executemany": lambda: a_cursor.executemany("executemany", []),
+        "callproc": lambda: a_cursor.callproc("nightly"),
+        "copy": lambda: a_cursor.copy("copy").__enter__(),
+        "stream": lambda: next(a_cursor.stream("stream")),
+    }
+    theirs = public_names(*backend[1], *backend[2]) & send.keys()
+    for name in sorted(theirs):
+        with pytest.raises(InterruptedError):
+            send[name]()
+
+    assert a_cursor.db.judged == [{"callproc": "CALL procedure()"}.get(name, name) for name in sorted(theirs)]
+    assert public_names(*backend[1], *backend[2]) - send.keys() - a_cursor.sends_no_sql - {"executescript", "debug_sql"} <= {"results", "set_result"}
+
+
+def test_no_method_that_is_allowed_takes_a_statement(backend, a_cursor):
+    """`mogrify()` and `convert_query()` make a text of one, and send nothing."""
+    statement = {"sql", "query", "statement", "script", "sql_script", "operation", "procname"}
+    allowed = [(each, name) for each in backend[1] for name in a_cursor.sends_no_sql if callable(getattr(each, name, None))]
+
+    assert {name for each, name in allowed if statement & inspect.signature(getattr(each, name)).parameters.keys()} <= {"mogrify", "convert_query"}
+    assert {"fetchone", "fetchmany", "fetchall", "close"} <= {name for _, name in allowed}
+
+
+def test_a_method_that_a_driver_adds_is_refused_until_somebody_has_looked_at_it(backend, a_cursor, monkeypatch):
+    """`hasattr()` says no, so code that asks first takes another way."""
+    monkeypatch.setattr(backend[1][0], "broadcast", lambda *_: None, raising=False)
+
+    assert not hasattr(a_cursor, "broadcast")
+    with pytest.raises(NotSupportedError, match=r"^cursor\.broadcast is refused, because it might send SQL that the cache does not see\. Use ") as refused:
+        a_cursor.broadcast("UPDATE housing_office SET name = 'Else'")
+    assert f"add its name to sends_no_sql in {backend[0].__name__}." in str(refused.value)
+    assert getattr(a_cursor, "broadcast", "none") == "none"
+
+
+@pytest.mark.only("embedded")
+def test_a_cursor_does_not_hand_out_the_drivers_connection(transactional_db):
+    """(On PostgreSQL Django itself takes it from there, for the text of a query in its log.)"""
+    with pytest.raises(MethodRefused, match=r"cursor\.connection is refused"):
+        connection.cursor().connection  # noqa: B018
+
+
+def test_a_cursor_that_django_or_another_app_reads_from_is_as_it_was(transactional_db):
+    with connection.cursor() as cursor:
+        assert cursor.execute("SELECT 1 UNION SELECT 2 ORDER BY 1") is cursor
+        assert cursor.description[0][0]
+        assert (cursor.fetchone(), cursor.fetchmany(1), cursor.fetchall()) == ((1,), [(2,)], [])
+        assert list(cursor.execute("SELECT 3")) == [(3,)]
+        assert isinstance(cursor.rowcount, int)
+    with pytest.raises(Error):
+        cursor.fetchone()
+
+
+# Every method of the connection
+
+THROUGH_A_CURSOR = {
+    *("cursor", "chunked_cursor", "make_cursor", "make_debug_cursor", "copy", "schema_editor", "temporary_connection"),
+    *("savepoint", "savepoint_commit", "savepoint_rollback", "clean_savepoints", "set_autocommit", "commit", "rollback", "check_constraints"),
+    *("constraint_checks_disabled", "disable_constraint_checking", "enable_constraint_checking", "get_database_version", "pg_version"),
+    *("check_database_version_supported", "prepare_database", "run_and_clear_commit_hooks", "on_commit"),
+}
+"""Public methods of Django's connection that send SQL through `cursor()`, or have a commit of ours."""
+
+PAST_THE_CURSOR = {
+    *("connect", "ensure_connection", "get_new_connection", "init_connection_state"),
+    *("close_if_health_check_failed", "close_if_unusable_or_obsolete", "ensure_timezone", "is_usable"),
+}
+"""Those that send settings and health checks through the driver itself."""
+
+HANDS_OUT = {"create_cursor", "pool", "Database"}
+"""Those that give the driver's own cursor, connections or module to the caller: not promised, below."""
+
+SEND_NOTHING = {
+    *("SchemaEditorClass", "allow_thread_sharing", "check_settings", "client_class", "close", "close_pool", "creation_class", "data_type_check_constraints"),
+    *("data_types", "data_types_suffix", "dec_thread_sharing", "display_name", "execute_wrapper", "features_class", "get_autocommit", "get_connection_params"),
+    *("get_rollback", "inc_thread_sharing", "introspection_class", "is_in_memory_db", "operators", "ops", "ops_class", "pattern_esc", "pattern_ops", "queries"),
+    *("queries_limit", "queries_logged", "set_rollback", "timezone", "timezone_name", "transaction_modes", "tzinfo_factory", "validate_no_atomic_block"),
+    *("validate_no_broken_transaction", "validate_thread_sharing", "validation_class", "vendor", "wrap_database_errors"),
+}
+
+
+def test_every_public_name_of_djangos_connection_was_looked_at():
+    """A name that a new Django adds is not on these lists. Find out whether it sends SQL past the cursor, and put it on one of them."""
+    known = THROUGH_A_CURSOR | PAST_THE_CURSOR | HANDS_OUT | SEND_NOTHING
+
+    assert {name for each in (SQLite, PostgreSQL) for name in dir(each) if not name.startswith("_")} - known == set()
+
+
+def test_nothing_that_the_connection_sends_past_the_cursor_is_a_write(transactional_db, monkeypatch):
+    """Settings of the session and health checks: the driver itself is watched here."""
+    sent = []
+
+    class Traced(sqlite3.Connection):
+        def __init__(self, *how, **options):
+            super().__init__(*how, **options)
+            self.set_trace_callback(sent.append)
+
+    class Watched(PostgreSQLCursor):
+        def execute(self, query, *rest, **options):
+            sent.append(text_of(query, connection))
+            return super().execute(query, *rest, **options)
+
+    watch = {"sqlite": {"factory": Traced}, "postgresql": {"cursor_factory": Watched}}[connection.vendor]
+    connect = type(connections["default"]).get_new_connection
+    monkeypatch.setattr(type(connections["default"]), "get_new_connection", lambda self, params: connect(self, params | watch))
+    for name in sorted(PAST_THE_CURSOR):
+        if name in {"connect", "ensure_connection"}:
+            connection.close()
+        elif name == "get_new_connection":
+            connection.get_new_connection(connection.get_connection_params()).close()
+            continue
+        getattr(connection, name)()
+    connection.close()
+
+    assert {"sqlite": "PRAGMA foreign_keys = ON", "postgresql": "SELECT 1"}[connection.vendor] in sent
+    assert {text: written for text in sent if (written := written_tables(text))} == {}
+
+
+NOT_PROMISED = {
+    "A write through the driver's own connection or cursor (`connection.connection`, `connection.create_cursor()`, `cursor.cursor`) is in the next read": (
+        "Django needs them itself and hands them out; neither driver tells who called. Use `connection.cursor()`."
+    ),
+}
+
+
+# Scripts
+
+
+@pytest.mark.only("embedded")
+def test_a_script_inside_a_transaction_is_refused_whatever_it_says(transactional_db):
+    """It commits first. (Scripts are SQLite's.)"""
+    with transaction.atomic(), pytest.raises(NotSupportedError, match="executescript commits past the cache"):
+        connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")
+
+
+@pytest.mark.only("embedded")
+@pytest.mark.parametrize(
+    "script",
+    [
+        "DELETE FROM housing_property;",
+        "SELECT 1; UPDATE somebodys_view SET price = 1;",
+        "/* ; SELECT */ DELETE FROM housing_property",
+        "-- ; SELECT\nDELETE FROM housing_property",
+        "BEGIN; DELETE FROM housing_property; COMMIT",
+    ],
+)
+def test_a_script_that_may_write_a_tracked_table_is_refused(transactional_db, script):
+    """SQLite's executescript commits by itself, before and after. (PostgreSQL's driver has none.)"""
+    with pytest.raises(NotSupportedError, match=r"^executescript commits past the cache. Execute the statements one by one, inside transaction.atomic\(\).$"):
+        connection.cursor().executescript(script)
+
+    cursor = connection.cursor()
+    assert cursor.executescript("BEGIN; CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere; COMMIT") is cursor
+
+
+@pytest.mark.only("embedded")
+def test_a_script_that_would_commit_what_was_written_before_it_is_refused(twenty_properties):
+    """Whatever it says itself. (PostgreSQL's driver has none.)"""
+    with pytest.raises(NotSupportedError, match="executescript commits past the cache"), transaction.atomic():
+        twenty_properties[0].save()
+        connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")
