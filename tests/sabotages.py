@@ -1065,7 +1065,7 @@ SQL = (
     Sabotage(
         "stream is not judged",
         "freshness/postgresql/base.py",
-        "with self.db.statement(text, params), self.db.wrap",
+        "with self.db.statement(text), self.db.wrap",
         "with self.db.wrap",
         "test_sql.py::test_every_method_that_sends_sql_has_its_text_judged[PostgreSQL]",
     ),
@@ -1100,8 +1100,8 @@ SQL = (
     Sabotage(
         "execute() returns the driver's cursor",
         "freshness/cursor.py",
-        "                found = super().execute(sql, params)\n        return self if found is self.cursor else found",
-        "                found = super().execute(sql, params)\n        return found",
+        "            found = super().execute(sql, params)\n        return self if found is self.cursor else found",
+        "            found = super().execute(sql, params)\n        return found",
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(

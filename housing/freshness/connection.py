@@ -156,15 +156,11 @@ class ConnectionMixin(IdentifiedMixin):
         return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     @contextmanager
-    def statement(self, sql: str, params: Any = None) -> Iterator[None]:
+    def statement(self, sql: str) -> Iterator[None]:
         """Around one statement: what it writes is tagged, and there is a COMMIT for it to wait for.
 
         Raises NotSupportedError where the text itself would end a transaction that holds writes.
         """
-        if self.is_announced:
-            self.is_announced = False  # of this one alone: a wrapper around it may send others
-            yield
-            return
         judged = statements.judge(sql)
         if judged.ends:
             if self.managed or self.uncommitted or not judged.alone:

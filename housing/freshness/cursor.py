@@ -40,16 +40,22 @@ class CursorMixin(CursorWrapper):
         return self.db.wrap_database_errors(found) if name in CursorWrapper.WRAP_ERROR_ATTRS else found
 
     def execute(self, sql: Any, params: Any = None) -> Any:
-        """Execute one statement."""
-        with self.db.statement(sql if type(sql) is str else text_of(sql, self.db), params):
-            if wrappers := self.db.execute_wrappers:
-                wrappers.append(partial(_judged_again, sql))
-                try:
-                    found = super().execute(sql, params)
-                finally:
-                    wrappers.pop()
-            else:
+        """Execute one statement. A compiler that announced it knows better than its text what it reads or writes."""
+        if self.db.is_announced:
+            self.db.is_announced = False  # of this one alone: a wrapper around it may send others
+            return self._execute_judged(sql, params)
+        with self.db.statement(sql if type(sql) is str else text_of(sql, self.db)):
+            return self._execute_judged(sql, params)
+
+    def _execute_judged(self, sql: Any, params: Any) -> Any:
+        if wrappers := self.db.execute_wrappers:
+            wrappers.append(partial(_judged_again, sql))
+            try:
                 found = super().execute(sql, params)
+            finally:
+                wrappers.pop()
+        else:
+            found = super().execute(sql, params)
         return self if found is self.cursor else found
 
     def executemany(self, sql: Any, param_list: Any) -> Any:

@@ -64,7 +64,7 @@ class Cursor(CursorMixin):
         """
         self.db.validate_no_broken_transaction()
         text = text_of(query, self.db)
-        with self.db.statement(text, params), self.db.wrap_database_errors, suppress(GeneratorExit):
+        with self.db.statement(text), self.db.wrap_database_errors, suppress(GeneratorExit):
             yield from self.cursor.stream(query, params, **options)
 
 
