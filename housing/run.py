@@ -163,11 +163,11 @@ def prepare(properties: int | None) -> str | None:
     """Migrate, seed a database that has no property, add an admin where there is no user; the admin's password, or None."""
     django.setup()
     logging.getLogger("housing").setLevel(logging.WARNING)  # that an empty table became stale is no news
-    from housing.freshness.journal import journal
+    from housing.freshness import begin_journal
     from housing.models import Property
 
     if settings.EMBEDDED:
-        journal.begin()  # the server has just been born, and nobody writes yet
+        begin_journal()  # the server has just been born, and nobody writes yet
     call_command("migrate", verbosity=0)
     if not Property.objects.exists():
         call_command("seed", **({} if properties is None else {"properties": properties}))

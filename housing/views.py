@@ -18,10 +18,7 @@ from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
 
 from housing import queries
 from housing.filters import REMEMBERED, KeysetPagination, PropertyFilter, Query
-from housing.freshness import CachedView, Select, ours
-from housing.freshness.entries import Read
-from housing.freshness.journal import Refused, Unreachable, journal
-from housing.freshness.statements import CONTROL
+from housing.freshness import CONTROL, CachedView, Read, Refused, Select, Unreachable, inspect_server, ours
 from housing.models import Property
 from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
 
@@ -145,7 +142,7 @@ def health(request: HttpRequest) -> JsonResponse:
     except DatabaseError as away:
         state["database"] = f"unreachable: {away}"
     try:
-        journal.inspect_server()
+        inspect_server()
     except Refused as refused:
         state["cache"] = f"refused: {refused}"
     except Unreachable as away:

@@ -14,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 from django.utils.module_loading import import_string
 
+from housing import freshness
 from housing.freshness import private
 from housing.freshness.settings import SETTINGS, conf
 from housing.freshness.tracking import tables
@@ -74,15 +75,30 @@ def test_the_engine_names_no_listing():
     assert found == []
 
 
-def test_the_example_imports_the_engine_and_the_engine_is_imported_by_nothing_it_imports():
+def test_the_example_imports_the_engine_from_its_public_face_alone():
     """Imports point one way: from the example down to the engine."""
-    importers = [
-        path.relative_to(ROOT / "housing").parts[0]
+    imported = {
+        (path.relative_to(ROOT).as_posix(), node.module, name.name)
         for path in (ROOT / "housing").rglob("*.py")
-        if ENGINE not in path.parents and "housing.freshness" in path.read_text(encoding="utf-8")
-    ]
+        if ENGINE not in path.parents
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("housing.freshness")
+        for name in node.names
+    }
 
-    assert {"views.py", "settings.py"} <= set(importers)
+    assert {module for _, module, _ in imported} == {"housing.freshness"}
+    assert {name for _, _, name in imported} <= set(freshness.__all__)
+    assert ("housing/views.py", "housing.freshness", "CachedView") in imported
+
+
+@pytest.mark.parametrize("name", freshness.__all__)
+def test_the_public_face_has_what_it_offers(name):
+    assert getattr(freshness, name) is not None
+
+
+def test_the_public_face_has_nothing_else():
+    with pytest.raises(AttributeError, match="has no attribute 'CacheView'"):
+        _ = freshness.CacheView
 
 
 # Its settings

@@ -11,16 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .connection import NotLeased, ours
     from .dependencies import Select
-    from .journal import Unreachable
+    from .entries import Read
+    from .journal import Refused, Unreachable, begin_journal, inspect_server
+    from .statements import CONTROL
     from .views import CachedView
 
-__all__ = ["CachedView", "NotLeased", "Select", "Unreachable", "ours"]
+__all__ = ["CONTROL", "CachedView", "NotLeased", "Read", "Refused", "Select", "Unreachable", "begin_journal", "inspect_server", "ours"]
 
-_HOMES = {"CachedView": "views", "NotLeased": "connection", "Select": "dependencies", "Unreachable": "journal", "ours": "connection"}
+_HOMES = {
+    "connection": ("NotLeased", "ours"),
+    "dependencies": ("Select",),
+    "entries": ("Read",),
+    "journal": ("Refused", "Unreachable", "begin_journal", "inspect_server"),
+    "statements": ("CONTROL",),
+    "views": ("CachedView",),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for only then: Django imports an app before its models may be imported."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -281,3 +281,5 @@ def script(run: str) -> str:
 
 
 journal = Journal()
+
+begin_journal, inspect_server = journal.begin, journal.inspect_server
