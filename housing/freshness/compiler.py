@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import EmptyResultSet
+from django.db import NotSupportedError
 from django.db.models import Field
 from django.db.models.constants import OnConflict
 from django.db.models.sql.compiler import SQLCompiler
@@ -24,14 +25,13 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
     """A compiler of SELECTs: it tells the recorder of a fill what the response depends on, and the connection what a locked row holds."""
 
     ordering: Any = None
-    grouping: Any = None
     joined: list[str] | None = None
     is_empty = False
 
     def pre_sql_setup(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep what the query joins, and how it is ordered and grouped."""
+        """Keep what the query joins, and how it is ordered."""
         found = super().pre_sql_setup(*args, **kwargs)
-        _, self.ordering, self.grouping = found
+        _, self.ordering, _ = found
         self.joined = [alias for alias, references in self.query.alias_refcount.items() if references]  # Django forgets them when the SQL is made
         return found
 
@@ -107,6 +107,11 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
     def _write(self, send: Callable[[], Any]) -> Any:
         opts = self.query.get_meta()
         name = opts.db_table
+        if recorder() is not None:
+            raise NotSupportedError(
+                f"A cached view writes {opts.label} while it answers a GET, which it would not do when the response is cached. "
+                "Write in another request, or do not cache the view."
+            )
         if self._is_writing or not (name in tables() or name in cascades() or not opts.managed):
             return self._announce(send)
         if self.connection.in_transaction:

@@ -21,7 +21,7 @@ from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
 from django.db.models.sql.where import ExtraWhere, NothingNode
 
-from .tracking import MANY_ROWS, Table, Text, tables
+from .tracking import MANY_ROWS, Table, Text, label_of, tables
 
 Row = Sequence[Any]
 
@@ -121,7 +121,7 @@ def read_off(compiler: Any) -> Reading:
         reader.take_whole(query)
         return Reading(frozenset(reader.tags))
     select = [expression for expression, *_ in compiler.select]
-    reader.read(select, [expression for expression, *_ in compiler.ordering or ()], compiler.grouping or ())
+    reader.read(select, [expression for expression, *_ in compiler.ordering or ()])
     return reader.reading(select)
 
 
@@ -179,15 +179,16 @@ class _Reader:
 
     # What the query says.
 
-    def read(self, select: Iterable[Any], ordering: Iterable[Any], grouping: Iterable[Any]) -> None:
+    def read(self, select: Iterable[Any], ordering: Iterable[Any]) -> None:
         """Note the columns that are shown, and those that select and order. Raises Unreadable."""
         self._refuse_raw(self.query)
         for expression in select:
             if not self._shows(expression):
                 self._walk(expression)
         self._where()
-        for each in grouping:
-            self._walk(each[0] if isinstance(each, tuple) else each)
+        if isinstance(self.query.group_by, tuple):
+            for each in self.query.group_by:
+                self._walk(each if hasattr(each, "as_sql") else self.query.annotations[each])
         if not (self.query.is_sliced or self.query.distinct_fields):  # of all rows, the order decides only where each is shown
             self.into = self.ordering
         for expression in ordering:
@@ -225,6 +226,7 @@ class _Reader:
         implied = {alias for alias in self.joins if self._is_implied(alias)}
         if implied == self.joins.keys():
             implied = set()
+        moves = self.query.low_mark or any(getattr(each, "contains_over_clause", False) for each in (self.query.where, *select))  # the others, where one goes
         for alias, table in self.tables.items():
             position = self._position(alias, table, select) if self.query.group_by is None else None
             self.tags.add(f"{table.name}:*")
@@ -243,7 +245,7 @@ class _Reader:
                 pins.append(Pin(position, table.pk_text, self.by_pk[alias], f"{table.name}:+"))
             elif alias not in implied:
                 self.tags.add(f"{table.name}:+")
-                (self.tags if position is None or self.query.low_mark else hidden).add(f"{table.name}:-")
+                (self.tags if position is None or moves else hidden).add(f"{table.name}:-")
         return Reading(frozenset(self.tags), tuple(rows), frozenset(hidden), tuple(pins))
 
     def _joined_by(self, alias: str) -> set[str]:
@@ -258,7 +260,7 @@ class _Reader:
         try:
             return tables()[name]
         except KeyError:
-            raise Unreadable(f"It reads {name}, which is not tracked. Add its model to FRESHNESS_MODELS.") from None
+            raise Unreadable(f"It reads {name}, which is not tracked. Add {label_of(name)} to FRESHNESS_MODELS.") from None
 
     def _shows(self, expression: Any) -> bool:
         """Whether this is a column as it is."""
@@ -334,6 +336,8 @@ class _Reader:
             raise Unreadable("It has SQL as text (RawSQL, extra()), which nobody can read. Write it with expressions.")
         if type(expression).__name__ in ("Now", "TransactionNow"):
             raise Unreadable(f"It depends on the time of day ({type(expression).__name__}), which invalidates nothing as it passes.")
+        if type(expression).__name__ in ("Random", "RandomUUID"):
+            raise Unreadable("It is random (order_by('?')), and would be the same until something is written.")
         if hasattr(expression, "children"):
             yield from expression.children
         elif hasattr(expression, "get_source_expressions"):

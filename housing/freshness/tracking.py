@@ -129,6 +129,12 @@ def other_tables() -> frozenset[str]:
     return frozenset(every) - tables().keys()
 
 
+def label_of(table: str) -> str:
+    """The model of a table, as FRESHNESS_MODELS names it."""
+    labels = [model._meta.label for model in apps.get_models(include_auto_created=True) if model._meta.db_table == table]
+    return labels[0] if labels else f"the model of {table}"
+
+
 def tracked() -> list[type[Model]]:
     """Every model whose table is tracked."""
     return [model for model in apps.get_models(include_auto_created=True) if model._meta.db_table in tables()]
