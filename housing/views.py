@@ -104,7 +104,7 @@ def select_of(query: Query) -> Select:
     return Select(query.walk(query.filter(ROWS)))
 
 
-class CachedPropertyListView(CachedView, OptimizedPropertyListView):  # type: ignore[misc]  # their get() promises a Response of DRF
+class CachedPropertyListView(CachedView, OptimizedPropertyListView):
     """A page in one query when it is cold, and in none while it is fresh."""
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
@@ -118,7 +118,7 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):  # type: ig
         return "list", query.canonical, read
 
 
-class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):  # type: ignore[misc]  # their get() promises a Response of DRF
+class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
     """One property in two queries when it is cold, which see one state, and in none while it is fresh."""
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:

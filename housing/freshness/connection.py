@@ -10,8 +10,9 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, NotSupportedError, OperationalError, connections, transaction
 
 from . import statements
@@ -42,8 +43,14 @@ class Scope:
 
 
 def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
-    """The connection of this thread to one of our databases."""
-    return cast(ConnectionMixin, connections[alias])
+    """The connection of this thread to one of our databases. Raises ImproperlyConfigured where the backend is not the engine's."""
+    connection = connections[alias]
+    if not isinstance(connection, ConnectionMixin):
+        raise ImproperlyConfigured(
+            f"The database '{alias}' has the engine {connection.settings_dict['ENGINE']}, whose writes the cache does not see. "
+            f"Set ENGINE to {__package__}.postgresql or {__package__}.sqlite3."
+        )
+    return connection
 
 
 class ConnectionMixin(IdentifiedMixin):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -12,25 +13,34 @@ from typing import Any, ClassVar, TypeVar
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db.models import QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified, QueryDict
+from django.db.models.query import RawQuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified
 from django.http.response import HttpResponseBase
 from django.utils import timezone, translation
 from django.utils.http import parse_etags
 from rest_framework.exceptions import ValidationError
 from rest_framework.generics import GenericAPIView
-from rest_framework.permissions import AllowAny
+from rest_framework.permissions import AllowAny, DjangoModelPermissionsOrAnonReadOnly, IsAuthenticatedOrReadOnly
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
 from rest_framework.views import APIView
 
 from .connection import ours
-from .entries import Answer, Read, answer
+from .entries import NOT_STORED, Answer, Read, answer
 from .keys import entry_key
+from .requests import JSON, noted, parameters
 from .settings import conf
 
-JSON = "application/json"
+logger = logging.getLogger(__name__)
+
+SAFE = ("GET", "HEAD")
+READ_BY_EVERYBODY = (AllowAny, IsAuthenticatedOrReadOnly, DjangoModelPermissionsOrAnonReadOnly)
+"""Permissions that everybody has to read."""
+
+WHO_READS = ("get_authenticators", "perform_authentication", "get_permissions", "check_permissions", "check_object_permissions")
+"""Methods by which a view decides who may read."""
+
 KNOWN = 100
 """How many ETags of a reader are looked at: a script takes so many arguments and no more."""
 
@@ -38,7 +48,7 @@ R = TypeVar("R", bound=HttpResponseBase)
 
 
 class NotCached(Exception):
-    """A response that is not cached, because it is no 200: it goes to this reader as it is."""
+    """A response that is not cached, because it is no 200, or more than JSON: it goes to this reader as it is."""
 
     def __init__(self, response: HttpResponseBase) -> None:
         super().__init__(f"{response.status_code}")
@@ -46,61 +56,64 @@ class NotCached(Exception):
 
 
 class CachedView(GenericAPIView[Any]):
-    """Mix it into a generic view of DRF's, before the view: its GET is cached, and never older than the last committed write.
+    """Mix it into a generic view or a viewset of DRF's, before the view: its GET is cached, and never older than the last committed write.
 
-    Everybody gets the same bytes, so the view may have no permissions, and nobody is authenticated.
+    Everybody gets the same bytes, so everybody may read them, and nobody is authenticated to read. POST, PUT, PATCH and DELETE are DRF's.
     """
 
-    authentication_classes = ()
     using: ClassVar[str] = DEFAULT_DB_ALIAS
     """The database that it reads."""
     refused: Exception | None = None
     _is_filling = False
 
     @classmethod
-    def as_view(cls, **initkwargs: Any) -> Any:
+    def as_view(cls, *args: Any, **initkwargs: Any) -> Any:
         """DRF's, outside of ATOMIC_REQUESTS: what a transaction reads may be older than what was written meanwhile.
 
         Raises ImproperlyConfigured for a view whose response is not the same for everybody.
         """
         view: Any = cls(**initkwargs)
-        private = [getattr(each, "__name__", repr(each)) for each in (*view.permission_classes, *view.authentication_classes) if each is not AllowAny]
-        private += [name for name in ("get_permissions", "get_authenticators") if getattr(cls, name) is not getattr(APIView, name)]
+        private = [getattr(each, "__name__", repr(each)) for each in view.permission_classes if each not in READ_BY_EVERYBODY]
+        private += [f"{each.__name__}.{name}()" for each in cls.__mro__ if each not in (CachedView, APIView) for name in WHO_READS if name in vars(each)]
         if private:
             raise ImproperlyConfigured(
                 f"{cls.__name__} is cached, and a cached response is the same for everybody: it cannot have {private[0]}. "
-                "Set permission_classes = [AllowAny] and leave authentication_classes out, or do not cache it."
+                f"Set permission_classes to {', '.join(each.__name__ for each in READ_BY_EVERYBODY)} or [], or do not cache it."
             )
-        if not isinstance(view.queryset, QuerySet | None):
+        if isinstance(view.queryset, RawQuerySet):
             raise ImproperlyConfigured(
                 f"{cls.__name__} is cached, and the tables that a {type(view.queryset).__name__} reads are not known. Write its query with Django's models."
             )
-        return transaction.non_atomic_requests(super().as_view(**initkwargs))
+        return transaction.non_atomic_requests(super().as_view(*args, **initkwargs))
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """The cached bytes before DRF wakes, where nothing is to be negotiated; an error is left to DRF to explain."""
-        if request.method in ("GET", "HEAD") and not self._is_filling and self._wants_json(request):
-            try:
-                return self.as_json(request)
-            except NotCached as refused:
-                return refused.response
-            except (ValidationError, Http404) as refused:
-                self.refused = refused
+        if request.method in SAFE and not self._is_filling:
+            if self._wants_json(request):
+                try:
+                    return self.as_json(request)
+                except NotCached as refused:
+                    return refused.response
+                except (ValidationError, Http404) as refused:
+                    self.refused = refused
+            for method in ("get", "head"):
+                if handler := getattr(self, method, None):
+                    setattr(self, method, partial(self._negotiated, handler))
         return super().dispatch(request, *args, **kwargs)
 
-    @staticmethod
-    def _wants_json(request: HttpRequest) -> bool:
-        if request.META.get("HTTP_ACCEPT", "*/*") not in ("*/*", JSON):
+    def _wants_json(self, request: HttpRequest) -> bool:
+        accept = request.META.get("HTTP_ACCEPT", "*/*")
+        if not (accept == JSON or (accept == "*/*" and self.renderer_classes[0].media_type == JSON)) or self.throttle_classes:
+            return False
+        if self.kwargs and self.kwargs.get(api_settings.FORMAT_SUFFIX_KWARG):
             return False
         named = api_settings.URL_FORMAT_OVERRIDE
         return not (named and request.META.get("QUERY_STRING") and named in request.GET)
 
-    def get(self, request: Request, *args: Any, **kwargs: Any) -> HttpResponseBase:
+    def _negotiated(self, handler: Callable[..., HttpResponseBase], request: Request, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """The same bytes after DRF's negotiation; a page around them for a browser; another format from the database."""
         if self.refused:
             raise self.refused
-        if self._is_filling:
-            return self._uncached(request, *args, **kwargs)
         try:
             if request.accepted_renderer.format == "api":
                 found = self.cached(request._request, ())
@@ -109,11 +122,40 @@ class CachedView(GenericAPIView[Any]):
                 return self.as_json(request._request)
         except NotCached as refused:
             return refused.response
-        return described(self._uncached(request, *args, **kwargs), f"{conf.NAME}; fwd=bypass; detail=accept")
+        return described(handler(request, *args, **kwargs), f"{conf.NAME}; fwd=bypass; detail=accept")
 
-    def _uncached(self, request: Request, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        response: HttpResponseBase = super().get(request, *args, **kwargs)  # type: ignore[misc]  # of the view that this is mixed into
-        return response
+    # What DRF asks of a view. A reader is not authenticated; in a fill, who reads is not known.
+
+    def get_authenticators(self) -> list[Any]:
+        """None to read; in a fill those of the view, for a view that asks who reads, which is noted."""
+        return [] if self._is_read and not self._is_filling else super().get_authenticators()
+
+    def perform_authentication(self, request: Request) -> None:
+        """Not in a fill."""
+        if not self._is_filling:
+            super().perform_authentication(request)
+
+    def get_permissions(self) -> Any:
+        """None to read."""
+        return [] if self._is_read else super().get_permissions()
+
+    def get_throttles(self) -> Any:
+        """Not in a fill: the request that needs it was counted."""
+        return [] if self._is_filling else super().get_throttles()
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """JSON in a fill, whatever the address says."""
+        for renderer in self.get_renderers() if self._is_filling else ():
+            if renderer.media_type == JSON:
+                return renderer, JSON
+        return super().perform_content_negotiation(request, force)
+
+    @property
+    def _is_read(self) -> bool:
+        request = getattr(self, "request", None)  # there is none where a schema is made
+        return request is not None and request.method in SAFE
+
+    # The response
 
     def as_json(self, request: HttpRequest) -> HttpResponseBase:
         """The cached bytes, or 304 for a reader who has them."""
@@ -132,26 +174,44 @@ class CachedView(GenericAPIView[Any]):
 
         Unless a view says otherwise: the address with its parameters in order, and what the view itself answers.
         """
-        parameters = QueryDict(mutable=True)
-        for name in sorted(request.GET):
-            parameters.setlist(name, request.GET.getlist(name))
-        asked = f"{request.build_absolute_uri(request.path)}?{parameters.urlencode()}"
+        asked = f"{request.build_absolute_uri(request.path)}?{parameters(request).urlencode()}"
         return f"{type(self).__module__}.{type(self).__qualname__}", asked, lambda: self._read(request)
 
     def _read(self, request: HttpRequest) -> bytes:
         """The bytes of the view's own answer, whatever this reader's language, time zone and taste. Raises NotCached for anything but a 200."""
-        plain = copy.copy(request)
-        plain.method, plain.META = "GET", request.META | {"HTTP_ACCEPT": JSON}
-        view = type(self)()
+        plain, view = noted(request), self._again()
         view.setup(plain, *self.args, **self.kwargs)
-        view._is_filling = True
         connection = ours(self.using)
         snapshot = nullcontext() if connection.in_transaction else connection.snapshot()
         with translation.override(settings.LANGUAGE_CODE), timezone.override(None), snapshot:
             response: Any = view.dispatch(plain, *self.args, **self.kwargs)
             if response.status_code != 200:
                 raise NotCached(response)
+            if more := _more_than_json(response):
+                logger.error("Served, but not stored: The response of %s has %s, and a cached response is JSON and nothing else.", type(self).__name__, more)
+                response.headers["Cache-Status"] = f"{conf.NAME}; fwd=bypass; detail={NOT_STORED}"
+                raise NotCached(response)
             return bytes((response.render() if hasattr(response, "render") else response).content)
+
+    def _again(self) -> Any:
+        """The same view with the same arguments of `as_view`, to be filled from."""
+        view: Any = copy.copy(self)
+        for method in ("get", "head"):
+            vars(view).pop(method, None)
+        for method, action in (getattr(self, "action_map", None) or {}).items():  # of a viewset
+            setattr(view, method, getattr(view, action))
+        view._is_filling = True
+        return view
+
+
+def _more_than_json(response: Any) -> str | None:
+    """What a response has that its bytes do not say; None if there is nothing."""
+    found = [f"the header {name}" for name in response.headers if name not in ("Content-Type", "Allow", "Vary")]
+    found += [f"the cookie {name}" for name in response.cookies]
+    kind = response.content_type if isinstance(response, Response) else response.headers.get("Content-Type")
+    found += [f"the content type {kind}"] if kind not in (None, JSON) else []
+    found += ["a streamed body"] if response.streaming else []
+    return found[0] if found else None
 
 
 def _headers(status: str) -> dict[str, str]:
