@@ -34,7 +34,8 @@ from housing import settings as service
 from housing.freshness.journal import journal
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from housing.views import select_of
-from tests import stacks
+from tests import blogs, stacks
+from tests.blogs import Blog
 from tests.instruments import CONTROL
 
 DOORS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
@@ -148,6 +149,20 @@ def twenty_properties(transactional_db: None) -> list[Property]:
 def home(twenty_properties: list[Property]) -> Property:
     """The newest of twenty properties."""
     return twenty_properties[0]
+
+
+@pytest.fixture(scope="session")
+def new_blog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blog]:
+    """A project of somebody else's, with the engine in it, in a process of its own."""
+    with blogs.started(tmp_path_factory.mktemp("blog")) as blog:
+        yield blog
+
+
+@pytest.fixture
+def blog(new_blog: Blog) -> Blog:
+    """That blog with three posts, and a cold cache."""
+    new_blog.run("start()")
+    return new_blog
 
 
 # The verbs of the cast are acts.

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env")
+COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md")
 """What the specs named below need of the tree."""
 
 PATIENCE = 120
@@ -1322,8 +1322,8 @@ READ = (
     Sabotage(
         "ATOMIC_REQUESTS applies to the cached views",
         "freshness/views.py",
-        "return transaction.non_atomic_requests(super().as_view(**initkwargs))",
-        "return super().as_view(**initkwargs)",
+        "return transaction.non_atomic_requests(super().as_view(*args, **initkwargs))",
+        "return super().as_view(*args, **initkwargs)",
         "test_hits.py::test_atomic_requests_leaves_the_cached_doors_out",
     ),
     Sabotage(
@@ -1793,7 +1793,131 @@ FILL = (
     ),
 )
 
-SABOTAGES = (*JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL)
+# The engine in a project of its own.
+
+HOME = (
+    Sabotage(
+        "a viewset's actions are those of another view",
+        "freshness/views.py",
+        "setattr(view, method, getattr(view, action))",
+        "pass",
+        "test_drf_views.py::test_paginations_filters_annotations_prefetches_and_viewsets_are_cached[/other/set/]",
+    ),
+    Sabotage(
+        "arguments of as_view() do not reach the view that fills",
+        "freshness/views.py",
+        "view: Any = copy.copy(self)",
+        "view: Any = type(self)()",
+        "test_drf_views.py::test_arguments_of_as_view_reach_the_cached_response",
+    ),
+    Sabotage(
+        "a view may have any permissions",
+        "freshness/views.py",
+        "if each not in READ_BY_EVERYBODY",
+        "if False",
+        "test_drf_views.py::test_a_view_that_not_everybody_may_read_is_refused_when_it_is_loaded",
+    ),
+    Sabotage(
+        "a view may decide in a method who reads",
+        "freshness/views.py",
+        "if name in vars(each)",
+        "if False",
+        "test_drf_views.py::test_a_view_that_not_everybody_may_read_is_refused_when_it_is_loaded",
+    ),
+    Sabotage(
+        "a write needs no permission",
+        "freshness/views.py",
+        "return [] if self._is_read else super().get_permissions()",
+        "return []",
+        "test_drf_views.py::test_a_viewset_keeps_the_permissions_of_its_writes",
+    ),
+    Sabotage(
+        "a reader is authenticated",
+        "freshness/views.py",
+        "return [] if self._is_read and not self._is_filling else super().get_authenticators()",
+        "return super().get_authenticators()",
+        "test_drf_views.py::test_a_reader_with_a_session_costs_no_query",
+    ),
+    Sabotage(
+        "a hit is not throttled",
+        "freshness/views.py",
+        " or self.throttle_classes",
+        "",
+        "test_drf_views.py::test_a_throttle_counts_hits_too",
+    ),
+    Sabotage(
+        "what is stored has the format of the address",
+        "freshness/views.py",
+        "for renderer in self.get_renderers() if self._is_filling else ():",
+        "for renderer in ():",
+        "test_drf_views.py::test_an_address_that_asks_for_the_browsable_page_gets_it",
+    ),
+    Sabotage(
+        "a response is stored without its headers",
+        "freshness/views.py",
+        "if more := _more_than_json(response):",
+        "if more := None:",
+        "test_drf_views.py::test_a_response_that_is_more_than_json_is_served_whole_and_never_stored",
+    ),
+    Sabotage(
+        "a header that is read is not noted",
+        "freshness/requests.py",
+        'note(f"the header {name}")',
+        "pass",
+        "test_drf_views.py::test_a_view_that_looks_at_its_reader_is_served_and_never_stored[by-header-the header X-Author]",
+    ),
+    Sabotage(
+        "META that is read is not noted",
+        "freshness/requests.py",
+        'note("the request\'s body" if',
+        'str("the request\'s body" if',
+        "test_drf_views.py::test_a_view_that_looks_at_its_reader_is_served_and_never_stored",
+    ),
+    Sabotage(
+        "what a middleware added is not noted",
+        "freshness/requests.py",
+        "(name in self._added or name",
+        "(name",
+        "test_drf_views.py::test_a_view_that_looks_at_its_reader_is_served_and_never_stored",
+    ),
+    Sabotage(
+        "the order of the parameters is the first reader's",
+        "freshness/requests.py",
+        "for name in sorted(request.GET):",
+        "for name in request.GET:",
+        "test_drf_views.py::test_the_order_of_the_parameters_does_not_reach_the_bytes",
+    ),
+    Sabotage(
+        "a window looks at no more rows than it returns",
+        "freshness/dependencies.py",
+        'moves = self.query.low_mark or any(getattr(each, "contains_over_clause", False) for each in (self.query.where, *select))',
+        "moves = self.query.low_mark",
+        "test_drf_views.py::test_a_deleted_row_moves_the_ranks_of_the_rows_that_stay",
+    ),
+    Sabotage(
+        "what groups a query cannot be read",
+        "freshness/dependencies.py",
+        "if isinstance(self.query.group_by, tuple):",
+        'if self.query.group_by is not None:\n            raise Unreadable("It groups.")\n        if False:',
+        "test_drf_views.py::test_paginations_filters_annotations_prefetches_and_viewsets_are_cached[/other/counted/]",
+    ),
+    Sabotage(
+        "a random order is stored",
+        "freshness/dependencies.py",
+        '("Random", "RandomUUID")',
+        "()",
+        "test_drf_views.py::test_a_random_order_is_not_stored",
+    ),
+    Sabotage(
+        "a GET that is cached may write",
+        "freshness/compiler.py",
+        "if recorder() is not None:",
+        "if False:",
+        "test_drf_views.py::test_a_get_that_writes_is_refused",
+    ),
+)
+
+SABOTAGES = (*JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME)
 
 
 # How they are run

@@ -1,0 +1,301 @@
+"""What people build with DRF, cached. The views of `tests/blog/other_views.py`, under DRF's default settings, in the project of the chapter before."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.blogs import Blog, Response
+
+# Views.
+
+OTHER = {
+    "/other/paged/": (2, "PageNumberPagination counts the posts, then reads a page"),
+    "/other/paged/?page=2": (2, "PageNumberPagination counts the posts, then reads a page"),
+    "/other/cursor/": (1, "CursorPagination reads one row more, and counts nothing"),
+    "/other/offset/?offset=1": (2, "LimitOffsetPagination counts the posts, then reads a page"),
+    "/other/searched/?search=maths&ordering=title": (2, "SearchFilter joins what it searches; the posts are counted, then read"),
+    "/other/counted/": (1, "annotate(Count(…)) groups in the same SELECT"),
+    "/other/ranked/": (1, "a window is part of the same SELECT"),
+    "/other/labels/": (2, "the labels, then the posts of all of them"),
+    "/other/series/": (4, "the series, its posts, the rows of the through model, and their posts"),
+    "/other/liked/": (2, "the posts, then the likes that refer to them by content type"),
+    "/other/set/": (3, "the posts, their labels, their comments"),
+    "/other/set/1/": (3, "the post, its labels, its comments"),
+    "/other/set/1/label_names/": (4, "the post with what its viewset prefetches, and its labels in order"),
+    "/other/set.json": (3, "a format suffix changes nothing"),
+    "/other/set/?format=json": (3, "nor does ?format=json"),
+    "/other/by-parameter/?author=grace": (1, "a query parameter is part of the key"),
+    "/other/plain/": (1, "a view without a serializer sends the one query that it has"),
+}
+
+
+@pytest.mark.parametrize("path", OTHER)
+def test_paginations_filters_annotations_prefetches_and_viewsets_are_cached(blog: Blog, path: str) -> None:
+    """None of them needs a line about caching."""
+    queries, because = OTHER[path]
+
+    blog.costs(path, queries, because=because)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "Post.objects.filter(id=1).update(title='Zeal')",
+        "Post.objects.filter(id=1).delete()",
+        "Post.objects.create(author_id=2, title='Last')",
+        "Post.objects.filter(id=1).update(author_id=F('author_id') + 1)",
+        "Label.objects.get(id=2).posts.set([1, 2])",
+        "Label.objects.filter(id=1).update(name='logic')",
+        "User.objects.filter(id=1).update(username='augusta')",
+        "Comment.objects.create(post_id=1, text='More')",
+        "Comment.objects.filter(id=1).update(post_id=2)",
+        "Part.objects.filter(post_id=2).update(position=9)",
+        "Series.objects.get(id=1).posts.add(3, through_defaults={'position': 3})",
+        "Series.objects.get(id=1).posts.remove(1)",
+        "Post.objects.get(id=1).likes.all().delete()",
+    ],
+)
+def test_every_one_of_these_pages_shows_every_write(blog: Blog, write: str) -> None:
+    """Each is compared with the database after the write."""
+    seen = blog.after(write, tuple(OTHER))
+
+    assert seen.warm < seen.pages.keys()
+
+
+def test_what_no_page_shows_leaves_them_all_warm(blog: Blog) -> None:
+    seen = blog.after("Series.objects.create(name='Empty'); Label.objects.create(name='New')", ("/other/paged/", "/other/counted/", "/other/set/1/"))
+
+    assert seen.warm == seen.pages.keys()
+
+
+def test_a_deleted_row_moves_the_ranks_of_the_rows_that_stay(blog: Blog) -> None:
+    """The page did not even read the deleted post: a window looks at more rows than it returns."""
+    blog.run("Post.objects.create(author_id=1, title='Fourth')")
+
+    seen = blog.after("Post.objects.filter(id=1).delete()", ("/other/ranked/",))
+
+    assert [row["rank"] for row in seen["/other/ranked/"]["results"]] == [3, 2]
+
+
+@pytest.mark.parametrize("path", ["/other/set/", "/other/set/1/", "/other/paged/", "/other/cursor/", "/other/searched/", "/posts/1/"])
+def test_the_browsable_page_is_rendered_around_the_cached_bytes(blog: Blog, path: str) -> None:
+    """DRF's default settings offer it to every browser, by the Accept header, by ?format=api, and under a router by a suffix."""
+    blog.read(path, accept="text/html")
+
+    page = blog.read(path, accept="text/html")
+
+    assert (page.status, page.came_from, page.queries) == (200, "hit", [])
+    assert "HTTP 200 OK" in page.body
+
+
+@pytest.mark.parametrize("path", ["/posts/1/?format=api", "/other/set/?format=api", "/other/set.api", "/other/set/1.api"])
+def test_an_address_that_asks_for_the_browsable_page_gets_it(blog: Blog, path: str) -> None:
+    """What is stored under such an address is JSON all the same."""
+    assert [blog.read(path).came_from for _ in range(2)] == ["fwd=miss; stored", "hit"]
+    assert "HTTP 200 OK" in blog.read(path).body
+
+
+def test_a_view_that_prefers_another_format_gives_it_to_a_client_without_preference(blog: Blog) -> None:
+    """Its JSON is cached for a client that asks for JSON."""
+    assert "HTTP 200 OK" in blog.read("/other/pages-first/").body
+    assert blog.read("/other/pages-first/", accept="application/json").came_from == "hit"
+
+
+def test_a_view_without_get_answers_405(blog: Blog) -> None:
+    for accept in ("application/json", "text/html"):
+        assert (blog.read("/other/post-only/", accept=accept).status, blog.read("/other/post-only/").came_from) == (405, "")
+
+
+def test_links_lead_to_the_host_that_was_asked(blog: Blog) -> None:
+    """CursorPagination writes the host into its links, so the host is part of the key."""
+    for host in ("localhost", "127.0.0.1"):
+        assert blog.read("/other/cursor/", host=host).json["next"].startswith(f"http://{host}/other/cursor/?cursor=")
+
+
+def test_the_order_of_the_parameters_does_not_reach_the_bytes(blog: Blog) -> None:
+    """Otherwise the first reader's order would be in everybody's links."""
+    first = blog.read("/other/searched/?search=ada&ordering=title&page=1")
+    second = blog.read("/other/searched/?page=1&ordering=title&search=ada")
+
+    assert (second.came_from, second.body) == ("hit", first.body)
+
+
+def test_arguments_of_as_view_reach_the_cached_response(blog: Blog) -> None:
+    """`as_view(pagination_class=None)` in a URLconf is as good as an attribute of the class."""
+    rows = blog.run("""
+        from django.test import RequestFactory
+        from posts.other_views import PagedPosts
+        view = PagedPosts.as_view(pagination_class=None)
+        json.loads(view(RequestFactory().get("/", headers={"host": "localhost"})).content)
+    """)
+
+    assert [row["id"] for row in rows] == [3, 2, 1]
+
+
+def test_a_throttle_counts_hits_too(blog: Blog) -> None:
+    """A reader is limited by what is asked, not by what it cost."""
+    assert [blog.read("/other/throttled/").status for _ in range(3)] == [200, 200, 429]
+
+
+# Who reads, and who writes.
+
+
+@pytest.mark.parametrize(
+    ("line", "culprit"),
+    [
+        ("permission_classes = [IsAuthenticated]", "IsAuthenticated"),
+        ("permission_classes = [IsAuthenticatedOrReadOnly, IsAdminUser]", "IsAdminUser"),
+        ("get_permissions = lambda self: [IsAdminUser()]", r"View\.get_permissions\(\)"),
+        ("check_object_permissions = lambda self, request, post: None", r"View\.check_object_permissions\(\)"),
+    ],
+)
+def test_a_view_that_not_everybody_may_read_is_refused_when_it_is_loaded(blog: Blog, line: str, culprit: str) -> None:
+    """A cached response would be given to everybody."""
+    message = blog.error(f"""
+        from rest_framework.permissions import IsAdminUser, IsAuthenticated, IsAuthenticatedOrReadOnly
+        from posts.other_views import CachedView, ListAPIView
+        class View(ListAPIView):
+            queryset = Post.objects.all()
+            {line}
+        class Cached(CachedView, View):
+            pass
+        Cached.as_view()
+    """)
+
+    assert re.match(rf"ImproperlyConfigured: Cached is cached, and a cached response is the same for everybody: it cannot have {culprit}\. ", message)
+
+
+def test_a_raw_queryset_is_refused_when_the_view_is_loaded(blog: Blog) -> None:
+    message = blog.error("from posts.other_views import PagedPosts; PagedPosts.as_view(queryset=Post.objects.raw('SELECT * FROM posts_post'))")
+
+    assert message.startswith("ImproperlyConfigured: PagedPosts is cached, and the tables that a RawQuerySet reads are not known.")
+
+
+def test_a_viewset_keeps_the_permissions_of_its_writes(blog: Blog) -> None:
+    """IsAuthenticatedOrReadOnly: everybody reads, and POST asks DRF's own authentication."""
+    statuses = "[a_client(user).post('/other/set/', {'title': 'New', 'author': 1}).status_code for user in (None, 'ada')]"
+
+    assert blog.run(statuses) == [403, 201]
+    assert blog.read("/other/set/").json[0]["title"] == "New"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/json, text/plain, */*"])
+def test_a_reader_with_a_session_costs_no_query(blog: Blog, accept: str) -> None:
+    """To read, nobody is authenticated, whichever way the request takes through DRF. The response is the same for everybody."""
+    blog.run("reader = a_client('ada')")
+    anonymous = blog.read("/posts/")
+    known = Response(**blog.run(f"read('/posts/', client=reader, accept={accept!r})"))
+
+    assert (known.came_from, known.queries, known.body) == ("hit", [], anonymous.body)
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("by-header", "the header X-Author"),
+        ("by-meta", r"request\.META\['HTTP_X_AUTHOR'\]"),
+        ("by-presence", r"request\.META\['HTTP_X_AUTHOR'\]"),
+        ("by-cookie", r"request\.COOKIES"),
+        ("by-body", "the request's body"),
+        ("by-raw-body", r"request\.body"),
+        ("by-session", r"request\.session"),
+        ("by-address", r"request\.META\['REMOTE_ADDR'\]"),
+        ("by-user", r"request\.user"),
+    ],
+)
+def test_a_view_that_looks_at_its_reader_is_served_and_never_stored(blog: Blog, path: str, what: str) -> None:
+    """The key carries the address alone, so another reader would get this one's response. The log says so."""
+    assert [blog.read(f"/other/{path}/").came_from for _ in range(2)] == ["fwd=bypass; detail=untracked"] * 2
+    assert re.fullmatch(rf"Served, but not stored: The view reads {what}, and a cached response is the same for everybody\. .*", blog.logged[0])
+
+
+@pytest.mark.parametrize(("path", "headers"), [("by-header", "headers={'x-author': 'grace'}"), ("by-user", "")])
+def test_a_view_that_looks_at_its_reader_gives_each_their_own(blog: Blog, path: str, headers: str) -> None:
+    """Not stored means that it works as it does without a cache."""
+    response = blog.run(f"a_client('grace').get('/other/{path}/', {headers}).json()")
+
+    assert [row["title"] for row in response] == ["Compilers"]
+    assert [row["by"]["username"] for row in blog.read(f"/other/{path}/").json] == ["ada", "ada"]
+
+
+def test_inside_a_transaction_a_view_that_looks_at_its_reader_is_served_like_any_other(blog: Blog) -> None:
+    """Nothing would be stored, so there is nothing to say."""
+    assert blog.run("with transaction.atomic():\n    found = read('/other/by-header/')\nfound")["came_from"] == "fwd=bypass; detail=transaction"
+    assert blog.logged == []
+
+
+# What cannot be cached says so.
+
+
+def test_a_model_that_is_not_registered_keeps_the_response_out_of_the_cache_and_the_log_says_which(blog: Blog) -> None:
+    """Its writes are not seen. Serving is right, storing would be stale."""
+    read = blog.run("""
+        from django.test import override_settings
+        with override_settings(FRESHNESS_MODELS=["posts"]):
+            found = read("/posts/")
+        found
+    """)
+
+    assert (read["status"], read["came_from"]) == (200, "fwd=bypass; detail=untracked")
+    assert blog.logged == [
+        "Served, but not stored: A query on posts.Post cannot be read: It reads auth_user, which is not tracked. Add auth.User to FRESHNESS_MODELS."
+    ]
+
+
+def test_a_content_type_that_is_shown_has_to_be_registered(blog: Blog) -> None:
+    assert blog.read("/other/likes/").came_from == "fwd=bypass; detail=untracked"
+    assert blog.logged[0].endswith("It reads django_content_type, which is not tracked. Add contenttypes.ContentType to FRESHNESS_MODELS.")
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("with-header", "the header X-Total"),
+        ("with-cookie", "the cookie seen"),
+        ("with-csv", "the content type text/csv"),
+        ("with-stream", "a streamed body"),
+    ],
+)
+def test_a_response_that_is_more_than_json_is_served_whole_and_never_stored(blog: Blog, path: str, more: str) -> None:
+    """A hit has the bytes alone, so a header for the pages or a cookie would be there for the first reader and for no other."""
+    for _ in range(2):
+        assert blog.read(f"/other/{path}/").came_from == "fwd=bypass; detail=untracked"
+        assert blog.logged[-1] == f"Served, but not stored: The response of RespondedPosts has {more}, and a cached response is JSON and nothing else."
+
+
+def test_a_response_that_is_not_stored_keeps_its_headers(blog: Blog) -> None:
+    assert blog.run("a_client().get('/other/with-header/').headers['X-Total']") == "3"
+
+
+def test_a_database_with_another_engine_is_refused_and_the_error_says_which_to_set(blog: Blog) -> None:
+    """Its writes are not seen."""
+    message = blog.error("""
+        from django.db import connections
+        from freshness import ours
+        connections.settings["other"] = connections.settings["default"] | {"ENGINE": "django.db.backends.sqlite3"}
+        try:
+            ours("other")
+        finally:
+            del connections.settings["other"], connections["other"]
+    """)
+
+    assert message == (
+        "ImproperlyConfigured: The database 'other' has the engine django.db.backends.sqlite3, whose writes the cache does not see. "
+        "Set ENGINE to freshness.postgresql or freshness.sqlite3."
+    )
+
+
+def test_a_random_order_is_not_stored(blog: Blog) -> None:
+    """It would be the same for everybody until the next write."""
+    assert blog.read("/other/shuffled/").came_from == "fwd=bypass; detail=untracked"
+    assert "It is random (order_by('?'))" in blog.logged[0]
+
+
+def test_a_get_that_writes_is_refused(blog: Blog) -> None:
+    """A counter of views would count only the reads that miss."""
+    message = blog.error("read('/other/viewed/1/')")
+
+    assert message.startswith("NotSupportedError: A cached view writes posts.Post while it answers a GET")
+    assert blog.run("Post.objects.get(id=1).body") == ""
