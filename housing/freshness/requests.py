@@ -1,6 +1,6 @@
 """The request from which a response is filled: whatever is read from it that the key does not carry keeps the response out of the cache.
 
-A key carries the address with its parameters, and so the host. A cached response is the same for everybody who sends that.
+A key carries the address with its parameters, and so the host, the language and the time zone. A cached response is the same for everybody who sends that.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models.query import RawQuerySet
@@ -172,18 +171,19 @@ class CachedView(GenericAPIView[Any]):
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
         """Which view, what is asked of it in one canonical text, and how that is read from the database.
 
-        Unless a view says otherwise: the address with its parameters in order, and what the view itself answers.
+        Unless a view says otherwise: the address with its parameters in order, the language and the time zone, and what the view itself answers.
         """
-        asked = f"{request.build_absolute_uri(request.path)}?{parameters(request).urlencode()}"
+        address = f"{request.build_absolute_uri(request.path)}?{parameters(request).urlencode()}"
+        asked = f"{address} {translation.get_language()} {timezone.get_current_timezone_name()}"
         return f"{type(self).__module__}.{type(self).__qualname__}", asked, lambda: self._read(request)
 
     def _read(self, request: HttpRequest) -> bytes:
-        """The bytes of the view's own answer, whatever this reader's language, time zone and taste. Raises NotCached for anything but a 200."""
+        """The bytes of the view's own answer. Raises NotCached for anything but a 200 of JSON."""
         plain, view = noted(request), self._again()
         view.setup(plain, *self.args, **self.kwargs)
         connection = ours(self.using)
         snapshot = nullcontext() if connection.in_transaction else connection.snapshot()
-        with translation.override(settings.LANGUAGE_CODE), timezone.override(None), snapshot:
+        with snapshot:
             response: Any = view.dispatch(plain, *self.args, **self.kwargs)
             if response.status_code != 200:
                 raise NotCached(response)
