@@ -28,15 +28,20 @@ PROJECT = "mysite"
 BLOG = ROOT / "tests" / "blog"
 
 
+def readme() -> str:
+    """README's "Take the cache home"."""
+    return (ROOT / "README.md").read_text(encoding="utf-8").partition("## Take the cache home\n")[2].partition("\n## ")[0]
+
+
 def steps() -> dict[str, str]:
-    """README's Python under "Take the cache home": the file that the first line of a block names → its text."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Take the cache home\n")[2].partition("\n## ")[0]
-    return dict(re.findall(r"```python\n# (\S+)\n(.*?)```", section, re.DOTALL))
+    """Its blocks of Python: the file that the first line of a block names → its text."""
+    return dict(re.findall(r"```python\n# (\S+)\n(.*?)```", readme(), re.DOTALL))
 
 
 SERVERS = """
 import environ
 
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "testserver"]
 ROOT_URLCONF = "posts.urls"
 DATABASES["default"] |= environ.Env.db_url_config({database!r}) | {{"ENGINE": {engine!r}}}
 CACHES["default"] |= {cache!r}

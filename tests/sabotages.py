@@ -1797,6 +1797,20 @@ FILL = (
 
 HOME = (
     Sabotage(
+        "a key does not carry the language",
+        "freshness/views.py",
+        "{address} {translation.get_language()} ",
+        "{address} ",
+        "test_drf_views.py::test_each_language_and_each_time_zone_has_its_own_response",
+    ),
+    Sabotage(
+        "a key does not carry the time zone",
+        "freshness/views.py",
+        " {timezone.get_current_timezone_name()}",
+        "",
+        "test_drf_views.py::test_each_language_and_each_time_zone_has_its_own_response",
+    ),
+    Sabotage(
         "a viewset's actions are those of another view",
         "freshness/views.py",
         "setattr(view, method, getattr(view, action))",

@@ -57,6 +57,7 @@ SPELLED = {
         "FLUSHALL",
         "TTL",
         "WSGI",
+        "ASGI",
         "ETag",
         "ETags",
         "SQL",

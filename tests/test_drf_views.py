@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.blogs import Blog, Response
+from housing.freshness.views import READ_BY_EVERYBODY
+from tests.blogs import Blog, Response, readme
 
 # Views.
 
@@ -122,11 +123,35 @@ def test_the_order_of_the_parameters_does_not_reach_the_bytes(blog: Blog) -> Non
     assert (second.came_from, second.body) == ("hit", first.body)
 
 
+def test_each_language_and_each_time_zone_has_its_own_response(blog: Blog) -> None:
+    """A middleware may choose them for each reader, and DRF renders dates in the current time zone."""
+    words = [blog.run(f"with translation.override({language!r}): found = read('/other/translated/')\nfound")["json"] for language in ("en", "de")]
+    assert words == ["Yes", "Ja"]
+
+    blog.run("Post.objects.update(created_at='2026-01-01T00:00Z')")
+    dates = [blog.run(f"with timezone.override({name!r}): found = read('/posts/1/')\nfound")["json"]["created_at"] for name in (None, "Asia/Tokyo")]
+    assert dates == ["2026-01-01T00:00:00Z", "2026-01-01T09:00:00+09:00"]
+
+
+def test_an_asgi_server_shares_the_entries(blog: Blog) -> None:
+    """Its requests are of another class, and Django calls the view in another thread."""
+    seen = blog.run("""
+        import asyncio
+        from django.test import AsyncClient
+        def ask(path):
+            return asyncio.run(AsyncClient().get(path)).headers.get("Cache-Status")
+        [ask(path) for path in ("/posts/", "/posts/", "/other/by-header/", "/other/by-user/")]
+    """)
+
+    untracked = "freshness; fwd=bypass; detail=untracked"
+    assert seen == ["freshness; fwd=miss; stored", "freshness; hit", untracked, untracked]
+    assert blog.read("/posts/", host="testserver").came_from == "hit"
+
+
 def test_arguments_of_as_view_reach_the_cached_response(blog: Blog) -> None:
     """`as_view(pagination_class=None)` in a URLconf is as good as an attribute of the class."""
     rows = blog.run("""
         from django.test import RequestFactory
-        from posts.other_views import PagedPosts
         view = PagedPosts.as_view(pagination_class=None)
         json.loads(view(RequestFactory().get("/", headers={"host": "localhost"})).content)
     """)
@@ -155,7 +180,6 @@ def test_a_view_that_not_everybody_may_read_is_refused_when_it_is_loaded(blog: B
     """A cached response would be given to everybody."""
     message = blog.error(f"""
         from rest_framework.permissions import IsAdminUser, IsAuthenticated, IsAuthenticatedOrReadOnly
-        from posts.other_views import CachedView, ListAPIView
         class View(ListAPIView):
             queryset = Post.objects.all()
             {line}
@@ -167,8 +191,16 @@ def test_a_view_that_not_everybody_may_read_is_refused_when_it_is_loaded(blog: B
     assert re.match(rf"ImproperlyConfigured: Cached is cached, and a cached response is the same for everybody: it cannot have {culprit}\. ", message)
 
 
+@pytest.mark.parametrize("permission", [each.__name__ for each in READ_BY_EVERYBODY])
+def test_a_permission_that_everybody_has_to_read_is_accepted_and_readme_names_it(blog: Blog, permission: str) -> None:
+    """These are DRF's own. Of another class nobody knows what it allows."""
+    blog.run(f"from rest_framework import permissions; PagedPosts.as_view(permission_classes=[permissions.{permission}])")
+
+    assert f"`{permission}`" in readme()
+
+
 def test_a_raw_queryset_is_refused_when_the_view_is_loaded(blog: Blog) -> None:
-    message = blog.error("from posts.other_views import PagedPosts; PagedPosts.as_view(queryset=Post.objects.raw('SELECT * FROM posts_post'))")
+    message = blog.error("PagedPosts.as_view(queryset=Post.objects.raw('SELECT * FROM posts_post'))")
 
     assert message.startswith("ImproperlyConfigured: PagedPosts is cached, and the tables that a RawQuerySet reads are not known.")
 

@@ -3,6 +3,7 @@
 from django.contrib import admin
 from django.http import HttpResponse
 from django.urls import include, path
+from django.utils.translation import gettext
 from rest_framework.renderers import BrowsableAPIRenderer, JSONRenderer
 from rest_framework.response import Response
 from rest_framework.routers import DefaultRouter
@@ -43,6 +44,7 @@ urlpatterns = [
     path("other/by-address/", other_views.PostsFor.as_view(who=lambda request: {"127.0.0.1": "ada"}.get(request.META["REMOTE_ADDR"]))),
     path("other/by-user/", other_views.PostsFor.as_view(who=lambda request: request.user.username)),
     path("other/by-parameter/", other_views.PostsFor.as_view(who=lambda request: request.GET.get("author"))),
+    path("other/translated/", other_views.RespondedPosts.as_view(respond=lambda titles: Response(gettext("Yes")))),
     path("other/pages-first/", other_views.PagedPosts.as_view(renderer_classes=[BrowsableAPIRenderer, JSONRenderer])),
     path("other/post-only/", other_views.NewPost.as_view()),
     path("other/plain/", other_views.RespondedPosts.as_view()),
