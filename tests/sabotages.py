@@ -1797,6 +1797,13 @@ FILL = (
 
 HOME = (
     Sabotage(
+        "a view whose queryset is none() cannot be checked",
+        "freshness/checks.py",
+        "with suppress(EmptyResultSet):",
+        "with suppress():",
+        "test_take_home.py::test_django_finds_nothing_wrong_with_the_blog",
+    ),
+    Sabotage(
         "a key does not carry the language",
         "freshness/views.py",
         "{address} {translation.get_language()} ",

@@ -277,7 +277,7 @@ def test_a_cache_that_no_other_process_shares_is_refused_in_production(settings)
 def decorated():
     """The cached list, as a decorator leaves it that forgot what non_atomic_requests said."""
     view = partial(HttpResponse)
-    view.view_class = CachedPropertyListView
+    view.cls = CachedPropertyListView
     return view
 
 

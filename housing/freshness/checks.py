@@ -7,12 +7,14 @@ An error is a promise broken, a warning one that is kept at a price. What asks a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.core.cache import caches
+from django.core.exceptions import EmptyResultSet
 from django.db import OperationalError, connections, router
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Model, Prefetch, QuerySet
@@ -179,13 +181,13 @@ def cached_views_are_outside_transactions(app_configs: Any, **_: Any) -> Found:
     return [
         checks.Error(
             f"{route} is answered inside a transaction, which passes the cache by: the database '{alias}' has ATOMIC_REQUESTS.",
-            hint=f"Decorate what {view.view_class.__name__}.as_view() returns with django.db.transaction.non_atomic_requests, as CachedView does.",
+            hint=f"Decorate what {view.cls.__name__}.as_view() returns with django.db.transaction.non_atomic_requests, as CachedView does.",
             id="freshness.E008",
         )
         for alias in _tracked_databases()
         if connections[alias].settings_dict["ATOMIC_REQUESTS"]
         for route, view in _routes(get_resolver())
-        if issubclass(getattr(view, "view_class", object), CachedView) and alias not in getattr(view, "_non_atomic_requests", ())
+        if issubclass(getattr(view, "cls", object), CachedView) and alias not in getattr(view, "_non_atomic_requests", ())
     ]
 
 
@@ -219,7 +221,8 @@ def _models_of(queryset: QuerySet[Any]) -> Iterator[type[Model]]:
     """The models whose rows a queryset reads, as far as it says so itself."""
     by_table = {model._meta.db_table: model for model in apps.get_models(include_auto_created=True) if not model._meta.proxy}
     compiler = queryset.query.get_compiler(queryset.db)
-    compiler.as_sql()
+    with suppress(EmptyResultSet):  # of none(), which joins nothing
+        compiler.as_sql()
     yield from (by_table[join.table_name] for join in compiler.query.alias_map.values() if join.table_name in by_table)
     for lookup in queryset._prefetch_related_lookups:  # type: ignore[attr-defined]  # not in the stubs
         named = lookup if isinstance(lookup, Prefetch) else Prefetch(lookup)

@@ -109,6 +109,7 @@ class ThrottledPosts(PagedPosts):
 class PostsFor(CachedView, ListAPIView):
     """What depends on the reader in one more way: `who` is set where a spec makes the view."""
 
+    queryset = Post.objects.none()  # for what asks a view for its model
     serializer_class = PostSerializer
     who = None
 

@@ -24,17 +24,17 @@ from django.core.management import call_command  # noqa: E402
 from django.core.management.color import no_style  # noqa: E402
 from django.db import connection, transaction  # noqa: E402
 from django.db.models import F, Q  # noqa: E402
-from django.test import Client  # noqa: E402
+from django.test import Client, RequestFactory  # noqa: E402
 from django.test.utils import CaptureQueriesContext  # noqa: E402
 from django.utils import timezone, translation  # noqa: E402
 from freshness.journal import journal  # noqa: E402
 from freshness.statements import CONTROL  # noqa: E402
 from posts.models import Author, Comment, Label, Like, Part, Post, Series  # noqa: E402
-from posts.other_views import CachedView, ListAPIView, PagedPosts  # noqa: E402
+from posts.other_views import CachedView, Likes, ListAPIView, PagedPosts  # noqa: E402
 
 Labelled = Post.labels.through
 
-__all__ = ["CachedView", "F", "ListAPIView", "PagedPosts", "Part", "Q", "timezone", "translation"]
+__all__ = ["CachedView", "F", "Likes", "ListAPIView", "PagedPosts", "Part", "Q", "RequestFactory", "timezone", "translation"]
 
 logged: list[str] = []
 """The log since the last time that a spec began."""

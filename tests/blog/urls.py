@@ -30,7 +30,6 @@ urlpatterns = [
     path("other/labels/", other_views.Labels.as_view()),
     path("other/series/", other_views.AllSeries.as_view()),
     path("other/liked/", other_views.LikedPosts.as_view()),
-    path("other/likes/", other_views.Likes.as_view()),
     path("other/throttled/", other_views.ThrottledPosts.as_view()),
     path("other/ranked/", other_views.RankedPosts.as_view()),
     path("other/viewed/<int:pk>/", other_views.ViewedPost.as_view()),
