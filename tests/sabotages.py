@@ -1797,6 +1797,13 @@ FILL = (
 
 HOME = (
     Sabotage(
+        "a fill that writes in SQL is read again",
+        "freshness/connection.py",
+        """recording.refuse(f"It writes""",
+        """str(f"It writes""",
+        "test_drf_views.py::test_a_get_that_writes_in_sql_is_never_stored_and_writes_once",
+    ),
+    Sabotage(
         "a view whose queryset is none() cannot be checked",
         "freshness/checks.py",
         "with suppress(EmptyResultSet):",

@@ -181,6 +181,8 @@ class ConnectionMixin(IdentifiedMixin):
             self._read_as_text(sql)
             yield
         else:
+            if (recording := recorder()) is not None:
+                recording.refuse(f"It writes while it answers a GET: {' '.join(sql.split())[:200]}")
             with nullcontext() if self.in_transaction else self.own_transaction():
                 for name in judged.tables:
                     self.tag(name, tables()[name].all, f"[SQL] {name} written, rows not known.")

@@ -43,6 +43,7 @@ urlpatterns = [
     path("other/by-address/", other_views.PostsFor.as_view(who=lambda request: {"127.0.0.1": "ada"}.get(request.META["REMOTE_ADDR"]))),
     path("other/by-user/", other_views.PostsFor.as_view(who=lambda request: request.user.username)),
     path("other/by-parameter/", other_views.PostsFor.as_view(who=lambda request: request.GET.get("author"))),
+    path("other/viewed-in-sql/", other_views.RespondedPosts.as_view(respond=other_views.counted_in_sql)),
     path("other/translated/", other_views.RespondedPosts.as_view(respond=lambda titles: Response(gettext("Yes")))),
     path("other/pages-first/", other_views.PagedPosts.as_view(renderer_classes=[BrowsableAPIRenderer, JSONRenderer])),
     path("other/post-only/", other_views.NewPost.as_view()),
