@@ -143,8 +143,8 @@ def test_an_asgi_server_shares_the_entries(blog: Blog) -> None:
         [ask(path) for path in ("/posts/", "/posts/", "/other/by-header/", "/other/by-user/")]
     """)
 
-    untracked = "freshness; fwd=bypass; detail=untracked"
-    assert seen == ["freshness; fwd=miss; stored", "freshness; hit", untracked, untracked]
+    unverified = "freshness; fwd=bypass; detail=unverified"
+    assert seen == ["freshness; fwd=miss; stored", "freshness; hit", unverified, unverified]
     assert blog.read("/posts/", host="testserver").came_from == "hit"
 
 
@@ -238,7 +238,7 @@ def test_a_reader_with_a_session_costs_no_query(blog: Blog, accept: str) -> None
 )
 def test_a_view_that_looks_at_its_reader_is_served_and_never_stored(blog: Blog, path: str, what: str) -> None:
     """The key carries the address alone, so another reader would get this one's response. The log says so."""
-    assert [blog.read(f"/other/{path}/").came_from for _ in range(2)] == ["fwd=bypass; detail=untracked"] * 2
+    assert [blog.read(f"/other/{path}/").came_from for _ in range(2)] == ["fwd=bypass; detail=unverified"] * 2
     assert re.fullmatch(rf"Served, but not stored: The view reads {what}, and a cached response is the same for everybody\. .*", blog.logged[0])
 
 
@@ -269,7 +269,7 @@ def test_a_model_that_is_not_registered_keeps_the_response_out_of_the_cache_and_
         found
     """)
 
-    assert (read["status"], read["came_from"]) == (200, "fwd=bypass; detail=untracked")
+    assert (read["status"], read["came_from"]) == (200, "fwd=bypass; detail=unverified")
     assert blog.logged == [
         "Served, but not stored: A query on posts.Post cannot be read: It reads auth_user, which is not tracked. Add auth.User to FRESHNESS_MODELS."
     ]
@@ -278,7 +278,7 @@ def test_a_model_that_is_not_registered_keeps_the_response_out_of_the_cache_and_
 def test_a_content_type_that_is_shown_has_to_be_registered(blog: Blog) -> None:
     response = "Likes.as_view()(RequestFactory().get('/'))"  # `manage.py check` would name it in a URLconf
 
-    assert blog.run(f"{response}.headers['Cache-Status']") == "freshness; fwd=bypass; detail=untracked"
+    assert blog.run(f"{response}.headers['Cache-Status']") == "freshness; fwd=bypass; detail=unverified"
     assert blog.logged[0].endswith("It reads django_content_type, which is not tracked. Add contenttypes.ContentType to FRESHNESS_MODELS.")
 
 
@@ -294,7 +294,7 @@ def test_a_content_type_that_is_shown_has_to_be_registered(blog: Blog) -> None:
 def test_a_response_that_is_more_than_json_is_served_whole_and_never_stored(blog: Blog, path: str, more: str) -> None:
     """A hit has the bytes alone, so a header for the pages or a cookie would be there for the first reader and for no other."""
     for _ in range(2):
-        assert blog.read(f"/other/{path}/").came_from == "fwd=bypass; detail=untracked"
+        assert blog.read(f"/other/{path}/").came_from == "fwd=bypass; detail=unverified"
         assert blog.logged[-1] == f"Served, but not stored: The response of RespondedPosts has {more}, and a cached response is JSON and nothing else."
 
 
@@ -322,7 +322,7 @@ def test_a_database_with_another_engine_is_refused_and_the_error_says_which_to_s
 
 def test_a_random_order_is_not_stored(blog: Blog) -> None:
     """It would be the same for everybody until the next write."""
-    assert blog.read("/other/shuffled/").came_from == "fwd=bypass; detail=untracked"
+    assert blog.read("/other/shuffled/").came_from == "fwd=bypass; detail=unverified"
     assert "It is random (order_by('?'))" in blog.logged[0]
 
 
@@ -337,5 +337,5 @@ def test_a_get_that_writes_is_refused(blog: Blog) -> None:
 @pytest.mark.only("embedded")
 def test_a_get_that_writes_in_sql_is_never_stored_and_writes_once(blog: Blog) -> None:
     """Its own write would overtake the fill, which would be read again. On PostgreSQL a fill is READ ONLY, and the server raises."""
-    assert blog.read("/other/viewed-in-sql/").came_from == "fwd=bypass; detail=untracked"
+    assert blog.read("/other/viewed-in-sql/").came_from == "fwd=bypass; detail=unverified"
     assert blog.run("Post.objects.get(id=1).body") == "x"

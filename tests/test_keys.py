@@ -134,6 +134,7 @@ def another(value):
     return value | {"another": 1} if isinstance(value, dict) else "another"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # Django 6.1 deprecates some, which count as before
 def test_every_setting_that_is_not_left_out_changes_the_fingerprint(settings, monkeypatch):
     before, names = shape.settings_in_force(), settings_that_count()
 
@@ -152,6 +153,7 @@ def test_a_setting_that_nobody_knows_changes_the_fingerprint(settings, in_a_new_
     assert in_a_new_process() != before
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # Django 6.1 deprecates some, which count as before
 def test_a_setting_that_is_left_out_does_not_change_the_fingerprint(settings, monkeypatch, in_a_new_process):
     """Processes of one deployment may differ in these and share their entries. Each has its reason."""
     before = in_a_new_process()
@@ -782,6 +784,7 @@ def test_a_database_in_memory_has_an_identity_when_it_has_an_id(transactional_db
         connections["memory"].connection.execute("INSERT INTO freshness_database VALUES (1)")
         assert connections["memory"].database_identity() == connections["memory"].database_identity() != ""
     finally:
+        connections["memory"].connection.close()
         del connections["memory"]
 
 

@@ -36,7 +36,7 @@ draws = random.Random()
 Read = Callable[[], bytes]
 """Reads a response from the database. What it depends on is read off its queries."""
 
-NOT_STORED = "untracked"
+NOT_STORED = "unverified"
 """The verdict on a response whose dependencies are not known: it is served, and never stored."""
 
 
