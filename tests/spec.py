@@ -24,6 +24,7 @@ CHAPTERS = (
     "cost",
     "hits",
     "invalidation",
+    "dependencies",
     "precision",
     "races",
     "schedules",

@@ -17,7 +17,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import MULTI, ROW_COUNT
 
-from .dependencies import Recorder, Unreadable, pinned, read_off, recorder
+from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .tracking import MANY_ROWS, Table, cascades, tables
 
 
@@ -25,14 +25,13 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
     """A compiler of SELECTs: it tells the recorder of a fill what the response depends on, and the connection what a locked row holds."""
 
     ordering: Any = None
-    grouping: Any = None
     joined: list[str] | None = None
     is_empty = False
 
     def pre_sql_setup(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep what the query joins, and how it is ordered and grouped."""
+        """Keep what the query joins, and how it is ordered."""
         found = super().pre_sql_setup(*args, **kwargs)
-        _, self.ordering, self.grouping = found
+        _, self.ordering, _ = found
         self.joined = [alias for alias, references in self.query.alias_refcount.items() if references]  # Django forgets them when the SQL is made
         return found
 
@@ -83,7 +82,7 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
         if table is None or table.pk is None or (of and "self" not in of):
             return
         alias = self.query.get_initial_alias()
-        places = {each.target.column: i for i, (each, *_) in enumerate(self.select) if getattr(each, "alias", None) == alias and hasattr(each, "target")}
+        places = {column.target.column: place for place, column in columns_of(each for each, *_ in self.select) if column.alias == alias}
         if table.pk not in places:
             return
         converters = self.get_converters([each for each, *_ in self.select])
@@ -119,8 +118,9 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         self._is_writing = True
         try:
             result = self._announce(send)
-            if name in tables() or self.query.get_meta().managed:
-                self._tag(tables().get(name), result)
+            table = tables().get(name)
+            if table.managed if table else self.query.get_meta().managed:
+                self._tag(table, result)
             else:  # it may be a view, and nobody says of what
                 self._tag_all(tables())
         except BaseException:  # it may have been carried out

@@ -23,6 +23,9 @@ from .tracking import MANY_ROWS, Table, tables
 
 logger = logging.getLogger(__name__)
 
+JSON = (bool, dict, list)
+"""Types of JSON whose values Python compares by another rule than a database."""
+
 
 class NotLeased(OperationalError):
     """A transaction was not committed, because its readers could not be told first."""
@@ -74,6 +77,11 @@ _mixtures: dict[Any, Any] = {}
 def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
     """The connection of this thread to one of our databases."""
     return cast(ConnectionMixin, connections[alias])
+
+
+def _differ_in_json(one: Any, other: Any) -> bool:
+    """Whether two values that Python calls equal are two in JSON: `True` and `1`, or what contains them."""
+    return isinstance(one, JSON) is not isinstance(other, JSON) or (isinstance(one, JSON) and repr(one) != repr(other))
 
 
 class ConnectionMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
@@ -143,7 +151,7 @@ class ConnectionMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type
         for scope in reversed(self.scopes):
             if (table.name, key) in scope.held:
                 held = scope.held[table.name, key]
-                return column in held and bool(held[column] == value)
+                return column in held and bool(held[column] == value) and not _differ_in_json(held[column], value)
         return False
 
     def _savepoint(self, sid: str) -> None:

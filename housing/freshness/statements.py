@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
+from typing import Any
+
+from django.core.signals import setting_changed
+from django.db.models.signals import class_prepared
 
 from .tracking import other_tables, tables
 
@@ -36,6 +40,16 @@ TARGET = re.compile(r'\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|UPDATE(?:\s+ONLY)?|DEL
 SCHEMA = re.compile(r"\s*(CREATE|ALTER|DROP|COMMENT|GRANT|REVOKE)\b", re.IGNORECASE)
 WITH = re.compile(r"WITH\b", re.IGNORECASE)
 CONCURRENTLY = re.compile(r"\s*(CREATE|DROP)\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\b", re.IGNORECASE)
+
+
+@cache
+def _by_lower_case() -> dict[str, str]:
+    return {name.lower(): name for name in tables()}
+
+
+@cache
+def _others_in_lower_case() -> frozenset[str]:
+    return frozenset(map(str.lower, other_tables()))
 
 
 @cache
@@ -78,12 +92,12 @@ def _written_tables(sql: str) -> frozenset[str]:
     if CONCURRENTLY.match(sql) or (HARMLESS.match(sql) and not several):
         return frozenset()
     target = TARGET.match(sql)
-    if target and target[1].lower() not in tables() | dict.fromkeys(other_tables()):
+    if target and (name := target[1].lower()) not in _by_lower_case() and name not in _others_in_lower_case():
         return frozenset(tables())  # a view, say: what it stands for is in no text
     if WITH.match(sql):
         return frozenset(tables())
-    if named := frozenset(name.lower() for name in _mention().findall(sql)):
-        return named
+    if named := frozenset(_by_lower_case()[name.lower()] for name in _mention().findall(sql)):
+        return named if all(tables()[name].managed for name in named) else frozenset(tables())
     if (target or SCHEMA.match(sql)) and not several:
         return frozenset()
     return frozenset(tables())
@@ -92,3 +106,14 @@ def _written_tables(sql: str) -> frozenset[str]:
 def may_write(script: str) -> bool:
     """Whether a text of many statements may write a table of ours. A comment that holds a semicolon looks like something unknown."""
     return any(written_tables(statement) for statement in script.split(";") if statement.strip())
+
+
+def forget(**_: Any) -> None:
+    """Look again which tables a text names: there may be others."""
+    for each in (_by_lower_case, _others_in_lower_case, _mention):
+        each.cache_clear()
+    _remembered.cache_clear()
+
+
+class_prepared.connect(forget)
+setting_changed.connect(forget)

@@ -1,0 +1,586 @@
+"""What a response depends on. It is read off the response's queries: whatever a view reads is fresh, with no edit anywhere else."""
+
+import os
+from collections import Counter
+from functools import partial
+
+import django_filters
+import pytest
+from django.apps import apps
+from django.contrib.auth.models import Permission, User
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, connections, models, transaction
+from django.db.models import Count, Exists, FilteredRelation, Func, OuterRef, Prefetch, Q, Subquery, Window
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Now, RowNumber
+from django_filters.rest_framework import DjangoFilterBackend
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rest_framework.generics import ListAPIView
+from rest_framework.serializers import ModelSerializer
+
+from housing.filters import PropertyFilter, Query
+from housing.freshness import CachedView, Select
+from housing.freshness.statements import written_tables
+from housing.models import Agent, Property, PropertyImage
+from tests import random_queries as play
+
+pytest_plugins = ["tests.kinds"]
+
+STORED, HIT, STALE, NOT_STORED = "fwd=miss; stored", "hit", "fwd=stale; stored", "fwd=bypass; detail=untracked"
+
+
+def ids(found):
+    """What is shown of a queryset at the least."""
+    return [row.pk for row in found]
+
+
+def put(row, **fields):
+    """An UPDATE of this row."""
+    type(row)._base_manager.filter(pk=row.pk).update(**fields)
+
+
+def image(home, number=0):
+    """One of the images of a property."""
+    return PropertyImage.objects.filter(property=home).order_by("id")[number]
+
+
+def retitled(it):
+    put(it.home, title="Other")
+
+
+def renamed(it):
+    put(it.home.agent, name="Other")
+
+
+def relabelled(it):
+    put(it.label, word="Other")
+
+
+def office_renamed(it):
+    put(it.home.agent.office, name="Other")
+
+
+# One more of what the service has
+
+
+def test_one_more_filter_is_fresh_without_another_edit(it, page, read):
+    """A property whose area is raised enters the page, though no list of columns has `area` in it."""
+
+    class AreaFilter(django_filters.FilterSet):
+        min_area = django_filters.NumberFilter("area", "gte")
+
+    class Titles(ModelSerializer):
+        class Meta:
+            model = Property
+            fields = ["id", "title"]
+
+    class Homes(CachedView, ListAPIView):
+        queryset = Property.objects.order_by("id")
+        serializer_class = Titles
+        filter_backends = [DjangoFilterBackend]
+        filterset_class = AreaFilter
+        pagination_class = None
+
+    large = partial(page.served(Homes), min_area=200)
+    assert (large().json, large().came_from) == ([], HIT)
+
+    put(it.home, description="Not shown.")
+    assert large().came_from == HIT
+
+    put(it.home, area=250)
+    assert [row["id"] for row in large().json] == [it.home.pk]
+
+
+def test_one_more_filter_of_the_service_itself_is_fresh_without_another_edit(it, read, prime, monkeypatch):
+    class AreaFilter(PropertyFilter):
+        min_area = django_filters.NumberFilter("area", "gte")
+
+    filters = AreaFilter(queryset=Property.objects.none())
+    monkeypatch.setattr(Query, "filters", filters)
+    monkeypatch.setattr(Query, "form_class", filters.get_form_class())
+    prime(min_area=123)
+
+    put(it.home, description="Not shown.")
+    assert read("cached", min_area=123).came_from == HIT
+
+    put(it.home, area=250)
+    assert [row["id"] for row in read("cached", min_area=123).rows] == [it.home.pk]
+
+
+BY_ID = Property.objects.order_by("id")
+
+READS = {
+    "an ordering": (
+        lambda it: ids(Property.objects.order_by("bedrooms", "id")[:5]),
+        lambda it: put(it.homes[15], bedrooms=1),
+        lambda it: put(it.homes[15], area=1),
+    ),
+    "a join": (
+        lambda it: list(BY_ID.values_list("id", "location__zip_code")),
+        lambda it: put(it.home.location, zip_code="1"),
+        lambda it: put(it.home.location, state="X"),
+    ),
+    "a filter through two joins": (
+        lambda it: ids(BY_ID.filter(agent__office__name="Harbour")),
+        lambda it: put(it.home.agent.office, name="Harbour"),
+        lambda it: put(it.home.agent.office, city="Harbour"),
+    ),
+    "a reference that leads to what selects": (
+        lambda it: ids(BY_ID.filter(agent__name="Agent 1")),
+        lambda it: put(it.home, agent=it.other.agent),
+        lambda it: put(it.home, location=it.other.location),
+    ),
+    "a prefetch": (
+        lambda it: [[one.url for one in home.images.all()] for home in BY_ID.filter(pk=it.home.pk).prefetch_related("images")],
+        lambda it: put(image(it.home), url="https://x/"),
+        lambda it: put(image(it.other), url="https://x/"),
+    ),
+    "a prefetch with a queryset": (
+        lambda it: [
+            ids(home.images.all()) for home in BY_ID.filter(pk=it.home.pk).prefetch_related(Prefetch("images", PropertyImage.objects.filter(position=7)))
+        ],
+        lambda it: put(image(it.home), position=7),
+        lambda it: it.other.images.create(url="https://x/", position=6),
+    ),
+    "a prefetch with a slice": (
+        lambda it: [
+            ids(home.some) for home in BY_ID.filter(pk=it.home.pk).prefetch_related(Prefetch("images", PropertyImage.objects.order_by("id")[1:2], "some"))
+        ],
+        lambda it: put(image(it.home), property=it.other),
+        lambda it: it.other.images.create(url="https://x/"),
+    ),
+    "a Subquery": (
+        lambda it: list(BY_ID.annotate(first=Subquery(PropertyImage.objects.filter(property=OuterRef("pk")).values("url")[:1])).values_list("first")),
+        lambda it: put(image(it.home), url="https://x/"),
+        renamed,
+    ),
+    "Exists": (
+        lambda it: list(BY_ID.annotate(has=Exists(PropertyImage.objects.filter(property=OuterRef("pk")))).values_list("id", "has")),
+        lambda it: it.homes[9].images.create(url="https://x/"),
+        renamed,
+    ),
+    "an inner query of a condition": (
+        lambda it: ids(BY_ID.filter(agent__in=Agent.objects.filter(office__city="Harbour"))),
+        lambda it: put(it.home.agent.office, city="Harbour"),
+        lambda it: put(image(it.home), url="https://x/"),
+    ),
+    "Count": (
+        lambda it: list(BY_ID.annotate(many=Count("images")).values_list("id", "many")),
+        lambda it: image(it.home).delete(),
+        lambda it: put(image(it.home), caption="Other"),
+    ),
+    "a filter by Count": (
+        lambda it: ids(BY_ID.annotate(many=Count("images")).filter(many__gte=1)),
+        lambda it: it.homes[9].images.create(url="https://x/"),
+        None,
+    ),
+    "a group": (
+        lambda it: list(Property.objects.order_by("status").values("status").annotate(many=Count("id"))),
+        lambda it: put(it.home, status="sold"),
+        retitled,
+    ),
+    "a window": (
+        lambda it: list(BY_ID.annotate(of=Window(Count("pk"))).values_list("id", "of")[:2]),
+        lambda it: it.homes[9].delete(),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "a filter by a window": (
+        lambda it: ids(it.homes[2].agent.properties.annotate(place=Window(RowNumber(), order_by="-price")).filter(place=1)),
+        lambda it: put(it.homes[2], agent=it.other.agent),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "a FilteredRelation": (
+        lambda it: list(BY_ID.annotate(front=FilteredRelation("images", condition=Q(images__caption="front"))).values_list("id", "front__url")),
+        lambda it: put(image(it.home), caption="front"),
+        lambda it: put(image(it.home), position=9),
+    ),
+    "a many-to-many filter with distinct()": (
+        lambda it: ids(it.Node.objects.filter(labels__word="good").distinct()),
+        lambda it: it.node.labels.add(it.label),
+        lambda it: put(it.node, word="Other"),
+    ),
+    "values()": (lambda it: list(BY_ID.values("id", "status")), lambda it: put(it.home, status="sold"), renamed),
+    "values_list() without a key": (lambda it: list(BY_ID.values_list("status")), lambda it: put(it.home, status="sold"), retitled),
+    "values() of a joined row by the reference to it": (lambda it: list(BY_ID.values_list("agent_id", "agent__name")), renamed, office_renamed),
+    "union()": (
+        lambda it: sorted(Property.objects.filter(status="sold").values_list("title").union(Agent.objects.values_list("name"))),
+        renamed,
+        office_renamed,
+    ),
+    "a join of a union()": (
+        lambda it: sorted(BY_ID.order_by().filter(pk=it.home.pk).union(BY_ID.order_by().filter(pk=it.other.pk)).values_list("agent__office__name")),
+        office_renamed,
+        lambda it: put(image(it.home), url="https://x/"),
+    ),
+    "rows beyond an offset": (lambda it: ids(BY_ID[5:10]), lambda it: it.home.delete(), retitled),
+    "a reference's rows beyond an offset, of which one is moved away": (
+        lambda it: ids(it.home.images.order_by("id")[1:]),
+        lambda it: put(image(it.home), property=it.other),
+        lambda it: it.other.images.create(url="https://x/"),
+    ),
+    "named rows beyond an offset, of which one is deleted": (
+        lambda it: ids(BY_ID.filter(pk__in=[it.home.pk, it.other.pk])[1:]),
+        lambda it: it.home.delete(),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "a reference's rows of which one is read and not shown": (
+        lambda it: len(list(Select(it.home.images.order_by("id").values_list("id")).rows(shown=1))),
+        lambda it: put(image(it.home, 1), property=it.other),
+        lambda it: it.other.images.create(url="https://x/"),
+    ),
+    "named rows of which one is read and not shown": (
+        lambda it: len(list(Select(BY_ID.filter(pk__in=[it.home.pk, it.other.pk]).values_list("id")).rows(shown=1))),
+        lambda it: it.other.delete(),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "exists()": (lambda it: Property.objects.filter(area__gt=1).exists(), lambda it: put(it.home, area=2), retitled),
+    "count()": (lambda it: it.home.agent.properties.count(), lambda it: put(it.other, agent=it.home.agent), lambda it: put(it.other, title="Other")),
+    "count() of a slice": (lambda it: it.home.images.all()[:1].count(), lambda it: it.home.images.all().delete(), renamed),
+    "aggregate()": (lambda it: Property.objects.aggregate(most=models.Max("price")), lambda it: put(it.home, price=10**7), retitled),
+    "dates()": (
+        lambda it: list(Property.objects.dates("created_at", "year")),
+        lambda it: put(it.home, created_at="2001-01-01T00:00Z"),
+        lambda it: put(it.home, title="X"),
+    ),
+    "first()": (lambda it: BY_ID.first().title, retitled, lambda it: put(it.other, title="Other")),
+    "in_bulk()": (
+        lambda it: {key: home.title for key, home in Property.objects.in_bulk([it.home.pk, 10**6]).items()},
+        lambda it: Property.objects.create(pk=10**6, title="New", price=1, location=it.home.location, agent=it.home.agent),
+        lambda it: put(it.other, title="Other"),
+    ),
+    "iterator()": (lambda it: [home.title for home in BY_ID.iterator()], lambda it: put(it.other, title="Other"), renamed),
+    "relations loaded one by one": (
+        lambda it: [[home.agent.office.name, [one.url for one in home.images.all()]] for home in BY_ID[:2]],
+        office_renamed,
+        lambda it: put(it.homes[9].agent.office, name="Other"),
+    ),
+    # Models of other kinds
+    "a model with text for a key": (
+        lambda it: [one.word for one in it.Label.objects.filter(pk="a*|\n'\"")],
+        lambda it: put(it.strange, word="Other"),
+        relabelled,
+    ),
+    "rows that refer to a text": (lambda it: ids(it.strange.nodes.all()), lambda it: put(it.node, label=it.strange), lambda it: put(it.node, label=it.label)),
+    "a model with a UUID for a key": (
+        lambda it: [[one.text, ids(one.answers.all())] for one in it.Remark.objects.filter(pk=it.remark.pk)],
+        lambda it: it.Remark.objects.create(about=it.home, answered=it.remark),
+        lambda it: it.Remark.objects.create(about=it.home),
+    ),
+    "a foreign key to a column that is no primary key": (
+        lambda it: ids(it.town.streets.all()),
+        lambda it: it.Street.objects.create(town=it.town),
+        lambda it: it.Street.objects.create(town=it.Town.objects.create(slug="b")),
+    ),
+    "a composite primary key": (
+        lambda it: list(it.Membership.objects.values_list("pk", "note", "office_id", "office__name")),
+        lambda it: put(it.other.agent.office, name="Other"),
+        lambda it: put(it.homes[9].agent.office, name="Other"),
+    ),
+    "a row by its composite primary key": (
+        lambda it: it.Membership.objects.get(pk=(it.home.agent_id, 1)).note,
+        lambda it: it.Membership.objects.filter(number=1).update(note="Other"),
+        lambda it: put(it.other, title="Other"),
+    ),
+    "an inherited model": (
+        lambda it: [[one.title, one.pools] for one in it.Villa.objects.all()],
+        lambda it: put(Property.objects.get(pk=it.villa.pk), title="Other"),
+        retitled,
+    ),
+    "the parent of an inherited model": (
+        lambda it: [home.title for home in BY_ID.all()],
+        lambda it: put(it.villa, title="Other"),
+        lambda it: put(it.villa, pools=9),
+    ),
+    "an inherited row, from its parent": (
+        lambda it: [home.villa.pools if hasattr(home, "villa") else None for home in BY_ID.select_related("villa")],
+        lambda it: put(it.villa, pools=9),
+        renamed,
+    ),
+    "a column that the database generates": (
+        lambda it: ids(it.Node.objects.filter(double=8)),
+        lambda it: put(it.node, rank=4),
+        lambda it: it.Label.objects.create(pk="new"),
+    ),
+    "a reference to the same model": (
+        lambda it: [one.parent and one.parent.word for one in it.Node.objects.select_related("parent")],
+        lambda it: it.Node.objects.filter(word="child").update(parent=it.Node.objects.create(word="late", rank=1)),
+        relabelled,
+    ),
+    "a reference that may be null": (
+        lambda it: [one.agent and one.agent.name for one in it.Node.objects.select_related("agent")],
+        lambda it: it.home.agent.delete(),
+        lambda it: put(it.other.agent, name="Other"),
+    ),
+    "a reference that the database does not enforce": (
+        lambda it: list(it.Node.objects.order_by("id").values_list("id", "anywhere__word")),
+        lambda it: it.Label.objects.create(pk="nowhere", word="Here"),
+        lambda it: put(it.node, word="Other"),
+    ),
+    "a one-to-one reference": (
+        lambda it: it.Profile.objects.select_related("node").get().node.word,
+        lambda it: put(it.node, word="Other"),
+        lambda it: put(it.node.parent, word="Other"),
+    ),
+    "the other end of a one-to-one reference, created later": (
+        lambda it: [hasattr(one, "badge") for one in it.Node.objects.order_by("id").select_related("badge")],
+        lambda it: it.Badge.objects.create(node=it.node, rank=1),
+        relabelled,
+    ),
+    "the other end of a one-to-one reference, loaded by itself": (
+        lambda it: hasattr(it.Node.objects.get(pk=it.node.pk), "badge"),
+        lambda it: it.Badge.objects.create(node=it.node, rank=1),
+        relabelled,
+    ),
+    "a generic foreign key": (
+        lambda it: [one.about.title for one in it.Remark.objects.prefetch_related("about")],
+        retitled,
+        lambda it: put(it.other, title="Other"),
+    ),
+    "a generic relation": (
+        lambda it: [[one.text for one in notice.remarks.all()] for notice in it.Notice.objects.prefetch_related("remarks")],
+        lambda it: it.notice.remarks.create(text="New"),
+        retitled,
+    ),
+    "a filter through a generic relation": (
+        lambda it: ids(it.Notice.objects.filter(remarks__text="New")),
+        lambda it: it.notice.remarks.create(text="New"),
+        lambda it: put(it.remark, data={"a": 2}),
+    ),
+    "a relation with a model between": (
+        lambda it: [[tour.name, ids(tour.stops.order_by("stop__minutes"))] for tour in it.Tour.objects.all()],
+        lambda it: it.Stop.objects.filter(home=it.home).update(minutes=9),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "an unmanaged model over a view": (lambda it: [one.title for one in it.Cheap.objects.all()], lambda it: put(it.home, price=1), None),
+    "a model of another app": (lambda it: [user.username for user in User.objects.all()], lambda it: User.objects.create_user("somebody"), retitled),
+    "a column that another app calls created_at": (
+        lambda it: [one.created_at for one in it.Notice.objects.all()],
+        lambda it: save(it.notice, created_at="2001-01-01T00:00:00Z"),
+        retitled,
+    ),
+    "JSON whose number becomes a truth": (
+        lambda it: ids(it.Remark.objects.filter(data={"a": True})),
+        lambda it: locked_save(it.remark, data={"a": True}),
+        retitled,
+    ),
+}
+"""What a view reads → what it shows, a write that changes that, and one that does not."""
+
+
+def save(row, **fields):
+    """This row, read again, changed and saved."""
+    row = type(row)._base_manager.get(pk=row.pk)
+    for name, value in fields.items():
+        setattr(row, name, value)
+    row.save()
+
+
+@transaction.atomic
+def locked_save(row, **fields):
+    """The same after a lock, by which the engine knows what the row held."""
+    type(row)._base_manager.select_for_update().get(pk=row.pk)
+    save(row, **fields)
+
+
+@pytest.fixture
+def furnished(it, settings):
+    """A few rows of each kind."""
+    settings.FRESHNESS_MODELS = [*settings.FRESHNESS_MODELS, "housing.Cheap"]
+    it.label, it.strange = it.Label.objects.create(pk="good", word="good"), it.Label.objects.create(pk="a*|\n'\"", word="odd")
+    root = it.Node.objects.create(word="root", rank=1, agent=it.home.agent, anywhere_id="nowhere")
+    it.node = it.Node.objects.create(word="child", rank=2, parent=root)
+    it.Profile.objects.create(node=it.node)
+    it.remark = it.Remark.objects.create(about=it.home, data={"a": 1})
+    it.notice = it.Notice.objects.create()
+    it.town = it.Town.objects.create(slug="a")
+    it.Membership.objects.create(agent=it.home.agent, number=1, office=it.other.agent.office, note="x")
+    it.villa = it.Villa.objects.create(title="Villa", price=1_000_000, location=it.home.location, agent=it.home.agent)
+    it.tour = it.Tour.objects.create(name="A")
+    it.tour.stops.add(it.home, through_defaults={"minutes": 1})
+    it.tour.stops.add(it.other)
+    return it
+
+
+@pytest.mark.parametrize("what", READS)
+def test_what_a_view_reads_is_fresh(furnished, fresh, what):
+    """Beside it, what the write does not touch stays warm."""
+    look, write, untouched = READS[what]
+
+    fresh(partial(look, furnished), partial(write, furnished), untouched and partial(untouched, furnished))
+
+
+MANY_TO_MANY = {
+    "add()": lambda node, label, other: node.labels.add(other),
+    "remove()": lambda node, label, other: node.labels.remove(label),
+    "set()": lambda node, label, other: node.labels.set([other]),
+    "clear()": lambda node, label, other: node.labels.clear(),
+    "create()": lambda node, label, other: node.labels.create(pk="new"),
+    "add() from the other end": lambda node, label, other: other.marked.add(node),
+    "remove() from the other end": lambda node, label, other: label.marked.remove(node),
+    "a row of the model between": lambda node, label, other: type(node).labels.through.objects.create(node=node, label=other),
+    "the deletion of what is referred to": lambda node, label, other: label.delete(),
+}
+"""Way to change a many-to-many field → how."""
+
+
+@pytest.mark.parametrize("way", MANY_TO_MANY)
+def test_a_change_of_a_many_to_many_field_is_in_the_next_read(furnished, page, way):
+    """The page of another row stays warm."""
+    it = furnished
+    it.node.labels.add(it.label)
+    mine, another = (page(partial(labels_of, it, key)) for key in (it.node.pk, it.node.parent_id))
+    before = mine().json
+    assert [answer().came_from for answer in (mine, another, mine, another)] == [HIT, STORED, HIT, HIT]
+
+    MANY_TO_MANY[way](it.node, it.label, it.strange)
+
+    after = mine()
+    assert (after.json, after.came_from, another().came_from) == (labels_of(it, it.node.pk), STALE, HIT)
+    assert after.json != before
+
+
+def labels_of(it, key):
+    """What a detail shows of a many-to-many field."""
+    return [[one.word, sorted(ids(one.labels.all()))] for one in it.Node.objects.filter(pk=key).prefetch_related("labels")]
+
+
+# What cannot be read
+
+UNREADABLE = {
+    "a model that is not tracked": (lambda: ids(Permission.objects.filter(group__name="x")), "is not tracked. Add its model to FRESHNESS_MODELS."),
+    "a join to a model that is not tracked": (lambda: ids(User.objects.filter(groups__name="x")), "is not tracked. Add its model to FRESHNESS_MODELS."),
+    "an unmanaged model that is not tracked": (lambda: ids(apps.get_model("housing.Cheap").objects.all()), "housing_cheap, which is not tracked"),
+    "RawSQL": (lambda: list(BY_ID.annotate(x=RawSQL("SELECT 1", [])).values_list("x")), "It has SQL as text (RawSQL, extra()), which nobody can read."),
+    "RawSQL in an inner query": (
+        lambda: ids(BY_ID.filter(agent__in=Agent.objects.annotate(x=RawSQL("1", [])).filter(x=1))),
+        "It has SQL as text (RawSQL, extra()), which nobody can read.",
+    ),
+    "extra(select)": (lambda: list(BY_ID.extra(select={"x": "1"}).values_list("x")), "SQL nobody can read. Write it with expressions."),
+    "extra(where)": (lambda: ids(BY_ID.extra(where=["1 = 1"])), "It has SQL as text (RawSQL, extra()), which nobody can read."),
+    "extra(tables)": (lambda: Property.objects.extra(tables=["housing_office"]).exists(), "It uses extra(), whose SQL nobody can read."),
+    "a function whose template is a query": (
+        lambda: list(BY_ID.annotate(x=Func(template="(SELECT MAX(id) FROM housing_office)", output_field=models.IntegerField())).values_list("x")),
+        "It has SQL as text in the template of Func, which nobody can read.",
+    ),
+    "a function of nothing": (
+        lambda: len(BY_ID.annotate(x=Func(function="RANDOM", output_field=models.FloatField()))),
+        "It calls RANDOM() of no column, and nobody knows what that depends on.",
+    ),
+    "the time of day": (lambda: ids(BY_ID.filter(created_at__lt=Now())), "It depends on the time of day (Now), which invalidates nothing as it passes."),
+    "the time of day in an inner query": (
+        lambda: ids(BY_ID.filter(agent__in=Agent.objects.filter(properties__created_at__lt=Now()))),
+        "It depends on the time of day",
+    ),
+    "raw()": (lambda: ids(Property.objects.raw("SELECT * FROM housing_property")), "It sends SQL as text, and nobody knows which tables that reads: SELECT *"),
+    "a cursor": (lambda: by_cursor("SELECT 1"), "It sends SQL as text, and nobody knows which tables that reads: SELECT 1"),
+    "a union() whose parts have select_related()": (
+        lambda: ids(Property.objects.select_related("agent").union(Property.objects.select_related("agent"))),
+        "It is a union() whose parts have select_related()",
+    ),
+    "another database": (lambda: by_cursor("SELECT 1", "elsewhere"), "It reads the database 'elsewhere', whose backend is not the engine's."),
+    "no query at all": (lambda: "Hello", "No query was seen. A response that depends on no query would never be invalidated."),
+}
+"""What a view reads, and what the log says of it."""
+
+
+def by_cursor(text, alias="default"):
+    """The rows of a text."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(text)
+        return cursor.fetchall()
+
+
+@pytest.fixture
+def elsewhere_too():
+    """A second database, with Django's own backend."""
+    connections.databases["elsewhere"] = connection.settings_dict | {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
+    yield
+    connections["elsewhere"].close()
+    del connections["elsewhere"], connections.databases["elsewhere"]
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_what_cannot_be_read_is_served_and_never_stored(it, page, caplog, elsewhere_too, what):
+    """One line in the log says why, and what to do. The pages beside it are cached as ever."""
+    look, why = UNREADABLE[what]
+    answer, beside = page(look), page(lambda: ids(BY_ID.all()))
+    beside()
+
+    for _ in range(2):
+        caplog.clear()
+        assert (answer().status, answer().came_from) == (200, NOT_STORED)
+        assert [(record.levelname, why in record.message) for record in caplog.records] == [("ERROR", True)] * 2
+    assert beside().came_from == HIT
+
+
+def test_a_raw_queryset_is_refused_when_its_view_is_loaded(it):
+    """One error says which view, and what to do."""
+
+    class Raw(CachedView, ListAPIView):
+        queryset = Property.objects.raw("SELECT * FROM housing_property")
+
+    with pytest.raises(
+        ImproperlyConfigured, match=r"^Raw is cached, and the tables that a RawQuerySet reads are not known. Write its query with Django's models.$"
+    ):
+        Raw.as_view()
+
+
+def test_a_write_through_a_view_of_the_database_is_in_the_next_read(furnished):
+    """It may be updatable. Nobody says which tables it writes, so every table is invalidated, whichever way it is written."""
+    every = written_tables("UPDATE somebodys_view SET x = 1")
+    assert {"housing_property", "housing_cheap"} <= every
+
+    assert written_tables("UPDATE housing_cheap SET title = 'x'") == every
+
+
+def test_sql_that_writes_a_table_with_capitals_invalidates_it(it, page):
+    """PostgreSQL folds names without quotation marks, and both servers keep those in them."""
+    town = it.Town.objects.create(slug="a")
+    answer, beside = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
+    answer(), beside()
+
+    with connection.cursor() as cursor:
+        cursor.execute("""UPDATE "Towns" SET slug = 'b' WHERE id = %s""", [town.pk])
+
+    assert (answer().json, beside().came_from) == (["b"], HIT)
+
+
+NOT_PROMISED = {
+    "A response that compares with the view's own clock is fresh": "`filter(created_at__lte=timezone.now())` is a constant in its query. `Now()` is refused.",
+    "A response that depends on a file, a setting or another service is fresh": "Only queries are seen.",
+}
+
+
+# Querysets and writes that nobody thought of
+
+
+EXAMPLES = int(os.environ.get("DEPENDENCIES_EXAMPLES", "200"))
+"""How many are tried. Set DEPENDENCIES_EXAMPLES for more of them, chosen at random."""
+
+
+@pytest.fixture
+def played(kinds, transactional_db, monkeypatch):
+    """A few rows of the models that are played with."""
+    monkeypatch.setattr(play, "POOL", [*kinds.zoo, *play.HOUSING])
+    with transaction.atomic():
+        play.fill(kinds.zoo)
+
+
+def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(played, caplog):
+    """Whatever the query, and whatever the write. Each row that a write changes is tagged, too."""
+    caplog.set_level("CRITICAL")
+    counted = Counter()
+
+    @settings(
+        max_examples=EXAMPLES, derandomize="DEPENDENCIES_EXAMPLES" not in os.environ, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.data())
+    def explore(data):
+        counted[play.example(lambda options: options[data.draw(st.integers(0, len(options) - 1))])] += 1
+
+    explore()
+
+    assert counted["apart, the same"] > EXAMPLES / 5, counted
+    assert counted["met, changed"] > EXAMPLES / 25, counted
+    assert counted["not possible"] < EXAMPLES / 2, counted
