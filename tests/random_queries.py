@@ -16,7 +16,7 @@ from django.db.models import Count, Exists, F, Max, Model, OuterRef, Prefetch, Q
 from django.db.models.functions import RowNumber, Upper
 
 from housing.freshness.dependencies import recorded
-from housing.freshness.tracking import Table, tables
+from housing.freshness.tracking import Table, tables, tracked
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
 Draw = Callable[[Sequence[Any]], Any]
@@ -144,10 +144,10 @@ def correlated(draw: Draw, relation: Any) -> QuerySet[Any]:
     return there._default_manager.filter(**{back: OuterRef(mine)}).filter(condition(draw, there, 0))
 
 
-def ordered(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
-    """In some order, and always the same."""
+def ordered(draw: Draw, found: QuerySet[Any], *names: str) -> QuerySet[Any]:
+    """In some order, and always the same; `names` are those of its columns that a key does not tell apart."""
     prefix, _, name = column(draw, found.model, many=False)
-    return found.order_by(draw(["", "-"]) + prefix + name, "pk")
+    return found.order_by(draw(["", "-"]) + prefix + name, "pk", *names)
 
 
 def queryset(draw: Draw, model: type[Model]) -> QuerySet[Any]:
@@ -160,15 +160,17 @@ def queryset(draw: Draw, model: type[Model]) -> QuerySet[Any]:
     if draw([False, False, False, True]):
         found = found.distinct()
     shape = draw(["objects", "objects", "objects", "values", "union", "count", "exists", "aggregate"])
+    names: list[str] = []
     if shape == "union":
         return combined(draw, found)
     if shape == "objects":
         found = related(draw, found)
     elif shape == "values":
-        names = [column(draw, model) for _ in range(draw([1, 2, 3]))]
-        found = found.values_list(*dict.fromkeys(f"{prefix}{name}" for prefix, _, name in names))
+        columns = [column(draw, model) for _ in range(draw([1, 2, 3]))]
+        names = list(dict.fromkeys(f"{prefix}{name}" for prefix, _, name in columns))
+        found = found.values_list(*names)
     if draw([False, True]) and not (found.query.distinct and shape == "values"):
-        found = ordered(draw, found)
+        found = ordered(draw, found, *names)
         if draw([False, True]):
             start = draw([0, 0, 1, 2])
             found = found[start : start + draw([1, 2, 3])]
@@ -202,9 +204,8 @@ def annotated(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
     if kind == "F":
         prefix, _, name = column(draw, model)
         return found.annotate(extra=F(prefix + name))
-    if kind == "Upper":
-        prefix, _, name = column(draw, model)
-        return found.annotate(extra=Upper(prefix + name))
+    if kind == "Upper" and (words := [name for name in scalars(model) if isinstance(model._meta.get_field(name), models.CharField)]):
+        return found.annotate(extra=Upper(draw(words)))
     if kind in ("Count", "Max") and plural:
         relation = draw(plural)
         made = Count(queried(relation), distinct=draw([False, True])) if kind == "Count" else Max(f"{queried(relation)}__pk")
@@ -257,7 +258,7 @@ def shown(found: QuerySet[Any], follow: Sequence[str] = ()) -> Any:
     if shape == "aggregate":
         return found.aggregate(most=Max("pk"), count=Count("pk"))
     rows = [facts(each, follow) if isinstance(each, Model) else repr(each) for each in found.all()]
-    return rows if found.query.is_sliced or found.query.order_by else sorted(rows)
+    return rows if found.query.is_sliced else sorted(rows)
 
 
 def facts(row: Model, follow: Sequence[str] = (), depth: int = 1) -> str:
@@ -435,12 +436,13 @@ State = dict[str, dict[Any, dict[str, Any]]]
 
 
 def state() -> State:
-    """All rows of all tracked tables, as the database has them."""
+    """All rows of all tracked tables, as the database has them. A column that no model has is none: triggers fill it."""
     found: State = {}
+    columns_of = {model._meta.db_table: [str(field.column) for field in model._meta.local_concrete_fields] for model in tracked()}
     for table in tables().values():
+        columns = columns_of[table.name]
         with connection.cursor() as cursor:
-            cursor.execute(f'SELECT * FROM "{table.name}"')
-            columns = [each[0] for each in cursor.description]
+            cursor.execute(f'SELECT {", ".join(map(connection.ops.quote_name, columns))} FROM "{table.name}"')
             rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
         found[table.name] = {row[table.pk] if table.pk else tuple(row.values()): row for row in rows}
     return found

@@ -492,9 +492,9 @@ def by_cursor(text, alias="default"):
 
 
 @pytest.fixture
-def elsewhere_too():
+def elsewhere_too(tmp_path):
     """A second database, with Django's own backend."""
-    connections.databases["elsewhere"] = connection.settings_dict | {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
+    connections.databases["elsewhere"] = connection.settings_dict | {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "elsewhere", "OPTIONS": {}}
     yield
     connections["elsewhere"].close()
     del connections["elsewhere"], connections.databases["elsewhere"]
