@@ -230,3 +230,22 @@ def fresh(page):
         assert (after.body, after.came_from) == (truth.body, "fwd=stale; stored")
 
     return fresh
+
+
+@pytest.fixture
+def furnished(it, settings):
+    """A few rows of each kind."""
+    settings.FRESHNESS_MODELS = [*settings.FRESHNESS_MODELS, "housing.Cheap"]
+    it.label, it.strange = it.Label.objects.create(pk="good", word="good"), it.Label.objects.create(pk="a*|\n'\"", word="odd")
+    root = it.Node.objects.create(word="root", rank=1, agent=it.home.agent, anywhere_id="nowhere")
+    it.node = it.Node.objects.create(word="child", rank=2, parent=root)
+    it.Profile.objects.create(node=it.node)
+    it.remark = it.Remark.objects.create(about=it.home, data={"a": 1})
+    it.notice = it.Notice.objects.create()
+    it.town = it.Town.objects.create(slug="a")
+    it.Membership.objects.create(agent=it.home.agent, number=1, office=it.other.agent.office, note="x")
+    it.villa = it.Villa.objects.create(title="Villa", price=1_000_000, location=it.home.location, agent=it.home.agent)
+    it.tour = it.Tour.objects.create(name="A")
+    it.tour.stops.add(it.home, through_defaults={"minutes": 1})
+    it.tour.stops.add(it.other)
+    return it

@@ -25,6 +25,7 @@ CHAPTERS = (
     "hits",
     "invalidation",
     "dependencies",
+    "kinds",
     "precision",
     "races",
     "schedules",

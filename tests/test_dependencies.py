@@ -21,44 +21,13 @@ from rest_framework.serializers import ModelSerializer
 
 from housing.filters import PropertyFilter, Query
 from housing.freshness import CachedView, Select
-from housing.freshness.statements import written_tables
 from housing.models import Agent, Property, PropertyImage
 from tests import random_queries as play
+from tests.rows import ids, image, office_renamed, put, renamed, retitled
 
 pytest_plugins = ["tests.kinds"]
 
 STORED, HIT, STALE, NOT_STORED = "fwd=miss; stored", "hit", "fwd=stale; stored", "fwd=bypass; detail=untracked"
-
-
-def ids(found):
-    """What is shown of a queryset at the least."""
-    return [row.pk for row in found]
-
-
-def put(row, **fields):
-    """An UPDATE of this row."""
-    type(row)._base_manager.filter(pk=row.pk).update(**fields)
-
-
-def image(home, number=0):
-    """One of the images of a property."""
-    return PropertyImage.objects.filter(property=home).order_by("id")[number]
-
-
-def retitled(it):
-    put(it.home, title="Other")
-
-
-def renamed(it):
-    put(it.home.agent, name="Other")
-
-
-def relabelled(it):
-    put(it.label, word="Other")
-
-
-def office_renamed(it):
-    put(it.home.agent.office, name="Other")
 
 
 # One more of what the service has
@@ -195,11 +164,6 @@ READS = {
         lambda it: put(image(it.home), caption="front"),
         lambda it: put(image(it.home), position=9),
     ),
-    "a many-to-many filter with distinct()": (
-        lambda it: ids(it.Node.objects.filter(labels__word="good").distinct()),
-        lambda it: it.node.labels.add(it.label),
-        lambda it: put(it.node, word="Other"),
-    ),
     "values()": (lambda it: list(BY_ID.values("id", "status")), lambda it: put(it.home, status="sold"), renamed),
     "values_list() without a key": (lambda it: list(BY_ID.values_list("status")), lambda it: put(it.home, status="sold"), retitled),
     "values() of a joined row by the reference to it": (lambda it: list(BY_ID.values_list("agent_id", "agent__name")), renamed, office_renamed),
@@ -255,194 +219,16 @@ READS = {
         office_renamed,
         lambda it: put(it.homes[9].agent.office, name="Other"),
     ),
-    # Models of other kinds
-    "a model with text for a key": (
-        lambda it: [one.word for one in it.Label.objects.filter(pk="a*|\n'\"")],
-        lambda it: put(it.strange, word="Other"),
-        relabelled,
-    ),
-    "rows that refer to a text": (lambda it: ids(it.strange.nodes.all()), lambda it: put(it.node, label=it.strange), lambda it: put(it.node, label=it.label)),
-    "a model with a UUID for a key": (
-        lambda it: [[one.text, ids(one.answers.all())] for one in it.Remark.objects.filter(pk=it.remark.pk)],
-        lambda it: it.Remark.objects.create(about=it.home, answered=it.remark),
-        lambda it: it.Remark.objects.create(about=it.home),
-    ),
-    "a foreign key to a column that is no primary key": (
-        lambda it: ids(it.town.streets.all()),
-        lambda it: it.Street.objects.create(town=it.town),
-        lambda it: it.Street.objects.create(town=it.Town.objects.create(slug="b")),
-    ),
-    "a composite primary key": (
-        lambda it: list(it.Membership.objects.values_list("pk", "note", "office_id", "office__name")),
-        lambda it: put(it.other.agent.office, name="Other"),
-        lambda it: put(it.homes[9].agent.office, name="Other"),
-    ),
-    "a row by its composite primary key": (
-        lambda it: it.Membership.objects.get(pk=(it.home.agent_id, 1)).note,
-        lambda it: it.Membership.objects.filter(number=1).update(note="Other"),
-        lambda it: put(it.other, title="Other"),
-    ),
-    "an inherited model": (
-        lambda it: [[one.title, one.pools] for one in it.Villa.objects.all()],
-        lambda it: put(Property.objects.get(pk=it.villa.pk), title="Other"),
-        retitled,
-    ),
-    "the parent of an inherited model": (
-        lambda it: [home.title for home in BY_ID.all()],
-        lambda it: put(it.villa, title="Other"),
-        lambda it: put(it.villa, pools=9),
-    ),
-    "an inherited row, from its parent": (
-        lambda it: [home.villa.pools if hasattr(home, "villa") else None for home in BY_ID.select_related("villa")],
-        lambda it: put(it.villa, pools=9),
-        renamed,
-    ),
-    "a column that the database generates": (
-        lambda it: ids(it.Node.objects.filter(double=8)),
-        lambda it: put(it.node, rank=4),
-        lambda it: it.Label.objects.create(pk="new"),
-    ),
-    "a reference to the same model": (
-        lambda it: [one.parent and one.parent.word for one in it.Node.objects.select_related("parent")],
-        lambda it: it.Node.objects.filter(word="child").update(parent=it.Node.objects.create(word="late", rank=1)),
-        relabelled,
-    ),
-    "a reference that may be null": (
-        lambda it: [one.agent and one.agent.name for one in it.Node.objects.select_related("agent")],
-        lambda it: it.home.agent.delete(),
-        lambda it: put(it.other.agent, name="Other"),
-    ),
-    "a reference that the database does not enforce": (
-        lambda it: list(it.Node.objects.order_by("id").values_list("id", "anywhere__word")),
-        lambda it: it.Label.objects.create(pk="nowhere", word="Here"),
-        lambda it: put(it.node, word="Other"),
-    ),
-    "a one-to-one reference": (
-        lambda it: it.Profile.objects.select_related("node").get().node.word,
-        lambda it: put(it.node, word="Other"),
-        lambda it: put(it.node.parent, word="Other"),
-    ),
-    "the other end of a one-to-one reference, created later": (
-        lambda it: [hasattr(one, "badge") for one in it.Node.objects.order_by("id").select_related("badge")],
-        lambda it: it.Badge.objects.create(node=it.node, rank=1),
-        relabelled,
-    ),
-    "the other end of a one-to-one reference, loaded by itself": (
-        lambda it: hasattr(it.Node.objects.get(pk=it.node.pk), "badge"),
-        lambda it: it.Badge.objects.create(node=it.node, rank=1),
-        relabelled,
-    ),
-    "a generic foreign key": (
-        lambda it: [one.about.title for one in it.Remark.objects.prefetch_related("about")],
-        retitled,
-        lambda it: put(it.other, title="Other"),
-    ),
-    "a generic relation": (
-        lambda it: [[one.text for one in notice.remarks.all()] for notice in it.Notice.objects.prefetch_related("remarks")],
-        lambda it: it.notice.remarks.create(text="New"),
-        retitled,
-    ),
-    "a filter through a generic relation": (
-        lambda it: ids(it.Notice.objects.filter(remarks__text="New")),
-        lambda it: it.notice.remarks.create(text="New"),
-        lambda it: put(it.remark, data={"a": 2}),
-    ),
-    "a relation with a model between": (
-        lambda it: [[tour.name, ids(tour.stops.order_by("stop__minutes"))] for tour in it.Tour.objects.all()],
-        lambda it: it.Stop.objects.filter(home=it.home).update(minutes=9),
-        lambda it: put(it.homes[9], title="Other"),
-    ),
-    "an unmanaged model over a view": (lambda it: [one.title for one in it.Cheap.objects.all()], lambda it: put(it.home, price=1), None),
-    "a model of another app": (lambda it: [user.username for user in User.objects.all()], lambda it: User.objects.create_user("somebody"), retitled),
-    "a column that another app calls created_at": (
-        lambda it: [one.created_at for one in it.Notice.objects.all()],
-        lambda it: save(it.notice, created_at="2001-01-01T00:00:00Z"),
-        retitled,
-    ),
-    "JSON whose number becomes a truth": (
-        lambda it: ids(it.Remark.objects.filter(data={"a": True})),
-        lambda it: locked_save(it.remark, data={"a": True}),
-        retitled,
-    ),
 }
 """What a view reads → what it shows, a write that changes that, and one that does not."""
 
 
-def save(row, **fields):
-    """This row, read again, changed and saved."""
-    row = type(row)._base_manager.get(pk=row.pk)
-    for name, value in fields.items():
-        setattr(row, name, value)
-    row.save()
-
-
-@transaction.atomic
-def locked_save(row, **fields):
-    """The same after a lock, by which the engine knows what the row held."""
-    type(row)._base_manager.select_for_update().get(pk=row.pk)
-    save(row, **fields)
-
-
-@pytest.fixture
-def furnished(it, settings):
-    """A few rows of each kind."""
-    settings.FRESHNESS_MODELS = [*settings.FRESHNESS_MODELS, "housing.Cheap"]
-    it.label, it.strange = it.Label.objects.create(pk="good", word="good"), it.Label.objects.create(pk="a*|\n'\"", word="odd")
-    root = it.Node.objects.create(word="root", rank=1, agent=it.home.agent, anywhere_id="nowhere")
-    it.node = it.Node.objects.create(word="child", rank=2, parent=root)
-    it.Profile.objects.create(node=it.node)
-    it.remark = it.Remark.objects.create(about=it.home, data={"a": 1})
-    it.notice = it.Notice.objects.create()
-    it.town = it.Town.objects.create(slug="a")
-    it.Membership.objects.create(agent=it.home.agent, number=1, office=it.other.agent.office, note="x")
-    it.villa = it.Villa.objects.create(title="Villa", price=1_000_000, location=it.home.location, agent=it.home.agent)
-    it.tour = it.Tour.objects.create(name="A")
-    it.tour.stops.add(it.home, through_defaults={"minutes": 1})
-    it.tour.stops.add(it.other)
-    return it
-
-
 @pytest.mark.parametrize("what", READS)
-def test_what_a_view_reads_is_fresh(furnished, fresh, what):
+def test_what_a_view_reads_is_fresh(it, fresh, what):
     """Beside it, what the write does not touch stays warm."""
     look, write, untouched = READS[what]
 
-    fresh(partial(look, furnished), partial(write, furnished), untouched and partial(untouched, furnished))
-
-
-MANY_TO_MANY = {
-    "add()": lambda node, label, other: node.labels.add(other),
-    "remove()": lambda node, label, other: node.labels.remove(label),
-    "set()": lambda node, label, other: node.labels.set([other]),
-    "clear()": lambda node, label, other: node.labels.clear(),
-    "create()": lambda node, label, other: node.labels.create(pk="new"),
-    "add() from the other end": lambda node, label, other: other.marked.add(node),
-    "remove() from the other end": lambda node, label, other: label.marked.remove(node),
-    "a row of the model between": lambda node, label, other: type(node).labels.through.objects.create(node=node, label=other),
-    "the deletion of what is referred to": lambda node, label, other: label.delete(),
-}
-"""Way to change a many-to-many field → how."""
-
-
-@pytest.mark.parametrize("way", MANY_TO_MANY)
-def test_a_change_of_a_many_to_many_field_is_in_the_next_read(furnished, page, way):
-    """The page of another row stays warm."""
-    it = furnished
-    it.node.labels.add(it.label)
-    mine, another = (page(partial(labels_of, it, key)) for key in (it.node.pk, it.node.parent_id))
-    before = mine().json
-    assert [answer().came_from for answer in (mine, another, mine, another)] == [HIT, STORED, HIT, HIT]
-
-    MANY_TO_MANY[way](it.node, it.label, it.strange)
-
-    after = mine()
-    assert (after.json, after.came_from, another().came_from) == (labels_of(it, it.node.pk), STALE, HIT)
-    assert after.json != before
-
-
-def labels_of(it, key):
-    """What a detail shows of a many-to-many field."""
-    return [[one.word, sorted(ids(one.labels.all()))] for one in it.Node.objects.filter(pk=key).prefetch_related("labels")]
+    fresh(partial(look, it), partial(write, it), untouched and partial(untouched, it))
 
 
 # What cannot be read
@@ -524,26 +310,6 @@ def test_a_raw_queryset_is_refused_when_its_view_is_loaded(it):
         ImproperlyConfigured, match=r"^Raw is cached, and the tables that a RawQuerySet reads are not known. Write its query with Django's models.$"
     ):
         Raw.as_view()
-
-
-def test_a_write_through_a_view_of_the_database_is_in_the_next_read(furnished):
-    """It may be updatable. Nobody says which tables it writes, so every table is invalidated, whichever way it is written."""
-    every = written_tables("UPDATE somebodys_view SET x = 1")
-    assert {"housing_property", "housing_cheap"} <= every
-
-    assert written_tables("UPDATE housing_cheap SET title = 'x'") == every
-
-
-def test_sql_that_writes_a_table_with_capitals_invalidates_it(it, page):
-    """PostgreSQL folds names without quotation marks, and both servers keep those in them."""
-    town = it.Town.objects.create(slug="a")
-    answer, beside = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
-    answer(), beside()
-
-    with connection.cursor() as cursor:
-        cursor.execute("""UPDATE "Towns" SET slug = 'b' WHERE id = %s""", [town.pk])
-
-    assert (answer().json, beside().came_from) == (["b"], HIT)
 
 
 NOT_PROMISED = {
