@@ -21,7 +21,7 @@ from rest_framework.serializers import ModelSerializer
 
 from housing.filters import PropertyFilter, Query
 from housing.freshness import CachedView, Select
-from housing.models import Agent, Property, PropertyImage
+from housing.models import Agent, Office, Property, PropertyImage
 from tests import random_queries as play
 from tests.rows import ids, image, office_renamed, put, renamed, retitled
 
@@ -149,6 +149,16 @@ READS = {
         lambda it: put(it.home, status="sold"),
         retitled,
     ),
+    "a group by a column that is not shown": (
+        lambda it: sorted(Property.objects.order_by().values("status").annotate(many=Count("id")).values_list("many")),
+        lambda it: put(it.home, status="sold"),
+        retitled,
+    ),
+    "a join without a key": (
+        lambda it: sorted(Property.objects.values_list("agent__office__name").order_by()),
+        lambda it: put(it.home.agent, office=it.other.agent.office),
+        renamed,
+    ),
     "a window": (
         lambda it: list(BY_ID.annotate(of=Window(Count("pk"))).values_list("id", "of")[:2]),
         lambda it: it.homes[9].delete(),
@@ -221,6 +231,23 @@ READS = {
     ),
 }
 """What a view reads → what it shows, a write that changes that, and one that does not."""
+
+
+def test_a_row_that_only_appears_in_a_join_leaves_the_page_warm(it, page):
+    """Its reference had to be written first, and that write counts."""
+    answer = page(lambda: list(BY_ID.values_list("id", "agent__office__name", "location__city")))
+    answer()
+
+    Agent.objects.create(name="New", office=Office.objects.create(name="New"))
+
+    assert answer().came_from == HIT
+
+
+def test_a_query_that_no_row_can_match_is_stored(it, page):
+    """Django sends no SQL for it, and no write can change that."""
+    answer = page(lambda: ids(BY_ID.filter(pk__in=[])))
+
+    assert [answer().came_from, answer().came_from] == [STORED, HIT]
 
 
 @pytest.mark.parametrize("what", READS)

@@ -237,8 +237,6 @@ class _Reader:
         """What follows from it."""
         rows, pins, hidden = [], [], set[str]()
         implied = {alias for alias in self.joins if self._is_implied(alias)}
-        if implied == self.joins.keys():
-            implied = set()
         for alias, table in self.tables.items():
             position = self._position(alias, table, select) if self.query.group_by is None else None
             self.tags.add(f"{table.name}:*")
