@@ -248,7 +248,7 @@ def furnished(it, settings):
     it.Profile.objects.create(node=it.node)
     it.remark = it.Remark.objects.create(about=it.home, data={"a": 1})
     it.notice = it.Notice.objects.create()
-    it.Remark.objects.create(content_type=it.remark.content_type, object_id=it.notice.pk, text="home")
+    it.another_remark = it.Remark.objects.create(content_type=it.remark.content_type, object_id=it.notice.pk, text="home")
     it.town = it.Town.objects.create(slug="a")
     it.Membership.objects.create(agent=it.home.agent, number=1, office=it.other.agent.office, note="x")
     it.villa = it.Villa.objects.create(title="Villa", price=1_000_000, location=it.home.location, agent=it.home.agent)

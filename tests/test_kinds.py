@@ -3,11 +3,13 @@
 from functools import partial
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
-from django.db import connection
+from django.db import connection, models
 
 from housing.freshness.statements import written_tables
+from housing.freshness.tracking import tables, text_of
 from housing.models import Property
 from tests.rows import ids, locked_save, put, relabelled, renamed, retitled, save
 
@@ -101,7 +103,7 @@ READS = {
     ),
     "the other end of a one-to-one reference, moved here": (
         lambda it: [hasattr(one, "profile") for one in it.Node.objects.filter(word="root").select_related("profile")],
-        lambda it: it.Profile.objects.update(node=it.node.parent),
+        lambda it: put(it.node.profile, node=it.node.parent),
         lambda it: put(it.node.profile, word="Other"),
     ),
     "a reference that the database fills in": (
@@ -126,7 +128,7 @@ READS = {
     ),
     "a generic relation to which a row of another one comes": (
         lambda it: ids(it.Notice.objects.filter(remarks__text="home")),
-        lambda it: it.Remark.objects.filter(text="home").update(content_type=ContentType.objects.get_for_model(it.Notice)),
+        lambda it: put(it.another_remark, content_type=ContentType.objects.get_for_model(it.Notice)),
         retitled,
     ),
     "a relation with a model between": (
@@ -217,3 +219,43 @@ def test_sql_that_writes_a_table_with_capitals_invalidates_it(it, page):
         cursor.execute("""UPDATE "Towns" SET slug = 'b' WHERE id = %s""", [town.pk])
 
     assert (answer().json, beside().came_from) == (["b"], HIT)
+
+
+def test_a_model_that_is_named_brings_its_parents_and_many_to_many_tables(kinds, settings):
+    """A row of it is in their tables, too."""
+    settings.FRESHNESS_MODELS = ["housing.Castle"]
+
+    assert tables().keys() == {"housing_castle", "housing_node", "housing_node_labels", "housing_node_friends"}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [models.CharField(db_collation="nocase"), models.EmailField(), models.DecimalField(), models.DateTimeField()],
+    ids=lambda field: type(field).__name__,
+)
+def test_values_that_a_database_takes_for_equal_are_not_told_apart(field):
+    """`a` and `A` by a collation, 1.0 and 1.00, an instant in two time zones. EmailField stands for fields that the engine does not know."""
+    assert text_of(field) is None
+
+
+def test_two_models_of_one_table_are_one_table(kinds, settings):
+    """What only one of them knows of it cannot be relied on."""
+
+    class Legacy(models.Model):
+        agent_id = models.IntegerField()
+
+        class Meta:
+            app_label = "housing"
+            db_table = "housing_property"
+            managed = False
+
+        def __str__(self):
+            return f"{self.pk}"
+
+    try:
+        settings.FRESHNESS_MODELS = ["housing", "housing.Legacy"]
+        table = tables()["housing_property"]
+        assert (table.pk, table.managed, table.references.keys()) == ("id", True, set())
+    finally:
+        del apps.all_models["housing"]["legacy"]
+        apps.clear_cache()
