@@ -153,6 +153,12 @@ def others() -> list[type[Model]]:
         town = models.ForeignKey(Town, models.CASCADE, to_field="slug", related_name="streets")
         name = models.CharField(max_length=20, default="")
 
+    class Lodger(Kind):
+        town = models.ForeignKey(Town, getattr(models, "DB_CASCADE", models.CASCADE), related_name="lodgers")
+
+    class Pet(Kind):
+        owner = models.ForeignKey(Lodger, getattr(models, "DB_CASCADE", models.CASCADE), related_name="pets")
+
     class Cheap(Kind):
         title = models.CharField(max_length=200)
 
@@ -160,7 +166,7 @@ def others() -> list[type[Model]]:
             managed = False
             db_table = "housing_cheap"
 
-    return [Villa, Tour, Stop, Membership, Remark, Notice, Town, Street, Cheap]
+    return [Villa, Tour, Stop, Membership, Remark, Notice, Town, Street, Lodger, Pet, Cheap]
 
 
 @contextmanager
@@ -250,6 +256,7 @@ def furnished(it, settings):
     it.notice = it.Notice.objects.create()
     it.another_remark = it.Remark.objects.create(content_type=it.remark.content_type, object_id=it.notice.pk, text="home")
     it.town = it.Town.objects.create(slug="a")
+    it.Pet.objects.create(owner=it.Lodger.objects.create(town=it.town))
     it.Membership.objects.create(agent=it.home.agent, number=1, office=it.other.agent.office, note="x")
     it.villa = it.Villa.objects.create(title="Villa", price=1_000_000, location=it.home.location, agent=it.home.agent)
     it.tour = it.Tour.objects.create(name="A")

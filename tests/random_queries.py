@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 from django.core.exceptions import FieldError
-from django.db import DatabaseError, NotSupportedError, connection, models, transaction
+from django.db import DatabaseError, IntegrityError, NotSupportedError, connection, models, transaction
 from django.db.models import Count, Exists, F, Max, Model, OuterRef, Prefetch, Q, QuerySet, Subquery, Window
 from django.db.models.functions import RowNumber, Upper
 
-from housing.freshness.dependencies import recorded
+from housing.freshness.dependencies import Select, recorded
 from housing.freshness.tracking import Table, tables, tracked
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
@@ -159,17 +159,17 @@ def queryset(draw: Draw, model: type[Model]) -> QuerySet[Any]:
     found = annotated(draw, found) if draw([False, True]) else found
     if draw([False, False, False, True]):
         found = found.distinct()
-    shape = draw(["objects", "objects", "objects", "values", "union", "count", "exists", "aggregate"])
+    shape = draw(["objects", "objects", "objects", "values", "union", "count", "exists", "aggregate", "some of them", "half of an iterator"])
     names: list[str] = []
     if shape == "union":
         return combined(draw, found)
     if shape == "objects":
         found = related(draw, found)
-    elif shape == "values":
+    elif shape in ("values", "some of them"):
         columns = [column(draw, model) for _ in range(draw([1, 2, 3]))]
         names = list(dict.fromkeys(f"{prefix}{name}" for prefix, _, name in columns))
         found = found.values_list(*names)
-    if draw([False, True]) and not (found.query.distinct and shape == "values"):
+    if shape in ("some of them", "half of an iterator") or (draw([False, True]) and not (found.query.distinct and shape == "values")):
         found = ordered(draw, found, *names)
         if draw([False, True]):
             start = draw([0, 0, 1, 2])
@@ -257,6 +257,11 @@ def shown(found: QuerySet[Any], follow: Sequence[str] = ()) -> Any:
         return found.exists()
     if shape == "aggregate":
         return found.aggregate(most=Max("pk"), count=Count("pk"))
+    if shape == "some of them":
+        every = list(Select(found).rows(shown=1))
+        return [repr(every[:1]), len(every)]
+    if shape == "half of an iterator":
+        return [facts(each) for each, _ in zip(found.iterator(chunk_size=2), range(1), strict=False)]
     rows = [facts(each, follow) if isinstance(each, Model) else repr(each) for each in found.all()]
     return rows if found.query.is_sliced else sorted(rows)
 
@@ -281,6 +286,10 @@ def facts(row: Model, follow: Sequence[str] = (), depth: int = 1) -> str:
 
 
 # Writes
+
+
+class Undone(Exception):
+    """The end of a transaction, or of a savepoint, that is rolled back."""
 
 
 def assigned(draw: Draw, model: type[Model], here: Any = None, *, local: bool = False) -> dict[str, Any]:
@@ -329,6 +338,20 @@ def write(draw: Draw, near: type[Model]) -> str:
     kind = draw(sorted(WRITES))
     WRITES[kind](draw, model)
     return f"{kind} of {model.__name__}"
+
+
+def perhaps(draw: Draw, near: type[Model]) -> str:
+    """A write under a savepoint, which is rolled back now and then; what it was."""
+    try:
+        with transaction.atomic():
+            done = write(draw, near)
+            if draw([False, False, False, True]):
+                raise Undone(f"{done}, undone")
+    except Undone as undone:
+        return str(undone)
+    except IntegrityError:
+        return "nothing"
+    return done
 
 
 def _save(draw: Draw, model: type[Model], *, locked: bool = False, only: bool = False) -> None:
@@ -455,11 +478,11 @@ def not_covered(before: State, after: State, tags: set[str]) -> list[str]:
         for key in before[name].keys() | after[name].keys():
             old, now = before[name].get(key), after[name].get(key)
             if old != now and f"{name}:*" not in tags:
-                missing += [tag for tag in _due(table, key, old, now) if tag not in tags]
+                missing += [tag for tag in _due(table, key, old, now, tags) if tag not in tags]
     return missing
 
 
-def _due(table: Table, key: Any, old: dict[str, Any] | None, now: dict[str, Any] | None) -> Iterator[str]:
+def _due(table: Table, key: Any, old: dict[str, Any] | None, now: dict[str, Any] | None, tags: set[str]) -> Iterator[str]:
     yield table.name
     if table.pk is None or table.pk_text is None:
         yield f"{table.name}:*"
@@ -469,19 +492,16 @@ def _due(table: Table, key: Any, old: dict[str, Any] | None, now: dict[str, Any]
     if old is not None:
         yield f"{table.name}:{table.pk_text(key)}"
     for column, given in (now or old or {}).items():
-        if old is not None and now is not None and old[column] == given:
-            continue
         if old is not None and now is not None:
+            if old[column] == given:
+                continue
             yield f"{table.name}.{column}"
-        if given is not None and column in table.references:
+        is_moved = now is None and f"{table.name}.{column}" in tags  # first, and deleted then: whoever showed it depends on the row or on the column
+        if given is not None and column in table.references and not is_moved:
             yield f"{table.name}.{column}={table.references[column](given)}"
 
 
 # One example
-
-
-class Undone(Exception):
-    """The end of an example: its transaction is rolled back."""
 
 
 def example(draw: Draw) -> str:
@@ -512,7 +532,7 @@ def _example(draw: Draw) -> str:
         before = shown(found)
     assert recording.complaint is None, recording.complaint
     rows = state()
-    done = write(draw, model)
+    done = [perhaps(draw, model) for _ in range(draw([1, 1, 2, 3]))]
     connection.check_constraints()
     tags = connection._collapsed()
 

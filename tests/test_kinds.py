@@ -111,6 +111,11 @@ READS = {
         lambda it: it.Stop.objects.create(tour=it.tour, home=it.home),
         lambda it: it.Stop.objects.create(tour=it.tour, home=it.home, guide=it.strange),
     ),
+    "rows that the database deletes with what they refer to, where Django has DB_CASCADE": (
+        lambda it: ids(it.Pet.objects.all()),
+        lambda it: it.town.delete(),
+        lambda it: it.Town.objects.create(slug="b"),
+    ),
     "a generic foreign key": (
         lambda it: [one.about.title for one in it.Remark.objects.filter(pk=it.remark.pk).prefetch_related("about")],
         retitled,

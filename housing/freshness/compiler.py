@@ -183,7 +183,14 @@ class Inserts(Writes):
                 if value is not None:
                     tags.add(f"{table.name}.{column}={text(_prepared(written[column], value))}")
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
+        if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
+            return self._say(table, (), table.all)
         return self._say(table, keys if len(keys) < MANY_ROWS else (), tags)
+
+    def _is_again(self, table: Table, keys: Iterable[Any]) -> bool:
+        """Whether a row has the key of one that this transaction deleted. What refers to the one refers to the other, and nothing says that it changed."""
+        text, field = table.pk_text, self.query.get_meta().pk
+        return text is None or any(self.connection.has_tagged(table.name, f"{table.name}:{text(_prepared(field, key))}") for key in keys)
 
 
 class Updates(Writes):

@@ -140,6 +140,10 @@ class ConnectionMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type
         if change:
             scope.changes.setdefault((change, tuple(sorted(tags))))
 
+    def has_tagged(self, table: str, tag: str) -> bool:
+        """Whether this transaction invalidates it already."""
+        return any(tag in scope.tags.get(table, ()) for scope in self.scopes)
+
     def hold(self, table: Table, key: Any, values: dict[str, Any]) -> None:
         """Note what a row holds that was read FOR UPDATE. Beyond `MANY_ROWS` rows nothing is noted, which is slower and as true."""
         held = self.scopes[-1].held
