@@ -26,7 +26,7 @@ from housing.models import Agent, Office, Property
 ADDRESSES = count(1)
 
 THROUGH = "UPDATE housing_property SET title = NEW.title WHERE id = NEW.id"
-"""What a write through the view does."""
+"""The write that a write through the view becomes."""
 
 
 class Kind(models.Model):

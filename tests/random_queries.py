@@ -217,7 +217,8 @@ def annotated(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
     if kind == "Exists" and single:
         return found.annotate(extra=Exists(correlated(draw, draw(single))))
     if kind.startswith("Window"):
-        made = Window(draw([RowNumber(), Count("pk")]), order_by=draw([None, "pk"]), partition_by=draw([None, *map(F, scalars(model)[:2])]))
+        function, order = draw([(RowNumber(), "pk"), (Count("pk"), None), (Count("pk"), "pk")])  # ROW_NUMBER() over no order is the database's whim
+        made = Window(function, order_by=order, partition_by=draw([None, *map(F, scalars(model)[:2])]))
         with_it = found.annotate(extra=made)
         return with_it.filter(extra__lte=draw([1, 2, 3])) if kind == "Window filtered" else with_it
     return found
@@ -245,7 +246,7 @@ def related(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
     return found
 
 
-# What a response could show
+# Results
 
 
 def shown(found: QuerySet[Any], follow: Sequence[str] = ()) -> Any:
@@ -267,7 +268,7 @@ def shown(found: QuerySet[Any], follow: Sequence[str] = ()) -> Any:
 
 
 def facts(row: Model, follow: Sequence[str] = (), depth: int = 1) -> str:
-    """What an object holds, with what was loaded beside it."""
+    """The columns of an object, with the objects that were loaded beside it."""
     names = [field.attname for field in row._meta.concrete_fields if field.attname in row.__dict__]
     kept = {name: getattr(row, name) for name in names} | ({"extra": row.extra} if "extra" in row.__dict__ else {})
     beside = {name: facts(other, (), depth + 1) for name, other in row._state.fields_cache.items() if other is not None and depth < 4}
@@ -451,7 +452,7 @@ WRITES: dict[str, Callable[[Draw, type[Model]], Any]] = {
 """Way to write → how."""
 
 
-# What a write changed
+# The rows that a write changed
 
 
 State = dict[str, dict[Any, dict[str, Any]]]
@@ -459,7 +460,7 @@ State = dict[str, dict[Any, dict[str, Any]]]
 
 
 def state() -> State:
-    """All rows of all tracked tables, as the database has them. A column that no model has is none: triggers fill it."""
+    """All rows of all tracked tables, as the database has them. Columns that no model has are left out, because triggers fill them."""
     found: State = {}
     columns_of = {model._meta.db_table: [str(field.column) for field in model._meta.local_concrete_fields] for model in tracked()}
     for table in tables().values():

@@ -1,4 +1,4 @@
-"""Acts on rows that several chapters share. What takes `it` takes what the fixture of this name gives."""
+"""Acts on rows that several chapters share. Their argument `it` is the fixture of this name."""
 
 from django.db import transaction
 
@@ -6,7 +6,7 @@ from housing.models import PropertyImage
 
 
 def ids(found):
-    """What is shown of a queryset at the least."""
+    """The keys of a queryset's rows."""
     return [row.pk for row in found]
 
 

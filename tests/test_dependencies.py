@@ -1,4 +1,4 @@
-"""What a response depends on. It is read off the response's queries: whatever a view reads is fresh, with no edit anywhere else."""
+"""The dependencies of a response. They are read off its queries, so a view stays fresh with no edit anywhere else."""
 
 import os
 from collections import Counter
@@ -244,7 +244,7 @@ READS = {
         lambda it: put(it.homes[9].agent.office, name="Other"),
     ),
 }
-"""What a view reads → what it shows, a write that changes that, and one that does not."""
+"""A shape of query → a page that shows it, a write that changes the page, and one that does not."""
 
 
 def test_a_row_that_only_appears_in_a_join_leaves_the_page_warm(it, page):
@@ -277,14 +277,14 @@ def test_a_query_that_no_row_can_match_is_stored(it, page):
 
 
 @pytest.mark.parametrize("what", READS)
-def test_what_a_view_reads_is_fresh(it, fresh, what):
-    """Beside it, what the write does not touch stays warm."""
+def test_every_shape_of_query_is_in_the_next_read(it, fresh, what):
+    """A write that does not touch the page leaves it warm."""
     look, write, untouched = READS[what]
 
     fresh(partial(look, it), partial(write, it), untouched and partial(untouched, it))
 
 
-# What cannot be read
+# Responses that are never stored
 
 UNREADABLE = {
     "a model that is not tracked": (lambda: ids(Permission.objects.filter(group__name="x")), "is not tracked. Add its model to FRESHNESS_MODELS."),
@@ -320,7 +320,7 @@ UNREADABLE = {
     "another database": (lambda: by_cursor("SELECT 1", "elsewhere"), "It reads the database 'elsewhere', whose backend is not the engine's."),
     "no query at all": (lambda: "Hello", "No query was seen. A response that depends on no query would never be invalidated."),
 }
-"""What a view reads, and what the log says of it."""
+"""A read that the engine cannot follow → a page of it, and the reason in the log."""
 
 
 def by_cursor(text, alias="default"):
@@ -340,7 +340,7 @@ def elsewhere_too(tmp_path):
 
 
 @pytest.mark.parametrize("what", UNREADABLE)
-def test_what_cannot_be_read_is_served_and_never_stored(it, page, caplog, elsewhere_too, what):
+def test_an_unreadable_response_is_served_and_never_stored(it, page, caplog, elsewhere_too, what):
     """One line in the log says why, and what to do. The pages beside it are cached as ever."""
     look, why = UNREADABLE[what]
     answer, beside = page(look), page(lambda: ids(BY_ID.all()))
@@ -368,14 +368,16 @@ def test_a_raw_queryset_is_refused_when_its_view_is_loaded(it):
 NOT_PROMISED = {
     "A response that compares with the view's own clock is fresh": "`filter(created_at__lte=timezone.now())` is a constant in its query. `Now()` is refused.",
     "A response that depends on a file, a setting or another service is fresh": "Only queries are seen.",
+    "A response that shows rows which the process keeps is fresh": "A queryset that was evaluated before the request sends no query. Call `all()` on it.",
+    "A slice without an order is always the same": "The database chooses its rows, and any write may change its mind. Give it an `order_by()`.",
 }
 
 
-# Querysets and writes that nobody thought of
+# Random querysets and writes
 
 
 EXAMPLES = int(os.environ.get("DEPENDENCIES_EXAMPLES", "200"))
-"""How many are tried. Set DEPENDENCIES_EXAMPLES for more of them, chosen at random."""
+"""The number of random queries. Set DEPENDENCIES_EXAMPLES for more of them, and for others on every run."""
 
 
 @pytest.fixture
@@ -387,7 +389,7 @@ def played(kinds, transactional_db, monkeypatch):
 
 
 def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(played, caplog):
-    """Whatever the query, and whatever the write. Each row that a write changes is tagged, too."""
+    """Queries and writes are random. Each row that a write changes must be tagged, too."""
     caplog.set_level("CRITICAL")
     counted = Counter()
 

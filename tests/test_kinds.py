@@ -1,4 +1,4 @@
-"""Models of every kind. Whatever relations, keys and parents a model has, what is written is in the next read, and other pages stay warm."""
+"""Models of every kind. A write to any kind of relation, key or parent is in the next read, and other pages stay warm."""
 
 from functools import partial
 
@@ -154,12 +154,12 @@ READS = {
         retitled,
     ),
 }
-"""What a view reads → what it shows, a write that changes that, and one that does not."""
+"""A kind of model → a page that shows it, a write that changes the page, and one that does not."""
 
 
 @pytest.mark.parametrize("what", READS)
-def test_a_model_of_whatever_kind_is_fresh(furnished, fresh, what):
-    """Beside it, what the write does not touch stays warm."""
+def test_every_kind_of_model_is_in_the_next_read(furnished, fresh, what):
+    """A write that does not touch the page leaves it warm."""
     look, write, untouched = READS[what]
 
     fresh(partial(look, furnished), partial(write, furnished), untouched and partial(untouched, furnished))
@@ -196,7 +196,7 @@ def test_a_change_of_a_many_to_many_field_is_in_the_next_read(furnished, page, w
 
 
 def labels_of(it, key):
-    """What a detail shows of a many-to-many field."""
+    """A many-to-many field, as a detail shows it."""
     return [[one.word, sorted(ids(one.labels.all()))] for one in it.Node.objects.filter(pk=key).prefetch_related("labels")]
 
 
@@ -244,7 +244,7 @@ def test_values_that_a_database_takes_for_equal_are_not_told_apart(field):
 
 
 def test_two_models_of_one_table_are_one_table(kinds, settings):
-    """What only one of them knows of it cannot be relied on."""
+    """The engine relies only on columns that both of them describe alike."""
 
     class Legacy(models.Model):
         agent_id = models.IntegerField()

@@ -399,7 +399,7 @@ def _refers(join: Any, *, forward: bool) -> bool:
 
 
 def _hidden_in(function: Func) -> str | None:
-    """What a function of somebody's own reads beside its arguments, in a sentence; None if nothing."""
+    """A sentence about what a function reads beside its arguments; None if it reads nothing else."""
     template = function.extra.get("template", function.template)
     if template and SELECT.search(template):
         return f"It has SQL as text in the template of {type(function).__name__}, which nobody can read. Write it with expressions."
