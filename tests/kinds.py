@@ -249,7 +249,7 @@ def furnished(it, settings):
     """A few rows of each kind."""
     settings.FRESHNESS_MODELS = [*settings.FRESHNESS_MODELS, "housing.Cheap"]
     it.label, it.strange = it.Label.objects.create(pk="good", word="good"), it.Label.objects.create(pk="a*|\n'\"", word="odd")
-    root = it.Node.objects.create(word="root", rank=1, agent=it.home.agent, anywhere_id="nowhere")
+    root = it.Node.objects.create(word="root", rank=1, agent=it.home.agent, label=it.strange, anywhere_id="nowhere")
     it.node = it.Node.objects.create(word="child", rank=2, parent=root)
     it.Profile.objects.create(node=it.node)
     it.remark = it.Remark.objects.create(about=it.home, data={"a": 1})

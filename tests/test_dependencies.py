@@ -257,18 +257,6 @@ def test_a_row_that_only_appears_in_a_join_leaves_the_page_warm(it, page):
     assert answer().came_from == HIT
 
 
-def test_a_row_that_is_created_again_under_the_key_of_a_deleted_one_is_in_the_next_read(it, page):
-    """References to it stay as they are, because the database looks at them at COMMIT."""
-    answer = page(lambda: ids(BY_ID.filter(agent__name="Again")))
-    answer()
-
-    with transaction.atomic():
-        Agent.objects.filter(pk=it.home.agent_id)._raw_delete("default")
-        Agent.objects.create(pk=it.home.agent_id, name="Again", office=it.other.agent.office)
-
-    assert (answer().json, answer().came_from) == ([it.home.pk], HIT)
-
-
 def test_a_query_that_no_row_can_match_is_stored(it, page):
     """Django sends no SQL for it, and no write can change that."""
     answer = page(lambda: ids(BY_ID.filter(pk__in=[])))

@@ -6,7 +6,7 @@ import pytest
 from django.apps import apps
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
-from django.db import connection, models
+from django.db import connection, models, transaction
 
 from housing.freshness.statements import written_tables
 from housing.freshness.tracking import tables, text_of
@@ -86,6 +86,16 @@ READS = {
         lambda it: it.Label.objects.create(pk="nowhere", word="Here"),
         lambda it: put(it.node, word="Other"),
     ),
+    "a reference that the database does not enforce and that comes to lead somewhere": (
+        lambda it: list(it.Node.objects.order_by("id").values_list("id", "anywhere__word")),
+        lambda it: put(it.node.parent, anywhere_id="good"),
+        lambda it: put(it.node.parent, word="Other"),
+    ),
+    "a row that is created again under the key of one deleted in the same transaction": (
+        lambda it: ids(it.Node.objects.filter(label__word="Again")),
+        lambda it: replaced(it.strange, word="Again"),
+        lambda it: put(it.node, word="Other"),
+    ),
     "a one-to-one reference": (
         lambda it: it.Profile.objects.select_related("node").get().node.word,
         lambda it: put(it.node, word="Other"),
@@ -163,6 +173,13 @@ def test_every_kind_of_model_is_in_the_next_read(furnished, fresh, what):
     look, write, untouched = READS[what]
 
     fresh(partial(look, furnished), partial(write, furnished), untouched and partial(untouched, furnished))
+
+
+@transaction.atomic
+def replaced(row, **fields):
+    """Delete a row, and create another under its key. The database looks at the references to it at COMMIT, and finds them whole."""
+    type(row)._base_manager.filter(pk=row.pk)._raw_delete("default")
+    type(row)._base_manager.create(pk=row.pk, **fields)
 
 
 MANY_TO_MANY = {
