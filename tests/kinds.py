@@ -20,7 +20,7 @@ from rest_framework.generics import GenericAPIView
 from rest_framework.response import Response
 
 from housing import urls
-from housing.freshness import CachedView
+from housing.freshness import CachedView, statements, tracking
 from housing.models import Agent, Office, Property
 
 ADDRESSES = count(1)
@@ -59,10 +59,12 @@ def registered(*made: type[Model]) -> Iterator[None]:
 
 
 def forget(model: type[Model]) -> None:
-    """Take a model, and the tables of its many-to-many fields, out of Django's registry."""
+    """Take a model, and the tables of its many-to-many fields, out of Django's registry, and have the engine look again."""
     for each in (model, *(field.remote_field.through for field in model._meta.local_many_to_many)):
         apps.all_models[each._meta.app_label].pop(each._meta.model_name, None)
     apps.clear_cache()
+    tracking.forget()
+    statements.forget()
 
 
 def zoo() -> list[type[Model]]:
