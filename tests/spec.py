@@ -26,6 +26,8 @@ CHAPTERS = (
     "hits",
     "keys",
     "invalidation",
+    "dependencies",
+    "kinds",
     "sql",
     "statements",
     "precision",

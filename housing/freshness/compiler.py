@@ -17,7 +17,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import MULTI, ROW_COUNT
 
-from .dependencies import Recorder, Unreadable, pinned, read_off, recorder
+from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .tracking import MANY_ROWS, Table, cascades, tables
 
 
@@ -82,7 +82,7 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
         if table is None or table.pk is None or (of and "self" not in of):
             return
         alias = self.query.get_initial_alias()
-        places = {each.target.column: i for i, (each, *_) in enumerate(self.select) if getattr(each, "alias", None) == alias and hasattr(each, "target")}
+        places = {column.target.column: place for place, column in columns_of(each for each, *_ in self.select) if column.alias == alias}
         if table.pk not in places:
             return
         converters = self.get_converters([each for each, *_ in self.select])
@@ -123,8 +123,9 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         self._is_writing = True
         try:
             result = self._announce(send)
-            if name in tables() or self.query.get_meta().managed:
-                self._tag(tables().get(name), result)
+            table = tables().get(name)
+            if table.managed if table else self.query.get_meta().managed:
+                self._tag(table, result)
             else:  # it may be a view, and nobody says of what
                 self._tag_all(tables())
         except BaseException:  # it may have been carried out
@@ -187,7 +188,14 @@ class Inserts(Writes):
                 if value is not None:
                     tags.add(f"{table.name}.{column}={text(_prepared(written[column], value))}")
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
+        if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
+            return self._say(table, (), table.all)
         return self._say(table, keys if len(keys) < MANY_ROWS else (), tags)
+
+    def _is_again(self, table: Table, keys: Iterable[Any]) -> bool:
+        """Whether a row has the key of one that this transaction deleted. What refers to the one refers to the other, and nothing says that it changed."""
+        text, field = table.pk_text, self.query.get_meta().pk
+        return text is None or any(self.connection.has_tagged(table.name, f"{table.name}:{text(_prepared(field, key))}") for key in keys)
 
 
 class Updates(Writes):

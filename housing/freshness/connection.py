@@ -24,6 +24,9 @@ from .tracking import MANY_ROWS, Table, tables
 
 logger = logging.getLogger(__name__)
 
+JSON = (bool, dict, list)
+"""Types of JSON whose values Python compares by another rule than a database."""
+
 
 class NotLeased(OperationalError):
     """A transaction was not committed, because its readers could not be told first."""
@@ -51,6 +54,11 @@ def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
             f"Set ENGINE to {__package__}.postgresql or {__package__}.sqlite3."
         )
     return connection
+
+
+def _differ_in_json(one: Any, other: Any) -> bool:
+    """Whether two values that Python calls equal are two in JSON: `True` and `1`, or what contains them."""
+    return isinstance(one, JSON) is not isinstance(other, JSON) or (isinstance(one, JSON) and repr(one) != repr(other))
 
 
 class ConnectionMixin(IdentifiedMixin):
@@ -114,6 +122,10 @@ class ConnectionMixin(IdentifiedMixin):
         if change:
             scope.changes.setdefault((change, tuple(sorted(tags))))
 
+    def has_tagged(self, table: str, tag: str) -> bool:
+        """Whether this transaction invalidates it already."""
+        return any(tag in scope.tags.get(table, ()) for scope in self.scopes)
+
     def hold(self, table: Table, key: Any, values: dict[str, Any]) -> None:
         """Note what a row holds that was read FOR UPDATE. Beyond `MANY_ROWS` rows nothing is noted, which is slower and as true."""
         held = self.scopes[-1].held
@@ -125,7 +137,7 @@ class ConnectionMixin(IdentifiedMixin):
         for scope in reversed(self.scopes):
             if (table.name, key) in scope.held:
                 held = scope.held[table.name, key]
-                return column in held and bool(held[column] == value)
+                return column in held and bool(held[column] == value) and not _differ_in_json(held[column], value)
         return False
 
     def _savepoint(self, sid: str) -> None:

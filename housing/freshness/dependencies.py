@@ -6,6 +6,7 @@ them. Nothing is listed by hand. An inner query is taken whole, and what cannot 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import ForeignKey, ForeignObjectRel, QuerySet
-from django.db.models.expressions import Col, RawSQL
+from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Window
 from django.db.models.fields.tuple_lookups import TupleIn
 from django.db.models.lookups import Exact, In
 from django.db.models.sql.constants import INNER
@@ -24,6 +25,8 @@ from django.db.models.sql.where import ExtraWhere, NothingNode
 from .tracking import MANY_ROWS, Table, Text, label_of, tables
 
 Row = Sequence[Any]
+
+SELECT = re.compile(r"\bselect\b", re.IGNORECASE)
 
 Columns = defaultdict[str, set[str]]
 """alias → columns."""
@@ -125,6 +128,15 @@ def read_off(compiler: Any) -> Reading:
     return reader.reading(select)
 
 
+def columns_of(select: Iterable[Any]) -> Iterator[tuple[int, Col]]:
+    """The plain columns of a SELECT, and where each stands in a row of the result: a composite primary key takes a place for each of its columns."""
+    place = 0
+    for expression in select:
+        if isinstance(expression, Col):
+            yield place, expression
+        place += len(expression) if isinstance(expression, ColPairs) else 1
+
+
 def pinned(query: Query, alias: str, column: str, text: Text) -> frozenset[str] | None:
     """The values, as tags have them, to which a query's conditions bind this column; None if they do not."""
     for lookup in _conditions(query):
@@ -176,6 +188,8 @@ class _Reader:
         self.tables = {alias: self._table(join.table_name) for alias, join in self.joins.items()}
         self.scopes: dict[str, set[str]] = {}
         self.by_pk: dict[str, frozenset[str]] = {}
+        self.counts_others = bool(query.low_mark)
+        """Whether what is shown depends on how many rows there are that are not: those before an offset, and those in a window."""
 
     # What the query says.
 
@@ -186,9 +200,8 @@ class _Reader:
             if not self._shows(expression):
                 self._walk(expression)
         self._where()
-        if isinstance(self.query.group_by, tuple):
-            for each in self.query.group_by:
-                self._walk(each if hasattr(each, "as_sql") else self.query.annotations[each])
+        for each in self.query.group_by if isinstance(self.query.group_by, tuple) else ():
+            self._walk(each if hasattr(each, "as_sql") else self.query.resolve_ref(each))
         if not (self.query.is_sliced or self.query.distinct_fields):  # of all rows, the order decides only where each is shown
             self.into = self.ordering
         for expression in ordering:
@@ -224,9 +237,6 @@ class _Reader:
         """What follows from it."""
         rows, pins, hidden = [], [], set[str]()
         implied = {alias for alias in self.joins if self._is_implied(alias)}
-        if implied == self.joins.keys():
-            implied = set()
-        moves = self.query.low_mark or any(getattr(each, "contains_over_clause", False) for each in (self.query.where, *select))  # the others, where one goes
         for alias, table in self.tables.items():
             position = self._position(alias, table, select) if self.query.group_by is None else None
             self.tags.add(f"{table.name}:*")
@@ -238,14 +248,18 @@ class _Reader:
                 rows.append((position, f"{table.name}:", table.pk_text))
                 hidden |= {f"{table.name}.{column}" for column in self.ordering[alias]}
             self.tags |= {f"{table.name}.{column}" for column in columns}
+            leaving = {f"{table.name}:-"}
             if alias in self.scopes:
                 self.tags |= self.scopes[alias]
+                leaving = {tag.partition("=")[0] for tag in self.scopes[alias]}
             elif alias in self.by_pk and position is not None:
                 assert table.pk_text
                 pins.append(Pin(position, table.pk_text, self.by_pk[alias], f"{table.name}:+"))
             elif alias not in implied:
                 self.tags.add(f"{table.name}:+")
-                (self.tags if position is None or moves else hidden).add(f"{table.name}:-")
+            else:
+                continue
+            (self.tags if position is None or self.counts_others else hidden).update(leaving)
         return Reading(frozenset(self.tags), tuple(rows), frozenset(hidden), tuple(pins))
 
     def _joined_by(self, alias: str) -> set[str]:
@@ -258,9 +272,12 @@ class _Reader:
 
     def _table(self, name: str) -> Table:
         try:
-            return tables()[name]
+            table = tables()[name]
         except KeyError:
             raise Unreadable(f"It reads {name}, which is not tracked. Add {label_of(name)} to FRESHNESS_MODELS.") from None
+        if not table.managed:
+            self.tags |= tables().keys()
+        return table
 
     def _shows(self, expression: Any) -> bool:
         """Whether this is a column as it is."""
@@ -306,10 +323,7 @@ class _Reader:
         same = [(alias, table.pk)]
         if table.pk and _refers(join := self.joins[alias], forward=True) and join.join_cols[0][1] == table.pk:
             same.append((join.parent_alias, join.join_cols[0][0]))
-        for position, expression in enumerate(select):
-            if isinstance(expression, Col) and (expression.alias, expression.target.column) in same:
-                return position
-        return None
+        return next((place for place, column in columns_of(select) if (column.alias, column.target.column) in same), None)
 
     # Expressions
 
@@ -334,10 +348,13 @@ class _Reader:
         """What an expression or a condition is made of. Raises Unreadable."""
         if isinstance(expression, RawSQL | ExtraWhere):
             raise Unreadable("It has SQL as text (RawSQL, extra()), which nobody can read. Write it with expressions.")
+        if isinstance(expression, Func) and (why := _hidden_in(expression)):
+            raise Unreadable(why)
         if type(expression).__name__ in ("Now", "TransactionNow"):
             raise Unreadable(f"It depends on the time of day ({type(expression).__name__}), which invalidates nothing as it passes.")
         if type(expression).__name__ in ("Random", "RandomUUID"):
             raise Unreadable("It is random (order_by('?')), and would be the same until something is written.")
+        self.counts_others = self.counts_others or isinstance(expression, Window)
         if hasattr(expression, "children"):
             yield from expression.children
         elif hasattr(expression, "get_source_expressions"):
@@ -381,6 +398,18 @@ def _refers(join: Any, *, forward: bool) -> bool:
     else:
         ours = forward
     return ours and isinstance(field, ForeignKey) and getattr(field, "db_constraint", False) and len(join.join_cols) == 1 and not join.filtered_relation
+
+
+def _hidden_in(function: Func) -> str | None:
+    """A sentence about what a function reads beside its arguments; None if it reads nothing else."""
+    template = function.extra.get("template", function.template)
+    if template and SELECT.search(template):
+        return f"It has SQL as text in the template of {type(function).__name__}, which nobody can read. Write it with expressions."
+    is_djangos = type(function) is not Func and type(function).__module__.startswith("django.")
+    if not is_djangos and not function.source_expressions:
+        name = function.extra.get("function", function.function)
+        return f"It calls {name or type(function).__name__}() of no column, and nobody knows what that depends on. Give it the columns that it reads."
+    return None
 
 
 def _column_named(sql: str) -> tuple[str, str] | None:

@@ -210,7 +210,8 @@ def _tables_of_one(piece: str, sql: str) -> frozenset[str]:
         return everything
     written = {_known()[names_of(target)] for target in targets}
     cascaded = [tracking.cascades().get(table, NOTHING) for table in written if deletes]
-    return everything & written.union(*cascaded) | _mentioned(sql)
+    touched = everything & written.union(*cascaded) | _mentioned(sql)
+    return touched if all(tracking.tables()[table].managed for table in touched) else everything
 
 
 def _tables_of_explained(piece: str, sql: str) -> frozenset[str]:

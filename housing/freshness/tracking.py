@@ -66,6 +66,8 @@ class Table:
     """The columns that refer to another row → how their values are written in a tag."""
     generated: frozenset[str] = frozenset()
     """The columns that the database makes of others whenever a row is written."""
+    managed: bool = True
+    """Whether Django makes the table. If not it may be a view, and nobody says which tables that reads and writes."""
 
     @property
     def all(self) -> set[str]:
@@ -106,8 +108,8 @@ def tables() -> dict[str, Table]:
     for model in _with_relatives(_named()):
         table = _table_of(model)
         known = found.get(table.name)
-        if known and known.pk != table.pk:  # two models of one table, which tell its rows apart in two ways
-            table = Table(table.name, known.label, None, None, {})
+        if known:  # two models of one table
+            table = _both(known, table)
         found[table.name] = table
     return found
 
@@ -165,7 +167,14 @@ def _table_of(model: type[Model]) -> Table:
     text = text_of(opts.pk) if hasattr(opts.pk, "column") and opts.pk.column else None
     generated = frozenset(str(field.column) for field in opts.local_concrete_fields if getattr(field, "generated", False))
     references = {str(field.column): made for field in opts.local_concrete_fields if field.is_relation and (made := text_of(field))}
-    return Table(opts.db_table, opts.object_name or opts.db_table, opts.pk.column if text else None, text, references, generated)
+    return Table(opts.db_table, opts.object_name or opts.db_table, opts.pk.column if text else None, text, references, generated, opts.managed)
+
+
+def _both(one: Table, other: Table) -> Table:
+    """What can be told apart by either of two models of one table."""
+    pk, text = (one.pk, one.pk_text) if one.pk == other.pk else (None, None)
+    references = {column: made for column, made in one.references.items() if column in other.references}
+    return Table(one.name, one.label, pk, text, references, one.generated | other.generated, one.managed or other.managed)
 
 
 def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -> frozenset[str]:

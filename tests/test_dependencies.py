@@ -1,0 +1,395 @@
+"""The dependencies of a response. They are read off its queries, so a view stays fresh with no edit anywhere else."""
+
+import os
+from collections import Counter
+from functools import partial
+
+import django_filters
+import pytest
+from django.apps import apps
+from django.contrib.auth.models import Permission, User
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, connections, models, transaction
+from django.db.models import Count, Exists, FilteredRelation, Func, OuterRef, Prefetch, Q, Subquery, Window
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Now, RowNumber
+from django_filters.rest_framework import DjangoFilterBackend
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rest_framework.generics import ListAPIView
+from rest_framework.serializers import ModelSerializer
+
+from housing.filters import PropertyFilter, Query
+from housing.freshness import CachedView, Select
+from housing.models import Agent, Office, Property, PropertyImage
+from tests import random_queries as play
+from tests.rows import ids, image, office_renamed, put, renamed, retitled
+
+pytest_plugins = ["tests.kinds"]
+
+STORED, HIT, STALE, NOT_STORED = "fwd=miss; stored", "hit", "fwd=stale; stored", "fwd=bypass; detail=unverified"
+
+
+# One more of what the service has
+
+
+def test_one_more_filter_is_fresh_without_another_edit(it, page, read):
+    """A property whose area is raised enters the page, though no list of columns has `area` in it."""
+
+    class AreaFilter(django_filters.FilterSet):
+        min_area = django_filters.NumberFilter("area", "gte")
+
+    class Titles(ModelSerializer):
+        class Meta:
+            model = Property
+            fields = ["id", "title"]
+
+    class Homes(CachedView, ListAPIView):
+        queryset = Property.objects.order_by("id")
+        serializer_class = Titles
+        filter_backends = [DjangoFilterBackend]
+        filterset_class = AreaFilter
+        pagination_class = None
+
+    large = partial(page.served(Homes), min_area=200)
+    assert (large().json, large().came_from) == ([], HIT)
+
+    put(it.home, description="Not shown.")
+    assert large().came_from == HIT
+
+    put(it.home, area=250)
+    assert [row["id"] for row in large().json] == [it.home.pk]
+
+
+def test_one_more_filter_of_the_service_itself_is_fresh_without_another_edit(it, read, prime, monkeypatch):
+    class AreaFilter(PropertyFilter):
+        min_area = django_filters.NumberFilter("area", "gte")
+
+    filters = AreaFilter(queryset=Property.objects.none())
+    monkeypatch.setattr(Query, "filters", filters)
+    monkeypatch.setattr(Query, "form_class", filters.get_form_class())
+    prime(min_area=123)
+
+    put(it.home, description="Not shown.")
+    assert read("cached", min_area=123).came_from == HIT
+
+    put(it.home, area=250)
+    assert [row["id"] for row in read("cached", min_area=123).rows] == [it.home.pk]
+
+
+BY_ID = Property.objects.order_by("id")
+
+READS = {
+    "an ordering": (
+        lambda it: ids(Property.objects.order_by("bedrooms", "id")[:5]),
+        lambda it: put(it.homes[15], bedrooms=1),
+        lambda it: put(it.homes[15], area=1),
+    ),
+    "a join": (
+        lambda it: list(BY_ID.values_list("id", "location__zip_code")),
+        lambda it: put(it.home.location, zip_code="1"),
+        lambda it: put(it.home.location, state="X"),
+    ),
+    "a filter through two joins": (
+        lambda it: ids(BY_ID.filter(agent__office__name="Harbour")),
+        lambda it: put(it.home.agent.office, name="Harbour"),
+        lambda it: put(it.home.agent.office, city="Harbour"),
+    ),
+    "a reference that leads to what selects": (
+        lambda it: ids(BY_ID.filter(agent__name="Agent 1")),
+        lambda it: put(it.home, agent=it.other.agent),
+        lambda it: put(it.home, location=it.other.location),
+    ),
+    "a prefetch": (
+        lambda it: [[one.url for one in home.images.all()] for home in BY_ID.filter(pk=it.home.pk).prefetch_related("images")],
+        lambda it: put(image(it.home), url="https://x/"),
+        lambda it: put(image(it.other), url="https://x/"),
+    ),
+    "a prefetch with a queryset": (
+        lambda it: [
+            ids(home.images.all()) for home in BY_ID.filter(pk=it.home.pk).prefetch_related(Prefetch("images", PropertyImage.objects.filter(position=7)))
+        ],
+        lambda it: put(image(it.home), position=7),
+        lambda it: it.other.images.create(url="https://x/", position=6),
+    ),
+    "a prefetch with a slice": (
+        lambda it: [
+            ids(home.some) for home in BY_ID.filter(pk=it.home.pk).prefetch_related(Prefetch("images", PropertyImage.objects.order_by("id")[1:2], "some"))
+        ],
+        lambda it: put(image(it.home), property=it.other),
+        lambda it: it.other.images.create(url="https://x/"),
+    ),
+    "a Subquery": (
+        lambda it: list(BY_ID.annotate(first=Subquery(PropertyImage.objects.filter(property=OuterRef("pk")).values("url")[:1])).values_list("first")),
+        lambda it: put(image(it.home), url="https://x/"),
+        renamed,
+    ),
+    "Exists": (
+        lambda it: list(BY_ID.annotate(has=Exists(PropertyImage.objects.filter(property=OuterRef("pk")))).values_list("id", "has")),
+        lambda it: it.homes[9].images.create(url="https://x/"),
+        renamed,
+    ),
+    "an inner query of a condition": (
+        lambda it: ids(BY_ID.filter(agent__in=Agent.objects.filter(office__city="Harbour"))),
+        lambda it: put(it.home.agent.office, city="Harbour"),
+        lambda it: put(image(it.home), url="https://x/"),
+    ),
+    "Count": (
+        lambda it: list(BY_ID.annotate(many=Count("images")).values_list("id", "many")),
+        lambda it: image(it.home).delete(),
+        lambda it: put(image(it.home), caption="Other"),
+    ),
+    "a filter by Count": (
+        lambda it: ids(BY_ID.annotate(many=Count("images")).filter(many__gte=1)),
+        lambda it: it.homes[9].images.create(url="https://x/"),
+        None,
+    ),
+    "a group": (
+        lambda it: list(Property.objects.order_by("status").values("status").annotate(many=Count("id"))),
+        lambda it: put(it.home, status="sold"),
+        retitled,
+    ),
+    "a group by a column that is not shown": (
+        lambda it: sorted(Property.objects.order_by().values("status").annotate(many=Count("id")).values_list("many")),
+        lambda it: put(it.home, status="sold"),
+        retitled,
+    ),
+    "a join without a key": (
+        lambda it: sorted(Property.objects.values_list("agent__office__name").order_by()),
+        lambda it: put(it.home.agent, office=it.other.agent.office),
+        renamed,
+    ),
+    "a window": (
+        lambda it: list(BY_ID.annotate(of=Window(Count("pk"))).values_list("id", "of")[:2]),
+        lambda it: it.homes[9].delete(),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "a filter by a window": (
+        lambda it: ids(it.homes[2].agent.properties.annotate(place=Window(RowNumber(), order_by="-price")).filter(place=1)),
+        lambda it: put(it.homes[2], agent=it.other.agent),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "a FilteredRelation": (
+        lambda it: list(BY_ID.annotate(front=FilteredRelation("images", condition=Q(images__caption="front"))).values_list("id", "front__url")),
+        lambda it: put(image(it.home), caption="front"),
+        lambda it: put(image(it.home), position=9),
+    ),
+    "values()": (lambda it: list(BY_ID.values("id", "status")), lambda it: put(it.home, status="sold"), renamed),
+    "values_list() without a key": (lambda it: list(BY_ID.values_list("status")), lambda it: put(it.home, status="sold"), retitled),
+    "values() of a joined row by the reference to it": (
+        lambda it: list(BY_ID.values_list("agent_id", "agent__name")[:2]),
+        renamed,
+        lambda it: put(it.homes[9].agent, name="Other"),
+    ),
+    "union()": (
+        lambda it: sorted(Property.objects.filter(status="sold").values_list("title").union(Agent.objects.values_list("name"))),
+        renamed,
+        office_renamed,
+    ),
+    "a join of a union()": (
+        lambda it: sorted(BY_ID.order_by().filter(pk=it.home.pk).union(BY_ID.order_by().filter(pk=it.other.pk)).values_list("agent__office__name")),
+        office_renamed,
+        lambda it: put(image(it.home), url="https://x/"),
+    ),
+    "rows beyond an offset": (lambda it: ids(BY_ID[5:10]), lambda it: it.home.delete(), retitled),
+    "a reference's rows beyond an offset, of which one is moved away": (
+        lambda it: ids(it.home.images.order_by("id")[1:]),
+        lambda it: put(image(it.home), property=it.other),
+        lambda it: it.other.images.create(url="https://x/"),
+    ),
+    "named rows beyond an offset, of which one is deleted": (
+        lambda it: ids(BY_ID.filter(pk__in=[it.home.pk, it.other.pk])[1:]),
+        lambda it: it.home.delete(),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "a reference's rows of which one is read and not shown": (
+        lambda it: len(list(Select(it.home.images.order_by("id").values_list("id")).rows(shown=1))),
+        lambda it: put(image(it.home, 1), property=it.other),
+        lambda it: it.other.images.create(url="https://x/"),
+    ),
+    "named rows of which one is read and not shown": (
+        lambda it: len(list(Select(BY_ID.filter(pk__in=[it.home.pk, it.other.pk]).values_list("id")).rows(shown=1))),
+        lambda it: it.other.delete(),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "the first of rows that are all read": (
+        lambda it: [row[0] for row in Select(Property.objects.order_by("price").values_list("id")).rows(shown=1)],
+        lambda it: put(it.homes[9], price=1),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "a row by a key that another one takes": (
+        lambda it: sorted(Property.objects.in_bulk([it.home.pk, 10**6])),
+        lambda it: put(it.homes[9], id=10**6),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "exists()": (lambda it: Property.objects.filter(area__gt=1).exists(), lambda it: put(it.home, area=2), retitled),
+    "count()": (lambda it: it.home.agent.properties.count(), lambda it: put(it.other, agent=it.home.agent), lambda it: put(it.other, title="Other")),
+    "count() of a slice": (lambda it: it.home.images.all()[:1].count(), lambda it: it.home.images.all().delete(), renamed),
+    "aggregate()": (lambda it: Property.objects.aggregate(most=models.Max("price")), lambda it: put(it.home, price=10**7), retitled),
+    "dates()": (
+        lambda it: list(Property.objects.dates("created_at", "year")),
+        lambda it: put(it.home, created_at="2001-01-01T00:00Z"),
+        lambda it: put(it.home, title="X"),
+    ),
+    "first()": (lambda it: BY_ID.first().title, retitled, lambda it: put(it.other, title="Other")),
+    "in_bulk()": (
+        lambda it: {key: home.title for key, home in Property.objects.in_bulk([it.home.pk, 10**6]).items()},
+        lambda it: Property.objects.create(pk=10**6, title="New", price=1, location=it.home.location, agent=it.home.agent),
+        lambda it: put(it.other, title="Other"),
+    ),
+    "iterator()": (lambda it: [home.title for home in BY_ID.iterator()], lambda it: put(it.other, title="Other"), renamed),
+    "relations loaded one by one": (
+        lambda it: [[home.agent.office.name, [one.url for one in home.images.all()]] for home in BY_ID[:2]],
+        office_renamed,
+        lambda it: put(it.homes[9].agent.office, name="Other"),
+    ),
+}
+"""A shape of query → a page that shows it, a write that changes the page, and one that does not."""
+
+
+def test_a_row_that_only_appears_in_a_join_leaves_the_page_warm(it, page):
+    """Its reference had to be written first, and that write counts."""
+    answer = page(lambda: list(BY_ID.values_list("id", "agent__office__name", "location__city")))
+    answer()
+
+    Agent.objects.create(name="New", office=Office.objects.create(name="New"))
+
+    assert answer().came_from == HIT
+
+
+def test_a_query_that_no_row_can_match_is_stored(it, page):
+    """Django sends no SQL for it, and no write can change that."""
+    answer = page(lambda: ids(BY_ID.filter(pk__in=[])))
+
+    assert [answer().came_from, answer().came_from] == [STORED, HIT]
+
+
+@pytest.mark.parametrize("what", READS)
+def test_every_shape_of_query_is_in_the_next_read(it, fresh, what):
+    """A write that does not touch the page leaves it warm."""
+    look, write, untouched = READS[what]
+
+    fresh(partial(look, it), partial(write, it), untouched and partial(untouched, it))
+
+
+# Responses that are never stored
+
+UNREADABLE = {
+    "a model that is not tracked": (lambda: ids(Permission.objects.filter(group__name="x")), "is not tracked. Add its model to FRESHNESS_MODELS."),
+    "a join to a model that is not tracked": (lambda: ids(User.objects.filter(groups__name="x")), "is not tracked. Add its model to FRESHNESS_MODELS."),
+    "an unmanaged model that is not tracked": (lambda: ids(apps.get_model("housing.Cheap").objects.all()), "housing_cheap, which is not tracked"),
+    "RawSQL": (lambda: list(BY_ID.annotate(x=RawSQL("SELECT 1", [])).values_list("x")), "It has SQL as text (RawSQL, extra()), which nobody can read."),
+    "RawSQL in an inner query": (
+        lambda: ids(BY_ID.filter(agent__in=Agent.objects.annotate(x=RawSQL("1", [])).filter(x=1))),
+        "It has SQL as text (RawSQL, extra()), which nobody can read.",
+    ),
+    "extra(select)": (lambda: list(BY_ID.extra(select={"x": "1"}).values_list("x")), "SQL nobody can read. Write it with expressions."),
+    "extra(where)": (lambda: ids(BY_ID.extra(where=["1 = 1"])), "It has SQL as text (RawSQL, extra()), which nobody can read."),
+    "extra(tables)": (lambda: Property.objects.extra(tables=["housing_office"]).exists(), "It uses extra(), whose SQL nobody can read."),
+    "a function whose template is a query": (
+        lambda: list(BY_ID.annotate(x=Func(template="(SELECT MAX(id) FROM housing_office)", output_field=models.IntegerField())).values_list("x")),
+        "It has SQL as text in the template of Func, which nobody can read.",
+    ),
+    "a function of nothing": (
+        lambda: len(BY_ID.annotate(x=Func(function="RANDOM", output_field=models.FloatField()))),
+        "It calls RANDOM() of no column, and nobody knows what that depends on.",
+    ),
+    "the time of day": (lambda: ids(BY_ID.filter(created_at__lt=Now())), "It depends on the time of day (Now), which invalidates nothing as it passes."),
+    "the time of day in an inner query": (
+        lambda: ids(BY_ID.filter(agent__in=Agent.objects.filter(properties__created_at__lt=Now()))),
+        "It depends on the time of day",
+    ),
+    "raw()": (lambda: ids(Property.objects.raw("SELECT * FROM housing_property")), "It sends SQL as text, and nobody knows which tables that reads: SELECT *"),
+    "a cursor": (lambda: by_cursor("SELECT 1"), "It sends SQL as text, and nobody knows which tables that reads: SELECT 1"),
+    "a union() whose parts have select_related()": (
+        lambda: ids(Property.objects.select_related("agent").union(Property.objects.select_related("agent"))),
+        "It is a union() whose parts have select_related()",
+    ),
+    "another database": (lambda: by_cursor("SELECT 1", "elsewhere"), "It reads the database 'elsewhere', whose backend is not the engine's."),
+    "no query at all": (lambda: "Hello", "No query was seen. A response that depends on no query would never be invalidated."),
+}
+"""A read that the engine cannot follow → a page of it, and the reason in the log."""
+
+
+def by_cursor(text, alias="default"):
+    """The rows of a text."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(text)
+        return cursor.fetchall()
+
+
+@pytest.fixture
+def elsewhere_too(tmp_path):
+    """A second database, with Django's own backend."""
+    connections.databases["elsewhere"] = connection.settings_dict | {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "elsewhere", "OPTIONS": {}}
+    yield
+    connections["elsewhere"].close()
+    del connections["elsewhere"], connections.databases["elsewhere"]
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_an_unreadable_response_is_served_and_never_stored(it, page, caplog, elsewhere_too, what):
+    """One line in the log says why, and what to do. The pages beside it are cached as ever."""
+    look, why = UNREADABLE[what]
+    answer, beside = page(look), page(lambda: ids(BY_ID.all()))
+    beside()
+
+    for _ in range(2):
+        caplog.clear()
+        assert (answer().status, answer().came_from) == (200, NOT_STORED)
+        assert [(record.levelname, why in record.message) for record in caplog.records] == [("ERROR", True)] * 2
+    assert beside().came_from == HIT
+
+
+def test_a_raw_queryset_is_refused_when_its_view_is_loaded(it):
+    """One error says which view, and what to do."""
+
+    class Raw(CachedView, ListAPIView):
+        queryset = Property.objects.raw("SELECT * FROM housing_property")
+
+    with pytest.raises(
+        ImproperlyConfigured, match=r"^Raw is cached, and the tables that a RawQuerySet reads are not known. Write its query with Django's models.$"
+    ):
+        Raw.as_view()
+
+
+NOT_PROMISED = {
+    "A response that compares with the view's own clock is fresh": "`filter(created_at__lte=timezone.now())` is a constant in its query. `Now()` is refused.",
+    "A response that depends on a file, a setting or another service is fresh": "Only queries are seen.",
+    "A response that shows rows which the process keeps is fresh": "A queryset that was evaluated before the request sends no query. Call `all()` on it.",
+    "A slice without an order is always the same": "The database chooses its rows, and any write may change its mind. Give it an `order_by()`.",
+}
+
+
+# Random querysets and writes
+
+
+EXAMPLES = int(os.environ.get("DEPENDENCIES_EXAMPLES", "200"))
+"""The number of random queries. Set DEPENDENCIES_EXAMPLES for more of them, and for others on every run."""
+
+
+@pytest.fixture
+def played(kinds, transactional_db, monkeypatch):
+    """A few rows of the models that are played with."""
+    monkeypatch.setattr(play, "POOL", [*kinds.zoo, *play.HOUSING])
+    with transaction.atomic():
+        play.fill(kinds.zoo)
+
+
+def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(played, caplog):
+    """Queries and writes are random. Each row that a write changes must be tagged, too."""
+    caplog.set_level("CRITICAL")
+    counted = Counter()
+
+    @settings(
+        max_examples=EXAMPLES, derandomize="DEPENDENCIES_EXAMPLES" not in os.environ, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.data())
+    def explore(data):
+        counted[play.example(lambda options: options[data.draw(st.integers(0, len(options) - 1))])] += 1
+
+    explore()
+
+    assert counted["apart, the same"] > EXAMPLES / 5, counted
+    assert counted["met, changed"] > EXAMPLES / 25, counted
+    assert counted["not possible"] < EXAMPLES / 2, counted

@@ -1,0 +1,285 @@
+"""Models of every kind. A write to any kind of relation, key or parent is in the next read, and other pages stay warm."""
+
+from functools import partial
+
+import pytest
+from django.apps import apps
+from django.contrib.auth.models import User
+from django.contrib.contenttypes.models import ContentType
+from django.db import connection, models, transaction
+from django.db.models.signals import class_prepared
+
+from housing.freshness.statements import written_tables
+from housing.freshness.tracking import tables, text_of
+from housing.models import Property
+from tests.rows import ids, locked_save, put, relabelled, renamed, retitled, save
+
+pytest_plugins = ["tests.kinds"]
+
+STORED, HIT, STALE = "fwd=miss; stored", "hit", "fwd=stale; stored"
+
+BY_ID = Property.objects.order_by("id")
+
+READS = {
+    "a many-to-many filter with distinct()": (
+        lambda it: ids(it.Node.objects.filter(labels__word="good").distinct()),
+        lambda it: it.node.labels.add(it.label),
+        lambda it: put(it.node, word="Other"),
+    ),
+    "a model with text for a key": (
+        lambda it: [one.word for one in it.Label.objects.filter(pk="a*|\n'\"")],
+        lambda it: put(it.strange, word="Other"),
+        relabelled,
+    ),
+    "rows that refer to a text": (lambda it: ids(it.strange.nodes.all()), lambda it: put(it.node, label=it.strange), lambda it: put(it.node, label=it.label)),
+    "a model with a UUID for a key": (
+        lambda it: [[one.text, ids(one.answers.all())] for one in it.Remark.objects.filter(pk=it.remark.pk)],
+        lambda it: it.Remark.objects.create(about=it.home, answered=it.remark),
+        lambda it: it.Remark.objects.create(about=it.home),
+    ),
+    "a foreign key to a column that is no primary key": (
+        lambda it: ids(it.town.streets.all()),
+        lambda it: it.Street.objects.create(town=it.town),
+        lambda it: it.Street.objects.create(town=it.Town.objects.create(slug="b")),
+    ),
+    "a composite primary key": (
+        lambda it: list(it.Membership.objects.values_list("pk", "note", "office_id", "office__name")),
+        lambda it: put(it.other.agent.office, name="Other"),
+        lambda it: put(it.homes[9].agent.office, name="Other"),
+    ),
+    "a row by its composite primary key": (
+        lambda it: it.Membership.objects.get(pk=(it.home.agent_id, 1)).note,
+        lambda it: it.Membership.objects.filter(number=1).update(note="Other"),
+        lambda it: put(it.other, title="Other"),
+    ),
+    "an inherited model": (
+        lambda it: [[one.title, one.pools] for one in it.Villa.objects.all()],
+        lambda it: put(Property.objects.get(pk=it.villa.pk), title="Other"),
+        retitled,
+    ),
+    "the parent of an inherited model": (
+        lambda it: [home.title for home in BY_ID.all()],
+        lambda it: put(it.villa, title="Other"),
+        lambda it: put(it.villa, pools=9),
+    ),
+    "an inherited row, from its parent": (
+        lambda it: [home.villa.pools if hasattr(home, "villa") else None for home in BY_ID.select_related("villa")],
+        lambda it: put(it.villa, pools=9),
+        renamed,
+    ),
+    "a column that the database generates": (
+        lambda it: ids(it.Node.objects.filter(double=8)),
+        lambda it: put(it.node, rank=4),
+        lambda it: it.Label.objects.create(pk="new"),
+    ),
+    "a reference to the same model": (
+        lambda it: [one.parent and one.parent.word for one in it.Node.objects.select_related("parent")],
+        lambda it: it.Node.objects.filter(word="child").update(parent=it.Node.objects.create(word="late", rank=1)),
+        relabelled,
+    ),
+    "a reference that may be null": (
+        lambda it: [one.agent and one.agent.name for one in it.Node.objects.select_related("agent")],
+        lambda it: it.home.agent.delete(),
+        lambda it: put(it.other.agent, name="Other"),
+    ),
+    "a reference that the database does not enforce": (
+        lambda it: list(it.Node.objects.order_by("id").values_list("id", "anywhere__word")),
+        lambda it: it.Label.objects.create(pk="nowhere", word="Here"),
+        lambda it: put(it.node, word="Other"),
+    ),
+    "a reference that the database does not enforce and that comes to lead somewhere": (
+        lambda it: list(it.Node.objects.order_by("id").values_list("id", "anywhere__word")),
+        lambda it: put(it.node.parent, anywhere_id="good"),
+        lambda it: put(it.node.parent, word="Other"),
+    ),
+    "a row that is created again under the key of one deleted in the same transaction": (
+        lambda it: ids(it.Node.objects.filter(label__word="Again")),
+        lambda it: replaced(it.strange, word="Again"),
+        lambda it: put(it.node, word="Other"),
+    ),
+    "a one-to-one reference": (
+        lambda it: it.Profile.objects.select_related("node").get().node.word,
+        lambda it: put(it.node, word="Other"),
+        lambda it: put(it.node.parent, word="Other"),
+    ),
+    "the other end of a one-to-one reference, created later": (
+        lambda it: [hasattr(one, "badge") for one in it.Node.objects.order_by("id").select_related("badge")],
+        lambda it: it.Badge.objects.create(node=it.node, rank=1),
+        relabelled,
+    ),
+    "the other end of a one-to-one reference, loaded by itself": (
+        lambda it: hasattr(it.Node.objects.get(pk=it.node.pk), "badge"),
+        lambda it: it.Badge.objects.create(node=it.node, rank=1),
+        relabelled,
+    ),
+    "the other end of a one-to-one reference, moved here": (
+        lambda it: [hasattr(one, "profile") for one in it.Node.objects.filter(word="root").select_related("profile")],
+        lambda it: put(it.node.profile, node=it.node.parent),
+        lambda it: put(it.node.profile, word="Other"),
+    ),
+    "a reference that the database fills in": (
+        lambda it: it.label.guided.count(),
+        lambda it: it.Stop.objects.create(tour=it.tour, home=it.home),
+        lambda it: it.Stop.objects.create(tour=it.tour, home=it.home, guide=it.strange),
+    ),
+    "rows that the database deletes with what they refer to, where Django has DB_CASCADE": (
+        lambda it: ids(it.Pet.objects.all()),
+        lambda it: it.town.delete(),
+        lambda it: it.Town.objects.create(slug="b"),
+    ),
+    "a generic foreign key": (
+        lambda it: [one.about.title for one in it.Remark.objects.filter(pk=it.remark.pk).prefetch_related("about")],
+        retitled,
+        lambda it: put(it.other, title="Other"),
+    ),
+    "a generic relation": (
+        lambda it: [[one.text for one in notice.remarks.all()] for notice in it.Notice.objects.prefetch_related("remarks")],
+        lambda it: it.notice.remarks.create(text="New"),
+        retitled,
+    ),
+    "a filter through a generic relation": (
+        lambda it: ids(it.Notice.objects.filter(remarks__text="New")),
+        lambda it: it.notice.remarks.create(text="New"),
+        lambda it: put(it.remark, data={"a": 2}),
+    ),
+    "a generic relation to which a row of another one comes": (
+        lambda it: ids(it.Notice.objects.filter(remarks__text="home")),
+        lambda it: put(it.another_remark, content_type=ContentType.objects.get_for_model(it.Notice)),
+        retitled,
+    ),
+    "a relation with a model between": (
+        lambda it: [[tour.name, ids(tour.stops.order_by("stop__minutes"))] for tour in it.Tour.objects.all()],
+        lambda it: it.Stop.objects.filter(home=it.home).update(minutes=9),
+        lambda it: put(it.homes[9], title="Other"),
+    ),
+    "an unmanaged model over a view": (lambda it: [one.title for one in it.Cheap.objects.all()], lambda it: put(it.home, price=1), None),
+    "a model of another app": (lambda it: [user.username for user in User.objects.all()], lambda it: User.objects.create_user("somebody"), retitled),
+    "a column that another app calls created_at": (
+        lambda it: [one.created_at for one in it.Notice.objects.all()],
+        lambda it: save(it.notice, created_at="2001-01-01T00:00:00Z"),
+        retitled,
+    ),
+    "JSON whose number becomes a truth": (
+        lambda it: ids(it.Remark.objects.filter(data={"a": True})),
+        lambda it: locked_save(it.remark, data={"a": True}),
+        retitled,
+    ),
+}
+"""A kind of model → a page that shows it, a write that changes the page, and one that does not."""
+
+
+@pytest.mark.parametrize("what", READS)
+def test_every_kind_of_model_is_in_the_next_read(furnished, fresh, what):
+    """A write that does not touch the page leaves it warm."""
+    look, write, untouched = READS[what]
+
+    fresh(partial(look, furnished), partial(write, furnished), untouched and partial(untouched, furnished))
+
+
+@transaction.atomic
+def replaced(row, **fields):
+    """Delete a row, and create another under its key. The database looks at the references to it at COMMIT, and finds them whole."""
+    type(row)._base_manager.filter(pk=row.pk)._raw_delete("default")
+    type(row)._base_manager.create(pk=row.pk, **fields)
+
+
+MANY_TO_MANY = {
+    "add()": lambda node, label, other: node.labels.add(other),
+    "remove()": lambda node, label, other: node.labels.remove(label),
+    "set()": lambda node, label, other: node.labels.set([other]),
+    "clear()": lambda node, label, other: node.labels.clear(),
+    "create()": lambda node, label, other: node.labels.create(pk="new"),
+    "add() from the other end": lambda node, label, other: other.marked.add(node),
+    "remove() from the other end": lambda node, label, other: label.marked.remove(node),
+    "a row of the model between": lambda node, label, other: type(node).labels.through.objects.create(node=node, label=other),
+    "the deletion of what is referred to": lambda node, label, other: label.delete(),
+}
+"""Way to change a many-to-many field → how."""
+
+
+@pytest.mark.parametrize("way", MANY_TO_MANY)
+def test_a_change_of_a_many_to_many_field_is_in_the_next_read(furnished, page, way):
+    """The page of another row stays warm."""
+    it = furnished
+    it.node.labels.add(it.label)
+    mine, another = (page(partial(labels_of, it, key)) for key in (it.node.pk, it.node.parent_id))
+    before = mine().json
+    assert [answer().came_from for answer in (mine, another, mine, another)] == [HIT, STORED, HIT, HIT]
+
+    MANY_TO_MANY[way](it.node, it.label, it.strange)
+
+    after = mine()
+    assert (after.json, after.came_from, another().came_from) == (labels_of(it, it.node.pk), STALE, HIT)
+    assert after.json != before
+
+
+def labels_of(it, key):
+    """A many-to-many field, as a detail shows it."""
+    return [[one.word, sorted(ids(one.labels.all()))] for one in it.Node.objects.filter(pk=key).prefetch_related("labels")]
+
+
+def test_a_write_through_a_view_of_the_database_is_in_the_next_read(furnished, page):
+    """It may be updatable. Nobody says which tables it writes, so every table is invalidated, whichever way it is written."""
+    it, every = furnished, written_tables("UPDATE somebodys_view SET x = 1")
+    assert {"housing_property", "housing_cheap"} <= every
+
+    assert written_tables("UPDATE housing_cheap SET title = 'x'") == every
+
+    put(it.home, price=1)
+    answer = page(lambda: [home.title for home in BY_ID.all()])
+    answer()
+    it.Cheap.objects.filter(pk=it.home.pk).update(title="Other")
+    assert answer().json[0] == "Other"
+
+
+def test_sql_that_writes_a_table_with_capitals_invalidates_it(it, page):
+    """PostgreSQL folds names without quotation marks, and both servers keep those in them."""
+    town = it.Town.objects.create(slug="a")
+    answer, beside = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
+    answer(), beside()
+
+    with connection.cursor() as cursor:
+        cursor.execute("""UPDATE "Towns" SET slug = 'b' WHERE id = %s""", [town.pk])
+
+    assert (answer().json, beside().came_from) == (["b"], HIT)
+
+
+def test_a_model_that_is_named_brings_its_parents_and_many_to_many_tables(kinds, settings):
+    """A row of it is in their tables, too."""
+    settings.FRESHNESS_MODELS = ["housing.Castle"]
+
+    assert tables().keys() == {"housing_castle", "housing_node", "housing_node_labels", "housing_node_friends"}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [models.CharField(db_collation="nocase"), models.EmailField(), models.DecimalField(), models.DateTimeField()],
+    ids=lambda field: type(field).__name__,
+)
+def test_values_that_a_database_takes_for_equal_are_not_told_apart(field):
+    """`a` and `A` by a collation, 1.0 and 1.00, an instant in two time zones. EmailField stands for fields that the engine does not know."""
+    assert text_of(field) is None
+
+
+def test_two_models_of_one_table_are_one_table(kinds, settings):
+    """The engine relies only on columns that both of them describe alike."""
+
+    class Legacy(models.Model):
+        agent_id = models.IntegerField()
+
+        class Meta:
+            app_label = "housing"
+            db_table = "housing_property"
+            managed = False
+
+        def __str__(self):
+            return f"{self.pk}"
+
+    try:
+        settings.FRESHNESS_MODELS = ["housing", "housing.Legacy"]
+        table = tables()["housing_property"]
+        assert (table.pk, table.managed, table.references.keys()) == ("id", True, set())
+    finally:
+        del apps.all_models["housing"]["legacy"]
+        apps.clear_cache()
+        class_prepared.send(Legacy)  # the engine looks again
