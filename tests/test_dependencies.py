@@ -275,8 +275,8 @@ def test_every_shape_of_query_is_in_the_next_read(it, fresh, what):
 # Responses that are never stored
 
 UNREADABLE = {
-    "a model that is not tracked": (lambda: ids(Permission.objects.filter(group__name="x")), "is not tracked. Add its model to FRESHNESS_MODELS."),
-    "a join to a model that is not tracked": (lambda: ids(User.objects.filter(groups__name="x")), "is not tracked. Add its model to FRESHNESS_MODELS."),
+    "a model that is not tracked": (lambda: ids(Permission.objects.filter(group__name="x")), "is not tracked. Add auth.Permission to FRESHNESS_MODELS."),
+    "a join to a model that is not tracked": (lambda: ids(User.objects.filter(groups__name="x")), "is not tracked. Add auth.Group to FRESHNESS_MODELS."),
     "an unmanaged model that is not tracked": (lambda: ids(apps.get_model("housing.Cheap").objects.all()), "housing_cheap, which is not tracked"),
     "RawSQL": (lambda: list(BY_ID.annotate(x=RawSQL("SELECT 1", [])).values_list("x")), "It has SQL as text (RawSQL, extra()), which nobody can read."),
     "RawSQL in an inner query": (

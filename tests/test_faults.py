@@ -59,6 +59,7 @@ from django.conf import settings
 settings.CACHES["default"]["KEY_PREFIX"], settings.FRESHNESS_LEASE, pk, where = sys.argv[1], 1.0, int(sys.argv[2]), sys.argv[3]
 import django
 django.setup()
+from django.db.backends.base.base import BaseDatabaseWrapper
 from housing.freshness import connection as commit
 from housing.models import Property
 from tests.stacks import wait_for
@@ -71,7 +72,7 @@ class Dies(type(commit.journal)):
 
 commit.journal.__class__ = Dies
 if where == "before":
-    commit.BaseDatabaseWrapper._commit = die
+    BaseDatabaseWrapper._commit = die
 Property.objects.filter(pk=pk).update(price=1)
 """
 """A process that writes a price, and is killed before COMMIT or after it."""

@@ -18,6 +18,9 @@ class Author(models.Model):
 class Label(models.Model):
     name = models.CharField(max_length=50)
 
+    class Meta:
+        ordering = ["id"]
+
     def __str__(self):
         return self.name
 
@@ -27,6 +30,9 @@ class Like(models.Model):
     object_id = models.PositiveBigIntegerField()
     liked = GenericForeignKey()
     by = models.CharField(max_length=50)
+
+    class Meta:
+        ordering = ["id"]
 
     def __str__(self):
         return self.by
@@ -47,6 +53,9 @@ class Post(models.Model):
 class Comment(models.Model):
     post = models.ForeignKey(Post, on_delete=models.CASCADE, related_name="comments")
     text = models.CharField(max_length=200)
+
+    class Meta:
+        ordering = ["id"]
 
     def __str__(self):
         return self.text
