@@ -145,7 +145,8 @@ class Blog:
             assert cold.came_from == "fwd=miss; stored", f"{page} was not stored: {cold}"
             assert true.came_from in ("fwd=bypass; detail=transaction", ""), f"{page} was not read from the database: {true}"
             assert (seen[page].queries == []) is (seen[page].came_from == "hit"), seen[page]
-            assert (seen[page].status, seen[page].body) == (true.status, true.body), (
+            told = f"{page} is stale after: {write}\n{seen[page].came_from}: {seen[page].body}\nin the database: {true.body}"
+            assert (seen[page].status, seen[page].body) == (true.status, true.body), told
                 f"{page} is stale after: {write}\n{seen[page].came_from}: {seen[page].body}\nin the database: {true.body}"
             )
         return After(seen)
