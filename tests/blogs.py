@@ -147,8 +147,6 @@ class Blog:
             assert (seen[page].queries == []) is (seen[page].came_from == "hit"), seen[page]
             told = f"{page} is stale after: {write}\n{seen[page].came_from}: {seen[page].body}\nin the database: {true.body}"
             assert (seen[page].status, seen[page].body) == (true.status, true.body), told
-                f"{page} is stale after: {write}\n{seen[page].came_from}: {seen[page].body}\nin the database: {true.body}"
-            )
         return After(seen)
 
 
