@@ -49,7 +49,7 @@ reports/bench.json: | install
 
 # What is counted is counted anew when the code is newer.
 reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py) | install
-	@$(BIN)/pytest -q -n auto --figures
+	@$(BIN)/pytest -q -n auto --metrics
 
 .PHONY: bench-real
 bench-real: install ## the same on PostgreSQL and Redis, where a hit is held against one GET, and a write against itself
@@ -112,7 +112,7 @@ engine:
 
 .PHONY: mutants
 mutants: install ## sabotages of housing/, by hand and by the hundred: the specs must notice each; goes on where it was stopped
-	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.survivors
+	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.equivalent_mutants
 
 .PHONY: spec
 spec: install ## SPEC.md, from the specs themselves

@@ -38,7 +38,7 @@ from tests import blogs, stacks
 from tests.blogs import Blog
 from tests.instruments import CONTROL
 
-DOORS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
+VARIANTS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
 """The three ways to the same answer."""
 
 ROOT = Path(__file__).resolve().parent
@@ -222,8 +222,8 @@ def read(client: Client) -> Callable[..., Answer]:
 def ask(client: Client, what: str = "cached", headers: dict[str, str] | None = None, **parameters: Any) -> Answer:
     """One GET."""
     path, _, query = what.partition("?")
-    door, _, rest = path.partition("/")
-    path = DOORS[door] + (f"{rest}/" if rest else "") if door in DOORS else path
+    variant, _, rest = path.partition("/")
+    path = VARIANTS[variant] + (f"{rest}/" if rest else "") if variant in VARIANTS else path
     return Answer(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
 
 
@@ -231,23 +231,23 @@ def ask(client: Client, what: str = "cached", headers: dict[str, str] | None = N
 def read_the_list(read: Callable[..., Answer]) -> Callable[..., list[Any]]:
     """The rows of a page, as the cached door gives them unless another is named."""
 
-    def read_the_list(door: str = "cached", **parameters: Any) -> list[Any]:
-        return read(door, **parameters).rows
+    def read_the_list(variant: str = "cached", **parameters: Any) -> list[Any]:
+        return read(variant, **parameters).rows
 
     return read_the_list
 
 
 @pytest.fixture
-def prime(read: Callable[..., Answer]) -> Callable[..., bytes]:
+def warm(read: Callable[..., Answer]) -> Callable[..., bytes]:
     """Make a page warm, and see that it is."""
 
-    def prime(what: str = "cached", **parameters: Any) -> bytes:
+    def warm(what: str = "cached", **parameters: Any) -> bytes:
         read(what, **parameters)
-        answer = read(what, **parameters)
-        assert answer.came_from == "hit"
-        return answer.body
+        response = read(what, **parameters)
+        assert response.came_from == "hit"
+        return response.body
 
-    return prime
+    return warm
 
 
 @pytest.fixture

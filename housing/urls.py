@@ -13,8 +13,8 @@ lists = {
     "cached": (views.CachedPropertyListView, views.CachedPropertyDetailView),
 }
 urlpatterns = [
-    *(path(f"api/properties/{door}/", page.as_view(), name=f"{door.rpartition('/')[2]}-list") for door, (page, _) in lists.items()),
-    *(path(f"api/properties/{door}/<int:id>/", detail.as_view(), name=f"{door.rpartition('/')[2]}-detail") for door, (_, detail) in lists.items()),
+    *(path(f"api/properties/{variant}/", page.as_view(), name=f"{variant.rpartition('/')[2]}-list") for variant, (page, _) in lists.items()),
+    *(path(f"api/properties/{variant}/<int:id>/", detail.as_view(), name=f"{variant.rpartition('/')[2]}-detail") for variant, (_, detail) in lists.items()),
     path("", home.HomeView.as_view(), name="home"),
     path("change/property/<int:pk>/", home.ChangeView.as_view(form_class=home.PriceForm), name="change-property"),
     path("change/office/<int:pk>/", home.ChangeView.as_view(form_class=home.OfficeForm), name="change-office"),

@@ -27,7 +27,7 @@ ROWS = queries.properties().values_list(*COLUMNS.paths)
 """Kept, for DRF makes a serializer's fields anew for each instance of it, and Django finds out anew what each path joins."""
 
 
-class Bill:
+class QueryCounter:
     """Counts the SQL of one request, and its time in seconds: an execute wrapper of Django's."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Bill:
             self.statements += not CONTROL.match(sql)
 
 
-class BilledView(GenericAPIView[Property]):
+class CountedView(GenericAPIView[Property]):
     """Says in `Server-Timing` what an answer cost."""
 
     @classmethod
@@ -53,19 +53,19 @@ class BilledView(GenericAPIView[Property]):
         view = super().as_view(**initkwargs)
 
         @wraps(view)
-        def billed(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            bill, started = Bill(), time.perf_counter()
-            with connection.execute_wrapper(bill):
+        def counted(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            counter, started = QueryCounter(), time.perf_counter()
+            with connection.execute_wrapper(counter):
                 response: HttpResponseBase = view(request, *args, **kwargs)
             total = time.perf_counter() - started
-            queries_ = f"{bill.statements} {'query' if bill.statements == 1 else 'queries'}"
-            response.headers["Server-Timing"] = f'sql;desc="{queries_}";dur={bill.seconds * 1000:.2f}, total;dur={total * 1000:.2f}'
+            queries_ = f"{counter.statements} {'query' if counter.statements == 1 else 'queries'}"
+            response.headers["Server-Timing"] = f'sql;desc="{queries_}";dur={counter.seconds * 1000:.2f}, total;dur={total * 1000:.2f}'
             return response
 
-        return billed
+        return counted
 
 
-class PropertyListView(BilledView, ListAPIView[Property]):
+class PropertyListView(CountedView, ListAPIView[Property]):
     """The bill nobody should pay: nothing is joined, so every row asks for its location, its agent and the agent's office.
 
     A page of 20 costs 61 queries.
@@ -84,7 +84,7 @@ class OptimizedPropertyListView(PropertyListView):
     queryset = queries.joined()
 
 
-class PropertyDetailView(BilledView, RetrieveAPIView[Property]):
+class PropertyDetailView(CountedView, RetrieveAPIView[Property]):
     """One property, asking for each of its relations when it gets there: 5 queries."""
 
     queryset = queries.properties()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import stacks
-from tests.test_setup import PATIENCE, ROOT, clean, killed_after, python
+from tests.test_setup import ROOT, TIMEOUT, clean, killed_after, python
 
 PROJECT = "mysite"
 
@@ -109,7 +109,7 @@ class Blog:
         """Type this into its shell; the value, if it ends with an expression. Raises AssertionError with the traceback of what it raises."""
         assert self.process.stdin
         assert self.process.stdout
-        with killed_after(PATIENCE, self.process):
+        with killed_after(TIMEOUT, self.process):
             self.process.stdin.write(json.dumps(source) + "\n")
             self.process.stdin.flush()
             reply = json.loads(self.process.stdout.readline())
@@ -173,7 +173,7 @@ def running(folder: Path) -> Iterator[Blog]:
     finally:
         if process.poll() is None:
             blog.run("cache.delete_pattern('*')")
-        with killed_after(PATIENCE, process):
+        with killed_after(TIMEOUT, process):
             process.communicate()
 
 

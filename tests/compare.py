@@ -65,7 +65,7 @@ def say(*lines: str) -> None:
 # One tree, in a process of its own
 
 
-def serve(answers: IO[str], slower: dict[str, float]) -> None:
+def serve(responses: IO[str], slower: dict[str, float]) -> None:
     """Do what each line of stdin names, so many times, and say how many seconds that took. `slower` is the part by which a way is slowed down."""
     import django
 
@@ -93,8 +93,8 @@ def serve(answers: IO[str], slower: dict[str, float]) -> None:
         way, times = line.split()
         prepare, act = ways[way]
         read()
-        answers.write(f"{sum(_seconds(prepare, act, slower.get(way, 0.0)) for _ in range(int(times)))}\n")
-        answers.flush()
+        responses.write(f"{sum(_seconds(prepare, act, slower.get(way, 0.0)) for _ in range(int(times)))}\n")
+        responses.flush()
 
 
 def _seconds(prepare: Callable[[], Any], act: Callable[[], Any], slower: float) -> float:
@@ -165,15 +165,15 @@ class Tree:
                 text=True,
             )
 
-            asks, answers = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
+            asks, responses = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
 
             def took(way: str) -> float:
                 asks.write(f"{way} {TIMES[way]}\n")
                 asks.flush()
-                if not (answer := answers.readline()):
+                if not (response := responses.readline()):
                     complaints.seek(0)
                     raise Broken(f"{self.folder} does not serve: {(complaints.read().strip().splitlines() or ['it said nothing'])[-1]}")
-                return float(answer) / TIMES[way]
+                return float(response) / TIMES[way]
 
             try:
                 yield took

@@ -191,20 +191,20 @@ def _noting(seen: Traffic, send: Callable[..., Any]) -> Callable[..., Any]:
 
 def _weighing(seen: Traffic, receive: Callable[..., Any]) -> Callable[..., Any]:
     def weigh(connection: AbstractConnection, *args: Any, **kwargs: Any) -> Any:
-        answer = receive(connection, *args, **kwargs)
-        seen.received += bytes_of(answer)
-        return answer
+        response = receive(connection, *args, **kwargs)
+        seen.received += bytes_of(response)
+        return response
 
     return weigh
 
 
-def bytes_of(answer: Any) -> int:
+def bytes_of(response: Any) -> int:
     """How many bytes of RESP an answer of strings, numbers, lists and nothing came in."""
-    if isinstance(answer, list):
-        return len(f"*{len(answer)}\r\n") + sum(map(bytes_of, answer))
-    if isinstance(answer, bytes):
-        return len(f"${len(answer)}\r\n\r\n") + len(answer)
-    return len("$-1\r\n") if answer is None else len(f":{answer}\r\n")
+    if isinstance(response, list):
+        return len(f"*{len(response)}\r\n") + sum(map(bytes_of, response))
+    if isinstance(response, bytes):
+        return len(f"${len(response)}\r\n\r\n") + len(response)
+    return len("$-1\r\n") if response is None else len(f":{response}\r\n")
 
 
 def command_names(wire: bytes) -> list[str]:

@@ -138,7 +138,7 @@ def others() -> list[type[Model]]:
         about = GenericForeignKey()
         text = models.CharField(max_length=20, default="")
         data = models.JSONField(default=dict)
-        answered = models.ForeignKey("self", models.CASCADE, null=True, related_name="answers")
+        answered = models.ForeignKey("self", models.CASCADE, null=True, related_name="responses")
 
     class Notice(Kind):
         created_at = models.DateTimeField(null=True)
@@ -229,16 +229,16 @@ def fresh(page):
     """`fresh(look, write, untouched)`: what `untouched` writes leaves the page warm, and what `write` writes is in the next read."""
 
     def fresh(look, write, untouched=None):
-        answer = page(look)
-        before = answer()
-        assert (before.came_from, answer().came_from) == ("fwd=miss; stored", "hit")
+        response = page(look)
+        before = response()
+        assert (before.came_from, response().came_from) == ("fwd=miss; stored", "hit")
         if untouched:
             untouched()
-            assert answer().came_from == "hit", "a write that it does not touch made it stale"
+            assert response().came_from == "hit", "a write that it does not touch made it stale"
         write()
-        after = answer()
+        after = response()
         with transaction.atomic():
-            truth = answer()
+            truth = response()
         assert truth.body != before.body, "the write was meant to change the page"
         assert (after.body, after.came_from) == (truth.body, "fwd=stale; stored")
 

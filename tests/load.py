@@ -165,24 +165,24 @@ def read_as(crowd: Crowd, url: str) -> Report:
         @task
         def read(self) -> None:
             began = time.monotonic()
-            with self.client.get(crowd.path.replace("{unique}", f"{next(unique) / 100:.2f}"), catch_response=True) as answer:
+            with self.client.get(crowd.path.replace("{unique}", f"{next(unique) / 100:.2f}"), catch_response=True) as response:
                 ended = time.monotonic()
-                if answer.status_code != 200:
+                if response.status_code != 200:
                     told.set()
                     return  # Locust has counted it
                 if began - started > warm_up:
                     told.set()
                     taken.append((ended - began) * 1000)
                 if crowd.watched:
-                    if answer.content not in prices:
-                        prices[answer.content] = {row["id"]: float(row["price"]) for row in answer.json()["results"] if row["id"] in crowd.watched}
-                    seen.append(Seen(began, prices[answer.content]))
+                    if response.content not in prices:
+                        prices[response.content] = {row["id"]: float(row["price"]) for row in response.json()["results"] if row["id"] in crowd.watched}
+                    seen.append(Seen(began, prices[response.content]))
 
     environment = Environment(user_classes=[Reader], catch_exceptions=False)
     runner = environment.create_local_runner()
     runner.start(crowd.users, spawn_rate=crowd.users)
     gevent.sleep(crowd.seconds)
-    told.wait(stacks.PATIENCE)  # on a machine that is busy elsewhere
+    told.wait(stacks.TIMEOUT)  # on a machine that is busy elsewhere
     runner.quit()
     return Report(taken, environment.stats.total.num_failures, time.monotonic() - started - warm_up, seen)
 

@@ -24,7 +24,7 @@ from django.conf import settings
 from django.template import Context, Engine
 from django.utils.safestring import mark_safe
 
-from tests.figures import REPORTS, Way, part_of, ways_of
+from tests.metrics import REPORTS, Way, part_of, ways_of
 from tests.stacks import STACKS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -38,7 +38,7 @@ APPROACHES = {"naive": ("naive", "naive"), "optimized": ("optimized", "optimized
 
 UNKNOWN = "—"
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 """What a file in `reports/` holds; nothing where there is no such file."""
 
 
@@ -153,7 +153,7 @@ def _logarithmic(bar: Bar, y: float, x: Any) -> Iterator[str]:
     yield f'<circle class="bar" cx="{x(sum(bar.parts.values()))}" cy="{y}" r="5"/>'
 
 
-def how_long(bench: Figures) -> Plot:
+def how_long(bench: Metrics) -> Plot:
     """Each way beside the one that it was timed in turn with."""
     groups = {f"{other} = 1": list(map(_timed, ways)) for other, ways in groupby(sorted(ways_of(bench), key=attrgetter("other")), attrgetter("other"))}
     note = "Each was timed in turn with the other, round by round; the thin line is where the median would lie in 99 of 100 such runs."
@@ -166,7 +166,7 @@ def _timed(way: Way) -> Bar:
     return Bar(way.this, f"{way.ratio:.2f} ×, {took}", {"bar": way.ratio}, (way.low, way.high), exact)
 
 
-def how_many_queries(counts: Figures) -> Plot:
+def how_many_queries(counts: Metrics) -> Plot:
     """By the size of the page."""
     rows = sorted(counts["queries"], key=lambda row: (row["page_size"], [name for names in APPROACHES.values() for name in names].index(row["way"])))
     groups = {
@@ -176,7 +176,7 @@ def how_many_queries(counts: Figures) -> Plot:
     return Plot("SQL queries", "To scale: one query is a hair's breadth, and none is nothing at all.", groups)
 
 
-def what_goes_stale(counts: Figures) -> Plot:
+def what_goes_stale(counts: Metrics) -> Plot:
     """By the model that is written, and the way in which it is."""
     seen: dict[str, dict[str, str]] = defaultdict(lambda: defaultdict(str))
     for row in counts["precision"]:
@@ -195,7 +195,7 @@ def _fates(model: str, pages: str) -> Bar:
     return Bar(model, f"{share['warm']:.0%} warm", share, exact=f"{share['stale']:.1%} had to be, {share['nothing']:.1%} for nothing, {share['warm']:.1%} warm")
 
 
-def under_load(load: Figures) -> Plot:
+def under_load(load: Metrics) -> Plot:
     """The medians, with a line to what 95 of 100 reads were faster than."""
     bars = [
         Bar(row["name"], _time(row["p50"]), {"bar": row["p50"]}, (row["p50"], row["p95"]), f"{_time(row['p50'])}; 95 of 100 within {_time(row['p95'])}")
@@ -216,11 +216,11 @@ def _time(milliseconds: float) -> str:
 # The series' table
 
 
-def series(bench: Figures, counts: Figures, load: Figures) -> list[tuple[str, list[str]]]:
+def series(bench: Metrics, counts: Metrics, load: Metrics) -> list[tuple[str, list[str]]]:
     """The rows of the table, each with a cell for every approach."""
     queries = {row["way"]: str(row["queries"]) for row in counts.get("queries", []) if row["page_size"] == 20}
-    again = {row["door"]: str(row["queries"]) for row in counts.get("second read", [])}
-    fresh = {row["door"]: f"{row['fresh']} of {row['edits']}" for row in counts.get("freshness", [])}
+    again = {row["variant"]: str(row["queries"]) for row in counts.get("second read", [])}
+    fresh = {row["variant"]: f"{row['fresh']} of {row['edits']}" for row in counts.get("freshness", [])}
     ways = {way.this: way for way in (ways_of(bench) if bench else []) if way.other == "naive"}
     times = {name: _time(way.milliseconds) for name, way in ways.items()}
     ratios = {name: f"{way.ratio:.2f}" for name, way in ways.items()}
@@ -242,7 +242,7 @@ def series(bench: Figures, counts: Figures, load: Figures) -> list[tuple[str, li
     return [(name, [cells.get(approach if which is None else names[which], UNKNOWN) for approach, names in APPROACHES.items()]) for name, cells, which in rows]
 
 
-def _readers(load: Figures) -> str:
+def _readers(load: Metrics) -> str:
     names = [row["name"] for row in load.get("rows", []) if row["beats"]]
     return re.findall(r"[0-9]+", names[0])[0] if names else "50"
 
@@ -250,11 +250,11 @@ def _readers(load: Figures) -> str:
 # The page
 
 
-def read(folder: Path, name: str) -> Figures:
+def read(folder: Path, name: str) -> Metrics:
     """What was measured. Raises SystemExit, in one line, for a file that is none of ours."""
     file = folder / f"{name}.json"
     try:
-        found: Figures = json.loads(file.read_text(encoding="utf-8"))
+        found: Metrics = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -262,7 +262,7 @@ def read(folder: Path, name: str) -> Figures:
     return found | {"when": found.get("datetime") or datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat()}
 
 
-def told(name: str, found: Figures) -> str:
+def told(name: str, found: Metrics) -> str:
     """Where figures are from, in a line."""
     if not found:
         return f"There is no reports/{name}.json yet: {MADE_BY[name]}"
@@ -276,27 +276,27 @@ def told(name: str, found: Figures) -> str:
     return f"reports/{name}.json, from {MADE_BY[name]}: {'; '.join(filter(None, facts))}"
 
 
-def page(figures: Mapping[str, Figures]) -> str:
+def page(metrics: Mapping[str, Metrics]) -> str:
     """The page as HTML."""
-    bench, counts, load = (figures[name] for name in MADE_BY)
+    bench, counts, load = (metrics[name] for name in MADE_BY)
     plots = [plot(found) for plot, found in ((how_long, bench), (how_many_queries, counts), (what_goes_stale, counts), (under_load, load)) if found]
-    others = [row for row in counts.get("freshness", []) if row["door"] not in APPROACHES]
+    others = [row for row in counts.get("freshness", []) if row["variant"] not in APPROACHES]
     context = {
         "approaches": list(APPROACHES),
         "rows": series(bench, counts, load),
         "others": others,
         "load": load,
         "plots": plots,
-        "sources": [told(name, found) for name, found in figures.items()],
+        "sources": [told(name, found) for name, found in metrics.items()],
     }
     return Engine().from_string(TEMPLATE.read_text(encoding="utf-8")).render(Context(context))
 
 
 def write(folder: Path) -> list[Path]:
     """Draw what is in this folder, into it; the files that were written. Raises SystemExit, in one line, where a file there is none of ours."""
-    figures = {name: read(folder, name) for name in MADE_BY}
+    metrics = {name: read(folder, name) for name in MADE_BY}
     try:
-        texts = {"report.html": page(figures)} | ({"bench.svg": draw(how_long(figures["bench"]), titled=True)} if figures["bench"] else {})
+        texts = {"report.html": page(metrics)} | ({"bench.svg": draw(how_long(metrics["bench"]), titled=True)} if metrics["bench"] else {})
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise SystemExit(f"What is in {folder} is not what this version measures ({error!r}). Delete it, and measure anew.") from error
     folder.mkdir(exist_ok=True)

@@ -1506,7 +1506,7 @@ READ = (
         "freshness/journal.py",
         "            self.connection.disconnect()\n            raise\n",
         "            raise\n",
-        "test_hits.py::test_who_is_interrupted_between_question_and_answer_does_not_take_it_for_the_next",
+        "test_hits.py::test_who_is_interrupted_between_question_and_response_does_not_take_it_for_the_next",
     ),
     Sabotage(
         "a fork goes on talking where its parent does",
@@ -1639,7 +1639,7 @@ READ = (
         "freshness/views.py",
         "return transaction.non_atomic_requests(super().as_view(*args, **initkwargs))",
         "return super().as_view(*args, **initkwargs)",
-        "test_hits.py::test_atomic_requests_leaves_the_cached_doors_out",
+        "test_hits.py::test_atomic_requests_leaves_the_cached_variants_out",
     ),
     Sabotage(
         "a raced read is given as it is",
@@ -2048,7 +2048,7 @@ FILL = (
         "freshness/journal.lua",
         "if e[3] and not why and (",
         "if not why and (",
-        "test_races.py::test_what_could_not_be_remembered_is_no_answer_once_its_lease_is_withdrawn",
+        "test_races.py::test_what_could_not_be_remembered_is_no_response_once_its_lease_is_withdrawn",
     ),
     Sabotage(
         "what could not be remembered makes what was look younger",
@@ -2076,35 +2076,35 @@ FILL = (
         "freshness/journal.lua",
         "now + e[4] * draw <",
         "now <",
-        "test_races.py::test_an_answer_is_read_again_early_as_often_as_the_formula_says",
+        "test_races.py::test_a_response_is_read_again_early_as_often_as_the_formula_says",
     ),
     Sabotage(
         "an answer's time is never up",
         "freshness/journal.lua",
         "(taken or now + e[4] * draw < tonumber(e[5]))",
         "true",
-        "test_races.py::test_an_answer_whose_time_is_up_is_read_again",
+        "test_races.py::test_a_response_whose_time_is_up_is_read_again",
     ),
     Sabotage(
         "while one reads early the others do, too",
         "freshness/journal.lua",
         "(taken or now",
         "(now",
-        "test_races.py::test_while_one_reads_early_the_others_have_the_answer_that_is_there",
+        "test_races.py::test_while_one_reads_early_the_others_have_the_response_that_is_there",
     ),
     Sabotage(
         "β is not looked at",
         "freshness/entries.py",
         " * conf.BETA",
         "",
-        "test_races.py::test_an_answer_is_read_again_early_as_often_as_the_formula_says",
+        "test_races.py::test_a_response_is_read_again_early_as_often_as_the_formula_says",
     ),
     Sabotage(
         "what an answer cost is not remembered",
         "freshness/journal.py",
         "round(cost * 1_000_000)",
         "0",
-        "test_races.py::test_an_answer_is_read_again_early_as_often_as_the_formula_says",
+        "test_races.py::test_a_response_is_read_again_early_as_often_as_the_formula_says",
     ),
 )
 

@@ -34,12 +34,12 @@ from housing.freshness import entries
 from housing.freshness.journal import Journal
 from tests.linearizability import Operation, violation
 
-PATIENCE = 60
+TIMEOUT = 60
 """Seconds after which an actor that neither comes to its next step nor waits for a lock counts as stuck."""
 
 BEGIN, WAITING = "BEGIN", "looks again"
 
-STEP, KILL, IMPATIENT = "", "†", "…"
+STEP, KILL, TIMED_OUT = "", "†", "…"
 """What may be chosen for an actor: its step; its end; that it waits no longer. A schedule's name is the numbers of the actors, with these."""
 
 Footprint = frozenset[tuple[str, str]]
@@ -77,7 +77,7 @@ class Actor:
     blocked: bool = False
     holds_lock: bool = False
     dead: bool = False
-    impatient: bool = False
+    timed_out: bool = False
     looked: int = -1
     fused: bool = False
     backend: int | None = None
@@ -117,7 +117,7 @@ class Schedule:
 
 
 Option = tuple[int, str]
-"""The number of an actor, from 0, and STEP, KILL or IMPATIENT."""
+"""The number of an actor, from 0, and STEP, KILL or TIMED_OUT."""
 
 Choose = Callable[[int, Sequence[Option]], Option | None]
 """At a position, one of these options; None to leave it at that."""
@@ -188,7 +188,7 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         for thread in self.threads:
-            thread.submit(connections.close_all).result(PATIENCE)
+            thread.submit(connections.close_all).result(TIMEOUT)
             thread.shutdown()
         self.patches.close()
 
@@ -226,7 +226,7 @@ class Stage:
 
     def replay(self, name: str) -> Schedule:
         """The schedule of this name. Raises ValueError where it cannot be followed: the code takes other steps now."""
-        wanted = [(int(number) - 1, kind) for number, kind in re.findall(rf"(\d)([{KILL}{IMPATIENT}]?)", name)]
+        wanted = [(int(number) - 1, kind) for number, kind in re.findall(rf"(\d)([{KILL}{TIMED_OUT}]?)", name)]
 
         def follow(position: int, options: Sequence[Option]) -> Option:
             if position == len(wanted) or wanted[position] not in options:
@@ -271,7 +271,7 @@ class Stage:
             able = [self.last]
         killable = [actor for actor in self.actors if actor is self.last and actor.killable and actor.at and not actor.blocked and self.killed < self.kills]
         waiting = [actor for actor in self.actors if actor.at == WAITING]
-        kinds = ((killable, KILL), (able, STEP), (waiting, IMPATIENT))  # the end first: once another has taken a step it is no option any longer
+        kinds = ((killable, KILL), (able, STEP), (waiting, TIMED_OUT))  # the end first: once another has taken a step it is no option any longer
         return [(self.actors.index(actor), kind) for actors, kind in kinds for actor in actors]
 
     def _is_able(self, actor: Actor) -> bool:
@@ -292,9 +292,9 @@ class Stage:
         self.killed += kind == KILL
         self.last = actor
         actor.began = min(actor.began, before)
-        actor.dead, actor.impatient = kind == KILL, actor.impatient or kind == IMPATIENT
+        actor.dead, actor.timed_out = kind == KILL, actor.timed_out or kind == TIMED_OUT
         self.lines.append("")
-        step, actor.said = {KILL: "is killed", IMPATIENT: "loses its patience"}.get(kind, actor.at), ""
+        step, actor.said = {KILL: "is killed", TIMED_OUT: "loses its patience"}.get(kind, actor.at), ""
         actor.go.release()
         self._wait_for(actor)
         if step == BEGIN:
@@ -336,7 +336,7 @@ class Stage:
 
     def _wait_for(self, actor: Actor) -> None:
         """Until it stands before its next step, has none, or waits for a lock."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not actor.back.acquire(timeout=0.005):
             if actor.backend is not None and is_blocked(actor.backend):
                 actor.blocked = True
@@ -381,12 +381,12 @@ class Stage:
             if not actor:
                 return run(journal, verb, *args, **entry)
             self._stand_or_go_on(actor, verb)
-            answer = run(journal, verb, *args, **entry)
-            verdict = (answer[0] if isinstance(answer, list) else answer or b"").decode()
+            response = run(journal, verb, *args, **entry)
+            verdict = (response[0] if isinstance(response, list) else response or b"").decode()
             actor.said = f"{actor.said} {verdict}".strip()
             self.idle |= verdict == "filling" and actor.looked >= 0
             self.changes += verdict not in ("hit", "filling")
-            return answer
+            return response
 
         return stepwise
 
@@ -398,7 +398,7 @@ class Stage:
     def _clock(self) -> float:
         """Who is no actor never waits: those for whom it would wait may be dead."""
         actor = getattr(here, "actor", None)
-        return math.inf if actor is None or actor.impatient else 0.0
+        return math.inf if actor is None or actor.timed_out else 0.0
 
 
 def is_blocked(backend: int) -> bool:

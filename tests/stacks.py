@@ -34,7 +34,7 @@ STACKS = {"embedded": "SQLite and fakeredis, in process", "real": "PostgreSQL an
 IMAGES = Path(__file__).resolve().parent.parent / "images.env"
 """Where the images are named, for Testcontainers and Compose alike; the environment goes first."""
 
-PATIENCE = 60
+TIMEOUT = 60
 """Seconds that a server may take to answer for the first time."""
 
 SERVERS = pytest.StashKey[ExitStack]()
@@ -150,8 +150,8 @@ def real(servers: ExitStack) -> tuple[str, str]:
     """The servers of the two URLs, which must answer; or new ones, side by side. Raises UsageError, in one line, where neither can be had."""
     urls = os.environ.get("DATABASE_URL", ""), os.environ.get("REDIS_URL", "")
     if all(urls):
-        answers("DATABASE_URL", lambda: psycopg.connect(urls[0], connect_timeout=5).close())
-        answers("REDIS_URL", lambda: redis.Redis.from_url(urls[1], socket_connect_timeout=5).ping())
+        responses("DATABASE_URL", lambda: psycopg.connect(urls[0], connect_timeout=5).close())
+        responses("REDIS_URL", lambda: redis.Redis.from_url(urls[1], socket_connect_timeout=5).ping())
         return urls
     if any(urls):
         raise pytest.UsageError("--stack=real: set both DATABASE_URL and REDIS_URL, or neither for Testcontainers to start servers.")
@@ -160,7 +160,7 @@ def real(servers: ExitStack) -> tuple[str, str]:
     return database.result(), cache.result()[0]
 
 
-def answers(variable: str, ask: Callable[[], Any]) -> None:
+def responses(variable: str, ask: Callable[[], Any]) -> None:
     """Raise UsageError unless the server of this variable answers."""
     try:
         ask()
@@ -256,7 +256,7 @@ def run(container: DockerContainer, port: int, servers: ExitStack) -> tuple[str,
 
 def wait_for(ask: Callable[[], Any], not_yet: type[Exception]) -> None:
     """Ask until there is an answer. Raises `not_yet` when patience is at its end."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while True:
         try:
             ask()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from conftest import DOORS, ROOT
+from conftest import ROOT, VARIANTS
 from tests import stacks
 from tests.test_setup import Served, any_free_port, new_folder_in, served
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.only("embedded")]
 
 PICTURES = ROOT / "screenshots"
 
-PATIENCE = 600
+TIMEOUT = 600
 """Seconds after which the service is killed, and what is left of the chapter fails. It takes less than a fifth of it."""
 
 WIDE = {"width": 1200, "height": 900}
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Served]:
     """`make run`, with as many listings as it makes by itself."""
-    with served(folder, any_free_port(), properties=1000, patience=PATIENCE) as service:
+    with served(folder, any_free_port(), properties=1000, timeout=TIMEOUT) as service:
         reader = threading.Thread(target=list, args=[service.process.stdout])  # else it stops when nobody reads what it says
         reader.start()
         yield service
@@ -103,7 +103,7 @@ def admin(service: Served) -> tuple[str, str]:
 @pytest.fixture
 def newest(service: Served) -> Any:
     """The newest listing, read past the cache."""
-    return service.get(DOORS["naive"])[1]["results"][0]
+    return service.get(VARIANTS["naive"])[1]["results"][0]
 
 
 @pytest.fixture
@@ -149,13 +149,13 @@ def body(tab: Page) -> Locator:
 # What the toolbar counts
 
 
-@pytest.mark.parametrize(("door", "counts"), [("naive", [61, 61]), ("optimized", [1, 1]), ("cached", [1, 0])])
-def test_the_toolbar_counts_on_the_page_what_is_promised_of_the_answer(tab: Page, door: str, counts: list[int]) -> None:
+@pytest.mark.parametrize(("variant", "counts"), [("naive", [61, 61]), ("optimized", [1, 1]), ("cached", [1, 0])])
+def test_the_toolbar_counts_on_the_page_what_is_promised_of_the_answer(tab: Page, variant: str, counts: list[int]) -> None:
     for load, count in enumerate(counts, 1):
-        tab.goto(DOORS[door])
+        tab.goto(VARIANTS[variant])
 
         expect(sql(tab)).to_have_text(re.compile(f"^{count} (query|queries) in "))
-        picture(tab, f"toolbar-{door}-{load}")
+        picture(tab, f"toolbar-{variant}-{load}")
 
 
 # The walk: prime, change, refresh
@@ -168,7 +168,7 @@ def test_what_is_saved_in_the_admin_is_on_the_screen_at_the_next_refresh(
     """The series' whole walk. A refresh costs one query after a change, and none before it and ever after."""
     row = newest if model == "property" else newest["agent"]
     new = another(row[field])
-    tab.goto(DOORS["cached"])
+    tab.goto(VARIANTS["cached"])
     tab.reload()
     expect(sql(tab)).to_have_text(re.compile("^0 queries in "))
     expect(body(tab)).to_contain_text(shown(field, row[field]))
@@ -193,11 +193,11 @@ def shown(field: str, value: str) -> str:
     return f'"{field}": "{value}"'
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_back_shows_the_new_price(tab: Page, newest: Any, change_in_the_admin: Callable[..., None], door: str) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_back_shows_the_new_price(tab: Page, newest: Any, change_in_the_admin: Callable[..., None], variant: str) -> None:
     """A browser keeps whole pages for Back and shows them without a question. Ours it must not keep."""
     new = another(newest["price"])
-    tab.goto(DOORS[door])
+    tab.goto(VARIANTS[variant])
     expect(body(tab)).to_contain_text(shown("price", newest["price"]))
     tab.goto("/api/docs/")
     change_in_the_admin(tab.context.new_page(), "property", newest, "price", new)
@@ -224,14 +224,14 @@ def test_no_second_tab_shows_the_old_price_again(tab: Page, newest: Any, change_
     new = another(newest["price"])
     second, third = tab.context.new_page(), tab.context.new_page()
     for each in (tab, second):
-        each.goto(DOORS["cached"])
+        each.goto(VARIANTS["cached"])
         expect(body(each)).to_contain_text(shown("price", newest["price"]))
 
     change_in_the_admin(tab, "property", newest, "price", new)
 
     second.reload()
-    third.goto(DOORS["cached"])
-    tab.goto(DOORS["cached"])
+    third.goto(VARIANTS["cached"])
+    tab.goto(VARIANTS["cached"])
     for each in (tab, second, third):
         expect(body(each)).to_contain_text(shown("price", new))
 
@@ -251,8 +251,8 @@ def heard(tab: Page, complaints: list[str]) -> Page:
     return tab
 
 
-def card(tab: Page, door: str) -> Locator:
-    return tab.locator(f'[data-list="{DOORS[door]}"]')
+def card(tab: Page, variant: str) -> Locator:
+    return tab.locator(f'[data-list="{VARIANTS[variant]}"]')
 
 
 def entry(tab: Page, name: str) -> Locator:
@@ -261,8 +261,8 @@ def entry(tab: Page, name: str) -> Locator:
 
 def asked(tab: Page, *, times: int = 1) -> None:
     """Wait until each list has been asked so often."""
-    for door in DOORS:
-        expect(card(tab, door).locator("[data-asked]")).to_have_text(re.compile(rf"^Queries so far: \d+(, \d+){{{times - 1}}}$"))
+    for variant in VARIANTS:
+        expect(card(tab, variant).locator("[data-asked]")).to_have_text(re.compile(rf"^Queries so far: \d+(, \d+){{{times - 1}}}$"))
 
 
 def change_on_the_page(tab: Page, label: str, value: str) -> None:
@@ -296,7 +296,7 @@ def test_the_page_is_for_everybody(visitor: Callable[..., BrowserContext], newes
 def test_the_page_asks_for_whole_answers(tab: Page) -> None:
     """A 304 is cheaper, and not what the other two lists are compared with."""
     requests = []
-    tab.on("request", lambda request: requests.append(request) if request.url.endswith(DOORS["cached"]) else None)
+    tab.on("request", lambda request: requests.append(request) if request.url.endswith(VARIANTS["cached"]) else None)
     tab.goto("/")
     tab.get_by_role("button", name="Ask again").click()
     asked(tab, times=2)
@@ -307,10 +307,10 @@ def test_the_page_asks_for_whole_answers(tab: Page) -> None:
 def test_the_page_shows_what_each_list_costs_with_bars_to_scale(tab: Page) -> None:
     tab.goto("/")
     asked(tab)
-    for door, count in (("naive", 61), ("optimized", 1), ("cached", 1)):
-        expect(card(tab, door).locator("[data-sql]")).to_have_text(re.compile(f"^{count}\\s"))
-        assert length(card(tab, door), "queries") == pytest.approx(count / 61, abs=0.005)
-    assert max(length(card(tab, door), "time") for door in DOORS) == pytest.approx(1, abs=0.005)
+    for variant, count in (("naive", 61), ("optimized", 1), ("cached", 1)):
+        expect(card(tab, variant).locator("[data-sql]")).to_have_text(re.compile(f"^{count}\\s"))
+        assert length(card(tab, variant), "queries") == pytest.approx(count / 61, abs=0.005)
+    assert max(length(card(tab, variant), "time") for variant in VARIANTS) == pytest.approx(1, abs=0.005)
     expect(card(tab, "cached").locator("[data-status]")).to_have_text("fwd=miss; stored")
 
     tab.get_by_role("button", name="Ask again").click()

@@ -175,11 +175,11 @@ def test_replicas_of_redis_are_named_as_not_asked(settings, location):
     ]
 
 
-def test_replicas_of_redis_are_not_asked(settings, home, prime, read):
+def test_replicas_of_redis_are_not_asked(settings, home, warm, read):
     """What the check says of them is so, and it asks none itself."""
     own = settings.CACHES["default"]
     settings.CACHES = {"default": own | {"LOCATION": [own["LOCATION"], "redis://127.0.0.1:2/0"]}}
-    prime()
+    warm()
     assert "refused" not in str(said("W002", deploy=True))
     settings.CACHES = {"default": own}
 

@@ -17,32 +17,32 @@ from hypothesis import settings as hypothesis_settings
 from rest_framework.exceptions import ValidationError
 from rest_framework.serializers import ModelSerializer, SerializerMethodField
 
-from conftest import DOORS, NEW_YEAR, a_property, saved
+from conftest import NEW_YEAR, VARIANTS, a_property, saved
 from housing.filters import Query
 from housing.freshness.postgresql.base import DatabaseWrapper
 from housing.models import Agent, Location, Office, Property
 from housing.queries import joined
 from housing.serializers import Columns
 
-doors = pytest.mark.parametrize("door", DOORS)
+variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
 # What a list answers
 
 
-@doors
-def test_a_list_is_twenty_rows_newest_first(transactional_db, read, door):
+@variants
+def test_a_list_is_twenty_rows_newest_first(transactional_db, read, variant):
     saved(*map(a_property, range(25)))
 
-    rows = read(door).rows
+    rows = read(variant).rows
 
     assert [row["title"] for row in rows] == [f"Home {number}" for number in range(20)]
 
 
-@doors
-def test_a_row_is_all_of_a_property_with_what_it_refers_to(home, read, door):
+@variants
+def test_a_row_is_all_of_a_property_with_what_it_refers_to(home, read, variant):
     """Decimals are strings, so that no reader rounds a price."""
-    row = read(door).rows[0]
+    row = read(variant).rows[0]
 
     assert datetime.datetime.fromisoformat(row.pop("updated_at")).tzinfo
     assert row == {
@@ -73,46 +73,46 @@ def test_a_row_is_all_of_a_property_with_what_it_refers_to(home, read, door):
     }
 
 
-@doors
-def test_a_detail_is_the_row_with_its_images_by_position(home, read, door):
-    detail = read(f"{door}/{home.pk}").json
+@variants
+def test_a_detail_is_the_row_with_its_images_by_position(home, read, variant):
+    detail = read(f"{variant}/{home.pk}").json
 
     images = detail.pop("images")
-    assert detail == read(door).rows[0]
+    assert detail == read(variant).rows[0]
     assert [(set(image), image["position"]) for image in images] == [({"id", "url", "caption", "position"}, position) for position in range(2)]
 
 
-@doors
-def test_an_id_that_is_not_there_is_404(transactional_db, read, door):
+@variants
+def test_an_id_that_is_not_there_is_404(transactional_db, read, variant):
     for key in (1, 10**30):
-        missing = read(f"{door}/{key}")
+        missing = read(f"{variant}/{key}")
         assert (missing.status, missing.json) == (404, {"detail": "No Property matches the given query."})
 
 
-@doors
-def test_an_empty_database_is_an_empty_page(transactional_db, read, door):
-    assert read(door).json == {"next": None, "previous": None, "results": []}
+@variants
+def test_an_empty_database_is_an_empty_page(transactional_db, read, variant):
+    assert read(variant).json == {"next": None, "previous": None, "results": []}
 
 
-@doors
-def test_only_reading_is_allowed(home, client, door):
+@variants
+def test_only_reading_is_allowed(home, client, variant):
     for method in ("post", "put", "patch", "delete"):
-        assert getattr(client, method)(DOORS[door]).status_code == 405
-        assert getattr(client, method)(f"{DOORS[door]}{home.pk}/").status_code == 405
+        assert getattr(client, method)(VARIANTS[variant]).status_code == 405
+        assert getattr(client, method)(f"{VARIANTS[variant]}{home.pk}/").status_code == 405
 
 
-@doors
-def test_head_says_what_get_would(home, client, door):
-    head, get = client.head(DOORS[door]), client.get(DOORS[door])
+@variants
+def test_head_says_what_get_would(home, client, variant):
+    head, get = client.head(VARIANTS[variant]), client.get(VARIANTS[variant])
 
     assert head.content == b""
     assert head.status_code == get.status_code == 200
     assert head.headers["Content-Type"] == get.headers["Content-Type"] == "application/json"
 
 
-@doors
-def test_options_says_what_may_be_done(home, client, door):
-    assert client.options(DOORS[door]).headers["Allow"] == "GET, HEAD, OPTIONS"
+@variants
+def test_options_says_what_may_be_done(home, client, variant):
+    assert client.options(VARIANTS[variant]).headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
 # What may be asked
@@ -127,7 +127,7 @@ def a_mixed_portal(transactional_db):
     return saved(plain, fancy)
 
 
-@doors
+@variants
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
@@ -158,10 +158,10 @@ def a_mixed_portal(transactional_db):
         ("page_size=1&ordering=-price", "fancy"),
     ],
 )
-def test_a_list_gives_what_is_asked_for(a_mixed_portal, read, door, asked, found):
+def test_a_list_gives_what_is_asked_for(a_mixed_portal, read, variant, asked, found):
     names = dict(zip(("plain", "fancy"), a_mixed_portal, strict=True))
 
-    rows = read(f"{door}?{asked.format(**names)}").rows
+    rows = read(f"{variant}?{asked.format(**names)}").rows
 
     assert [row["id"] for row in rows] == [names[name].pk for name in found.split()]
 
@@ -204,24 +204,24 @@ REFUSED = {
 }
 
 
-@doors
+@variants
 @pytest.mark.parametrize(("asked", "wrong"), REFUSED.items(), ids=[asked[:40] for asked in REFUSED])
-def test_a_bad_value_is_refused_and_named(read, door, asked, wrong):
-    refused = read(f"{door}?{asked}")
+def test_a_bad_value_is_refused_and_named(read, variant, asked, wrong):
+    refused = read(f"{variant}?{asked}")
 
     assert (refused.status, refused.json) == (400, {asked.partition("=")[0]: [wrong]})
 
 
-@doors
-def test_everything_wrong_is_named_at_once(read, door):
-    refused = read(f"{door}?min_price=abc&page_size=1000&status=haunted")
+@variants
+def test_everything_wrong_is_named_at_once(read, variant):
+    refused = read(f"{variant}?min_price=abc&page_size=1000&status=haunted")
 
     assert (refused.status, set(refused.json)) == (400, {"min_price", "page_size", "status"})
 
 
-@doors
-def test_a_refusal_is_a_page_for_who_asks_for_pages(read, door):
-    refused = read(f"{door}?min_price=abc", headers={"Accept": "text/html"})
+@variants
+def test_a_refusal_is_a_page_for_who_asks_for_pages(read, variant):
+    refused = read(f"{variant}?min_price=abc", headers={"Accept": "text/html"})
 
     assert refused.status == 400
     assert b"Enter a number." in refused.body
@@ -235,11 +235,11 @@ NOT_PROMISED = {
 # Cursors
 
 
-def walk(read, door, first="", way="next"):
+def walk(read, variant, first="", way="next"):
     """The ids of every page from `first` on, and the link of the last."""
     pages, link = [], first
     while True:
-        page = read(f"{door}{link}")
+        page = read(f"{variant}{link}")
         pages.append([row["id"] for row in page.rows])
         if page.json[way] is None or (way == "previous" and not page.rows):
             return pages, link
@@ -281,10 +281,10 @@ def test_a_cursor_walks_what_a_filter_left_without_loss_or_repeat(transactional_
     assert list(chain.from_iterable(pages)) == sorted((home.pk for home in homes[1:]), reverse=True)
 
 
-@doors
-def test_the_first_page_has_no_previous_and_the_last_no_next(twenty_properties, read, door):
-    first = read(f"{door}?page_size=10").json
-    last = read(f"{door}{first['next']}").json
+@variants
+def test_the_first_page_has_no_previous_and_the_last_no_next(twenty_properties, read, variant):
+    first = read(f"{variant}?page_size=10").json
+    last = read(f"{variant}{first['next']}").json
 
     assert first["previous"] is None
     assert last["previous"] is not None
@@ -407,7 +407,7 @@ def test_the_same_text_in_another_encoding_asks_for_something_else(twenty_proper
     twenty_properties[0].location.save()
 
     found = [
-        len(client.get(DOORS["cached"], QUERY_STRING="city=Orl%E9ans", headers={"Content-Type": f"text/plain; charset={charset}"}).json()["results"])
+        len(client.get(VARIANTS["cached"], QUERY_STRING="city=Orl%E9ans", headers={"Content-Type": f"text/plain; charset={charset}"}).json()["results"])
         for charset in ("utf-8", "latin-1")
     ]
     assert found == [0, 1]
@@ -415,7 +415,7 @@ def test_the_same_text_in_another_encoding_asks_for_something_else(twenty_proper
 
 def test_a_server_that_leaves_out_an_empty_query_string_asks_for_the_same():
     """PEP 3333: `QUERY_STRING` may be empty or absent."""
-    empty, absent = RequestFactory().get(DOORS["cached"]), RequestFactory().get(DOORS["cached"])
+    empty, absent = RequestFactory().get(VARIANTS["cached"]), RequestFactory().get(VARIANTS["cached"])
     del absent.META["QUERY_STRING"]
 
     assert Query.of(absent) is Query.of(empty)
@@ -509,7 +509,7 @@ def test_the_schema_describes_the_lists_and_their_parameters(client):
     assert page == {"type": "object", "required": ["next", "previous", "results"], "properties": {"next": link, "previous": link, "results": rows}}
     detail = schema["components"]["schemas"]["PropertyDetail"]
     assert {"images", "location", "agent", "price"} <= set(detail["properties"])
-    assert all(f"{path}{suffix}" in schema["paths"] for path in DOORS.values() for suffix in ("", "{id}/"))
+    assert all(f"{path}{suffix}" in schema["paths"] for path in VARIANTS.values() for suffix in ("", "{id}/"))
 
 
 def test_the_schema_is_made_without_a_warning(transactional_db, capsys):
@@ -563,9 +563,9 @@ def test_a_longer_list_of_the_admin_costs_no_more(twenty_properties, editor, mod
     assert costs[0] == costs[1]
 
 
-def test_a_price_is_changed_in_the_list_of_the_admin(twenty_properties, editor, read, prime):
+def test_a_price_is_changed_in_the_list_of_the_admin(twenty_properties, editor, read, warm):
     """And is in the very next read."""
-    prime()
+    warm()
     homes = sorted(twenty_properties, key=lambda home: home.created_at, reverse=True)
     form = {"form-TOTAL_FORMS": "20", "form-INITIAL_FORMS": "20", "_save": "Save"}
     for number, home in enumerate(homes):
@@ -577,8 +577,8 @@ def test_a_price_is_changed_in_the_list_of_the_admin(twenty_properties, editor, 
     assert read("cached").rows[0]["price"] == "395000.00"
 
 
-def test_images_are_edited_beside_their_property(home, editor, read, prime):
-    prime(f"cached/{home.pk}")
+def test_images_are_edited_beside_their_property(home, editor, read, warm):
+    warm(f"cached/{home.pk}")
     page = editor.get(f"/admin/housing/property/{home.pk}/change/")
     form = {name: value for name, value in page.context["adminform"].form.initial.items() if value is not None}
     images = page.context["inline_admin_formsets"][0].formset

@@ -60,38 +60,38 @@ def test_a_cached_detail_costs_two_queries_and_then_none(home, read, queries):
 
 
 @pytest.mark.parametrize("page_size", [1, 20, 100])
-def test_a_larger_naive_page_costs_three_more_for_each_row(transactional_db, read_the_list, queries, figure, page_size):
+def test_a_larger_naive_page_costs_three_more_for_each_row(transactional_db, read_the_list, queries, metric, page_size):
     """At one row nobody notices."""
     make_properties(page_size + 1)
 
     with queries.exactly(1 + 3 * page_size, because="1 page + so many × (location, agent, office)") as sql:
         assert len(read_the_list("naive", page_size=page_size)) == page_size
-    figure("queries", way="naive", page_size=page_size, queries=len(sql))
+    metric("queries", way="naive", page_size=page_size, queries=len(sql))
 
 
 @pytest.mark.parametrize("page_size", [1, 20, 100])
-@pytest.mark.parametrize(("door", "because"), [("optimized", "joins do not grow with the page"), ("cached", "neither does the entry's one query")])
-def test_a_larger_page_costs_no_more(transactional_db, read_the_list, queries, figure, door, because, page_size):
+@pytest.mark.parametrize(("variant", "because"), [("optimized", "joins do not grow with the page"), ("cached", "neither does the entry's one query")])
+def test_a_larger_page_costs_no_more(transactional_db, read_the_list, queries, metric, variant, because, page_size):
     """An N+1 hides at one row and shows at a hundred."""
     make_properties(page_size + 1)
 
     with queries.exactly(1, because=because) as sql:
-        assert len(read_the_list(door, page_size=page_size)) == page_size
-    figure("queries", way={"cached": "cold"}.get(door, door), page_size=page_size, queries=len(sql))
+        assert len(read_the_list(variant, page_size=page_size)) == page_size
+    metric("queries", way={"cached": "cold"}.get(variant, variant), page_size=page_size, queries=len(sql))
 
 
 @pytest.mark.parametrize("page_size", [1, 20, 100])
-def test_a_larger_warm_page_costs_nothing_either(transactional_db, prime, read_the_list, queries, figure, page_size):
+def test_a_larger_warm_page_costs_nothing_either(transactional_db, warm, read_the_list, queries, metric, page_size):
     make_properties(page_size)
-    prime(page_size=page_size)
+    warm(page_size=page_size)
 
     with queries.exactly(0, because="an entry is one key, whatever it holds") as sql:
         assert len(read_the_list(page_size=page_size)) == page_size
-    figure("queries", way="warm", page_size=page_size, queries=len(sql))
+    metric("queries", way="warm", page_size=page_size, queries=len(sql))
 
 
 @pytest.mark.parametrize(
-    ("door", "counted", "because"),
+    ("variant", "counted", "because"),
     [
         ("naive", 61, "1 page + 20 × (location, agent, office), again"),
         ("optimized", 1, "one SELECT joins location, agent and office, again"),
@@ -99,12 +99,12 @@ def test_a_larger_warm_page_costs_nothing_either(transactional_db, prime, read_t
     ],
     ids=["naive", "optimized", "cached"],
 )
-def test_a_second_read_is_free_only_where_the_first_is_remembered(twenty_properties, read_the_list, queries, figure, door, counted, because):
-    read_the_list(door)
+def test_a_second_read_is_free_only_where_the_first_is_remembered(twenty_properties, read_the_list, queries, metric, variant, counted, because):
+    read_the_list(variant)
 
     with queries.exactly(counted, because=because) as sql:
-        assert len(read_the_list(door)) == 20
-    figure("second read", door=door, queries=len(sql))
+        assert len(read_the_list(variant)) == 20
+    metric("second read", variant=variant, queries=len(sql))
 
 
 @pytest.mark.parametrize("images", [0, 1, 9])
@@ -178,17 +178,17 @@ def test_a_page_is_read_along_an_index(twenty_properties, read, ordering, index)
     assert "TEMP B-TREE" not in plan
 
 
-def test_a_hit_costs_one_round_trip(twenty_properties, prime, read, redis_commands):
+def test_a_hit_costs_one_round_trip(twenty_properties, warm, read, redis_commands):
     """Entry, freshness and all: asking Redis twice would be an answer twice as slow, and a gap between the two."""
-    prime()
+    warm()
 
     with redis_commands.exactly(1, because="one script looks up the entry and the journal"):
         assert read("cached").came_from == "hit"
 
 
-def test_a_hit_brings_its_bytes_once_and_a_304_none_of_them(twenty_properties, prime, read, redis_commands):
+def test_a_hit_brings_its_bytes_once_and_a_304_none_of_them(twenty_properties, warm, read, redis_commands):
     """What travels besides: a name for the script, two keys, what to do; and back, that it is a hit, and its ETag."""
-    body = prime()
+    body = warm()
     etag = read("cached").headers["ETag"]
 
     with redis_commands.exactly(1, because="one script looks up the entry and the journal") as hit:
@@ -215,20 +215,20 @@ def test_a_miss_costs_two_round_trips(twenty_properties, read, redis_commands):
         assert read("cached").came_from == "fwd=miss; stored"
 
 
-def test_a_write_costs_two_round_trips_whatever_is_cached(twenty_properties, prime, redis_commands):
+def test_a_write_costs_two_round_trips_whatever_is_cached(twenty_properties, warm, redis_commands):
     """Nothing is deleted to invalidate, so nobody looks for what to delete."""
     for size in range(1, 20):
-        prime(page_size=size)
+        warm(page_size=size)
 
     with redis_commands.exactly(2, because="a lease before COMMIT, its close after"):
         twenty_properties[0].save()
 
 
 @pytest.mark.only("real")
-def test_a_write_costs_redis_the_same_commands_at_ten_cached_pages_and_at_100_000(home, prime, own_redis):
+def test_a_write_costs_redis_the_same_commands_at_ten_cached_pages_and_at_100_000(home, warm, own_redis):
     """As the server counts them, with those inside the scripts. (fakeredis does not count.)"""
     own_redis()
-    prime()
+    warm()
     client, [entry] = get_redis_connection("default"), entries()
 
     def cost():
@@ -284,9 +284,9 @@ def test_a_rollback_costs_no_round_trip(home, redis_commands):
         transaction.set_rollback(True)
 
 
-def test_every_door_says_what_it_cost(twenty_properties, read):
+def test_every_variant_says_what_it_cost(twenty_properties, read):
     """Server-Timing is where a browser's network panel looks."""
-    costs = [read(door).headers["Server-Timing"].partition(";dur")[0] for door in ("naive", "optimized", "cached", "cached")]
+    costs = [read(variant).headers["Server-Timing"].partition(";dur")[0] for variant in ("naive", "optimized", "cached", "cached")]
 
     assert costs == ['sql;desc="61 queries"', 'sql;desc="1 query"', 'sql;desc="1 query"', 'sql;desc="0 queries"']
 

@@ -61,14 +61,14 @@ def test_one_more_filter_is_fresh_without_another_edit(it, page, read):
     assert [row["id"] for row in large().json] == [it.home.pk]
 
 
-def test_one_more_filter_of_the_service_itself_is_fresh_without_another_edit(it, read, prime, monkeypatch):
+def test_one_more_filter_of_the_service_itself_is_fresh_without_another_edit(it, read, warm, monkeypatch):
     class AreaFilter(PropertyFilter):
         min_area = django_filters.NumberFilter("area", "gte")
 
     filters = AreaFilter(queryset=Property.objects.none())
     monkeypatch.setattr(Query, "filters", filters)
     monkeypatch.setattr(Query, "form_class", filters.get_form_class())
-    prime(min_area=123)
+    warm(min_area=123)
 
     put(it.home, description="Not shown.")
     assert read("cached", min_area=123).came_from == HIT
@@ -249,19 +249,19 @@ READS = {
 
 def test_a_row_that_only_appears_in_a_join_leaves_the_page_warm(it, page):
     """Its reference had to be written first, and that write counts."""
-    answer = page(lambda: list(BY_ID.values_list("id", "agent__office__name", "location__city")))
-    answer()
+    response = page(lambda: list(BY_ID.values_list("id", "agent__office__name", "location__city")))
+    response()
 
     Agent.objects.create(name="New", office=Office.objects.create(name="New"))
 
-    assert answer().came_from == HIT
+    assert response().came_from == HIT
 
 
 def test_a_query_that_no_row_can_match_is_stored(it, page):
     """Django sends no SQL for it, and no write can change that."""
-    answer = page(lambda: ids(BY_ID.filter(pk__in=[])))
+    response = page(lambda: ids(BY_ID.filter(pk__in=[])))
 
-    assert [answer().came_from, answer().came_from] == [STORED, HIT]
+    assert [response().came_from, response().came_from] == [STORED, HIT]
 
 
 @pytest.mark.parametrize("what", READS)
@@ -331,12 +331,12 @@ def elsewhere_too(tmp_path):
 def test_an_unreadable_response_is_served_and_never_stored(it, page, caplog, elsewhere_too, what):
     """One line in the log says why, and what to do. The pages beside it are cached as ever."""
     look, why = UNREADABLE[what]
-    answer, beside = page(look), page(lambda: ids(BY_ID.all()))
+    response, beside = page(look), page(lambda: ids(BY_ID.all()))
     beside()
 
     for _ in range(2):
         caplog.clear()
-        assert (answer().status, answer().came_from) == (200, NOT_STORED)
+        assert (response().status, response().came_from) == (200, NOT_STORED)
         assert [(record.levelname, why in record.message) for record in caplog.records] == [("ERROR", True)] * 2
     assert beside().came_from == HIT
 

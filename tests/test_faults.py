@@ -34,8 +34,8 @@ def price(read, home):
     """The price of the newest property, and where the answer came from."""
 
     def price():
-        answer = read("cached")
-        return answer.rows[0]["price"], answer.came_from
+        response = read("cached")
+        return response.rows[0]["price"], response.came_from
 
     return price
 
@@ -292,7 +292,7 @@ def until_somebody_waits_for_a_lock():
 
 
 @pytest.mark.only("real")
-def test_a_blind_save_that_waited_for_another_writer(home, prime, read_the_list, elsewhere):
+def test_a_blind_save_that_waited_for_another_writer(home, warm, read_the_list, elsewhere):
     """T2 loaded the row, T1 changes its status, T2's save waits and then writes the old status back: the page of that status knows."""
     t2_copy = Property.objects.get(pk=home.pk)
     second = threading.Thread(target=lambda: (t2_copy.save(), connections.close_all()))
@@ -310,9 +310,9 @@ def test_a_blind_save_that_waited_for_another_writer(home, prime, read_the_list,
 
 
 @pytest.mark.only("real")
-def test_copy_makes_the_whole_model_stale(home, price, prime, read):
+def test_copy_makes_the_whole_model_stale(home, price, warm, read):
     """It writes rows that no statement names."""
-    prime()
+    warm()
     with connection.cursor() as cursor, cursor.copy("COPY housing_office (name) FROM STDIN") as copy:
         copy.write_row(["Copied"])
 
@@ -323,8 +323,8 @@ def test_copy_makes_the_whole_model_stale(home, price, prime, read):
 
 
 @pytest.mark.only("real")
-def test_a_do_block_makes_everything_stale(home, price, prime, read):
-    prime()
+def test_a_do_block_makes_everything_stale(home, price, warm, read):
+    warm()
     with connection.cursor() as cursor:
         cursor.execute("DO $$ BEGIN EXECUTE 'UPDATE housing_' || 'property SET price = 7'; END $$")
 
@@ -332,11 +332,11 @@ def test_a_do_block_makes_everything_stale(home, price, prime, read):
 
 
 @pytest.mark.only("real")
-def test_a_procedure_makes_everything_stale(home, prime, read):
+def test_a_procedure_makes_everything_stale(home, warm, read):
     """What it does, nobody says."""
     with connection.cursor() as cursor:
         cursor.execute("CREATE OR REPLACE FUNCTION nightly() RETURNS void LANGUAGE sql AS 'UPDATE housing_property SET price = 5'")
-        prime()
+        warm()
         cursor.callproc("nightly")
 
     assert read("cached").rows[0]["price"] == "5.00"

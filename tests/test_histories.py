@@ -29,10 +29,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from conftest import DOORS, ROOT, a_property, ask, forget_everything, make_properties, saved
+from conftest import ROOT, VARIANTS, a_property, ask, forget_everything, make_properties, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests.linearizability import Operation, violation
-from tests.stacks import PATIENCE
+from tests.stacks import TIMEOUT
 
 CITIES, PRICES = ["Springfield", "Shelbyville"], [100, 200, 300]
 MODELS = st.sampled_from([Property, Agent, Office, Location, PropertyImage])
@@ -173,9 +173,9 @@ class History(RuleBasedStateMachine):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("transactional_db")
-def test_no_history_of_writes_makes_an_answer_stale():
+def test_no_history_of_writes_makes_a_response_stale():
     """Drawn by Hypothesis, the same in every run; a failing history shrinks to its shortest."""
-    assert set(DOORS) >= {"cached", "optimized"}
+    assert set(VARIANTS) >= {"cached", "optimized"}
     run_state_machine_as_test(
         History,
         settings=settings(max_examples=25, stateful_step_count=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)),
@@ -465,7 +465,7 @@ class Run:
             for clients in CLIENTS:
                 self.start(clients)
             while self.selector.get_map():
-                heard = self.selector.select(PATIENCE)
+                heard = self.selector.select(TIMEOUT)
                 assert heard, "the clients hang"
                 for key, _ in heard:
                     self.hear(key.data)
@@ -474,7 +474,7 @@ class Run:
     def start(self, clients):
         """A process for these, with prices of its own."""
         work = [(who, next(self.numbers), self.left[who]) for who in clients]
-        command = [sys.executable, "-c", CLIENT, json.dumps([DOORS["cached"], self.keys, work])]
+        command = [sys.executable, "-c", CLIENT, json.dumps([VARIANTS["cached"], self.keys, work])]
         with self.log.open("a") as log:
             running = self.ends.enter_context(subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=log))
         self.ends.callback(running.kill)

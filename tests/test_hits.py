@@ -26,15 +26,15 @@ from housing.models import Property
 # What is remembered
 
 
-def test_a_hit_comes_from_the_cache_and_from_nowhere_else(twenty_properties, prime, read, plant_a_mark):
+def test_a_hit_comes_from_the_cache_and_from_nowhere_else(twenty_properties, warm, read, plant_a_mark):
     """A count of zero could be a broken counter. A mark that only the cache holds cannot come from elsewhere."""
-    prime()
+    warm()
     mark = plant_a_mark()
 
     assert read("cached").body == mark
 
 
-def test_an_answer_says_where_it_came_from(home, read):
+def test_a_response_says_where_it_came_from(home, read):
     assert read("cached").came_from == "fwd=miss; stored"
     assert read("cached").came_from == "hit"
     home.save()
@@ -42,9 +42,9 @@ def test_an_answer_says_where_it_came_from(home, read):
     assert read("cached").came_from == "hit"
 
 
-def test_an_empty_page_is_remembered_too(transactional_db, prime, read, queries):
+def test_an_empty_page_is_remembered_too(transactional_db, warm, read, queries):
     """Nothing found is an answer; looking for it again and again would be a miss that never ends."""
-    assert prime(city="Nowhere") == b'{"next":null,"previous":null,"results":[]}'
+    assert warm(city="Nowhere") == b'{"next":null,"previous":null,"results":[]}'
 
     with queries.exactly(0, because="the empty page is remembered"):
         read("cached", city="Nowhere")
@@ -66,9 +66,9 @@ def test_what_is_refused_is_never_remembered(transactional_db, read):
     assert entries() == []
 
 
-def test_what_is_remembered_is_bytes_and_no_pickle(twenty_properties, prime, read):
+def test_what_is_remembered_is_bytes_and_no_pickle(twenty_properties, warm, read):
     """Who can write to Redis must not be able to run code here. Of the bytes' SHA-256, 128 bits are the ETag."""
-    prime()
+    warm()
     [entry] = entries()
     stored = get_redis_connection("default").hgetall(entry)
 
@@ -77,17 +77,17 @@ def test_what_is_remembered_is_bytes_and_no_pickle(twenty_properties, prime, rea
     assert set(stored) == {b"epoch", b"read_at", b"tags", b"etag", b"body", b"cost", b"until"}
 
 
-def test_an_entry_does_not_live_for_ever(twenty_properties, prime, settings):
+def test_an_entry_does_not_live_for_ever(twenty_properties, warm, settings):
     """What nobody asks for any more must leave Redis by itself."""
-    prime()
+    warm()
     [entry] = entries()
 
     assert conf.TTL - 60 < get_redis_connection("default").ttl(entry) <= conf.TTL
 
 
-def test_a_hit_needs_no_database(twenty_properties, prime, read):
+def test_a_hit_needs_no_database(twenty_properties, warm, read):
     """Not even a connection to it: what is warm is answered while the database is away."""
-    prime()
+    warm()
     connection.close()
 
     assert read("cached").came_from == "hit"
@@ -116,12 +116,12 @@ def test_a_new_thread_may_begin_with_a_detail(home, read, elsewhere):
         ("city=Springfield", "city=%20Springfield%20"),
     ],
 )
-def test_the_same_asked_otherwise_is_the_same_entry(twenty_properties, prime, read, asked, otherwise):
-    body = prime(f"cached?{asked}")
+def test_the_same_asked_otherwise_is_the_same_entry(twenty_properties, warm, read, asked, otherwise):
+    body = warm(f"cached?{asked}")
 
-    answer = read(f"cached?{otherwise}")
+    response = read(f"cached?{otherwise}")
 
-    assert (answer.came_from, answer.body) == ("hit", body)
+    assert (response.came_from, response.body) == ("hit", body)
 
 
 # What is never shared
@@ -146,16 +146,16 @@ def test_the_same_asked_otherwise_is_the_same_entry(twenty_properties, prime, re
         "page_size=19",
     ],
 )
-def test_every_parameter_has_entries_of_its_own(twenty_properties, prime, read, asked):
-    prime()
+def test_every_parameter_has_entries_of_its_own(twenty_properties, warm, read, asked):
+    warm()
 
-    answer = read(f"cached?{asked}")
+    response = read(f"cached?{asked}")
 
-    assert answer.came_from == "fwd=miss; stored"
-    assert answer.body == read(f"optimized?{asked}").body
+    assert response.came_from == "fwd=miss; stored"
+    assert response.body == read(f"optimized?{asked}").body
 
 
-def test_every_cursor_has_an_entry_of_its_own(twenty_properties, prime, read):
+def test_every_cursor_has_an_entry_of_its_own(twenty_properties, warm, read):
     second = read("cached", page_size=5).json["next"]
     third = read(f"cached{second}").json["next"]
 
@@ -163,37 +163,37 @@ def test_every_cursor_has_an_entry_of_its_own(twenty_properties, prime, read):
     assert read(f"cached{third}").body == read(f"optimized{third}").body
 
 
-def test_two_long_questions_never_meet(transactional_db, prime, read):
-    prime(search="x" * (LONG - 1) + "a")
+def test_two_long_questions_never_meet(transactional_db, warm, read):
+    warm(search="x" * (LONG - 1) + "a")
 
     assert read("cached", search="x" * (LONG - 1) + "b").came_from == "fwd=miss; stored"
 
 
-def test_a_list_and_a_detail_never_meet(home, prime, read):
+def test_a_list_and_a_detail_never_meet(home, warm, read):
     assert entry_key("list", "7", "a database") != entry_key("detail", "7", "a database")
-    prime()
+    warm()
 
     assert read(f"cached/{home.pk}").came_from == "fwd=miss; stored"
     assert read(f"cached/{home.pk}").json["id"] == home.pk
 
 
-def test_every_property_has_an_entry_of_its_own(twenty_properties, prime, read):
+def test_every_property_has_an_entry_of_its_own(twenty_properties, warm, read):
     first, second = twenty_properties[:2]
-    prime(f"cached/{first.pk}")
+    warm(f"cached/{first.pk}")
 
     assert read(f"cached/{second.pk}").json["id"] == second.pk
 
 
-def test_everybody_gets_the_same_bytes(twenty_properties, prime, read, client, queries):
+def test_everybody_gets_the_same_bytes(twenty_properties, warm, read, client, queries):
     """Logged in or not: the views authenticate nobody, so nothing of a user can reach the bytes, and no session is read."""
-    body = prime()
+    body = warm()
     client.force_login(User.objects.create_user("editor", is_staff=True))
 
     with queries.exactly(0, because="no session and no user is looked up"):
-        answer = read("cached")
+        response = read("cached")
 
-    assert (answer.came_from, answer.body) == ("hit", body)
-    assert "Cookie" not in answer.headers["Vary"]
+    assert (response.came_from, response.body) == ("hit", body)
+    assert "Cookie" not in response.headers["Vary"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
@@ -202,9 +202,9 @@ def test_the_host_is_no_part_of_the_answer(twenty_properties, read, settings, ho
     settings.ALLOWED_HOSTS = ["testserver", host]
     body = read("cached?page_size=5", headers={"Host": host}).body
 
-    answer = read("cached?page_size=5")
+    response = read("cached?page_size=5")
 
-    assert (answer.came_from, answer.body) == ("hit", body)
+    assert (response.came_from, response.body) == ("hit", body)
     assert host.encode() not in body
 
 
@@ -217,9 +217,9 @@ def test_the_time_zone_of_a_reader_is_no_part_of_the_answer(twenty_properties, r
     assert read("cached").rows[0]["created_at"] == "2026-01-01T00:00:00Z"
 
 
-def test_a_media_type_with_parameters_is_answered_past_the_cache(twenty_properties, prime, read):
+def test_a_media_type_with_parameters_is_answered_past_the_cache(twenty_properties, warm, read):
     """`indent=4` is another text of the same rows: it may neither be remembered nor be given what is."""
-    body = prime()
+    body = warm()
     indented = read("cached", headers={"Accept": "application/json; indent=4"})
 
     assert indented.came_from == "fwd=bypass; detail=accept"
@@ -229,18 +229,18 @@ def test_a_media_type_with_parameters_is_answered_past_the_cache(twenty_properti
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/plain, */*", "application/*", "text/html;q=0.5, application/json"])
-def test_all_who_take_plain_json_share_it(twenty_properties, prime, read, accept):
-    body = prime()
+def test_all_who_take_plain_json_share_it(twenty_properties, warm, read, accept):
+    body = warm()
 
-    answer = read("cached", headers={"Accept": accept})
+    response = read("cached", headers={"Accept": accept})
 
-    assert (answer.came_from, answer.body) == ("hit", body)
-    assert "Accept" in answer.headers["Vary"]
+    assert (response.came_from, response.body) == ("hit", body)
+    assert "Accept" in response.headers["Vary"]
 
 
-def test_a_browser_gets_a_page_around_the_remembered_bytes(twenty_properties, prime, read, queries):
+def test_a_browser_gets_a_page_around_the_remembered_bytes(twenty_properties, warm, read, queries):
     """So that the Debug Toolbar, which lives on a page, can show 1 query and then 0."""
-    prime()
+    warm()
 
     with queries.exactly(0, because="the page shows what is remembered"):
         page = read("cached", headers={"Accept": "text/html"})
@@ -251,8 +251,8 @@ def test_a_browser_gets_a_page_around_the_remembered_bytes(twenty_properties, pr
     assert b"Home 19" in page.body
 
 
-def test_a_format_that_nobody_has_is_refused(twenty_properties, prime, read):
-    prime()
+def test_a_format_that_nobody_has_is_refused(twenty_properties, warm, read):
+    warm()
 
     assert read("cached", headers={"Accept": "image/png"}).status == 406
 
@@ -280,9 +280,9 @@ def test_etags_are_compared_as_http_says(twenty_properties, read, known):
     assert read("cached", headers={"If-None-Match": '"else"'}).status == 200
 
 
-def test_any_number_of_etags_may_be_known(twenty_properties, prime, read):
+def test_any_number_of_etags_may_be_known(twenty_properties, warm, read):
     """What a header can hold, the script must take."""
-    prime()
+    warm()
 
     assert read("cached", headers={"If-None-Match": ", ".join(f'"{number}"' for number in range(9_000))}).status == 200
 
@@ -311,7 +311,7 @@ def test_a_browser_must_ask_each_time(twenty_properties, read):
     assert read("cached").headers["Cache-Control"] == "no-cache"
 
 
-def test_the_three_doors_give_the_same_bytes(twenty_properties, read):
+def test_the_three_variants_give_the_same_bytes(twenty_properties, read):
     for asked in ("", "?city=Springfield", "?ordering=price&page_size=7", f"/{twenty_properties[0].pk}"):
         assert read(f"naive{asked}").body == read(f"optimized{asked}").body == read(f"cached{asked}").body == read(f"cached{asked}").body
 
@@ -338,13 +338,13 @@ def test_a_detail_inside_a_transaction_sees_that_transaction(home, read):
         assert len(read(f"cached/{home.pk}").json["images"]) == 4
 
 
-def test_inside_a_transaction_the_cache_is_not_asked_either(home, prime, read, redis_commands):
-    prime()
+def test_inside_a_transaction_the_cache_is_not_asked_either(home, warm, read, redis_commands):
+    warm()
     with transaction.atomic(), redis_commands.exactly(0, because="a transaction sees its own state, not what others remember"):
         assert read("cached").came_from == "fwd=bypass; detail=transaction"
 
 
-def test_atomic_requests_leaves_the_cached_doors_out(home, read, monkeypatch):
+def test_atomic_requests_leaves_the_cached_variants_out(home, read, monkeypatch):
     """Else every request would be inside a transaction, and nothing would ever be remembered."""
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
 
@@ -362,9 +362,9 @@ def test_without_redis_reads_are_answered_from_the_database(twenty_properties, r
     body = read("optimized").body
 
     with redis_away(), queries.exactly(1, because="the database is asked once, as if nothing were remembered"):
-        answer = read("cached")
+        response = read("cached")
 
-    assert (answer.came_from, answer.body) == ("fwd=bypass; detail=unreachable", body)
+    assert (response.came_from, response.body) == ("fwd=bypass; detail=unreachable", body)
     assert caplog.messages == [f"Answered from the database: {unreachable()}"]
 
 
@@ -400,37 +400,37 @@ def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(
     """The answer is there already; it is not read again."""
     read("optimized")
     with ExitStack() as stack, meanwhile(lambda: stack.enter_context(redis_away())), queries.exactly(1, because="the answer was read already"):
-        answer = read("cached")
+        response = read("cached")
 
-    assert answer.came_from == "fwd=bypass; detail=unreachable"
-    assert len(answer.rows) == 20
+    assert response.came_from == "fwd=bypass; detail=unreachable"
+    assert len(response.rows) == 20
     assert caplog.messages == [f"Answered, but not remembered: {unreachable()}"]
 
 
 # The connection to Redis, of which each thread has one
 
 
-def test_who_finds_its_connection_dead_asks_once_more(home, prime, read, monkeypatch):
+def test_who_finds_its_connection_dead_asks_once_more(home, warm, read, monkeypatch):
     """A server ends connections that were idle, and all of them when it restarts."""
-    prime()
+    warm()
     connections, dead = get_redis_connection("default").connection_pool.connection_class, iter([refusals.ConnectionError("Connection closed by server.")])
-    answer = connections.read_response
+    response = connections.read_response
 
     def die_once(self, *args, **options):
         for death in dead:
             self.disconnect()
             raise death
-        return answer(self, *args, **options)
+        return response(self, *args, **options)
 
     monkeypatch.setattr(connections, "read_response", die_once)
     assert read("cached").came_from == "hit"
     assert list(dead) == []
 
 
-def test_who_is_interrupted_between_question_and_answer_does_not_take_it_for_the_next(twenty_properties, prime, read, monkeypatch):
+def test_who_is_interrupted_between_question_and_response_does_not_take_it_for_the_next(twenty_properties, warm, read, monkeypatch):
     """A worker's time limit strikes anywhere. Read by somebody else, the bytes of another page would be as wrong as old ones."""
-    prime(page_size=1)
-    prime(page_size=2)
+    warm(page_size=1)
+    warm(page_size=2)
     connections = get_redis_connection("default").connection_pool.connection_class
 
     def strike(*_, **__):
@@ -440,13 +440,13 @@ def test_who_is_interrupted_between_question_and_answer_does_not_take_it_for_the
         patched.setattr(connections, "read_response", strike)
         read("cached", page_size=1)
 
-    answer = read("cached", page_size=2)
-    assert (answer.came_from, len(answer.rows)) == ("hit", 2)
+    response = read("cached", page_size=2)
+    assert (response.came_from, len(response.rows)) == ("hit", 2)
 
 
-def test_a_fork_has_a_connection_of_its_own(home, prime, read, monkeypatch):
+def test_a_fork_has_a_connection_of_its_own(home, warm, read, monkeypatch):
     """On one that two processes share, each would read the other's answers."""
-    prime()
+    warm()
     shared = journal._line.connection
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", lambda: 1)

@@ -10,7 +10,7 @@ from django.db import OperationalError, connection
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
-from conftest import DOORS, ROOT, a_property, saved
+from conftest import ROOT, VARIANTS, a_property, saved
 from housing import home as page_code
 from housing.home import shows_toolbar
 from housing.models import Property
@@ -67,14 +67,14 @@ def change(client):
 def test_the_page_leads_to_everything(home, client):
     links = {attributes.get("href") for _, attributes in Elements(client.get("/").text).found}
 
-    assert links >= {*DOORS.values(), "/api/docs/", "/api/schema/", "/spec/", "/admin/", "/health/"}
+    assert links >= {*VARIANTS.values(), "/api/docs/", "/api/schema/", "/spec/", "/admin/", "/health/"}
 
 
 def test_the_page_leads_to_what_is_promised(transactional_db, client):
-    answer = client.get("/spec/")
+    response = client.get("/spec/")
 
-    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
-    assert b"".join(answer.streaming_content) == (ROOT / "SPEC.md").read_bytes()
+    assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert b"".join(response.streaming_content) == (ROOT / "SPEC.md").read_bytes()
 
 
 def test_without_its_specs_the_service_does_not_speak_of_them(home, client, monkeypatch, tmp_path):
@@ -93,7 +93,7 @@ def test_the_page_watches_both_sides_of_a_change(two_offices, client):
     """What shows the row and what does not; where there is nothing else yet, what there is."""
     home, neighbour, stranger = two_offices
     office, another = home.agent.office_id, stranger.agent.office_id
-    cached = DOORS["cached"]
+    cached = VARIANTS["cached"]
     watched = {cached, f"{cached}?office={office}", f"{cached}?office={another}", f"{cached}{home.pk}/", f"{cached}{neighbour.pk}/", f"{cached}{stranger.pk}/"}
 
     assert {address for _, address in client.get("/").context["entries"]} == watched
@@ -131,10 +131,10 @@ def test_no_script_and_no_style_is_written_into_the_page(on_my_machine, home, cl
 
 @pytest.mark.parametrize(("value", "status"), [(None, 200), ("-1", 400)], ids=["the page", "a refusal"])
 def test_a_policy_lets_in_what_this_service_serves_and_nothing_else(on_my_machine, home, client, change, value, status):
-    answer = client.get("/") if value is None else change(home, headers=BROWSER, price=value)
-    policy = dict(directive.split(" ", 1) for directive in answer.headers["Content-Security-Policy"].split("; "))
+    response = client.get("/") if value is None else change(home, headers=BROWSER, price=value)
+    policy = dict(directive.split(" ", 1) for directive in response.headers["Content-Security-Policy"].split("; "))
 
-    assert answer.status_code == status
+    assert response.status_code == status
     assert policy.pop("img-src") == "'self' data:"
     assert {name for name, sources in policy.items() if sources == "'none'"} == {"default-src", "base-uri", "frame-ancestors"}
     assert {name for name, sources in policy.items() if sources == "'self'"} == {"script-src", "style-src", "connect-src", "form-action"}
@@ -148,32 +148,32 @@ def test_no_browser_keeps_the_page(home, client):
     assert "no-store" in client.get("/").headers["Cache-Control"]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_no_browser_keeps_a_page_around_an_answer(home, read, door):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_browser_keeps_a_page_around_a_response(home, read, variant):
     """Back shows what a browser kept as it was, without a question, whatever `no-cache` says."""
-    assert read(door, headers=BROWSER).headers["Cache-Control"] == "no-cache, no-store"
-    assert read(f"{door}/{home.pk}", headers=BROWSER).headers["Cache-Control"] == "no-cache, no-store"
+    assert read(variant, headers=BROWSER).headers["Cache-Control"] == "no-cache, no-store"
+    assert read(f"{variant}/{home.pk}", headers=BROWSER).headers["Cache-Control"] == "no-cache, no-store"
 
 
 # What it changes
 
 
-def test_a_changed_price_is_in_the_very_next_read(on_my_machine, home, change, prime, read):
-    prime()
+def test_a_changed_price_is_in_the_very_next_read(on_my_machine, home, change, warm, read):
+    warm()
 
     assert change(home, price="395000").status_code == 204
 
-    answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=stale; stored", "395000.00")
+    response = read("cached")
+    assert (response.came_from, response.rows[0]["price"]) == ("fwd=stale; stored", "395000.00")
 
 
-def test_a_changed_name_of_an_office_is_in_the_very_next_read(on_my_machine, home, change, prime, read):
-    prime()
+def test_a_changed_name_of_an_office_is_in_the_very_next_read(on_my_machine, home, change, warm, read):
+    warm()
 
     assert change(home.agent.office, name="Harbor & Oak").status_code == 204
 
-    answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["agent"]["office"]["name"]) == ("fwd=stale; stored", "Harbor & Oak")
+    response = read("cached")
+    assert (response.came_from, response.rows[0]["agent"]["office"]["name"]) == ("fwd=stale; stored", "Harbor & Oak")
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,11 @@ def test_a_changed_name_of_an_office_is_in_the_very_next_read(on_my_machine, hom
         ("name", {"name": "Harbor & Oak"}, ["The first page", "All of its office", "This listing", "Another of its office"]),
     ],
 )
-def test_what_does_not_show_the_old_value_stays_warm(on_my_machine, two_offices, client, change, prime, read, what, value, stale):
+def test_what_does_not_show_the_old_value_stays_warm(on_my_machine, two_offices, client, change, warm, read, what, value, stale):
     [home, *_] = two_offices
     entries = client.get("/").context["entries"]
     for _, address in entries:
-        prime(address)
+        warm(address)
 
     change(home if what == "price" else home.agent.office, **value)
 
@@ -211,9 +211,9 @@ def test_a_change_says_when_it_was(on_my_machine, home, change):
 
 
 def test_without_a_script_a_change_leads_back_to_the_page_which_says_so_once(on_my_machine, home, client, change):
-    answer = change(home, headers=BROWSER, price="395000")
+    response = change(home, headers=BROWSER, price="395000")
 
-    assert (answer.status_code, answer.headers["Location"]) == (302, "/")
+    assert (response.status_code, response.headers["Location"]) == (302, "/")
     page = client.get("/").text
     assert "Saved." in page
     assert 'value="395000.00"' in page
@@ -232,23 +232,23 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("value", "wrong"), WRONG)
-def test_what_is_no_price_is_refused_with_what_is_wrong_and_nothing_goes_stale(on_my_machine, home, change, prime, read, value, wrong):
-    body = prime()
+def test_what_is_no_price_is_refused_with_what_is_wrong_and_nothing_goes_stale(on_my_machine, home, change, warm, read, value, wrong):
+    body = warm()
 
-    answer = change(home, **value)
+    response = change(home, **value)
 
-    assert answer.status_code == 400
-    assert wrong in answer.json()["price"][0]
+    assert response.status_code == 400
+    assert wrong in response.json()["price"][0]
     assert (read("cached").came_from, read("cached").body) == ("hit", body)
 
 
 @pytest.mark.parametrize(("value", "wrong"), WRONG)
 def test_without_a_script_the_page_says_what_is_wrong_beside_what_was_typed(on_my_machine, home, change, value, wrong):
-    answer = change(home, headers=BROWSER, **value)
-    [field] = [attributes for _, attributes in Elements(answer.text).found if attributes.get("name") == "price"]
+    response = change(home, headers=BROWSER, **value)
+    [field] = [attributes for _, attributes in Elements(response.text).found if attributes.get("name") == "price"]
 
-    assert answer.status_code == 400
-    assert wrong in answer.text
+    assert response.status_code == 400
+    assert wrong in response.text
     assert field["aria-invalid"] == "true"
     assert field.get("value") == value.get("price")
 
@@ -267,10 +267,10 @@ def test_what_the_database_refuses_is_said(on_my_machine, home, change, headers)
         return execute(sql, *rest)
 
     with connection.execute_wrapper(refuse):
-        answer = change(home, headers=headers, price="395000")
+        response = change(home, headers=headers, price="395000")
 
-    assert answer.status_code == 503
-    assert "The database says: the disk is full" in answer.text
+    assert response.status_code == 503
+    assert "The database says: the disk is full" in response.text
 
 
 def test_what_is_not_there_cannot_be_changed(on_my_machine, home, change):
@@ -323,15 +323,15 @@ def test_only_staff_may_change_and_what_they_may_in_the_admin(home, client, chan
     assert re.findall(r'action="/change/(\w+)/', page) == what
     assert ('href="/admin/login/?next=/"' in page) == (not what)
     assert [
-        row for row, answer in (("property", change(home, price="1")), ("office", change(home.agent.office, name="Mine"))) if answer.status_code == 204
+        row for row, response in (("property", change(home, price="1")), ("office", change(home.agent.office, name="Mine"))) if response.status_code == 204
     ] == what
 
 
 def test_who_may_not_is_refused_with_the_way_to_log_in(home, change, read):
-    answer = change(home, headers=BROWSER, price="1")
+    response = change(home, headers=BROWSER, price="1")
 
-    assert answer.status_code == 403
-    assert 'href="/admin/login/?next=/"' in answer.text
+    assert response.status_code == 403
+    assert 'href="/admin/login/?next=/"' in response.text
     assert read("naive").rows[0]["price"] == "300000.00"
 
 

@@ -384,11 +384,11 @@ def test_a_tree_does_what_it_is_told_and_says_how_long_it_took(twenty_properties
     settings.ALLOWED_HOSTS = ["127.0.0.1"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("warm 2\ncold 1\nwrite 1\n"))
     monkeypatch.setattr(compare.gc, "disable", bool)
-    answers = io.StringIO()
+    responses = io.StringIO()
 
-    compare.serve(answers, {"cold": 0.5})
+    compare.serve(responses, {"cold": 0.5})
 
-    assert len([float(answer) for answer in answers.getvalue().splitlines() if float(answer) > 0]) == 3
+    assert len([float(response) for response in responses.getvalue().splitlines() if float(response) > 0]) == 3
 
 
 def test_a_verdict_is_a_line():

@@ -25,7 +25,7 @@ from django.urls import path
 from django.utils import timezone
 from django_redis import get_redis_connection
 
-from conftest import DOORS, a_property, make_images, saved
+from conftest import VARIANTS, a_property, make_images, saved
 from housing import urls
 from housing.freshness.connection import NotLeased
 from housing.freshness.settings import conf
@@ -47,21 +47,21 @@ def test_a_saved_price_is_in_the_very_next_read(twenty_properties, read_the_list
         assert read_the_list()[0]["price"] == "395000.00"
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_ten_edits_one_after_another_are_each_in_the_very_next_read_of_every_door(twenty_properties, edits_in_the_next_read, figure, door):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ten_edits_one_after_another_are_each_in_the_very_next_read_of_every_variant(twenty_properties, edits_in_the_next_read, metric, variant):
     """The two that remember nothing are what the third is measured against."""
-    fresh = edits_in_the_next_read(door)
+    fresh = edits_in_the_next_read(variant)
 
-    figure("freshness", door=door, edits=10, fresh=fresh)
+    metric("freshness", variant=variant, edits=10, fresh=fresh)
     assert fresh == 10
 
 
-def test_a_page_that_is_remembered_for_a_time_shows_none_of_ten_edits(twenty_properties, edits_in_the_next_read, settings, figure):
+def test_a_page_that_is_remembered_for_a_time_shows_none_of_ten_edits(twenty_properties, edits_in_the_next_read, settings, metric):
     """Django's `cache_page`: every reader is shown the old price until the time is up. It tells, too, that the edits above could have been missed."""
-    settings.ROOT_URLCONF = "tests.floors"
-    fresh = edits_in_the_next_read("/floors/cache-page/")
+    settings.ROOT_URLCONF = "tests.baselines"
+    fresh = edits_in_the_next_read("/baselines/cache-page/")
 
-    figure("freshness", door="cache_page", edits=10, fresh=fresh)
+    metric("freshness", variant="cache_page", edits=10, fresh=fresh)
     assert fresh == 0
 
 
@@ -69,21 +69,21 @@ def test_a_page_that_is_remembered_for_a_time_shows_none_of_ten_edits(twenty_pro
 def edits_in_the_next_read(twenty_properties, read):
     """`edits_in_the_next_read(door)`: save ten prices, read after each; how many of those reads showed the new price."""
 
-    def edits_in_the_next_read(door):
-        fresh, _ = 0, read(door)
+    def edits_in_the_next_read(variant):
+        fresh, _ = 0, read(variant)
         for home in twenty_properties[:10]:
             home.price += 1
             home.save()
-            fresh += {row["id"]: row["price"] for row in read(door).rows}[home.pk] == f"{home.price:.2f}"
+            fresh += {row["id"]: row["price"] for row in read(variant).rows}[home.pk] == f"{home.price:.2f}"
         return fresh
 
     return edits_in_the_next_read
 
 
-def test_the_new_name_of_an_office_two_joins_away_is_in_the_very_next_read(home, prime, read_the_list, read):
+def test_the_new_name_of_an_office_two_joins_away_is_in_the_very_next_read(home, warm, read_the_list, read):
     """The page shows it, so the page depends on it."""
-    prime()
-    prime(f"cached/{home.pk}")
+    warm()
+    warm(f"cached/{home.pk}")
 
     home.agent.office.name = "Harbour & Sons"
     home.agent.office.save()
@@ -93,10 +93,10 @@ def test_the_new_name_of_an_office_two_joins_away_is_in_the_very_next_read(home,
 
 
 @pytest.mark.parametrize("number", [0, 19], ids=["with images", "without"])
-def test_a_deleted_property_is_gone_from_the_very_next_read(twenty_properties, prime, read_the_list, read, number):
+def test_a_deleted_property_is_gone_from_the_very_next_read(twenty_properties, warm, read_the_list, read, number):
     home = twenty_properties[number]
-    prime()
-    prime(f"cached/{home.pk}")
+    warm()
+    warm(f"cached/{home.pk}")
     was = home.pk
 
     home.delete()
@@ -105,8 +105,8 @@ def test_a_deleted_property_is_gone_from_the_very_next_read(twenty_properties, p
     assert read(f"cached/{was}").status == 404
 
 
-def test_a_created_property_is_first_in_the_very_next_read(home, prime, read_the_list):
-    prime()
+def test_a_created_property_is_first_in_the_very_next_read(home, warm, read_the_list):
+    warm()
 
     new = Property.objects.create(title="New", price=1, location=home.location, agent=home.agent)
 
@@ -128,10 +128,10 @@ def test_a_created_property_is_first_in_the_very_next_read(home, prime, read_the
         ("bedrooms", 9, "min_bedrooms=9"),
     ],
 )
-def test_a_row_enters_and_leaves_a_filtered_page(home, prime, read_the_list, column, value, asked):
+def test_a_row_enters_and_leaves_a_filtered_page(home, warm, read_the_list, column, value, asked):
     """The page did not show the row, so no row tells it: the column that it was selected by does."""
     before = getattr(home, column)
-    assert b'"results":[]' in prime(f"cached?{asked}")
+    assert b'"results":[]' in warm(f"cached?{asked}")
 
     setattr(home, column, value)
     home.save(update_fields=[column])
@@ -143,9 +143,9 @@ def test_a_row_enters_and_leaves_a_filtered_page(home, prime, read_the_list, col
 
 
 @pytest.mark.parametrize(("ordering", "number", "price"), [("price", 19, 1), ("-price", 0, 999_999)])
-def test_a_price_moves_a_row_to_another_page(twenty_properties, prime, read_the_list, ordering, number, price):
+def test_a_price_moves_a_row_to_another_page(twenty_properties, warm, read_the_list, ordering, number, price):
     """The first page showed five others."""
-    prime(ordering=ordering, page_size=5)
+    warm(ordering=ordering, page_size=5)
 
     twenty_properties[number].price = price
     twenty_properties[number].save(update_fields=["price"])
@@ -154,12 +154,12 @@ def test_a_price_moves_a_row_to_another_page(twenty_properties, prime, read_the_
 
 
 @pytest.mark.parametrize("way", ["agent", "agent_id"])
-def test_a_property_moves_to_another_agent(twenty_properties, prime, read_the_list, way):
+def test_a_property_moves_to_another_agent(twenty_properties, warm, read_the_list, way):
     """Both agents' pages, and both offices', know at once."""
     home, other = twenty_properties[:2]
     pages = [{"agent": home.agent_id}, {"agent": other.agent_id}, {"office": home.agent.office_id}, {"office": other.agent.office_id}]
     for page in pages:
-        prime(**page)
+        warm(**page)
 
     home.agent = other.agent
     home.save(update_fields=[way])
@@ -167,11 +167,11 @@ def test_a_property_moves_to_another_agent(twenty_properties, prime, read_the_li
     assert [len(read_the_list(**page)) for page in pages] == [0, 2, 0, 2]
 
 
-def test_an_agent_moves_to_another_office(twenty_properties, prime, read_the_list):
+def test_an_agent_moves_to_another_office(twenty_properties, warm, read_the_list):
     home, other = twenty_properties[:2]
     pages = [{"office": home.agent.office_id}, {"office": other.agent.office_id}]
     for page in pages:
-        prime(**page)
+        warm(**page)
 
     home.agent.office = other.agent.office
     home.agent.save(update_fields=["office"])
@@ -179,9 +179,9 @@ def test_an_agent_moves_to_another_office(twenty_properties, prime, read_the_lis
     assert [len(read_the_list(**page)) for page in pages] == [0, 2]
 
 
-def test_a_location_moves_to_another_city(home, prime, read_the_list):
-    prime(city="Springfield")
-    prime(city="Shelbyville")
+def test_a_location_moves_to_another_city(home, warm, read_the_list):
+    warm(city="Springfield")
+    warm(city="Shelbyville")
 
     home.location.city = "Shelbyville"
     home.location.save(update_fields=["city"])
@@ -190,15 +190,15 @@ def test_a_location_moves_to_another_city(home, prime, read_the_list):
 
 
 @pytest.mark.parametrize("loaded", ["before it was moved", "after"])
-def test_an_image_leaves_its_old_owner(twenty_properties, prime, read, loaded):
+def test_an_image_leaves_its_old_owner(twenty_properties, warm, read, loaded):
     """Whoever saves it may not know whose it was: only the database does."""
     first, second = twenty_properties[:2]
     image = first.images.first()
     if loaded == "before it was moved":
         PropertyImage.objects.filter(pk=image.pk).update(property=second)
         first, second = second, first
-    prime(f"cached/{first.pk}")
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{first.pk}")
+    warm(f"cached/{second.pk}")
 
     image.property = second
     image.save()
@@ -221,10 +221,10 @@ def test_whose_an_image_was_is_asked_where_it_is_written(home):
     assert len(asked_here) == 0
 
 
-def test_an_image_moves_to_an_owner_whom_a_subquery_chooses(twenty_properties, prime, read):
+def test_an_image_moves_to_an_owner_whom_a_subquery_chooses(twenty_properties, warm, read):
     """Who that is, nobody knows before the SQL runs: it mentions properties, so all of them are named."""
     first, second = twenty_properties[:2]
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{second.pk}")
 
     image = first.images.first()
     image.property_id = Property.objects.filter(pk=second.pk).values("pk")
@@ -233,13 +233,13 @@ def test_an_image_moves_to_an_owner_whom_a_subquery_chooses(twenty_properties, p
     assert len(read(f"cached/{second.pk}").json["images"]) == 3
 
 
-def test_images_deleted_by_an_owner_whose_id_is_that_of_an_image(home, prime, read):
+def test_images_deleted_by_an_owner_whose_id_is_that_of_an_image(home, warm, read):
     """The deletion of image N is announced; that of the images of property N is not."""
     same = 10**9
     owner = Property.objects.create(pk=same, title="Same", price=1, location=home.location, agent=home.agent)
     PropertyImage.objects.create(property=owner, url="https://images.example.com/owned.jpg")
     image = PropertyImage.objects.create(pk=same, property=home, url="https://images.example.com/other.jpg")
-    prime(f"cached/{same}")
+    warm(f"cached/{same}")
 
     def listener(**_):
         PropertyImage.objects.filter(property__in=[same])._raw_delete("default")
@@ -253,32 +253,32 @@ def test_images_deleted_by_an_owner_whose_id_is_that_of_an_image(home, prime, re
     assert read(f"cached/{same}").json["images"] == []
 
 
-def test_an_image_deleted_by_who_does_not_know_whose_it_is(twenty_properties, prime, read):
+def test_an_image_deleted_by_who_does_not_know_whose_it_is(twenty_properties, warm, read):
     first, second = twenty_properties[:2]
     image = first.images.first()
     PropertyImage.objects.filter(pk=image.pk).update(property=second)
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{second.pk}")
 
     image.delete()
 
     assert len(read(f"cached/{second.pk}").json["images"]) == 2
 
 
-def test_the_21st_row_leaves_and_the_page_has_no_next(twenty_properties, prime, read):
+def test_the_21st_row_leaves_and_the_page_has_no_next(twenty_properties, warm, read):
     """It was on no page that is remembered, and yet the page changes."""
-    prime(page_size=19)
+    warm(page_size=19)
 
     twenty_properties[19].delete()
 
     assert read("cached", page_size=19).json["next"] is None
 
 
-def test_pages_further_on_know_it_too(twenty_properties, prime, read):
+def test_pages_further_on_know_it_too(twenty_properties, warm, read):
     """A row that comes moves a row over every page boundary behind it; a cursor holds its place."""
     second = read("cached", page_size=5).json["next"]
     third = read(f"cached{second}").json["next"]
     for page in (second, third):
-        prime(f"cached{page}")
+        warm(f"cached{page}")
 
     twenty_properties[7].delete()
 
@@ -289,11 +289,11 @@ def test_pages_further_on_know_it_too(twenty_properties, prime, read):
 # A blind save, and one that knows
 
 
-def test_a_blind_save_over_a_change_of_others_is_in_the_very_next_read(home, prime, read_the_list):
+def test_a_blind_save_over_a_change_of_others_is_in_the_very_next_read(home, warm, read_the_list):
     """`save()` writes back every column it once read, also those that others have changed since."""
     stale_copy = Property.objects.get(pk=home.pk)
     Property.objects.filter(pk=home.pk).update(status="sold")
-    prime(status="available")
+    warm(status="available")
     assert len(read_the_list(status="available")) == 19
 
     stale_copy.save()
@@ -301,10 +301,10 @@ def test_a_blind_save_over_a_change_of_others_is_in_the_very_next_read(home, pri
     assert len(read_the_list(status="available")) == 20
 
 
-def test_a_save_after_a_locked_read_names_only_what_differs(home, prime, read):
+def test_a_save_after_a_locked_read_names_only_what_differs(home, warm, read):
     """The lock makes certain what the row held, so pages selected by other columns stay warm."""
-    prime(city="Shelbyville")
-    prime(max_price=5)
+    warm(city="Shelbyville")
+    warm(max_price=5)
 
     with transaction.atomic():
         locked = Property.objects.select_for_update().get(pk=home.pk)
@@ -316,12 +316,12 @@ def test_a_save_after_a_locked_read_names_only_what_differs(home, prime, read):
 
 
 @pytest.fixture
-def sold_meanwhile(home, prime, elsewhere):
+def sold_meanwhile(home, warm, elsewhere):
     """Somebody else sells the newest property, and a page that lacks it now is warm: only the column that was written tells it."""
 
     def sold_meanwhile():
         elsewhere(lambda: Property.objects.filter(pk=home.pk).update(status="sold"))
-        elsewhere(lambda: prime(status="available"))
+        elsewhere(lambda: warm(status="available"))
 
     return sold_meanwhile
 
@@ -337,8 +337,8 @@ def test_a_locked_read_without_a_transaction_is_certain_of_nothing(home, read_th
     assert len(read_the_list(status="available")) == 20
 
 
-def test_a_read_without_a_lock_is_certain_of_nothing_in_a_transaction_either(home, prime, read):
-    prime(status="sold")
+def test_a_read_without_a_lock_is_certain_of_nothing_in_a_transaction_either(home, warm, read):
+    warm(status="sold")
 
     with transaction.atomic():
         Property.objects.get(pk=home.pk).save()
@@ -346,9 +346,9 @@ def test_a_read_without_a_lock_is_certain_of_nothing_in_a_transaction_either(hom
     assert read("cached", status="sold").came_from == "fwd=stale; stored"
 
 
-def test_what_counts_is_what_the_row_held_when_it_was_read(home, prime, read_the_list):
+def test_what_counts_is_what_the_row_held_when_it_was_read(home, warm, read_the_list):
     """Going through the same rows again reads nothing."""
-    prime(status="sold")
+    warm(status="sold")
 
     with transaction.atomic():
         locked = Property.objects.select_for_update().filter(pk=home.pk)
@@ -360,7 +360,7 @@ def test_what_counts_is_what_the_row_held_when_it_was_read(home, prime, read_the
     assert len(read_the_list(status="sold")) == 1
 
 
-def test_a_locked_read_of_values_is_certain_of_nothing(home, prime, read_the_list):
+def test_a_locked_read_of_values_is_certain_of_nothing(home, warm, read_the_list):
     """It read no row that could be saved."""
     with transaction.atomic():
         assert list(Property.objects.select_for_update().filter(pk=home.pk).values_list("status", flat=True)) == ["available"]
@@ -381,8 +381,8 @@ def test_a_lock_ends_with_its_transaction(home, read_the_list, sold_meanwhile):
     assert len(read_the_list(status="available")) == 20
 
 
-def test_a_lock_holds_under_a_savepoint_that_is_opened_later(home, prime, read):
-    prime(city="Shelbyville")
+def test_a_lock_holds_under_a_savepoint_that_is_opened_later(home, warm, read):
+    warm(city="Shelbyville")
 
     with transaction.atomic():
         locked = Property.objects.select_for_update().get(pk=home.pk)
@@ -393,9 +393,9 @@ def test_a_lock_holds_under_a_savepoint_that_is_opened_later(home, prime, read):
     assert read("cached", city="Shelbyville").came_from == "hit"
 
 
-def test_a_locked_row_that_is_read_again_is_as_certain_as_before(home, prime, read):
+def test_a_locked_row_that_is_read_again_is_as_certain_as_before(home, warm, read):
     """The lock is the transaction's, whoever reads the row."""
-    prime(status="sold")
+    warm(status="sold")
 
     with transaction.atomic():
         locked = Property.objects.select_for_update().get(pk=home.pk)
@@ -415,9 +415,9 @@ def test_a_locked_image_is_not_looked_up_again(twenty_properties, queries):
             image.save()
 
 
-def test_a_save_that_changes_nothing_of_a_locked_image_keeps_the_others_warm(twenty_properties, prime, read, queries):
+def test_a_save_that_changes_nothing_of_a_locked_image_keeps_the_others_warm(twenty_properties, warm, read, queries):
     first, second = twenty_properties[:2]
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{second.pk}")
     with transaction.atomic(), queries.exactly(2, because="one SELECT, which leaves the caption out, and one UPDATE"):
         image = PropertyImage.objects.select_for_update().defer("caption").filter(property=first)[0]
         image.save()
@@ -425,11 +425,11 @@ def test_a_save_that_changes_nothing_of_a_locked_image_keeps_the_others_warm(twe
     assert read(f"cached/{second.pk}").came_from == "hit"
 
 
-def test_a_lock_is_of_one_row(twenty_properties, prime, read):
+def test_a_lock_is_of_one_row(twenty_properties, warm, read):
     """Saved under another id, the object overwrites a row of which nobody knows what it held."""
     first, second = twenty_properties[:2]
     Property.objects.filter(pk=second.pk).update(status="sold")
-    prime(status="available", page_size=100)
+    warm(status="available", page_size=100)
 
     with transaction.atomic():
         locked = Property.objects.select_for_update().get(pk=first.pk)
@@ -440,9 +440,9 @@ def test_a_lock_is_of_one_row(twenty_properties, prime, read):
 
 
 @pytest.mark.parametrize("way", ["save", "delete"])
-def test_a_locked_image_under_another_id_is_another_image(twenty_properties, prime, read, way):
+def test_a_locked_image_under_another_id_is_another_image(twenty_properties, warm, read, way):
     first, second = twenty_properties[:2]
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{second.pk}")
 
     with transaction.atomic():
         locked = PropertyImage.objects.select_for_update().filter(property=first)[0]
@@ -453,13 +453,13 @@ def test_a_locked_image_under_another_id_is_another_image(twenty_properties, pri
 
 
 @pytest.mark.only("embedded")
-def test_a_locked_read_with_nothing_behind_it_is_certain_of_nothing(home, prime, read, elsewhere):
+def test_a_locked_read_with_nothing_behind_it_is_certain_of_nothing(home, warm, read, elsewhere):
     """By hand, SQLite's driver begins no transaction before the first write: so SELECT FOR UPDATE locks nothing. (PostgreSQL's driver begins one.)"""
     transaction.set_autocommit(False)
     try:
         locked = Property.objects.select_for_update().get(pk=home.pk)
         elsewhere(lambda: Property.objects.filter(pk=home.pk).update(status="sold"))
-        elsewhere(lambda: prime(status="available", page_size=100))
+        elsewhere(lambda: warm(status="available", page_size=100))
         locked.save()
         transaction.commit()
     finally:
@@ -469,9 +469,9 @@ def test_a_locked_read_with_nothing_behind_it_is_certain_of_nothing(home, prime,
     assert len(read("cached", status="available", page_size=100).rows) == 20
 
 
-def test_a_lock_of_a_joined_row_is_none_of_the_row_itself(home, prime, read):
+def test_a_lock_of_a_joined_row_is_none_of_the_row_itself(home, warm, read):
     """`of=("agent",)` locks agents alone; what a property holds may change before it is saved."""
-    prime(status="sold")
+    warm(status="sold")
 
     with transaction.atomic():
         mine = Property.objects.select_related("agent").select_for_update(of=("agent",)).get(pk=home.pk)
@@ -480,11 +480,11 @@ def test_a_lock_of_a_joined_row_is_none_of_the_row_itself(home, prime, read):
     assert read("cached", status="sold").came_from == "fwd=stale; stored"
 
 
-def test_an_update_of_a_row_that_somebody_deleted_creates_it_again(home, prime, read_the_list):
+def test_an_update_of_a_row_that_somebody_deleted_creates_it_again(home, warm, read_the_list):
     """Django's save() inserts what it could not update: the list knows, though nobody said that a property was created."""
     ghost = Property.objects.get(pk=home.pk)
     home.delete()
-    prime()
+    warm()
 
     ghost.save()
 
@@ -496,8 +496,8 @@ WRITTEN_OTHERWISE = {"a float": float, "with a zero before it": "0{}".format, "w
 
 
 @pytest.mark.parametrize("way", WRITTEN_OTHERWISE)
-def test_an_owner_whose_id_is_written_otherwise(home, prime, read, way):
-    prime(f"cached/{home.pk}")
+def test_an_owner_whose_id_is_written_otherwise(home, warm, read, way):
+    warm(f"cached/{home.pk}")
 
     PropertyImage.objects.create(property_id=WRITTEN_OTHERWISE[way](home.pk), url="https://images.example.com/new.jpg")
 
@@ -505,17 +505,17 @@ def test_an_owner_whose_id_is_written_otherwise(home, prime, read, way):
 
 
 @pytest.mark.parametrize("way", WRITTEN_OTHERWISE)
-def test_a_row_whose_id_is_written_otherwise(home, prime, read, way):
-    prime(f"cached/{home.pk}")
+def test_a_row_whose_id_is_written_otherwise(home, warm, read, way):
+    warm(f"cached/{home.pk}")
 
     Property(pk=WRITTEN_OTHERWISE[way](home.pk), title="Other", price=1, location=home.location, agent=home.agent).save()
 
     assert read(f"cached/{home.pk}").json["title"] == "Other"
 
 
-def test_an_owner_that_only_the_database_can_tell(twenty_properties, prime, read):
+def test_an_owner_that_only_the_database_can_tell(twenty_properties, warm, read):
     first, second = twenty_properties[:2]
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{second.pk}")
 
     image = first.images.first()
     image.property_id = Value(second.pk)
@@ -525,19 +525,19 @@ def test_an_owner_that_only_the_database_can_tell(twenty_properties, prime, read
 
 
 @pytest.mark.parametrize("update_fields", [["price"], ["price", "agent"]], ids=", ".join)
-def test_an_upsert_is_in_the_next_read_of_the_row_that_was_there(home, prime, read, update_fields):
+def test_an_upsert_is_in_the_next_read_of_the_row_that_was_there(home, warm, read, update_fields):
     """Which rows it updates, only the database knows."""
-    prime(f"cached/{home.pk}")
+    warm(f"cached/{home.pk}")
 
     Property.objects.bulk_create([Property(**newer(home, pk=home.pk))], update_conflicts=True, unique_fields=["id"], update_fields=update_fields)
 
     assert read(f"cached/{home.pk}").json["price"] == "1.00"
 
 
-def test_a_row_saved_under_an_id_of_its_own_choice(home, prime, read_the_list):
+def test_a_row_saved_under_an_id_of_its_own_choice(home, warm, read_the_list):
     """It may be an update of a row that exists: nobody knows before it is done."""
-    prime()
-    prime(city="Shelbyville")
+    warm()
+    warm(city="Shelbyville")
 
     Property(pk=home.pk, title="Other", price=1, location=Location.objects.create(city="Shelbyville"), agent=home.agent, created_at=timezone.now()).save()
 
@@ -823,11 +823,11 @@ def test_every_way_of_writing_in_a_request_with_atomic_requests_is_in_the_very_n
 
 
 @pytest.mark.parametrize("atomic_requests", [False, True], ids=["a transaction of its own", "ATOMIC_REQUESTS"])
-def test_what_the_admin_saves_and_deletes_is_in_the_very_next_read(home, client, prime, read_the_list, monkeypatch, atomic_requests):
+def test_what_the_admin_saves_and_deletes_is_in_the_very_next_read(home, client, warm, read_the_list, monkeypatch, atomic_requests):
     """The chapter of the contract edits prices in its list, and images beside their property."""
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", atomic_requests)
     client.force_login(User.objects.create_superuser("editor"))
-    prime()
+    warm()
 
     client.post(f"/admin/housing/agent/{home.agent_id}/change/", {"name": "Else", "office": home.agent.office_id})
     assert read_the_list()[0]["agent"]["name"] == "Else"
@@ -836,9 +836,9 @@ def test_what_the_admin_saves_and_deletes_is_in_the_very_next_read(home, client,
     assert home.pk not in [row["id"] for row in read_the_list()]
 
 
-def test_a_write_of_images_without_a_signal_is_in_the_very_next_read(home, prime, read):
-    prime(f"cached/{home.pk}")
-    prime()
+def test_a_write_of_images_without_a_signal_is_in_the_very_next_read(home, warm, read):
+    warm(f"cached/{home.pk}")
+    warm()
 
     PropertyImage.objects.update(caption="Else")
 
@@ -846,29 +846,29 @@ def test_a_write_of_images_without_a_signal_is_in_the_very_next_read(home, prime
     assert read("cached").came_from == "hit"  # for a list shows none
 
 
-def test_many_at_once_name_the_model_in_their_text_and_no_other(home, prime, read):
-    prime()
+def test_many_at_once_name_the_model_in_their_text_and_no_other(home, warm, read):
+    warm()
 
     connection.cursor().executemany("UPDATE housing_propertyimage SET caption = %s", [("Else",), ("Other",)])
 
     assert read("cached").came_from == "hit"
 
 
-def test_loaddata_is_in_the_very_next_read(home, prime, read_the_list, tmp_path):
+def test_loaddata_is_in_the_very_next_read(home, warm, read_the_list, tmp_path):
     fixture = tmp_path / "offices.json"
     call_command("dumpdata", "housing.office", output=str(fixture), verbosity=0)
     fixture.write_text(fixture.read_text().replace(home.agent.office.name, "Loaded"))
-    prime()
+    warm()
 
     call_command("loaddata", str(fixture), verbosity=0)
 
     assert read_the_list()[0]["agent"]["office"]["name"] == "Loaded"
 
 
-def test_the_update_of_a_receiver_is_not_taken_for_the_save_that_it_listens_to(twenty_properties, prime, read_the_list):
+def test_the_update_of_a_receiver_is_not_taken_for_the_save_that_it_listens_to(twenty_properties, warm, read_the_list):
     """The save named its row; the receiver wrote another."""
     home, other = twenty_properties[:2]
-    prime(status="sold")
+    warm(status="sold")
 
     def listener(instance, **_):
         Property.objects.filter(pk=other.pk).update(status="sold")
@@ -883,18 +883,18 @@ def test_the_update_of_a_receiver_is_not_taken_for_the_save_that_it_listens_to(t
         Property.objects.update(status="available")
 
 
-def test_an_update_after_a_save_is_not_taken_for_the_save(home, prime, read_the_list):
+def test_an_update_after_a_save_is_not_taken_for_the_save(home, warm, read_the_list):
     home.save(update_fields=["title"])
-    prime()
+    warm()
 
     Property.objects.filter(pk=home.pk).update(price=5)
 
     assert read_the_list()[0]["price"] == "5.00"
 
 
-def test_a_receiver_may_change_what_is_saved(home, prime, read_the_list):
+def test_a_receiver_may_change_what_is_saved(home, warm, read_the_list):
     """It runs after ours, and before the SQL: what counts is what was written."""
-    prime(status="sold")
+    warm(status="sold")
 
     def sell(instance, **_):
         instance.status = "sold"
@@ -914,10 +914,10 @@ def test_a_receiver_may_change_what_is_saved(home, prime, read_the_list):
     [lambda image: image.save(), lambda image: changed(image, pk=None).save(force_insert=True), loaded],
     ids=["save()", "save() of a new one", "a fixture"],
 )
-def test_a_receiver_may_give_an_image_to_another_property(twenty_properties, prime, read, way):
+def test_a_receiver_may_give_an_image_to_another_property(twenty_properties, warm, read, way):
     """A fixture is saved past our save_base(), and so in no transaction unless it is loaddata's: then its SQL is believed."""
     first, second = twenty_properties[:2]
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{second.pk}")
 
     def move(instance, **_):
         instance.property = second
@@ -940,10 +940,10 @@ def test_a_receiver_may_give_an_image_to_another_property(twenty_properties, pri
     ],
     ids=["by owner", "by id, with that row", "by that row's id, or any"],
 )
-def test_the_delete_of_a_receiver_is_not_taken_for_the_deletion_that_it_listens_to(twenty_properties, prime, read, delete):
+def test_the_delete_of_a_receiver_is_not_taken_for_the_deletion_that_it_listens_to(twenty_properties, warm, read, delete):
     first, second = twenty_properties[:2]
     image = first.images.first()
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{second.pk}")
 
     def listener(**_):
         delete(image, second)
@@ -958,11 +958,11 @@ def test_the_delete_of_a_receiver_is_not_taken_for_the_deletion_that_it_listens_
 
 
 @pytest.mark.parametrize("muted", [pre_save, post_save], ids=["pre_save", "post_save"])
-def test_a_save_whose_signals_are_muted_is_in_the_very_next_read(home, prime, read_the_list, muted):
+def test_a_save_whose_signals_are_muted_is_in_the_very_next_read(home, warm, read_the_list, muted):
     """Test factories mute signals; so the SQL is believed, not the silence, and neither signal waits for the other."""
     home.save(update_fields=["title"])  # what this one named is over with it
-    prime()
-    prime(status="sold")
+    warm()
+    warm(status="sold")
     receivers, muted.receivers = muted.receivers, []
     muted.sender_receivers_cache.clear()
     try:
@@ -970,7 +970,7 @@ def test_a_save_whose_signals_are_muted_is_in_the_very_next_read(home, prime, re
         home.save(update_fields=["status"])
         assert len(read_the_list(status="sold")) == 1
 
-        prime()
+        warm()
         Property.objects.create(title="New", price=1, location=home.location, agent=home.agent)
         assert read_the_list()[0]["title"] == "New"
     finally:
@@ -978,9 +978,9 @@ def test_a_save_whose_signals_are_muted_is_in_the_very_next_read(home, prime, re
         muted.sender_receivers_cache.clear()
 
 
-def test_a_debug_cursor_sees_it_too(home, prime, read_the_list):
+def test_a_debug_cursor_sees_it_too(home, warm, read_the_list):
     """Django has another cursor for DEBUG, and for whoever captures queries."""
-    prime()
+    warm()
 
     connection.force_debug_cursor = True
     try:
@@ -1005,11 +1005,11 @@ def a_proxy():
     apps.clear_cache()
 
 
-def test_a_save_through_a_proxy_names_its_row_and_no_other(twenty_properties, prime, read, a_proxy):
+def test_a_save_through_a_proxy_names_its_row_and_no_other(twenty_properties, warm, read, a_proxy):
     """It is sent by the proxy's class, and written to the table of the model behind it."""
     first, second = twenty_properties[:2]
-    prime(f"cached/{first.pk}")
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{first.pk}")
+    warm(f"cached/{second.pk}")
 
     bargain = a_proxy.objects.get(pk=first.pk)
     bargain.price = 1
@@ -1032,10 +1032,10 @@ def test_a_save_through_a_proxy_names_its_row_and_no_other(twenty_properties, pr
     ],
     ids=["a user", "a session", "a setting", "statistics", "a plan", "a SELECT with a comment before it", "another table"],
 )
-def test_a_write_to_the_table_of_another_app_makes_nothing_stale(home, prime, read, innocent):
+def test_a_write_to_the_table_of_another_app_makes_nothing_stale(home, warm, read, innocent):
     """A login is a write too, and must not empty the cache."""
-    prime()
-    prime(f"cached/{home.pk}")
+    warm()
+    warm(f"cached/{home.pk}")
 
     innocent()
 
@@ -1058,9 +1058,9 @@ savepoint = getattr(transaction, "savepoint_create", transaction.savepoint)
 """Django 6.1 has another name for it."""
 
 
-def test_a_rollback_leaves_every_page_as_warm_as_it_was(home, prime, read):
-    prime()
-    prime(f"cached/{home.pk}")
+def test_a_rollback_leaves_every_page_as_warm_as_it_was(home, warm, read):
+    warm()
+    warm(f"cached/{home.pk}")
 
     with transaction.atomic():
         home.price = 1
@@ -1072,10 +1072,10 @@ def test_a_rollback_leaves_every_page_as_warm_as_it_was(home, prime, read):
     assert read(f"cached/{home.pk}").came_from == "hit"
 
 
-def test_a_rollback_to_a_savepoint_leaves_alone_what_only_it_wrote(twenty_properties, prime, read):
+def test_a_rollback_to_a_savepoint_leaves_alone_what_only_it_wrote(twenty_properties, warm, read):
     first, second = twenty_properties[:2]
-    prime(f"cached/{first.pk}")
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{first.pk}")
+    warm(f"cached/{second.pk}")
 
     with transaction.atomic():
         first.save()
@@ -1087,10 +1087,10 @@ def test_a_rollback_to_a_savepoint_leaves_alone_what_only_it_wrote(twenty_proper
     assert read(f"cached/{second.pk}").came_from == "hit"
 
 
-def test_a_released_savepoint_counts_as_written(twenty_properties, prime, read):
+def test_a_released_savepoint_counts_as_written(twenty_properties, warm, read):
     first, second = twenty_properties[:2]
-    prime(f"cached/{first.pk}")
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{first.pk}")
+    warm(f"cached/{second.pk}")
 
     with transaction.atomic(), transaction.atomic():
         first.save()
@@ -1102,11 +1102,11 @@ def test_a_released_savepoint_counts_as_written(twenty_properties, prime, read):
 
 
 @pytest.mark.parametrize("released", [True, False], ids=["released by the one around it", "left open"])
-def test_a_savepoint_that_nobody_releases_counts_as_written(twenty_properties, prime, read, released):
+def test_a_savepoint_that_nobody_releases_counts_as_written(twenty_properties, warm, read, released):
     """RELEASE takes with it the savepoints inside, and COMMIT all there are."""
     homes = twenty_properties[:3]
     for home in homes:
-        prime(f"cached/{home.pk}")
+        warm(f"cached/{home.pk}")
 
     with transaction.atomic():
         homes[0].save()
@@ -1120,8 +1120,8 @@ def test_a_savepoint_that_nobody_releases_counts_as_written(twenty_properties, p
     assert [read(f"cached/{home.pk}").came_from for home in homes] == ["fwd=stale; stored"] * 3
 
 
-def test_what_came_before_a_savepoint_left_empty_counts_as_written(home, prime, read):
-    prime()
+def test_what_came_before_a_savepoint_left_empty_counts_as_written(home, warm, read):
+    warm()
 
     with transaction.atomic():
         home.save()
@@ -1130,9 +1130,9 @@ def test_what_came_before_a_savepoint_left_empty_counts_as_written(home, prime, 
     assert read("cached").came_from == "fwd=stale; stored"
 
 
-def test_a_savepoint_rolled_back_to_twice_holds_what_came_between(home, prime, read):
+def test_a_savepoint_rolled_back_to_twice_holds_what_came_between(home, warm, read):
     """ROLLBACK TO keeps the savepoint: what is written after it is written."""
-    prime(f"cached/{home.pk}")
+    warm(f"cached/{home.pk}")
 
     with transaction.atomic():
         mine = savepoint()
@@ -1144,9 +1144,9 @@ def test_a_savepoint_rolled_back_to_twice_holds_what_came_between(home, prime, r
     assert read(f"cached/{home.pk}").came_from == "fwd=stale; stored"
 
 
-def test_a_lock_taken_under_a_savepoint_goes_with_its_rollback(home, prime, read):
+def test_a_lock_taken_under_a_savepoint_goes_with_its_rollback(home, warm, read):
     """PostgreSQL releases it then; so what the row held is certain no longer."""
-    prime(status="sold")
+    warm(status="sold")
 
     with transaction.atomic():
         mine = savepoint()
@@ -1157,8 +1157,8 @@ def test_a_lock_taken_under_a_savepoint_goes_with_its_rollback(home, prime, read
     assert read("cached", status="sold").came_from == "fwd=stale; stored"
 
 
-def test_a_write_that_fails_leaves_every_page_warm(home, prime, read):
-    prime()
+def test_a_write_that_fails_leaves_every_page_warm(home, warm, read):
+    warm()
 
     with pytest.raises(IntegrityError):
         Property.objects.create(pk=home.pk, title="Twice", price=1, location=home.location, agent=home.agent)
@@ -1166,10 +1166,10 @@ def test_a_write_that_fails_leaves_every_page_warm(home, prime, read):
     assert read("cached").came_from == "hit"
 
 
-def test_a_write_that_fails_inside_a_transaction_takes_only_itself_back(twenty_properties, prime, read):
+def test_a_write_that_fails_inside_a_transaction_takes_only_itself_back(twenty_properties, warm, read):
     first, second = twenty_properties[:2]
-    prime(f"cached/{first.pk}")
-    prime(f"cached/{second.pk}")
+    warm(f"cached/{first.pk}")
+    warm(f"cached/{second.pk}")
 
     with transaction.atomic():
         first.save()
@@ -1196,9 +1196,9 @@ def test_what_is_not_committed_is_shown_to_nobody_and_remembered_by_nobody(home,
     assert elsewhere(read_elsewhere) == "1.00"
 
 
-def test_a_raising_hook_of_another_app_changes_nothing(home, prime, read_the_list):
+def test_a_raising_hook_of_another_app_changes_nothing(home, warm, read_the_list):
     """`on_commit` hooks behind one that raises are skipped: ours is none of them."""
-    prime()
+    warm()
 
     def fail():
         raise RuntimeError("a mail could not be sent")
@@ -1211,9 +1211,9 @@ def test_a_raising_hook_of_another_app_changes_nothing(home, prime, read_the_lis
     assert read_the_list()[0]["price"] == "2.00"
 
 
-def test_a_commit_that_fails_makes_nothing_stale(home, prime, read):
+def test_a_commit_that_fails_makes_nothing_stale(home, warm, read):
     """A deferred constraint is checked at COMMIT, when the lease is open: it is withdrawn, and leaves no record."""
-    prime()
+    warm()
 
     with pytest.raises(IntegrityError), transaction.atomic():
         PropertyImage.objects.create(property_id=10**9, url="https://images.example.com/nobody.jpg")
@@ -1223,7 +1223,7 @@ def test_a_commit_that_fails_makes_nothing_stale(home, prime, read):
 
 
 @pytest.mark.only("embedded")
-def test_a_commit_that_is_tried_again_takes_the_same_way(home, prime, read, elsewhere, redis_clock, settings):
+def test_a_commit_that_is_tried_again_takes_the_same_way(home, warm, read, elsewhere, redis_clock, settings):
     """By hand, a transaction goes on after a COMMIT that failed: the second COMMIT says again what the first had to say. (PostgreSQL ends the transaction.)"""
     transaction.set_autocommit(False)
     try:
@@ -1234,7 +1234,7 @@ def test_a_commit_that_is_tried_again_takes_the_same_way(home, prime, read, else
         with pytest.raises(IntegrityError):
             transaction.commit()
         redis_clock.seconds += conf.LEASE + 1
-        elsewhere(prime)
+        elsewhere(warm)
         image.property = home
         image.save()
         transaction.commit()
@@ -1264,9 +1264,9 @@ def lost_at_commit(monkeypatch):
     return lost_at_commit
 
 
-def test_a_commit_with_unknown_outcome_is_not_closed(home, prime, read, lost_at_commit):
+def test_a_commit_with_unknown_outcome_is_not_closed(home, warm, read, lost_at_commit):
     """It may have happened, so readers ask the database until the lease runs out."""
-    prime()
+    warm()
 
     with lost_at_commit():
         home.save()
@@ -1274,8 +1274,8 @@ def test_a_commit_with_unknown_outcome_is_not_closed(home, prime, read, lost_at_
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
-def test_a_commit_with_unknown_outcome_is_not_taken_back_by_what_the_next_connection_does(home, prime, read, lost_at_commit):
-    prime()
+def test_a_commit_with_unknown_outcome_is_not_taken_back_by_what_the_next_connection_does(home, warm, read, lost_at_commit):
+    warm()
 
     transaction.set_autocommit(False)
     home.save()
@@ -1288,9 +1288,9 @@ def test_a_commit_with_unknown_outcome_is_not_taken_back_by_what_the_next_connec
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
-def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, redis_away, prime):
+def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, redis_away, warm):
     """Committed, it would stay invisible to readers for as long as entries live."""
-    prime()
+    warm()
 
     with redis_away(), pytest.raises(NotLeased, match=r"Not committed: Redis at .* is out of reach"):
         Property.objects.filter(pk=home.pk).update(price=1)
@@ -1306,9 +1306,9 @@ def test_without_redis_a_save_is_refused_and_the_connection_lives_on(home, redis
     home.save()
 
 
-def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, prime, monkeypatch):
+def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, warm, monkeypatch):
     """Not leased is not committed, whatever the reason."""
-    prime()
+    warm()
 
     def interrupted(tags):
         raise KeyboardInterrupt
@@ -1322,9 +1322,9 @@ def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, prime, monk
     assert read("cached").came_from == "hit"
 
 
-def test_a_close_that_fails_leaves_its_lease_to_run_out(home, prime, read, redis_away, monkeypatch, caplog):
+def test_a_close_that_fails_leaves_its_lease_to_run_out(home, warm, read, redis_away, monkeypatch, caplog):
     """The write is committed and its caller is told nothing else; until the lease is over, readers ask the database."""
-    prime()
+    warm()
     commit = BaseDatabaseWrapper._commit
     with ExitStack() as stack:
         monkeypatch.setattr(BaseDatabaseWrapper, "_commit", lambda self: (commit(self), stack.enter_context(redis_away())))
@@ -1336,12 +1336,12 @@ def test_a_close_that_fails_leaves_its_lease_to_run_out(home, prime, read, redis
     assert said.startswith("Committed, but its lease could not be closed: Redis at ")
     assert said.endswith(" Readers ask the database until it runs out.")
     assert changed.startswith(f"[ORM] Property {home.pk} changed. Stale: ")
-    answer = read("cached")
-    assert (answer.rows[0]["price"], answer.came_from) == ("3.00", "fwd=miss; detail=leased")
+    response = read("cached")
+    assert (response.rows[0]["price"], response.came_from) == ("3.00", "fwd=miss; detail=leased")
 
 
-def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, prime, read, redis_away, monkeypatch, caplog):
-    prime()
+def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, warm, read, redis_away, monkeypatch, caplog):
+    warm()
 
     with ExitStack() as stack:
 
@@ -1360,8 +1360,8 @@ def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, prime, read, 
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
-def test_a_transaction_managed_by_hand_takes_the_same_way(home, prime, read_the_list):
-    prime()
+def test_a_transaction_managed_by_hand_takes_the_same_way(home, warm, read_the_list):
+    warm()
     transaction.set_autocommit(False)
     try:
         home.price = 4
@@ -1376,9 +1376,9 @@ def test_a_transaction_managed_by_hand_takes_the_same_way(home, prime, read_the_
 
 
 @pytest.mark.only("embedded")
-def test_switching_autocommit_on_commits_and_so_takes_the_same_way(home, prime, read_the_list):
+def test_switching_autocommit_on_commits_and_so_takes_the_same_way(home, warm, read_the_list):
     """SQLite's driver commits an open transaction then, without a word. (PostgreSQL's refuses.)"""
-    prime()
+    warm()
     transaction.set_autocommit(False)
     home.price = 4
     home.save()
@@ -1402,9 +1402,9 @@ def test_switching_autocommit_off_again_commits_nothing(home, read):
     assert read("optimized").rows[0]["price"] == "300000.00"
 
 
-def test_a_lost_connection_forgets_what_it_had_not_committed(home, prime, read):
+def test_a_lost_connection_forgets_what_it_had_not_committed(home, warm, read):
     """The database rolled it back."""
-    prime()
+    warm()
     transaction.set_autocommit(False)
     home.save()
     connection.close()
@@ -1431,8 +1431,8 @@ def test_a_table_of_which_many_rows_are_written_is_tagged_as_a_whole(transaction
     )
 
 
-def test_a_transaction_of_many_rows_is_in_the_very_next_read(twenty_properties, prime, read_the_list):
-    prime()
+def test_a_transaction_of_many_rows_is_in_the_very_next_read(twenty_properties, warm, read_the_list):
+    warm()
 
     with transaction.atomic():
         for number in range(MANY_ROWS + 1):

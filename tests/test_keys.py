@@ -50,8 +50,8 @@ NOT_PROMISED = {
 # The text of a key
 
 
-def test_keys_are_short_whatever_is_asked(transactional_db, prime):
-    prime(search="x" * LONG)
+def test_keys_are_short_whatever_is_asked(transactional_db, warm):
+    warm(search="x" * LONG)
 
     [entry] = entries()
     assert len(entry) < LONG
@@ -63,12 +63,12 @@ def test_a_key_shows_its_parameters_while_they_are_short():
     assert "xx" not in entry_key("list", "x" * (LONG + 1), "a database")
 
 
-def test_the_service_keeps_to_its_own_prefix(twenty_properties, prime, settings):
+def test_the_service_keeps_to_its_own_prefix(twenty_properties, warm, settings):
     """The server may be somebody else's too; and other specs, with a prefix of their own, may run beside this one."""
     client, ours = get_redis_connection("default"), settings.CACHES["default"]["KEY_PREFIX"].encode() + b":"
     before = set(client.scan_iter())
 
-    prime()
+    warm()
 
     new = set(client.scan_iter()) - before
     assert any(key.startswith(ours) for key in new)
@@ -99,17 +99,17 @@ def in_a_new_process():
     shape._hash_of_code.cache_clear()
 
 
-def test_a_deploy_with_another_fingerprint_finds_nothing(twenty_properties, prime, read, monkeypatch):
+def test_a_deploy_with_another_fingerprint_finds_nothing(twenty_properties, warm, read, monkeypatch):
     """Otherwise the new code would serve the old code's rows until their TTL is over."""
-    prime()
+    warm()
     monkeypatch.setattr("housing.freshness.keys.fingerprint", lambda: "another shape")
 
     assert read("cached").came_from == "fwd=miss; stored"
 
 
-def test_a_changed_setting_of_a_library_finds_nothing(twenty_properties, prime, read, settings):
+def test_a_changed_setting_of_a_library_finds_nothing(twenty_properties, warm, read, settings):
     """With this one, DRF writes decimals as numbers."""
-    prime()
+    warm()
     settings.REST_FRAMEWORK = settings.REST_FRAMEWORK | {"COERCE_DECIMAL_TO_STRING": False}
 
     assert read("cached").came_from == "fwd=miss; stored"
@@ -492,35 +492,35 @@ def connect(read):
     return functools.partial(read, "naive")
 
 
-def test_another_database_at_the_same_address_finds_nothing(home, prime, read, replaced, connect):
+def test_another_database_at_the_same_address_finds_nothing(home, warm, read, replaced, connect):
     """The same service, Redis, and URL: the first database's rows would be served for 24 hours."""
-    before = prime()
+    before = warm()
 
     with replaced(CHEAPER, "UPDATE freshness_database SET id = 'f3b1a8a1ac0a4a7f8a5b3b1f8a1c0a4a'"):
         connect()
-        answer = read("cached")
-        assert (answer.came_from, answer.body) == ("fwd=miss; stored", read("optimized").body)
-        assert answer.rows[0]["price"] == "1.00"
+        response = read("cached")
+        assert (response.came_from, response.body) == ("fwd=miss; stored", read("optimized").body)
+        assert response.rows[0]["price"] == "1.00"
         assert read("cached").came_from == "hit"
 
     connect()
-    answer = read("cached")
-    assert (answer.came_from, answer.body) == ("hit", before)
+    response = read("cached")
+    assert (response.came_from, response.body) == ("hit", before)
 
 
-def test_a_copy_of_the_database_at_the_same_address_finds_nothing(home, prime, read, replaced, connect):
+def test_a_copy_of_the_database_at_the_same_address_finds_nothing(home, warm, read, replaced, connect):
     """A backup put in its place carries its id, too, and the rows of an earlier day."""
-    prime()
+    warm()
 
     with replaced(CHEAPER):
         connect()
-        answer = read("cached")
-        assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
+        response = read("cached")
+        assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
-def test_another_id_in_the_database_makes_all_keys_new(home, prime, read, connect):
+def test_another_id_in_the_database_makes_all_keys_new(home, warm, read, connect):
     """An operator who restored a database in a way that nothing tells can say so."""
-    prime()
+    warm()
     connection.close()
     with raw(connection.settings_dict["NAME"]) as database:
         database.execute("UPDATE freshness_database SET id = 'f3b1a8a1ac0a4a7f8a5b3b1f8a1c0a4a'")
@@ -529,15 +529,15 @@ def test_another_id_in_the_database_makes_all_keys_new(home, prime, read, connec
     assert read("cached").came_from == "fwd=miss; stored"
 
 
-def test_a_second_database_of_the_same_service_finds_nothing(home, prime, read, second, connect):
+def test_a_second_database_of_the_same_service_finds_nothing(home, warm, read, second, connect):
     """Two deployments may share a Redis and a secret key by mistake."""
-    before = prime()
+    before = warm()
     connection.close()
     second.connect(second(CHEAPER))
     connect()
 
-    answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
+    response = read("cached")
+    assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
     connection.close()
     second.connect(second.first)
     connect()
@@ -551,8 +551,8 @@ def test_the_newest_connection_of_a_process_decides_for_all_its_threads(home, re
     second.connect(cheaper)
     elsewhere(connect)
 
-    answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
+    response = read("cached")
+    assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
 def test_a_connection_that_turns_out_to_lead_elsewhere_stores_nothing_under_the_old_key(home, read, second, connect, monkeypatch):
@@ -570,14 +570,14 @@ def test_a_connection_that_turns_out_to_lead_elsewhere_stores_nothing_under_the_
 
     with monkeypatch.context() as patched:
         patched.setattr(journal, "lookup", exchange)
-        answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
+        response = read("cached")
+    assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
     assert len(set(looked)) == len(looked) == 2 <= ATTEMPTS
     assert [entry.decode() for entry in entries()] == looked[1:]
 
 
 @pytest.mark.only("embedded")
-def test_a_file_restored_by_sqlite_itself_finds_nothing(home, prime, read, connect):
+def test_a_file_restored_by_sqlite_itself_finds_nothing(home, warm, read, connect):
     """Its backup API overwrites the file in place. (Only SQLite has it.)"""
     name = connection.settings_dict["NAME"]
     connection.close()
@@ -586,7 +586,7 @@ def test_a_file_restored_by_sqlite_itself_finds_nothing(home, prime, read, conne
         read("cached")
         home.price = 1
         home.save()
-        prime()
+        warm()
         connection.close()
         backup.backup(file)
     connect()
@@ -616,14 +616,14 @@ def exchange(second):
 
 
 @pytest.mark.only("embedded")
-def test_a_file_exchanged_under_an_open_connection_is_opened_again(home, prime, read, exchange):
+def test_a_file_exchanged_under_an_open_connection_is_opened_again(home, warm, read, exchange):
     """A process may keep its connections for hours. (On SQLite a look at the file is enough to know.)"""
-    prime()
+    warm()
     connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     exchange()
 
-    answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
+    response = read("cached")
+    assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
 @pytest.mark.only("embedded")
@@ -647,9 +647,9 @@ def test_a_file_exchanged_while_it_is_opened_stores_nothing_under_the_old_key(ho
 
 
 @pytest.mark.only("embedded")
-def test_a_file_that_is_away_leaves_warm_pages_warm(home, prime, read):
+def test_a_file_that_is_away_leaves_warm_pages_warm(home, warm, read):
     """As a server that is away does. (On PostgreSQL there is no file to look at.)"""
-    prime()
+    warm()
     connection.close()
     name = Path(connection.settings_dict["NAME"])
     name.rename(kept := name.with_suffix(".kept"))
@@ -660,20 +660,20 @@ def test_a_file_that_is_away_leaves_warm_pages_warm(home, prime, read):
 
 
 @pytest.mark.only("real")
-def test_a_database_dropped_and_made_again_with_the_same_name_finds_nothing(home, prime, read, second, connect):
+def test_a_database_dropped_and_made_again_with_the_same_name_finds_nothing(home, warm, read, second, connect):
     """Its id may be the same, if it was restored from a dump. (SQLite has files instead.)"""
     cheaper = second()
     second.connect(cheaper)
     connect()
-    prime()
+    warm()
     Databases().drop(cheaper)
     Databases().copy(second.first, cheaper)
     with raw(cheaper) as copy:
         copy.execute(CHEAPER)
     connect()
 
-    answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
+    response = read("cached")
+    assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
 @pytest.mark.only("real")
@@ -685,29 +685,29 @@ def test_a_database_dropped_and_made_again_with_the_same_name_finds_nothing(home
     ],
     ids=["--clean", "--data-only"],
 )
-def test_a_dump_restored_into_the_same_database_finds_nothing(home, prime, read, second, connect, restore):
+def test_a_dump_restored_into_the_same_database_finds_nothing(home, warm, read, second, connect, restore):
     """It brings the id that it was made with. (SQLite has files instead.)"""
     name = second()
     second.connect(name)
     connect()
-    prime()
+    warm()
     connection.close()
     with raw(name) as database:
         for statement in (CHEAPER, *restore):
             database.execute(statement)
     connect()
 
-    answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
+    response = read("cached")
+    assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
 @pytest.mark.only("real")
-def test_a_role_that_may_not_ask_for_the_cluster_still_has_an_identity(home, prime, read, monkeypatch):
+def test_a_role_that_may_not_ask_for_the_cluster_still_has_an_identity(home, warm, read, monkeypatch):
     """Its entries tell databases of one cluster apart, and `check --database` shows what is missing. (SQLite has no roles.)"""
     connection.close()
     with monkeypatch.context() as patched:
         patched.setattr("housing.freshness.postgresql.base.CLUSTER", "SELECT pg_read_file('/no/such/file')")
-        prime()
+        warm()
         [message] = database_has_an_identity(None, databases=["default"])
     assert message.id == "freshness.W006"
     assert "does not tell which cluster it is in" in message.msg
@@ -717,14 +717,14 @@ def test_a_role_that_may_not_ask_for_the_cluster_still_has_an_identity(home, pri
     assert database_has_an_identity(None, databases=["default"]) == []
 
 
-def test_a_database_without_an_identity_is_read_without_the_cache(home, prime, read, replaced, connect, caplog):
+def test_a_database_without_an_identity_is_read_without_the_cache(home, warm, read, replaced, connect, caplog):
     """It was not migrated, or the role may not read the table. Another database could be behind the same address."""
-    prime()
+    warm()
 
     with replaced("DROP TABLE freshness_database"):
         connect()
-        answer = read("cached")
-        assert (answer.came_from, answer.body) == ("fwd=bypass; detail=unverified", read("optimized").body)
+        response = read("cached")
+        assert (response.came_from, response.body) == ("fwd=bypass; detail=unverified", read("optimized").body)
         [line] = caplog.messages
         assert line.startswith("Answered from the database: The identity of the database 'default' cannot be read: ")
         assert line.endswith(". Run `manage.py migrate`, and let the role of the service SELECT from the table.")

@@ -33,7 +33,7 @@ READS = {
     ),
     "rows that refer to a text": (lambda it: ids(it.strange.nodes.all()), lambda it: put(it.node, label=it.strange), lambda it: put(it.node, label=it.label)),
     "a model with a UUID for a key": (
-        lambda it: [[one.text, ids(one.answers.all())] for one in it.Remark.objects.filter(pk=it.remark.pk)],
+        lambda it: [[one.text, ids(one.responses.all())] for one in it.Remark.objects.filter(pk=it.remark.pk)],
         lambda it: it.Remark.objects.create(about=it.home, answered=it.remark),
         lambda it: it.Remark.objects.create(about=it.home),
     ),
@@ -204,7 +204,7 @@ def test_a_change_of_a_many_to_many_field_is_in_the_next_read(furnished, page, w
     it.node.labels.add(it.label)
     mine, another = (page(partial(labels_of, it, key)) for key in (it.node.pk, it.node.parent_id))
     before = mine().json
-    assert [answer().came_from for answer in (mine, another, mine, another)] == [HIT, STORED, HIT, HIT]
+    assert [response().came_from for response in (mine, another, mine, another)] == [HIT, STORED, HIT, HIT]
 
     MANY_TO_MANY[way](it.node, it.label, it.strange)
 
@@ -226,22 +226,22 @@ def test_a_write_through_a_view_of_the_database_is_in_the_next_read(furnished, p
     assert written_tables("UPDATE housing_cheap SET title = 'x'") == every
 
     put(it.home, price=1)
-    answer = page(lambda: [home.title for home in BY_ID.all()])
-    answer()
+    response = page(lambda: [home.title for home in BY_ID.all()])
+    response()
     it.Cheap.objects.filter(pk=it.home.pk).update(title="Other")
-    assert answer().json[0] == "Other"
+    assert response().json[0] == "Other"
 
 
 def test_sql_that_writes_a_table_with_capitals_invalidates_it(it, page):
     """PostgreSQL folds names without quotation marks, and both servers keep those in them."""
     town = it.Town.objects.create(slug="a")
-    answer, beside = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
-    answer(), beside()
+    response, beside = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
+    response(), beside()
 
     with connection.cursor() as cursor:
         cursor.execute("""UPDATE "Towns" SET slug = 'b' WHERE id = %s""", [town.pk])
 
-    assert (answer().json, beside().came_from) == (["b"], HIT)
+    assert (response().json, beside().came_from) == (["b"], HIT)
 
 
 def test_a_model_that_is_named_brings_its_parents_and_many_to_many_tables(kinds, settings):

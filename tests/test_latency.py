@@ -13,14 +13,14 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django_redis import get_redis_connection
 
-from conftest import DOORS, entries, forget_everything
-from tests.floors import PlainSave, floor_key
+from conftest import VARIANTS, entries, forget_everything
+from tests.baselines import PlainSave, baseline_key
 
 
 @pytest.fixture
 def serve(settings):
     """`serve(path)`: what a server does with a request for it, every time. The client of the other specs would be half of what is timed."""
-    settings.ROOT_URLCONF = "tests.floors"
+    settings.ROOT_URLCONF = "tests.baselines"
     application = WSGIHandler()
 
     def serve(path, **headers):
@@ -58,12 +58,12 @@ CALLS = Path(__file__).with_name("calls.json")
 )
 def test_a_request_makes_no_more_python_calls_than_are_written_down(twenty_properties, serve, python_calls, pytestconfig, request_, because):
     """A slow machine makes as many. (On the embedded stack, for drivers differ; what fakeredis does is not counted.)"""
-    ask = serve(DOORS["cached"])
+    ask = serve(VARIANTS["cached"])
     prepare, act = {
         "a hit": (ask, ask),
-        "a 304": (ask, serve(DOORS["cached"], HTTP_IF_NONE_MATCH=ask()[1]["ETag"])),
+        "a 304": (ask, serve(VARIANTS["cached"], HTTP_IF_NONE_MATCH=ask()[1]["ETag"])),
         "a cold page": (forget_everything, ask),
-        "an optimized page": (bool, serve(DOORS["optimized"])),
+        "an optimized page": (bool, serve(VARIANTS["optimized"])),
         "a write": (bool, twenty_properties[0].save),
     }[request_]
     renewed = {request_: python_calls.of(act, prepare).total()} if pytestconfig.option.renew_calls else {}
@@ -100,16 +100,16 @@ def test_a_page_of_twenty_stays_within_its_budget(
     twenty_properties, read, serve, benchmark, latency, queries, approach, counted, of_naive, milliseconds, because
 ):
     """Each round times the naive page and this one, so that a busy machine is busy for both."""
-    door = approach if approach in DOORS else "cached"
-    ask = serve(DOORS[door])
+    variant = approach if approach in VARIANTS else "cached"
+    ask = serve(VARIANTS[variant])
     prepare = {"cold": forget_everything, "warm": ask}.get(approach, bool)
 
     prepare()
     with queries.exactly(counted, because=because):
-        assert len(read(door).rows) == 20
+        assert len(read(variant).rows) == 20
 
     benchmark.name, benchmark.group = f"{approach} to naive", approach
-    timings = latency.interleaved(benchmark, ask, to=serve(DOORS["naive"]), prepare=prepare)
+    timings = latency.interleaved(benchmark, ask, to=serve(VARIANTS["naive"]), prepare=prepare)
     timings.at_most(of_naive or math.inf, because=because)
     timings.within(milliseconds or math.inf, because=because)
 
@@ -119,8 +119,8 @@ def test_a_page_of_twenty_stays_within_its_budget(
 @pytest.mark.parametrize(("page", "query"), [("the first page", ""), ("a filtered page", "?city=Springfield&status=available&ordering=-price")])
 def test_a_hit_takes_little_more_than_one_get(twenty_properties, serve, benchmark, latency, page, query):
     """Entry, freshness and validated parameters in one script. (On fakeredis a script takes ten times as long as a GET.)"""
-    hit, get = serve(DOORS["cached"] + query), serve("/floors/one-get/")
-    get_redis_connection("default").set(floor_key(), hit()[2])
+    hit, get = serve(VARIANTS["cached"] + query), serve("/baselines/one-get/")
+    get_redis_connection("default").set(baseline_key(), hit()[2])
     status, headers, body = hit()
     assert (status, headers["Cache-Status"], body) == ("200 OK", "housing; hit", get()[2])
 
@@ -129,15 +129,15 @@ def test_a_hit_takes_little_more_than_one_get(twenty_properties, serve, benchmar
     timings.at_most(1.25, because="beside the GET of the same bytes, one script compares instants, and Python wraps them in six headers")
 
 
-@pytest.mark.benchmark(group="floors")
+@pytest.mark.benchmark(group="baselines")
 @pytest.mark.parametrize(
     ("what", "path", "because"),
-    [("an empty view", "/floors/nothing/", "nothing is less than Django itself"), ("cache_page", "/floors/cache-page/", "cache_page asks twice")],
+    [("an empty view", "/baselines/nothing/", "nothing is less than Django itself"), ("cache_page", "/baselines/cache-page/", "cache_page asks twice")],
 )
 def test_what_others_take_is_measured_beside_one_get(twenty_properties, serve, benchmark, latency, what, path, because):
     """Never judged: what a hit can be compared with."""
-    ask, get = serve(path), serve("/floors/one-get/")
-    get_redis_connection("default").set(floor_key(), b"{}")
+    ask, get = serve(path), serve("/baselines/one-get/")
+    get_redis_connection("default").set(baseline_key(), b"{}")
     assert ask()[0] == "200 OK", because
 
     benchmark.name = f"{what} to one GET"
@@ -148,7 +148,7 @@ def test_what_others_take_is_measured_beside_one_get(twenty_properties, serve, b
 @pytest.mark.benchmark(group="cold")
 def test_a_cold_page_takes_at_most_half_of_what_drf_takes(twenty_properties, serve, benchmark, latency):
     """The lookup and the store are two round trips more. (On the embedded stack they are fakeredis's, and most of it.)"""
-    cold, plain = serve(DOORS["cached"]), serve("/floors/plain/")
+    cold, plain = serve(VARIANTS["cached"]), serve("/baselines/plain/")
     assert cold()[2] == plain()[2]
 
     benchmark.name = "cold to plain DRF"
@@ -170,13 +170,13 @@ def test_a_write_takes_little_more_than_itself_and_two_round_trips(twenty_proper
 
 @pytest.mark.only("real")
 @pytest.mark.benchmark(group="write")
-def test_a_write_takes_as_long_at_100_000_cached_pages_as_at_ten(home, prime, new_redis, as_the_cache, benchmark, latency):
+def test_a_write_takes_as_long_at_100_000_cached_pages_as_at_ten(home, warm, new_redis, as_the_cache, benchmark, latency):
     """Nothing is looked for, and nothing deleted."""
     few, many = new_redis(), new_redis()
     for server, pages in ((few, 10), (many, 100_000)):
         as_the_cache(server)
         forget_everything()
-        prime()
+        warm()
         fill(pages)
 
     def on(server):

@@ -117,7 +117,7 @@ def test_a_process_that_fails_is_told_by_its_last_line(code, said):
 
 
 @pytest.mark.parametrize(("why", "said"), [(KeyboardInterrupt(), "Interrupted. Nothing is left behind."), (load.Failed("No\n engine."), "No engine.")])
-def test_what_prevents_the_figures_is_one_line(monkeypatch, why, said):
+def test_what_prevents_the_metrics_is_one_line(monkeypatch, why, said):
     def fail(options):
         raise why
 

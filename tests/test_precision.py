@@ -77,19 +77,19 @@ def fates(pages, read):
 
     def fates(write):
         write()
-        answers = {letter: read(f"cached{page}") for letter, page in pages.items()}
+        responses = {letter: read(f"cached{page}") for letter, page in pages.items()}
         with transaction.atomic():  # where nothing is remembered; and later, for a COMMIT could say what the write forgot to say
-            truths = {letter: read(f"cached{pages[letter]}") for letter, answer in answers.items() if answer.came_from == "hit"}
-        return "".join(fate(letter, answer, truths.get(letter), write) for letter, answer in answers.items())
+            truths = {letter: read(f"cached{pages[letter]}") for letter, response in responses.items() if response.came_from == "hit"}
+        return "".join(fate(letter, response, truths.get(letter), write) for letter, response in responses.items())
 
-    def fate(letter, answer, truth, write):
+    def fate(letter, response, truth, write):
         if truth is not None:
             assert truth.came_from == "fwd=bypass; detail=transaction"
-            assert answer.body == truth.body == before[letter], f"'{PAGES[letter]}' is stale after {write}"
+            assert response.body == truth.body == before[letter], f"'{PAGES[letter]}' is stale after {write}"
             return "."
-        assert (answer.status, answer.came_from) in ((200, "fwd=stale; stored"), (404, None))  # of the database
-        was, before[letter] = before[letter], answer.body
-        return letter if answer.body == was else letter.upper()
+        assert (response.status, response.came_from) in ((200, "fwd=stale; stored"), (404, None))  # of the database
+        was, before[letter] = before[letter], response.body
+        return letter if response.body == was else letter.upper()
 
     return fates
 
@@ -229,7 +229,7 @@ PARTS = [(model, writes_of(model)[first : first + 8]) for model in MODELS for fi
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "names"), PARTS, ids=[f"{names[0]} to {names[-1]}" for _, names in PARTS])
-def test_each_column_makes_stale_what_the_table_says_and_nothing_else(portal, fates, figure, model, names):
+def test_each_column_makes_stale_what_the_table_says_and_nothing_else(portal, fates, metric, model, names):
     """No page whose bytes change is a hit afterwards; and what stays warm is no less than it was."""
     row, other = ROWS[model](portal[1]), ROWS[model](portal[0])
 
@@ -238,7 +238,7 @@ def test_each_column_makes_stale_what_the_table_says_and_nothing_else(portal, fa
     assert [f"{name:24}" + "  ".join(cells) for name, cells in measured.items()] == [PROMISED.get(name) for name in names]
     for name, cells in measured.items():
         for way, pages in zip(WAYS if cells[1:] else ["updated, created or deleted"], cells, strict=True):
-            figure("precision", write=name, way=way, pages=pages)
+            metric("precision", write=name, way=way, pages=pages)
 
 
 def test_every_column_of_every_model_is_in_the_table():

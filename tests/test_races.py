@@ -65,8 +65,8 @@ def price(read):
     """The price that a reader is shown, and where the answer came from."""
 
     def price():
-        answer = read("cached")
-        return answer.rows[0]["price"], answer.came_from
+        response = read("cached")
+        return response.rows[0]["price"], response.came_from
 
     return price
 
@@ -120,10 +120,10 @@ def test_a_title_and_images_of_two_states_are_never_one_answer(home, read, meanw
 
     rename_and_strip()
     with meanwhile(rename_and_strip, times=ATTEMPTS):
-        answer = read(f"cached/{home.pk}")
+        response = read(f"cached/{home.pk}")
 
-    assert answer.came_from == "fwd=miss; detail=raced"
-    assert answer.json["title"] == f"{len(answer.json['images'])} images"
+    assert response.came_from == "fwd=miss; detail=raced"
+    assert response.json["title"] == f"{len(response.json['images'])} images"
 
 
 # A read steps between the steps of a write
@@ -153,7 +153,7 @@ def test_a_detail_between_lease_and_commit(home, reprice, read, around_commit):
     seen = []
     with around_commit(before=lambda: seen.append(read(f"cached/{home.pk}"))):
         reprice(1)
-    assert [(answer.json["price"], answer.came_from) for answer in seen] == [("300000.00", "fwd=miss; detail=leased")]
+    assert [(response.json["price"], response.came_from) for response in seen] == [("300000.00", "fwd=miss; detail=leased")]
     assert read(f"cached/{home.pk}").json["price"] == "1.00"
 
 
@@ -178,9 +178,9 @@ def test_a_read_that_began_before_the_lease_and_ends_before_the_close(reprice, p
     assert price() == ("1.00", "fwd=miss; stored")
 
 
-def test_pages_that_a_write_does_not_touch_stay_warm_while_it_commits(twenty_properties, prime, read, around_commit):
+def test_pages_that_a_write_does_not_touch_stay_warm_while_it_commits(twenty_properties, warm, read, around_commit):
     home, other = twenty_properties[:2]
-    prime(f"cached/{other.pk}")
+    warm(f"cached/{other.pk}")
     seen = []
     with around_commit(before=lambda: seen.append(read(f"cached/{other.pk}").came_from)):
         home.save()
@@ -250,19 +250,19 @@ def test_of_fifty_cold_readers_one_asks_the_database(twenty_properties, handler,
 
     type(waiting).begun = wait_for_the_others
     with ThreadPoolExecutor(50) as readers:
-        answers = list(readers.map(read_alone, range(50)))
+        responses = list(readers.map(read_alone, range(50)))
 
     assert len(asked) == 1
-    assert sorted(answers) == ["fwd=miss; collapsed"] * 49 + ["fwd=miss; stored"]
+    assert sorted(responses) == ["fwd=miss; collapsed"] * 49 + ["fwd=miss; stored"]
 
 
-def test_who_waits_gets_no_answer_older_than_its_own_start(home):
+def test_who_waits_gets_no_response_older_than_its_own_start(home):
     """T1 misses, SELECTs · T2 writes · T3 begins, and waits for T1 · T1 may not store · T3 asks the database itself."""
     miss = journal.lookup(PAGE)
     journal.close(journal.lease({"t"}))
-    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
     assert journal.store(PAGE, miss, {"t"}, '"old"', b"old") == "raced"
-    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
 
 
 def test_while_one_reads_anew_nobody_is_given_what_is_stale(home):
@@ -270,7 +270,7 @@ def test_while_one_reads_anew_nobody_is_given_what_is_stale(home):
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "stored"
     journal.close(journal.lease({"t"}))
     assert journal.lookup(PAGE).stale
-    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
     assert journal.lookup(PAGE).stale
 
 
@@ -307,8 +307,8 @@ def test_what_a_reader_that_died_was_filling_is_another_ones_after_a_while(home,
     """And others wait for that one. (Only where the clock can be turned.)"""
     journal.lookup(PAGE)
     redis_clock.seconds += conf.WAIT_TIMEOUT + 0.001
-    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
-    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
 
 
 def test_nobody_waits_for_a_reader_that_found_nothing(transactional_db, read, waiting):
@@ -336,22 +336,22 @@ def test_nobody_waits_for_a_reader_that_failed_until_it_is_long_ago(home, redis_
     """T1 misses, fails · T2, T3 ask at once · later T4 asks, and T5 waits for it. (Only where the clock can be turned.)"""
     journal.abandon(PAGE, journal.lookup(PAGE))
     for _ in range(2):
-        assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+        assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
     redis_clock.seconds += conf.WAIT_TIMEOUT + 0.001
-    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
-    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
 
 
 def test_who_comes_too_late_to_fill_ends_nobody_elses_fill(home):
     """T1 misses, T2 is impatient · T2 fails, or stores too late: T3 still waits for T1, and gets what T1 stored."""
     first, second = journal.lookup(PAGE), journal.lookup(PAGE)
     journal.abandon(PAGE, second)
-    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
     journal.close(journal.lease({"u"}))
     assert journal.store(PAGE, second, {"u"}, '"2"', b"2") == "raced"
-    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
     assert journal.store(PAGE, first, {"t"}, '"1"', b"1") == "stored"
-    assert journal.lookup(PAGE, patient=True) == Hit('"1"', b"1")
+    assert journal.lookup(PAGE, may_wait=True) == Hit('"1"', b"1")
 
 
 def test_where_a_lease_is_open_nobody_waits(home):
@@ -359,13 +359,13 @@ def test_where_a_lease_is_open_nobody_waits(home):
     lease = journal.lease({"t"})
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "leased"
     for _ in range(2):
-        assert journal.lookup(PAGE, patient=True).stale is False
+        assert journal.lookup(PAGE, may_wait=True).stale is False
     journal.close(lease)
-    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
-    assert isinstance(journal.lookup(PAGE, patient=True), Filling)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
 
 
-def test_what_could_not_be_remembered_is_no_answer_once_its_lease_is_withdrawn(home):
+def test_what_could_not_be_remembered_is_no_response_once_its_lease_is_withdrawn(home):
     """Only its tags were."""
     lease = journal.lease({"t"})
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "leased"
@@ -378,7 +378,7 @@ def test_a_page_that_was_warm_is_warm_again_when_a_lease_is_withdrawn(home):
     journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1")
     lease = journal.lease({"t"})
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"2"', b"2") == "leased"
-    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
     journal.withdraw(lease)
     assert journal.lookup(PAGE) == Hit('"1"', b"1")
 
@@ -398,7 +398,7 @@ def test_in_a_recovering_journal_nobody_waits(home):
     evict_the_journal()
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "recovering"
     for _ in range(2):
-        assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+        assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
 
 
 # An answer's time is nearly up
@@ -412,7 +412,7 @@ def costing(monkeypatch):
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
-def test_an_answer_is_read_again_early_as_often_as_the_formula_says(transactional_db, read, redis_clock, settings, costing, beta):
+def test_a_response_is_read_again_early_as_often_as_the_formula_says(transactional_db, read, redis_clock, settings, costing, beta):
     """XFetch: where cost × β × -ln(random) reaches the time that is left. (Only where the clock can be turned.)"""
     settings.FRESHNESS_BETA = beta
     draws.seed(7)
@@ -433,7 +433,7 @@ def test_an_answer_is_read_again_early_as_often_as_the_formula_says(transactiona
 
 
 @pytest.mark.parametrize(("said", "kept"), [({}, b"0"), ({"cost": 1.5}, b"1500000")])
-def test_what_an_answer_cost_is_kept_in_microseconds(said, kept):
+def test_what_a_response_cost_is_kept_in_microseconds(said, kept):
     """As all times of the journal are; whoever does not say it is never early."""
     journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", **said)
 
@@ -441,20 +441,20 @@ def test_what_an_answer_cost_is_kept_in_microseconds(said, kept):
 
 
 @pytest.mark.only("embedded")
-def test_while_one_reads_early_the_others_have_the_answer_that_is_there(home, redis_clock, settings):
+def test_while_one_reads_early_the_others_have_the_response_that_is_there(home, redis_clock, settings):
     """Nobody waits, and nobody joins in. (Only where the clock can be turned.)"""
     journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", cost=1.0)
     redis_clock.seconds += conf.TTL - 0.5
     assert journal.lookup(PAGE) == Hit('"1"', b"1")  # who draws nothing is never early
     early = journal.lookup(PAGE, draw=0.6)
     assert early.stale
-    assert journal.lookup(PAGE, draw=0.6, patient=True) == Hit('"1"', b"1")
+    assert journal.lookup(PAGE, draw=0.6, may_wait=True) == Hit('"1"', b"1")
     assert journal.store(PAGE, early, {"t"}, '"2"', b"2") == "stored"
     assert journal.lookup(PAGE, draw=0.6) == Hit('"2"', b"2")
 
 
 @pytest.mark.only("embedded")
-def test_an_answer_whose_time_is_up_is_read_again(home, read, redis_clock, settings):
+def test_a_response_whose_time_is_up_is_read_again(home, read, redis_clock, settings):
     """Whatever is drawn. (Only where the clock can be turned.)"""
     settings.FRESHNESS_BETA = 0.0
     read("cached")
@@ -723,10 +723,10 @@ def test_a_fill_that_began_in_a_lost_journal_is_not_remembered(home, redis_clock
 
 
 @pytest.mark.parametrize("entry", [0, 1])
-def test_an_evicted_entry_is_read_again(home, prime, read, entry):
+def test_an_evicted_entry_is_read_again(home, warm, read, entry):
     """Entries are all alike: any may go at any time."""
-    prime()
-    prime(f"cached/{home.pk}")
+    warm()
+    warm(f"cached/{home.pk}")
     get_redis_connection("default").delete(sorted(entries())[entry])
 
     assert sorted(read(page).came_from for page in ("cached", f"cached/{home.pk}")) == ["fwd=miss; stored", "hit"]
@@ -786,7 +786,7 @@ def test_a_clock_that_steps_back_keeps_nobody_waiting(home, redis_clock):
     """The reader that asks the database seems to have begun in the future, and could seem to be at it for hours. (Only where the clock can be turned.)"""
     journal.lookup(PAGE)
     redis_clock.seconds -= 3600
-    assert isinstance(journal.lookup(PAGE, patient=True), Miss)
+    assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
 
 
 @pytest.mark.only("embedded")

@@ -12,8 +12,8 @@ import pytest
 from django.conf import settings
 
 from conftest import ROOT
-from tests import figures, report
-from tests.figures import Way
+from tests import metrics, report
+from tests.metrics import Way
 
 BENCH = {
     "datetime": "2026-11-23T10:11:36+00:00",
@@ -31,7 +31,7 @@ BENCH = {
             ("warm", "warm to naive", 0.0008, 0.05),
             ("cold", "cold to naive", 0.008, 0.2),
             ("naive", "naive to naive", 0.04, 1.0),
-            ("floors", "nothing to one GET", 0.00025, 0.6),
+            ("baselines", "nothing to one GET", 0.00025, 0.6),
             ("optimized", "optimized to naive", 0.012, 0.3),
         )
     ],
@@ -45,8 +45,8 @@ COUNTS = {
         for size, counted in ((20, (0, 1, 1, 61)), (1, (0, 1, 1, 4)))
         for way, queries in zip(("warm", "cold", "optimized", "naive"), counted, strict=True)
     ],
-    "second read": [{"door": "naive", "queries": 62}, {"door": "optimized", "queries": 2}, {"door": "cached", "queries": 0}],
-    "freshness": [{"door": "cached", "edits": 10, "fresh": 10}, {"door": "cache_page", "edits": 10, "fresh": 0}],
+    "second read": [{"variant": "naive", "queries": 62}, {"variant": "optimized", "queries": 2}, {"variant": "cached", "queries": 0}],
+    "freshness": [{"variant": "cached", "edits": 10, "fresh": 10}, {"variant": "cache_page", "edits": 10, "fresh": 0}],
     "precision": [
         {"write": "Office.name", "way": "save()", "pages": "A..."},
         {"write": "Office.city", "way": "save()", "pages": "Ab.."},
@@ -253,11 +253,11 @@ def test_the_plot_that_stands_alone_has_its_title_and_follows_light_and_dark(fol
 
 
 def test_the_benchmarks_are_read_from_dear_to_cheap_group_by_group():
-    assert [(way.name, way.this, way.other) for way in figures.ways_of(BENCH)][:2] == [
+    assert [(way.name, way.this, way.other) for way in metrics.ways_of(BENCH)][:2] == [
         ("naive to naive", "naive", "naive"),
         ("optimized to naive", "optimized", "naive"),
     ]
-    assert list(figures.table([Way("cold", "cold to naive", 8.0, 0.2, 0.18, 0.22, 60)])) == [
+    assert list(metrics.table([Way("cold", "cold to naive", 8.0, 0.2, 0.18, 0.22, 60)])) == [
         "\n                     median  × the other, and between what it lies in 99 of 100 runs",
         "cold",
         "  cold to naive     8.00 ms   0.200  (0.180 to 0.220)     60 rounds",
@@ -269,47 +269,47 @@ def test_the_benchmarks_are_read_from_dear_to_cheap_group_by_group():
     [
         ("benchmark_only", pytest.ExitCode.TESTS_FAILED, "new"),
         ("benchmark_only", pytest.ExitCode.INTERRUPTED, "old"),
-        ("figures", pytest.ExitCode.TESTS_FAILED, "old"),
-        ("figures", pytest.ExitCode.INTERRUPTED, "old"),
+        ("metrics", pytest.ExitCode.TESTS_FAILED, "old"),
+        ("metrics", pytest.ExitCode.INTERRUPTED, "old"),
     ],
     ids=["times above their budget", "times, Ctrl-C", "a count that failed", "counts, Ctrl-C"],
 )
 def test_a_time_above_its_budget_is_a_figure_too_and_half_a_run_is_none(tmp_path, monkeypatch, asked, exitstatus, left):
     """Half of the figures would look like all of them."""
-    monkeypatch.setattr(figures, "REPORTS", tmp_path)
-    file = tmp_path / {"benchmark_only": "bench.json", "figures": "counts.json"}[asked]
+    monkeypatch.setattr(metrics, "REPORTS", tmp_path)
+    file = tmp_path / {"benchmark_only": "bench.json", "metrics": "counts.json"}[asked]
     file.write_text("old")
     config = configured(asked)
-    figures.pytest_configure(config)
-    figures.part_of(tmp_path / "bench.json").write_text(json.dumps(BENCH))
+    metrics.pytest_configure(config)
+    metrics.part_of(tmp_path / "bench.json").write_text(json.dumps(BENCH))
 
-    figures.pytest_terminal_summary(SimpleNamespace(write_line=str, getreports=lambda _: []), exitstatus, config)
+    metrics.pytest_terminal_summary(SimpleNamespace(write_line=str, getreports=lambda _: []), exitstatus, config)
 
-    figures.part_of(tmp_path / "bench.json").unlink(missing_ok=True)
+    metrics.part_of(tmp_path / "bench.json").unlink(missing_ok=True)
     assert (file.read_text() == "old") is (left == "old")
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("asked", ["benchmark_only", "figures"])
-def test_a_run_that_measures_nothing_else_leaves_its_figures(tmp_path, monkeypatch, asked):
+@pytest.mark.parametrize("asked", ["benchmark_only", "metrics"])
+def test_a_run_that_measures_nothing_else_leaves_its_metrics(tmp_path, monkeypatch, asked):
     """The table for who waits, the JSON for `make report`."""
-    monkeypatch.setattr(figures, "REPORTS", tmp_path / "reports")
+    monkeypatch.setattr(metrics, "REPORTS", tmp_path / "reports")
     lines = []
     config = configured(asked)
-    passed = SimpleNamespace(user_properties=[("counted", "1"), ("figure", ["freshness", {"door": "naive"}])])
+    passed = SimpleNamespace(user_properties=[("counted", "1"), ("metric", ["freshness", {"variant": "naive"}])])
     reporter = SimpleNamespace(write_line=lines.append, getreports=lambda outcome: [passed] * (outcome == "passed"))
 
-    figures.pytest_configure(config)
+    metrics.pytest_configure(config)
     if config.option.benchmark_only:
-        figures.pytest_benchmark_update_json(config, found := dict(BENCH))
+        metrics.pytest_benchmark_update_json(config, found := dict(BENCH))
         config.option.benchmark_json.write_text(json.dumps(found))
-    figures.pytest_terminal_summary(reporter, 0, config)
+    metrics.pytest_terminal_summary(reporter, 0, config)
 
     [file] = (tmp_path / "reports").iterdir()
     kept = json.loads(file.read_text())
     assert kept["stack"] == "real"
-    assert (file.name, len(lines)) == {"benchmark_only": ("bench.json", 11), "figures": ("counts.json", 0)}[asked]
-    assert kept.get("freshness") == (None if asked == "benchmark_only" else [{"door": "naive"}])
+    assert (file.name, len(lines)) == {"benchmark_only": ("bench.json", 11), "metrics": ("counts.json", 0)}[asked]
+    assert kept.get("freshness") == (None if asked == "benchmark_only" else [{"variant": "naive"}])
 
 
 INTERRUPTED = """
@@ -337,11 +337,11 @@ def test_ctrl_c_in_the_midst_of_a_benchmark_writes_nothing_and_is_no_traceback(t
 
 
 def test_benchmarks_that_never_began_leave_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "REPORTS", tmp_path)
+    monkeypatch.setattr(metrics, "REPORTS", tmp_path)
     config = configured("benchmark_only")
 
-    figures.pytest_configure(config)
-    figures.pytest_terminal_summary(None, 2, config)
+    metrics.pytest_configure(config)
+    metrics.pytest_terminal_summary(None, 2, config)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -349,21 +349,21 @@ def test_benchmarks_that_never_began_leave_nothing(tmp_path, monkeypatch):
 def test_a_file_that_the_command_line_names_is_where_the_benchmarks_go(tmp_path):
     config = configured("benchmark_only", benchmark_json=tmp_path / "mine.json")
 
-    figures.pytest_configure(config)
+    metrics.pytest_configure(config)
 
     assert config.option.benchmark_json == tmp_path / "mine.json"
 
 
-@pytest.mark.parametrize(("asked", "left"), [("benchmark_only", ["bench"]), ("figures", ["count"]), ("", ["bench", "count", "else"])])
+@pytest.mark.parametrize(("asked", "left"), [("benchmark_only", ["bench"]), ("metrics", ["count"]), ("", ["bench", "count", "else"])])
 def test_where_only_measurements_are_asked_for_the_rest_is_counted_and_not_skipped(asked, left):
     """A thousand lines of `s` hide six."""
-    items = [SimpleNamespace(name="bench", fixturenames=["benchmark"]), SimpleNamespace(name="count", fixturenames=["figure"])]
+    items = [SimpleNamespace(name="bench", fixturenames=["benchmark"]), SimpleNamespace(name="count", fixturenames=["metric"])]
     items.append(SimpleNamespace(name="else", fixturenames=[]))
     deselected = []
     config = configured(asked)
     config.hook.pytest_deselected = lambda *, items: deselected.extend(items)
 
-    figures.pytest_collection_modifyitems(config, items)
+    metrics.pytest_collection_modifyitems(config, items)
 
     assert [item.name for item in items] == left
     assert len(deselected) == 3 - len(left)
@@ -371,6 +371,6 @@ def test_where_only_measurements_are_asked_for_the_rest_is_counted_and_not_skipp
 
 def configured(asked, **options):
     """What the plugin sees of a run on the real stack that asks for this."""
-    options = {"benchmark_only": False, "figures": False, "benchmark_json": None, "stack": "real"} | {asked: True} | options
+    options = {"benchmark_only": False, "metrics": False, "benchmark_json": None, "stack": "real"} | {asked: True} | options
     hook = SimpleNamespace(pytest_benchmark_generate_commit_info=lambda config: {"id": "0123456789", "dirty": False})
     return SimpleNamespace(option=SimpleNamespace(**options), hook=hook)

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests import sabotages, survivors
+from tests import equivalent_mutants, sabotages
 from tests.sabotages import ROOT, SABOTAGES, Sabotage
 
 SPEC = "def test_it():\n    from housing.limits import LIMIT\n    assert LIMIT == 3\n"
@@ -128,9 +128,9 @@ def mutmut(line="cast(None, model)", results=RESULTS):
 
 
 def test_a_survivor_with_an_excuse_is_let_go(monkeypatch, capsys):
-    monkeypatch.setattr(survivors, "EXCUSED", {r"cast\(None, ": "for mypy alone"})
+    monkeypatch.setattr(equivalent_mutants, "EXCUSED", {r"cast\(None, ": "for mypy alone"})
 
-    assert survivors.main(mutmut()) == 0
+    assert equivalent_mutants.main(mutmut()) == 0
     assert capsys.readouterr().out == "Every mutant is noticed, or excused.\n"
 
 
@@ -144,18 +144,18 @@ def test_a_survivor_with_an_excuse_is_let_go(monkeypatch, capsys):
     ids=["no excuse", "not tried", "an excuse that none needs"],
 )
 def test_a_survivor_without_an_excuse_is_said(monkeypatch, capsys, said, complaint):
-    monkeypatch.setattr(survivors, "EXCUSED", {r"cast\(None, ": "for mypy alone"})
+    monkeypatch.setattr(equivalent_mutants, "EXCUSED", {r"cast\(None, ": "for mypy alone"})
 
-    assert survivors.main(said) == 1
+    assert equivalent_mutants.main(said) == 1
     assert complaint in capsys.readouterr().out.splitlines()
 
 
 def test_at_most_ten_kinds_of_mutants_are_excused():
     """Each with a reason. A list that grows is a list that nobody reads."""
-    assert len(survivors.EXCUSED) <= 10
-    assert all(survivors.EXCUSED.values())
+    assert len(equivalent_mutants.EXCUSED) <= 10
+    assert all(equivalent_mutants.EXCUSED.values())
 
 
 def test_mutmut_itself_is_asked(monkeypatch):
     """Without a command it says what it can do."""
-    assert "results" in survivors.mutmut("--help")
+    assert "results" in equivalent_mutants.mutmut("--help")

@@ -188,7 +188,7 @@ def test_a_look_that_finds_nothing_new_leads_nowhere(transactional_db, timeless)
         journal.lookup("an entry")
 
     def wait():
-        while isinstance(journal.lookup("an entry", patient=entries.monotonic() < 1), Filling):
+        while isinstance(journal.lookup("an entry", may_wait=entries.monotonic() < 1), Filling):
             entries.sleep(0)
 
     def write():
@@ -205,7 +205,7 @@ def test_a_look_that_finds_nothing_new_leads_nowhere(transactional_db, timeless)
     assert counts == [30, 78]
 
 
-def test_a_schedule_with_a_stale_answer_is_a_story_that_can_be_told_again(perform, no_close):
+def test_a_schedule_with_a_stale_response_is_a_story_that_can_be_told_again(perform, no_close):
     """Its name is who took each step."""
     with perform(READER, 1, warm=True) as stage:
         story = next(schedule for schedule in stage.every() if schedule.violation(initial=0))
@@ -216,7 +216,7 @@ def test_a_schedule_with_a_stale_answer_is_a_story_that_can_be_told_again(perfor
     assert story.violation(initial=0).startswith("Schedule 12222:\nT1 lookup: hit\nT2 UPDATE\nT2 lease\nT2 COMMIT\nT2 withdraw\n\n")
 
 
-def test_a_stale_answer_fails_with_its_story(perform, no_close, holds):
+def test_a_stale_response_fails_with_its_story(perform, no_close, holds):
     """And says how it is told again."""
     with (
         perform(READER, 1, warm=True) as stage,
@@ -257,7 +257,7 @@ def test_actors_that_all_wait_for_each_other_are_named(perform):
 
 
 def test_an_actor_that_does_not_come_back_is_named(monkeypatch, transactional_db):
-    monkeypatch.setattr("tests.schedules.PATIENCE", 0.01)
+    monkeypatch.setattr("tests.schedules.TIMEOUT", 0.01)
     forever = Event()
     stage = Stage(lambda: [Actor("fault", forever.wait)])
     with pytest.raises(RuntimeError, match="and there T1 does not come back"):

@@ -332,8 +332,8 @@ def test_a_user_who_lacks_any_of_the_listed_permissions_is_refused_by_name(twent
         journal.forget_server()
         with pytest.raises(Refused, match=command.partition("|")[0]):
             journal.lookup(PAGE)
-        answer = read("cached")
-        assert (answer.came_from, answer.body) == ("fwd=bypass; detail=unreachable", body)
+        response = read("cached")
+        assert (response.came_from, response.body) == ("fwd=bypass; detail=unreachable", body)
         [(message, hint)] = said("E005")
         assert command.partition("|")[0] in message
         assert f"+{command}" in hint
@@ -374,10 +374,10 @@ def test_a_real_replica_is_refused_until_it_is_promoted(image, new_redis, as_the
 
 @pytest.mark.only("real")
 @IMAGES
-def test_a_real_primary_that_is_demoted_is_refused_once_its_connections_are_cut(image, own_redis, home, prime, read):
+def test_a_real_primary_that_is_demoted_is_refused_once_its_connections_are_cut(image, own_redis, home, warm, read):
     """Only real servers replicate. Sentinel and most managed servers cut them; the script is still there, and so is a page that looks fresh."""
     server = own_redis(variable=image)
-    prime()
+    warm()
     with redis.Redis.from_url(server.url) as admin:
         admin.replicaof("127.0.0.1", 1)
         admin.client_kill_filter(_type="normal", skipme=True)
@@ -397,11 +397,11 @@ def test_a_real_cluster_is_refused(image, new_redis, as_the_cache, home, read):
 
 
 @pytest.mark.only("real")
-def test_valkey_keeps_the_promise(own_redis, home, prime, read):
+def test_valkey_keeps_the_promise(own_redis, home, warm, read):
     """Only the real stack has a server of its own for this. A restart from an old dump begins cold, as with Redis."""
     server = own_redis(variable="VALKEY_IMAGE")
     assert get_redis_connection("default").info()["server_name"] == "valkey"
-    prime()
+    warm()
     get_redis_connection("default").save()
     home.title = "New"
     home.save()
@@ -409,8 +409,8 @@ def test_valkey_keeps_the_promise(own_redis, home, prime, read):
 
     server.restart()
 
-    answer = read("cached")
-    assert (answer.came_from, answer.rows[0]["title"]) == ("fwd=miss; detail=recovering", "New")
+    response = read("cached")
+    assert (response.came_from, response.rows[0]["title"]) == ("fwd=miss; detail=recovering", "New")
 
 
 NOT_PROMISED = {

@@ -35,7 +35,7 @@ OURS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DJANG
 NOBODY = "127.0.0.1:1"
 """Where nobody listens."""
 
-PATIENCE = 60
+TIMEOUT = 60
 """Seconds after which a process that has not said what is waited for is killed, and the spec fails. None takes a tenth of it."""
 
 
@@ -50,7 +50,7 @@ class Ended:
 
 def python(*arguments: str, folder: Path = ROOT, **environment: str) -> Ended:
     """Run Python in `folder`, in an environment that says nothing to the service but `environment`."""
-    ended = subprocess.run([sys.executable, *arguments], cwd=folder, env=clean() | environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    ended = subprocess.run([sys.executable, *arguments], cwd=folder, env=clean() | environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
@@ -152,9 +152,9 @@ def test_a_wsgi_server_serves_it_too(transactional_db: None) -> None:
 
 @pytest.mark.django_db
 def test_health_is_200_while_both_servers_answer(client: Any) -> None:
-    answer = client.get("/health/")
+    response = client.get("/health/")
 
-    assert (answer.status_code, answer.json()) == (200, {"database": "ok", "cache": "ok"})
+    assert (response.status_code, response.json()) == (200, {"database": "ok", "cache": "ok"})
 
 
 @pytest.mark.django_db
@@ -162,11 +162,11 @@ def test_health_is_200_without_redis_and_says_so(client: Any, settings: Any) -> 
     """Every read is still answered, from the database: nobody gains by a restart of this process."""
     settings.CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": f"redis://{NOBODY}/0"}}
 
-    answer = client.get("/health/")
+    response = client.get("/health/")
 
-    assert answer.status_code == 200
-    assert answer.json()["database"] == "ok"
-    assert answer.json()["cache"].startswith("unreachable: ")
+    assert response.status_code == 200
+    assert response.json()["database"] == "ok"
+    assert response.json()["cache"].startswith("unreachable: ")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -174,11 +174,11 @@ def test_health_is_503_without_the_database(client: Any, monkeypatch: pytest.Mon
     connection.close()
     monkeypatch.setitem(connection.settings_dict, "NAME", "/nowhere/housing")
 
-    answer = client.get("/health/")
+    response = client.get("/health/")
 
-    assert answer.status_code == 503
-    assert answer.json()["database"].startswith("unreachable: ")
-    assert answer.json()["cache"] == "ok"
+    assert response.status_code == 503
+    assert response.json()["database"].startswith("unreachable: ")
+    assert response.json()["cache"] == "ok"
 
 
 # `make run`.
@@ -220,14 +220,14 @@ class Served:
     def headers(self, path: str) -> Any:
         """Ask it as a browser does: what it says of the page."""
         request = urllib.request.Request(self.url + path, headers={"Accept": "text/html"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            return answer.headers
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return response.headers
 
     def get(self, path: str) -> tuple[str, Any]:
         """Ask it as a program does: Cache-Status, and the JSON."""
         request = urllib.request.Request(self.url + path, headers={"Accept": "application/json"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            return answer.headers.get("Cache-Status", ""), json.load(answer)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return response.headers.get("Cache-Status", ""), json.load(response)
 
     def first_price(self) -> tuple[str, str]:
         """Read the cached list: where the answer came from, and the price of its first row."""
@@ -236,7 +236,7 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, port: int, properties: int = 20, patience: float = PATIENCE) -> Iterator[Served]:
+def served(folder: Path, port: int, properties: int = 20, timeout: float = TIMEOUT) -> Iterator[Served]:
     """`make run`, from the moment when it serves until the body ends, for so many seconds at most."""
     process = subprocess.Popen(
         [sys.executable, "-m", "housing.run", "--port", str(port), "--properties", str(properties)],
@@ -248,12 +248,12 @@ def served(folder: Path, port: int, properties: int = 20, patience: float = PATI
         start_new_session=True,
     )
     try:
-        with killed_after(PATIENCE, process):
+        with killed_after(TIMEOUT, process):
             greeting = until_it_serves(process)
-        with killed_after(patience, process):
+        with killed_after(timeout, process):
             yield Served(process, f"http://127.0.0.1:{port}", greeting)
     finally:
-        with killed_after(PATIENCE, process):
+        with killed_after(TIMEOUT, process):
             process.terminate()
             process.wait()
         assert process.stdout
@@ -349,7 +349,7 @@ def test_a_folder_with_settings_and_data_of_its_own_is_served_as_it_is(new_folde
         assert came_from == "housing; fwd=bypass; detail=unreachable"
         assert [row["title"] for row in page["results"]] == ["My own"]
         service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(PATIENCE) == 0
+        assert service.process.wait(TIMEOUT) == 0
 
     assert (new_folder / ".env").read_text() == env
 
@@ -389,7 +389,7 @@ def test_a_server_that_does_not_hear_is_ended_all_the_same(tmp_path: Path) -> No
         f"import signal, pathlib; from housing import run; run.ROOT = pathlib.Path({str(tmp_path)!r}); signal.signal(signal.SIGTERM, run.end); run.serve(1)"
     )
     process = subprocess.Popen([sys.executable, "-c", serving], cwd=ROOT, env=clean(), stdout=subprocess.PIPE, text=True, start_new_session=True)
-    with process, killed_after(PATIENCE, process):
+    with process, killed_after(TIMEOUT, process):
         until_it_serves(process)
         process.terminate()
         assert process.wait() == 0

@@ -191,9 +191,9 @@ def test_every_way_to_send_a_write_is_in_the_next_read(every_way, within, outcom
     assert {way: found for way, found in every_way(carry_out).items() if found != outcome} == {}
 
 
-def test_a_write_through_a_copy_of_the_connection_is_in_the_next_read(twenty_properties, prime, read_the_list):
+def test_a_write_through_a_copy_of_the_connection_is_in_the_next_read(twenty_properties, warm, read_the_list):
     """`connection.copy()` has the alias of the connection, and transactions of its own."""
-    prime()
+    warm()
     held = connections["default"]
 
     through_a_copy(RENAME)
@@ -204,7 +204,7 @@ def test_a_write_through_a_copy_of_the_connection_is_in_the_next_read(twenty_pro
 
 
 @pytest.mark.only("real")
-def test_rows_copied_in_are_in_the_next_read(twenty_properties, prime, read_the_list):
+def test_rows_copied_in_are_in_the_next_read(twenty_properties, warm, read_the_list):
     """SQLite has no COPY."""
     columns = ("title", "property_type", "status", "price", "location_id", "agent_id", "created_at", "updated_at")
     [values] = Property.objects.order_by("-created_at").values_list(*columns)[:1]
@@ -215,16 +215,16 @@ def test_rows_copied_in_are_in_the_next_read(twenty_properties, prime, read_the_
         SQL("COPY {} ({}) FROM STDIN").format(name, SQL(", ").join(map(Identifier, columns))),
     ):
         title = f"Copied as {type(text).__name__}"
-        prime()
+        warm()
         with connection.cursor() as cursor, cursor.copy(text) as copy:
             copy.write_row((title, *values[1:]))
         assert title in [row["title"] for row in read_the_list(page_size=100)]
 
 
 @pytest.mark.only("real")
-def test_a_copy_that_fails_leaves_every_page_warm(twenty_properties, prime, read):
+def test_a_copy_that_fails_leaves_every_page_warm(twenty_properties, warm, read):
     """An error inside the block, or of the server, is Django's error and rolls back. (SQLite has no COPY.)"""
-    prime()
+    warm()
 
     with pytest.raises(DatabaseError), connection.cursor() as cursor, cursor.copy("COPY housing_office (name, city) FROM STDIN") as copy:
         copy.write_row(("x" * 1000, "y"))
@@ -236,9 +236,9 @@ def test_a_copy_that_fails_leaves_every_page_warm(twenty_properties, prime, read
 
 
 @pytest.mark.only("real")
-def test_a_streamed_write_is_committed_after_its_last_row(twenty_properties, prime, read, elsewhere):
+def test_a_streamed_write_is_committed_after_its_last_row(twenty_properties, warm, read, elsewhere):
     """Nobody else sees it before, and the entry stays until then. (SQLite's driver does not stream.)"""
-    prime()
+    warm()
     names = {name for (name,) in Office.objects.values_list("name").distinct()}
 
     rows = connection.cursor().stream(f"{RENAME} RETURNING id")
@@ -252,10 +252,10 @@ def test_a_streamed_write_is_committed_after_its_last_row(twenty_properties, pri
 
 
 @pytest.mark.only("real")
-def test_a_streamed_write_whose_rows_are_not_read_is_carried_out(twenty_properties, prime, read):
+def test_a_streamed_write_whose_rows_are_not_read_is_carried_out(twenty_properties, warm, read):
     """Psycopg cancels what the server still sends, here 20 megabytes. The server had carried it out before. (SQLite's driver does not stream.)"""
     Office.objects.create(name="Another")
-    prime()
+    warm()
 
     rows = connection.cursor().stream(f"{RENAME} RETURNING repeat('x', 10000000)")
     next(rows)
@@ -266,9 +266,9 @@ def test_a_streamed_write_whose_rows_are_not_read_is_carried_out(twenty_properti
 
 
 @pytest.mark.only("real")
-def test_a_streamed_write_that_fails_leaves_every_page_warm(twenty_properties, prime, read):
+def test_a_streamed_write_that_fails_leaves_every_page_warm(twenty_properties, warm, read):
     """The error is Django's, as it is from `execute()`. (SQLite's driver does not stream.)"""
-    prime()
+    warm()
 
     with pytest.raises(DatabaseError):
         list(connection.cursor().stream("UPDATE housing_office SET name = repeat('x', 1000) RETURNING id"))
@@ -277,9 +277,9 @@ def test_a_streamed_write_that_fails_leaves_every_page_warm(twenty_properties, p
 
 
 @pytest.mark.only("real")
-def test_a_streamed_read_is_no_write(twenty_properties, prime, read):
+def test_a_streamed_read_is_no_write(twenty_properties, warm, read):
     """It opens no transaction, and may be broken off. (SQLite's driver does not stream.)"""
-    prime()
+    warm()
 
     assert len(list(connection.cursor().stream("SELECT id FROM housing_property"))) == 20
     rows = connection.cursor().stream("SELECT id FROM housing_property")
@@ -294,9 +294,9 @@ def test_a_streamed_read_is_no_write(twenty_properties, prime, read):
 
 
 @pytest.mark.only("embedded")
-def test_a_procedure_may_write_anything(twenty_properties, prime, read_the_list, monkeypatch):
+def test_a_procedure_may_write_anything(twenty_properties, warm, read_the_list, monkeypatch):
     """SQLite has none, so its cursor is given one here. (PostgreSQL's is among the ways to send a write.)"""
-    prime()
+    warm()
     called = []
 
     def callproc(cursor, *how):
@@ -327,11 +327,11 @@ def test_a_procedure_may_write_anything(twenty_properties, prime, read_the_list,
     ],
     ids=["a SELECT of bytes", "a SELECT", "a literal", "an UPDATE of images", "an UPDATE of bytes", "several"],
 )
-def test_a_text_that_is_not_str_is_judged_by_what_it_says(twenty_properties, prime, read, query, stale):
+def test_a_text_that_is_not_str_is_judged_by_what_it_says(twenty_properties, warm, read, query, stale):
     """`str()` of bytes or of psycopg's Composed is not their text. (SQLite's driver takes str alone.)"""
     home = twenty_properties[0]
-    prime()
-    prime(f"cached/{home.pk}")
+    warm()
+    warm(f"cached/{home.pk}")
 
     with nullcontext() if "the list" not in stale else pytest.raises(DatabaseError):
         execute(query)

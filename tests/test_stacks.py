@@ -82,22 +82,22 @@ def test_a_stack_that_nobody_knows_is_refused():
 
 def test_a_server_that_never_answers_is_not_waited_for_for_ever(monkeypatch):
     """What it says last is what is told."""
-    monkeypatch.setattr(stacks, "PATIENCE", 0)
-    answers = iter([OSError("not yet"), OSError("still not")])
+    monkeypatch.setattr(stacks, "TIMEOUT", 0)
+    responses = iter([OSError("not yet"), OSError("still not")])
 
     def ask():
-        raise next(answers)
+        raise next(responses)
 
     with pytest.raises(OSError, match="not"):
         stacks.wait_for(ask, OSError)
 
 
 def test_a_server_that_answers_at_last_is_waited_for():
-    answers = iter([1, 0])
+    responses = iter([1, 0])
 
-    stacks.wait_for(lambda: 1 // (1 - next(answers)), ZeroDivisionError)
+    stacks.wait_for(lambda: 1 // (1 - next(responses)), ZeroDivisionError)
 
-    assert list(answers) == []
+    assert list(responses) == []
 
 
 @pytest.mark.only("real")

@@ -318,9 +318,9 @@ def test_the_release_of_a_savepoint_that_holds_a_write_is_refused_outside_of_ato
         transaction.set_autocommit(True)
 
 
-def test_a_savepoint_of_sql_is_allowed(twenty_properties, prime, read):
+def test_a_savepoint_of_sql_is_allowed(twenty_properties, warm, read):
     """A rollback to it leaves the tags of its writes: slower, never stale."""
-    prime()
+    warm()
 
     with transaction.atomic():
         execute("SAVEPOINT mine")

@@ -54,7 +54,7 @@ def etag_of(body: bytes) -> str:
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-def answer(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin) -> Answer:
+def response(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin) -> Answer:
     """The answer under the key that `key_in` makes of the identity of a database, never older than the last write that was complete when this began.
 
     `etags` are those that the reader has. Raises what `read` raises, and then remembers nothing.
@@ -97,7 +97,7 @@ def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | M
     """What there is under `key`, and whether another reader was waited for; nobody waits beyond `deadline`."""
     draw = draws.expovariate(1.0) * conf.BETA
     looks = 0
-    while isinstance(found := journal.lookup(key, etags, draw=draw, patient=monotonic() < deadline), Filling):
+    while isinstance(found := journal.lookup(key, etags, draw=draw, may_wait=monotonic() < deadline), Filling):
         sleep(PAUSES[min(looks, len(PAUSES) - 1)])
         looks += 1
     return found, looks > 0

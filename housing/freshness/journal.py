@@ -85,13 +85,13 @@ class Journal:
         self._refused: tuple[float, str, Objection] | None = None
         self._line = Line()
 
-    def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, patient: bool = False) -> Hit | Miss | Filling:
+    def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, may_wait: bool = False) -> Hit | Miss | Filling:
         """The entry under this key, if it is fresh; without its body if the reader's `etags` name it.
 
         `draw`, from the exponential distribution, times the seconds that the entry cost: so long before its time is up it counts as over.
         Whoever is `patient` may be told that another is filling it.
         """
-        verdict, *rest = self._run("lookup", int(patient), repr(draw), *etags, entry=entry)
+        verdict, *rest = self._run("lookup", int(may_wait), repr(draw), *etags, entry=entry)
         if verdict == b"filling":
             return Filling()
         if verdict == b"hit":

@@ -21,7 +21,7 @@ from housing.views import PropertyListView
 JSON = "application/json"
 
 
-def floor_key() -> str:
+def baseline_key() -> str:
     """Under this key is what `one_get` answers with."""
     return str(cache.make_key("floor"))
 
@@ -33,7 +33,7 @@ def nothing(request: HttpRequest) -> HttpResponse:
 
 def one_get(request: HttpRequest) -> HttpResponse:
     """The bytes of one Redis GET: nothing is asked, validated or promised."""
-    return HttpResponse(get_redis_connection("default").get(floor_key()), content_type=JSON)
+    return HttpResponse(get_redis_connection("default").get(baseline_key()), content_type=JSON)
 
 
 class PlainList(ListAPIView[Property]):
@@ -48,10 +48,10 @@ class PlainList(ListAPIView[Property]):
 
 urlpatterns = [
     *housing,
-    path("floors/nothing/", nothing),
-    path("floors/one-get/", one_get),
-    path("floors/plain/", PlainList.as_view()),
-    path("floors/cache-page/", cache_page(600)(PlainList.as_view())),
+    path("baselines/nothing/", nothing),
+    path("baselines/one-get/", one_get),
+    path("baselines/plain/", PlainList.as_view()),
+    path("baselines/cache-page/", cache_page(600)(PlainList.as_view())),
 ]
 
 

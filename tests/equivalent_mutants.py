@@ -1,7 +1,7 @@
 """Mutants that no spec can notice, and why. `make mutants` fails for any other, and for a row that excuses none any more.
 
 mutmut run                    makes the mutants, and runs the specs that reach each; stopped, it goes on where it was
-python -m tests.survivors     what it left: survivors that are not excused here, and excuses without a survivor
+python -m tests.equivalent_mutants     what it left: survivors that are not excused here, and excuses without a survivor
 mutmut show NAME              one mutant; `mutmut run NAME` tries it again, after a spec was made sharper
 """
 
@@ -66,7 +66,7 @@ def complaints(ask: Ask = mutmut) -> list[str]:
 
 
 def main(ask: Ask = mutmut) -> int:
-    """`python -m tests.survivors`: 0 if every mutant was noticed, or is excused."""
+    """`python -m tests.equivalent_mutants`: 0 if every mutant was noticed, or is excused."""
     wrong = complaints(ask)
     tqdm.write("\n".join(wrong or ["Every mutant is noticed, or excused."]))
     return 1 if wrong else 0

@@ -1,6 +1,6 @@
 """What a run measured: a table for people, and JSON in `reports/` for `make report`. A pytest plugin, loaded by `addopts`.
 
-`pytest --benchmark-only` leaves `reports/bench.json`, in pytest-benchmark's format; `pytest --figures` leaves `reports/counts.json`, which holds what
+`pytest --benchmark-only` leaves `reports/bench.json`, in pytest-benchmark's format; `pytest --metrics` leaves `reports/counts.json`, which holds what
 specs gave to their fixture `figure`. A time above its budget is a figure, too; a count that fails is none. Ctrl-C leaves the files of the run before.
 """
 
@@ -22,8 +22,8 @@ REPORTS = Path(__file__).resolve().parent.parent / "reports"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--figures`."""
-    parser.getgroup("housing").addoption("--figures", action="store_true", help="only the specs that count what `make report` shows; in reports/counts.json")
+    """`--metrics`."""
+    parser.getgroup("housing").addoption("--metrics", action="store_true", help="only the specs that count what `make report` shows; in reports/counts.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,20 +35,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what measures nothing, where only measurements are asked for."""
-    for fixture, asked in (("benchmark", config.option.benchmark_only), ("figure", config.option.figures)):
+    for fixture, asked in (("benchmark", config.option.benchmark_only), ("metric", config.option.metrics)):
         if asked:
             config.hook.pytest_deselected(items=[item for item in items if fixture not in item.fixturenames])
             items[:] = [item for item in items if fixture in item.fixturenames]
 
 
 @pytest.fixture
-def figure(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+def metric(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """`figure("queries", door="naive", queries=61)`: a row that this spec measured."""
 
-    def figure(kind: str, **row: object) -> None:
-        record_property("figure", [kind, row])
+    def metric(kind: str, **row: object) -> None:
+        record_property("metric", [kind, row])
 
-    return figure
+    return metric
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
             for line in table(ways_of(json.loads(written.read_text(encoding="utf-8")))):
                 terminalreporter.write_line(line)
         keep(REPORTS / "bench.json", exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
-    if config.option.figures:
+    if config.option.metrics:
         REPORTS.mkdir(exist_ok=True)
         found = counted(terminalreporter.getreports("passed"), config)
         part_of(REPORTS / "counts.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -97,7 +97,7 @@ def keep(file: Path, whole: bool) -> None:
 def counted(reports: Sequence[pytest.TestReport], config: pytest.Config) -> dict[str, Any]:
     """What the specs gave to `figure`, by kind, and when, where and of which commit."""
     kinds: dict[str, Any] = {}
-    for kind, row in (told for report in reports for name, told in report.user_properties if name == "figure"):
+    for kind, row in (told for report in reports for name, told in report.user_properties if name == "metric"):
         kinds.setdefault(kind, []).append(row)
     commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
     return {"datetime": datetime.now(UTC).isoformat(), "commit_info": commit, "stack": config.option.stack} | kinds
@@ -132,7 +132,7 @@ class Way:
         return self.name.partition(" to ")[2]
 
 
-ORDER = ("naive", "optimized", "cold", "warm", "floors", "write")
+ORDER = ("naive", "optimized", "cold", "warm", "baselines", "write")
 """The groups, as they are read."""
 
 
