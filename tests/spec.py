@@ -28,6 +28,7 @@ CHAPTERS = (
     "invalidation",
     "dependencies",
     "kinds",
+    "compiler",
     "sql",
     "statements",
     "precision",

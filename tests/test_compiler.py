@@ -1,0 +1,206 @@
+"""Each statement of Django's compilers says which tags it touches or depends on."""
+
+import types
+from contextlib import contextmanager
+
+import pytest
+from django.db import connection, connections, transaction
+from django.db.models import Exists, F, FilteredRelation, OuterRef, Q
+from django.db.models.expressions import RawSQL
+from django.db.models.sql.where import WhereNode
+
+from housing.freshness import Select, tracking
+from housing.freshness.checks import _models_on_the_way
+from housing.freshness.dependencies import Unreadable, read_off, recorded
+from housing.freshness.requests import Headers
+from housing.freshness.tracking import MANY_ROWS
+from housing.models import Agent, Office, Property, PropertyImage
+
+pytest_plugins = ["tests.kinds"]
+
+
+def touched(write):
+    """The tags of a write, by which it invalidates; the write is rolled back."""
+    with transaction.atomic():
+        write()
+        tags = connection._collapsed()
+        transaction.set_rollback(True)
+    return tags
+
+
+def dependencies(read):
+    """The tags on which a read depends, and why it is not stored if it is not."""
+    with recorded() as recording:
+        read()
+    return recording.tags, recording.complaint
+
+
+# Writes
+
+
+def test_a_delete_whose_condition_matches_nothing_touches_nothing(home):
+    """Django sends no SQL for it."""
+    assert touched(lambda: Property.objects.filter(pk__in=[])._raw_delete("default")) == set()
+
+
+def test_an_update_of_inherited_columns_touches_the_parents_table(furnished):
+    """Django updates each table by itself; the rows of the parent are known by then."""
+    assert touched(lambda: furnished.Villa.objects.filter(pools=furnished.villa.pools).update(title="Other")) == {
+        "housing_property",
+        "housing_property.title",
+        f"housing_property:{furnished.villa.pk}",
+    }
+
+
+def test_an_insert_that_leaves_a_reference_to_the_database_touches_the_whole_table(it):
+    """The database chooses the value, and the statement does not say which."""
+    fields = [it.Node._meta.get_field(name) for name in ("word", "rank", "anywhere")]
+
+    tags = touched(lambda: it.Node._base_manager._insert([it.Node(word="x", rank=1)], fields=fields, using="default"))
+
+    assert tags == {"housing_node", "housing_node:*"}
+
+
+@contextmanager
+def cascading_by_the_database(*tracked, settings, monkeypatch):
+    """Django's own cascades are taken for those of Django 6.1, which the database carries out; only these models are tracked."""
+    monkeypatch.setattr(tracking, "WRITTEN_BY_THE_DATABASE", (types.FunctionType,))
+    settings.FRESHNESS_MODELS = tracked
+    tracking.forget()
+    try:
+        yield
+    finally:
+        monkeypatch.undo()
+        tracking.forget()
+
+
+def test_a_row_whose_deletion_the_database_cascades_touches_the_tables_below(home, settings, monkeypatch):
+    """Also where the row's own table is not tracked. To create or to change such a row touches nothing."""
+    image = home.images.first()
+    with cascading_by_the_database("housing.PropertyImage", settings=settings, monkeypatch=monkeypatch):
+        created = touched(lambda: Property.objects.create(title="New", price=1, location=home.location, agent=home.agent))
+        changed = touched(lambda: Property.objects.filter(pk=home.pk).update(price=1))
+        PropertyImage.objects.filter(property=home)._raw_delete("default")
+        deleted = touched(lambda: Property.objects.filter(pk=home.pk)._raw_delete("default"))
+
+    assert image.pk
+    assert (created, changed, deleted) == (set(), set(), {"housing_propertyimage", "housing_propertyimage:*"})
+
+
+def test_of_many_locked_rows_only_the_first_hundred_are_remembered(transactional_db):
+    """What is not remembered counts as changed: slower, and as true."""
+    offices = Office.objects.bulk_create(Office(name=f"Branch {number}") for number in range(MANY_ROWS + 1))
+
+    def save(which):
+        locked = list(Office.objects.select_for_update().order_by("pk"))
+        locked[which].save()
+
+    assert "housing_office.name" not in touched(lambda: save(0))
+    assert "housing_office.name" in touched(lambda: save(MANY_ROWS))
+    assert len(offices) == MANY_ROWS + 1
+
+
+def test_a_write_on_a_connection_under_an_alias_of_its_own_is_in_the_next_read(home, warm, read):
+    """A copy of a connection may have an alias that the settings do not know. It commits by itself all the same."""
+    warm()
+    stray = connection.copy(alias="stray")
+    try:
+        stray.cursor().execute("UPDATE housing_office SET name = 'Renamed'")
+    finally:
+        stray.close()
+
+    assert "stray" not in connections.settings
+    assert read("cached").rows[0]["agent"]["office"]["name"] == "Renamed"
+
+
+# Reads
+
+
+def test_a_condition_on_many_keys_depends_on_which_rows_there_are(home):
+    """Up to a hundred keys are tags of their own."""
+    few, _ = dependencies(lambda: list(Property.objects.filter(agent_id__in=range(MANY_ROWS)).only("pk")))
+    many, _ = dependencies(lambda: list(Property.objects.filter(agent_id__in=range(MANY_ROWS + 1)).only("pk")))
+
+    assert ("housing_property:+" in few, "housing_property.agent_id=0" in few) == (False, True)
+    assert ("housing_property:+" in many, "housing_property.agent_id=0" in many) == (True, False)
+
+
+def test_a_condition_on_a_list_of_expressions_depends_on_their_columns(home):
+    tags, complaint = dependencies(lambda: list(Property.objects.filter(bedrooms__in=[F("bathrooms"), 3])))
+
+    assert complaint is None
+    assert {"housing_property.bathrooms", "housing_property.bedrooms", "housing_property:+"} <= tags
+
+
+def test_a_condition_on_two_columns_at_once_depends_on_both(it):
+    tags, complaint = dependencies(lambda: list(it.Membership.objects.filter(pk__in=[(it.home.agent_id, 1)])))
+
+    assert complaint is None
+    assert {"housing_membership:+", "housing_membership:-", "housing_membership.agent_id", "housing_membership.number"} <= tags
+
+
+def test_an_inner_query_with_a_filtered_relation_is_taken_whole(home):
+    inner = Agent.objects.alias(mine=FilteredRelation("properties", condition=Q(properties__price__gt=1))).filter(mine__isnull=False, office=OuterRef("pk"))
+    tags, complaint = dependencies(lambda: list(Office.objects.filter(Exists(inner))))
+
+    assert complaint is None
+    assert {"housing_agent", "housing_property"} <= tags
+
+
+def test_a_compiled_select_that_cannot_be_read_keeps_its_response_out_of_the_cache(home):
+    """It is compiled once and read often; every reader is told."""
+    select = Select(Property.objects.annotate(one=RawSQL("1", ())).values_list("pk", "one"))
+
+    for _ in range(2):
+        _, complaint = dependencies(select.rows)
+        assert complaint == (
+            "A query on housing.Property cannot be read: It has SQL as text (RawSQL, extra()), which nobody can read. Write it with expressions."
+        )
+
+
+def test_a_compiled_select_may_be_read_outside_a_fill(home):
+    assert Select(Property.objects.filter(pk=home.pk).values_list("pk")).rows() == [[home.pk]]
+
+
+def compiled(queryset):
+    """The compiler of a queryset, after it has made its SQL."""
+    compiler = queryset.query.get_compiler("default")
+    compiler.as_sql()
+    return compiler
+
+
+def test_a_column_of_a_table_that_is_not_joined_is_refused(transactional_db):
+    """Django makes no such query. If it ever does, nothing is overlooked."""
+    compiler = compiled(Property.objects.filter(agent__name="x"))
+    compiler.joined = [compiler.query.get_initial_alias()]
+
+    with pytest.raises(Unreadable, match="It has a column of housing_agent, which it does not join"):
+        read_off(compiler)
+
+
+def test_a_condition_of_a_kind_that_nobody_knows_is_refused(transactional_db):
+    compiler = compiled(Property.objects.all())
+    compiler.query.where = WhereNode([object()])
+
+    with pytest.raises(Unreadable, match="It has a object, whose columns cannot be read"):
+        read_off(compiler)
+
+
+def test_a_prefetch_of_something_that_is_no_relation_leads_to_no_model():
+    """A check looks at metadata alone; what it cannot follow shows when it is read."""
+    assert list(_models_on_the_way(Property, ["neighbours"])) == []
+
+
+def test_a_header_that_is_everybodys_may_be_looked_at(rf_noted):
+    """`Accept` and `Host` decide nothing that the key does not carry."""
+    headers, noted = rf_noted
+    assert headers["Accept"] == "text/html"
+    assert noted == []
+
+
+@pytest.fixture
+def rf_noted(monkeypatch):
+    """Headers of a request, and what was noted of them."""
+    noted = []
+    monkeypatch.setattr("housing.freshness.requests.note", noted.append)
+    return Headers({"HTTP_ACCEPT": "text/html"}), noted
