@@ -326,6 +326,8 @@ def _tells_the_day(written: str) -> bool:
     try:
         if day.strftime(written) == years_later.strftime(written):
             return False  # strptime would guess the year, and from Python 3.13 on warn that it does
+        if re.search(r"%:?[zZ]", written):
+            return False  # a date is kept without a zone; from Python 3.15 on strptime lets an empty one pass
         return datetime.datetime.strptime(day.strftime(written), written).replace(tzinfo=datetime.UTC).date() == day
     except (ValueError, re.error):
         return False
