@@ -54,7 +54,7 @@ def django_db_modify_db_settings() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def keys_of_our_own() -> Iterator[None]:
+def own_keys_are_deleted() -> Iterator[None]:
     """What the specs left in Redis goes with them."""
     yield
     flush()
@@ -77,7 +77,7 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
 def a_cold_cache(request: pytest.FixtureRequest) -> None:
     """Nothing is remembered, and the journal knows that nobody else writes."""
     select_of.cache_clear()  # what another spec had compiled, this one would not reach
-    forget_everything()
+    clear_the_cache()
 
 
 def flush() -> None:
@@ -86,7 +86,7 @@ def flush() -> None:
     client.delete(cache.make_key("journal"), *client.scan_iter(cache.make_key("*")))
 
 
-def forget_everything() -> None:
+def clear_the_cache() -> None:
     """Make the cache cold."""
     flush()
     journal.begin()
@@ -128,7 +128,7 @@ def make_properties(count: int) -> list[Property]:
     with transaction.atomic():
         homes = saved(*map(a_property, range(count)))
         make_images(*homes[:2])
-    forget_everything()
+    clear_the_cache()
     return homes
 
 
@@ -169,7 +169,7 @@ def blog(new_blog: Blog) -> Blog:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What a reader got. `came_from` is Cache-Status without its first word: `hit`, `fwd=miss; stored`, …"""
 
     response: Any
@@ -214,21 +214,21 @@ def client(handler: ClientHandler) -> Client:
 
 
 @pytest.fixture
-def read(client: Client) -> Callable[..., Answer]:
+def read(client: Client) -> Callable[..., Response]:
     """Ask as a program does: a door or any path, `read("cached", city="Springfield")`, `read("naive/7")`, `read("cached?cursor=…")`."""
     return partial(ask, client)
 
 
-def ask(client: Client, what: str = "cached", headers: dict[str, str] | None = None, **parameters: Any) -> Answer:
+def ask(client: Client, what: str = "cached", headers: dict[str, str] | None = None, **parameters: Any) -> Response:
     """One GET."""
     path, _, query = what.partition("?")
     variant, _, rest = path.partition("/")
     path = VARIANTS[variant] + (f"{rest}/" if rest else "") if variant in VARIANTS else path
-    return Answer(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
+    return Response(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
 
 
 @pytest.fixture
-def read_the_list(read: Callable[..., Answer]) -> Callable[..., list[Any]]:
+def read_the_list(read: Callable[..., Response]) -> Callable[..., list[Any]]:
     """The rows of a page, as the cached door gives them unless another is named."""
 
     def read_the_list(variant: str = "cached", **parameters: Any) -> list[Any]:
@@ -238,7 +238,7 @@ def read_the_list(read: Callable[..., Answer]) -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
-def warm(read: Callable[..., Answer]) -> Callable[..., bytes]:
+def warm(read: Callable[..., Response]) -> Callable[..., bytes]:
     """Make a page warm, and see that it is."""
 
     def warm(what: str = "cached", **parameters: Any) -> bytes:
@@ -251,16 +251,16 @@ def warm(read: Callable[..., Answer]) -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def plant_a_mark() -> Callable[[], bytes]:
+def tamper_with_the_entry() -> Callable[[], bytes]:
     """Change what the cache holds in its one entry, behind the service's back: whoever answers with it asked nobody else."""
 
-    def plant_a_mark() -> bytes:
+    def tamper_with_the_entry() -> bytes:
         [entry] = entries()
         mark = b'{"next":null,"previous":null,"results":["planted"]}'
         get_redis_connection("default").hset(entry, "body", mark)
         return mark
 
-    return plant_a_mark
+    return tamper_with_the_entry
 
 
 def entries() -> list[bytes]:
@@ -421,15 +421,15 @@ def own_redis(as_the_cache: Callable[[OwnRedis], None], new_redis: Callable[...,
     def own_redis(*arguments: str, **image: str) -> OwnRedis:
         server = new_redis(*arguments, **image)
         as_the_cache(server)
-        forget_everything()
+        clear_the_cache()
         return server
 
     return own_redis
 
 
 @pytest.fixture
-def redis_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
-    """`with redis_away():` every connection is cut, and no new one can be made."""
+def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """`with redis_unreachable():` every connection is cut, and no new one can be made."""
 
     @contextmanager
     def away() -> Iterator[None]:

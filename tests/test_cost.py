@@ -7,7 +7,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 
-from conftest import entries, forget_everything, make_images, make_properties
+from conftest import clear_the_cache, entries, make_images, make_properties
 from housing.freshness.journal import journal
 from tests.instruments import bytes_of
 
@@ -112,7 +112,7 @@ def test_more_images_cost_no_more(home, read, queries, images):
     home.images.all().delete()
     for _ in range(images):
         make_images(home)
-    forget_everything()
+    clear_the_cache()
 
     with queries.exactly(2, because="all images of a property come in one SELECT"):
         assert len(read(f"cached/{home.pk}").json["images"]) == 2 * images

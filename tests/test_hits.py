@@ -16,7 +16,7 @@ from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
-from conftest import entries, forget_everything, make_images
+from conftest import clear_the_cache, entries, make_images
 from housing.freshness.connection import NotLeased
 from housing.freshness.journal import journal
 from housing.freshness.keys import LONG, entry_key
@@ -26,10 +26,10 @@ from housing.models import Property
 # What is remembered
 
 
-def test_a_hit_comes_from_the_cache_and_from_nowhere_else(twenty_properties, warm, read, plant_a_mark):
+def test_a_hit_comes_from_the_cache_and_from_nowhere_else(twenty_properties, warm, read, tamper_with_the_entry):
     """A count of zero could be a broken counter. A mark that only the cache holds cannot come from elsewhere."""
     warm()
-    mark = plant_a_mark()
+    mark = tamper_with_the_entry()
 
     assert read("cached").body == mark
 
@@ -291,7 +291,7 @@ def test_any_number_of_etags_may_be_known(twenty_properties, warm, read):
 def test_a_cold_read_gives_304_too(twenty_properties, read, known):
     """What the reader has is compared with what is true now, wherever that comes from."""
     etag = read("cached").headers["ETag"]
-    forget_everything()
+    clear_the_cache()
 
     again = read("cached", headers={"If-None-Match": known.format(etag)})
     assert (again.status, again.came_from) == (304, "fwd=miss; stored")
@@ -358,10 +358,10 @@ def unreachable():
     return f"Redis at {redis['host']}:{redis['port']} is out of reach (connection refused)."
 
 
-def test_without_redis_reads_are_answered_from_the_database(twenty_properties, read, redis_away, queries, caplog):
+def test_without_redis_reads_are_answered_from_the_database(twenty_properties, read, redis_unreachable, queries, caplog):
     body = read("optimized").body
 
-    with redis_away(), queries.exactly(1, because="the database is asked once, as if nothing were remembered"):
+    with redis_unreachable(), queries.exactly(1, because="the database is asked once, as if nothing were remembered"):
         response = read("cached")
 
     assert (response.came_from, response.body) == ("fwd=bypass; detail=unreachable", body)
@@ -396,10 +396,10 @@ def test_a_redis_that_refuses_is_as_good_as_away(home, read, monkeypatch, refusa
         assert connection.get_autocommit()  # and no transaction is left open
 
 
-def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(twenty_properties, read, redis_away, meanwhile, queries, caplog):
+def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(twenty_properties, read, redis_unreachable, meanwhile, queries, caplog):
     """The answer is there already; it is not read again."""
     read("optimized")
-    with ExitStack() as stack, meanwhile(lambda: stack.enter_context(redis_away())), queries.exactly(1, because="the answer was read already"):
+    with ExitStack() as stack, meanwhile(lambda: stack.enter_context(redis_unreachable())), queries.exactly(1, because="the answer was read already"):
         response = read("cached")
 
     assert response.came_from == "fwd=bypass; detail=unreachable"
@@ -557,8 +557,8 @@ def test_a_page_that_cannot_be_asked_for_is_named_before_anything_is_read(twenty
         warm_cache(*arguments)
 
 
-def test_warming_says_that_redis_is_away(twenty_properties, warm_cache, redis_away):
-    with redis_away(), pytest.raises(CommandError, match=r"^Redis is out of reach, and nothing is remembered\. See REDIS_URL\.$"):
+def test_warming_says_that_redis_is_away(twenty_properties, warm_cache, redis_unreachable):
+    with redis_unreachable(), pytest.raises(CommandError, match=r"^Redis is out of reach, and nothing is remembered\. See REDIS_URL\.$"):
         warm_cache()
 
 
