@@ -1541,14 +1541,14 @@ READ = (
         "run.py",
         "CHANGED = 3",
         "CHANGED = None",
-        "test_setup.py::test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cache",
+        "test_setup.py::test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_the_cache",
     ),
     Sabotage(
         "a server that does not hear is waited for",
         "run.py",
         "        server.kill()",
         "        server.terminate()",
-        "test_setup.py::test_a_server_that_does_not_hear_is_ended_all_the_same",
+        "test_setup.py::test_a_server_that_ignores_signals_is_killed",
     ),
     Sabotage(
         "equal values come in any order",
