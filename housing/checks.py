@@ -1,4 +1,4 @@
-"""Django system checks of the example, beside those of the engine (`freshness/checks.py`).
+"""Django system checks of the example, in addition to those of the engine (`freshness/checks.py`).
 
 All of them read only settings and metadata, because `check` and `runserver` must not wait for a server.
 """

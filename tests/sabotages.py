@@ -1576,7 +1576,7 @@ READ = (
         "filters.py",
         'request.META.get("QUERY_STRING", ""), request.encoding',
         'request.META.get("QUERY_STRING", ""), None',
-        "test_contract.py::test_the_same_query_string_in_another_charset_is_another_query",
+        "test_contract.py::test_the_same_query_string_in_another_charset_has_other_values",
     ),
     Sabotage(
         "the quick bytes are not DRF's: a separator that JavaScript cannot read",
@@ -1625,7 +1625,7 @@ READ = (
         "freshness/keys.py",
         ":{shape}:",
         ":",
-        "test_keys.py::test_a_deployment_with_another_fingerprint_misses",
+        "test_keys.py::test_a_deployment_with_another_fingerprint_finds_no_entry",
     ),
     Sabotage(
         "a read inside a transaction is remembered",
@@ -1695,7 +1695,7 @@ READ = (
         "views.py",
         'return "list", query.canonical, read',
         'return "list", request.META["QUERY_STRING"], read',
-        "test_hits.py::test_equivalent_queries_share_an_entry",
+        "test_hits.py::test_equivalent_query_strings_share_an_entry",
     ),
     Sabotage(
         "a key leaves out what was asked",
@@ -1784,7 +1784,7 @@ KEYS = (
         "freshness/fingerprint.py",
         "sys.version_info[:3]",
         "()",
-        "test_keys.py::test_another_python_version_changes_the_fingerprint",
+        "test_keys.py::test_another_version_of_the_interpreter_changes_the_fingerprint",
     ),
     Sabotage(
         "the fingerprint covers no script",
@@ -1868,7 +1868,7 @@ KEYS = (
         "freshness/fingerprint.py",
         "fingerprint.cache_clear()",
         "pass",
-        "test_keys.py::test_a_changed_setting_of_a_library_is_a_miss",
+        "test_keys.py::test_a_changed_setting_of_a_library_causes_a_miss",
     ),
     Sabotage(
         "a changed cache leaves the keys",
@@ -1882,14 +1882,14 @@ KEYS = (
         "freshness/keys.py",
         ":{database}:",
         ":",
-        "test_keys.py::test_another_database_at_the_same_address_is_a_miss",
+        "test_keys.py::test_another_database_at_the_same_address_causes_a_miss",
     ),
     Sabotage(
         "identity: a copy of a file is the file",
         "freshness/identity.py",
         "repr((place, facts))",
         "repr(facts)",
-        "test_keys.py::test_a_copy_of_the_database_at_the_same_address_is_a_miss",
+        "test_keys.py::test_a_copy_of_the_database_at_the_same_address_causes_a_miss",
     ),
     Sabotage(
         "identity: the id does not count",
@@ -1903,7 +1903,7 @@ KEYS = (
         "freshness/sqlite3/base.py",
         "(SELECT schema_version FROM pragma_schema_version)",
         "1",
-        "test_keys.py::test_a_file_restored_from_a_backup_is_a_miss",
+        "test_keys.py::test_a_file_restored_from_a_backup_causes_a_miss",
     ),
     Sabotage(
         "identity: nobody looks at the file",

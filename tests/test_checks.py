@@ -35,6 +35,7 @@ def reported(number, deploy=False, databases=None):
 
 
 def test_the_settings_of_the_specs_pass_every_check():
+    """Otherwise a check that always reports would go unnoticed."""
     assert run_checks() == []
 
 
@@ -84,6 +85,7 @@ def test_tracked_tables_on_another_database_backend_are_refused(a_plain_database
 
 
 def test_a_database_without_tracked_tables_may_have_any_backend(a_plain_database, settings):
+    """No cached response depends on it."""
     settings.DATABASE_ROUTERS = ["tests.test_checks.KeptOut"]
 
     assert run_checks() == []
@@ -126,6 +128,7 @@ def test_a_replica_of_the_database_is_refused_by_check_database(in_recovery):
 
 @pytest.mark.django_db(transaction=True)
 def test_a_primary_passes_check_database():
+    """The check must report only replicas."""
     assert run_checks(databases=["default"]) == []
 
 
@@ -187,6 +190,7 @@ def test_replicas_of_redis_are_never_queried(settings, home, warm, read):
 
 
 def test_an_unreachable_redis_is_a_warning(settings):
+    """The settings may be correct, and `check --deploy` may run where Redis is unreachable."""
     through(settings, NOBODY)
 
     [(message, hint)] = reported("W002", deploy=True)
@@ -314,25 +318,15 @@ def test_a_cached_view_that_shows_rows_of_an_untracked_model_is_refused(settings
 
 @pytest.mark.parametrize("lookup", ["images", Prefetch("images", queryset=PropertyImage.objects.all())], ids=["by name", "as a Prefetch"])
 def test_a_cached_view_that_prefetches_an_untracked_model_is_refused(settings, monkeypatch, lookup):
+    """Prefetched rows are part of the response, too."""
     settings.FRESHNESS_MODELS = ["housing.Property"]
     monkeypatch.setattr(CachedPropertyListView, "queryset", Property.objects.prefetch_related(lookup))
 
     assert [message.split(" shows rows of ")[1].split(",")[0] for message, _ in reported("E009") if "/cached/ " in message] == ["housing.PropertyImage"]
 
 
-def test_a_django_whose_private_methods_have_other_signatures_is_refused(monkeypatch):
-    """The engine's overrides would be called with wrong arguments, or not at all."""
-    monkeypatch.setitem(private.OVERRIDDEN, "django.db.backends.base.base.BaseDatabaseWrapper", {"_commit": "(self, force)"})
-
-    assert reported("E007") == [
-        (
-            "django.db.backends.base.base.BaseDatabaseWrapper._commit is (self) in this Django; the engine overrides (self, force).",
-            "Use Django 5.2, 6.0 or 6.1 until the engine knows this one.",
-        )
-    ]
-
-
 def test_the_cached_views_opt_out_of_atomic_requests(atomic_requests):
+    """`CachedView.as_view()` does it, so a project can keep ATOMIC_REQUESTS."""
     assert reported("E008") == []
 
 
@@ -349,9 +343,25 @@ def test_a_cached_view_that_does_not_opt_out_is_refused(atomic_requests, setting
 
 
 def test_without_atomic_requests_a_cached_view_need_not_opt_out(settings):
+    """Its requests run outside transactions in any case."""
     settings.ROOT_URLCONF = Routes
 
     assert reported("E008") == []
+
+
+# Django
+
+
+def test_a_django_whose_private_methods_have_other_signatures_is_refused(monkeypatch):
+    """The engine's overrides would be called with wrong arguments, or not at all."""
+    monkeypatch.setitem(private.OVERRIDDEN, "django.db.backends.base.base.BaseDatabaseWrapper", {"_commit": "(self, force)"})
+
+    assert reported("E007") == [
+        (
+            "django.db.backends.base.base.BaseDatabaseWrapper._commit is (self) in this Django; the engine overrides (self, force).",
+            "Use Django 5.2, 6.0 or 6.1 until the engine knows this one.",
+        )
+    ]
 
 
 # Serializers
@@ -434,7 +444,8 @@ def test_a_field_that_reads_an_unjoined_relation_is_refused(monkeypatch, fields,
     ],
     ids=["nothing", "one step", "prefetched", "prefetched with a join", "with its own Prefetch"],
 )
-def test_select_related_and_prefetch_related_both_count_as_joined(monkeypatch, query, unjoined):
+def test_joined_and_prefetched_relations_both_count_as_joined(monkeypatch, query, unjoined):
+    """Both `select_related` and `prefetch_related` avoid one query for each row."""
     monkeypatch.setattr(OptimizedPropertyDetailView, "queryset", query)
 
     assert [message for message, _ in reported("housing.E009")] == [
@@ -462,6 +473,7 @@ def debugging(settings):
 
 
 def test_debug_on_this_machine_alone_is_not_reported(debugging):
+    """This is the normal setup of a developer."""
     assert reported("housing.W005") == reported("housing.W007") == []
 
 
@@ -515,6 +527,7 @@ def no_debug(settings, mark):
 
 @pytest.mark.parametrize("change", [gateway_known, no_container, no_toolbar, no_debug])
 def test_a_gateway_is_not_reported_if_the_toolbar_is_off_or_already_shown(debugging, container, change):
+    """The warning would only be noise."""
     change(debugging, container)
 
     assert reported("housing.W006") == []

@@ -84,6 +84,7 @@ def test_a_detail_is_the_row_with_its_images_in_order_of_position(home, read, va
 
 @variants
 def test_an_unknown_id_returns_404(transactional_db, read, variant):
+    """This includes ids that no database column can hold."""
     for key in (1, 10**30):
         missing = read(f"{variant}/{key}")
         assert (missing.status, missing.json) == (404, {"detail": "No Property matches the given query."})
@@ -91,11 +92,13 @@ def test_an_unknown_id_returns_404(transactional_db, read, variant):
 
 @variants
 def test_an_empty_database_returns_an_empty_page(transactional_db, read, variant):
+    """A new installation is not an error."""
     assert read(variant).json == {"next": None, "previous": None, "results": []}
 
 
 @variants
 def test_every_writing_method_returns_405(home, client, variant):
+    """The API is read-only. Data changes in the admin and through imports."""
     for method in ("post", "put", "patch", "delete"):
         assert getattr(client, method)(VARIANTS[variant]).status_code == 405
         assert getattr(client, method)(f"{VARIANTS[variant]}{home.pk}/").status_code == 405
@@ -103,6 +106,7 @@ def test_every_writing_method_returns_405(home, client, variant):
 
 @variants
 def test_head_returns_the_status_and_content_type_of_a_get_without_a_body(home, client, variant):
+    """Monitors and link checkers send HEAD."""
     head, get = client.head(VARIANTS[variant]), client.get(VARIANTS[variant])
 
     assert head.content == b""
@@ -159,6 +163,7 @@ def a_mixed_portal(transactional_db):
     ],
 )
 def test_a_list_returns_the_rows_that_match_its_parameters(a_mixed_portal, read, variant, query, found):
+    """Empty and unknown parameters are ignored."""
     names = dict(zip(("plain", "fancy"), a_mixed_portal, strict=True))
 
     rows = read(f"{variant}?{query.format(**names)}").rows
@@ -207,6 +212,7 @@ REFUSED = {
 @variants
 @pytest.mark.parametrize(("query", "error"), REFUSED.items(), ids=[query[:40] for query in REFUSED])
 def test_an_invalid_value_is_refused_with_its_parameter(read, variant, query, error):
+    """Ignoring it would return rows that the client did not ask for."""
     refused = read(f"{variant}?{query}")
 
     assert (refused.status, refused.json) == (400, {query.partition("=")[0]: [error]})
@@ -214,6 +220,7 @@ def test_an_invalid_value_is_refused_with_its_parameter(read, variant, query, er
 
 @variants
 def test_all_invalid_parameters_are_reported_together(read, variant):
+    """A client can then correct all of them at once."""
     refused = read(f"{variant}?min_price=abc&page_size=1000&status=haunted")
 
     assert (refused.status, set(refused.json)) == (400, {"min_price", "page_size", "status"})
@@ -221,6 +228,7 @@ def test_all_invalid_parameters_are_reported_together(read, variant):
 
 @variants
 def test_a_browser_gets_a_refusal_as_a_page(read, variant):
+    """A developer in a browser sees the error in DRF's own page."""
     refused = read(f"{variant}?min_price=abc", headers={"Accept": "text/html"})
 
     assert refused.status == 400
@@ -283,6 +291,7 @@ def test_a_cursor_pages_through_a_filtered_list_without_loss_or_repeat(transacti
 
 @variants
 def test_the_first_page_has_no_previous_link_and_the_last_no_next(twenty_properties, read, variant):
+    """Clients stop at a missing link."""
     first = read(f"{variant}?page_size=10").json
     last = read(f"{variant}{first['next']}").json
 
@@ -305,6 +314,7 @@ def test_previous_leads_back_to_the_same_page(twenty_properties, read):
 
 
 def test_a_last_page_that_is_full_has_no_next_link(twenty_properties, read):
+    """A link to an empty page would cost one more request."""
     assert read("optimized").json["next"] is None
 
 
@@ -341,6 +351,7 @@ def test_links_are_relative_and_contain_only_the_parameters_that_matter(twenty_p
 
 
 def test_a_cursor_of_another_ordering_is_refused(twenty_properties, read):
+    """Its position has no meaning in the other ordering."""
     link = read("optimized", page_size=5, ordering="price").json["next"]
 
     refused = read("optimized" + link.replace("ordering=price", "ordering=-price"))
@@ -390,7 +401,7 @@ def test_a_cursor_keeps_its_place_while_rows_are_created_and_deleted(twenty_prop
 @given(strategies.text(max_size=30), strategies.sampled_from(["city", "search", "min_price", "agent", "cursor", "page_size", "ordering", "status"]))
 @hypothesis_settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_every_parameter_value_is_accepted_or_refused(value, name):
-    """Every value is accepted or refused with 400. The canonical form of an accepted query is its own canonical form."""
+    """Every value is accepted or refused with 400. The canonical form of accepted parameters is its own canonical form."""
     parameters = QueryDict(mutable=True)
     parameters[name] = value
     try:
@@ -401,8 +412,8 @@ def test_every_parameter_value_is_accepted_or_refused(value, name):
         assert Query(QueryDict(canonical)).canonical == canonical
 
 
-def test_the_same_query_string_in_another_charset_is_another_query(twenty_properties, client):
-    """Validated parameters are reused for equal query strings. The same bytes in another charset are another query."""
+def test_the_same_query_string_in_another_charset_has_other_values(twenty_properties, client):
+    """Validated parameters are reused for equal query strings. The same bytes in another charset are other values."""
     twenty_properties[0].location.city = "Orléans"
     twenty_properties[0].location.save()
 
@@ -413,7 +424,7 @@ def test_the_same_query_string_in_another_charset_is_another_query(twenty_proper
     assert found == [0, 1]
 
 
-def test_a_missing_query_string_is_the_same_query_as_an_empty_one():
+def test_a_missing_query_string_is_the_same_as_an_empty_one():
     """`QUERY_STRING` may be empty or absent (PEP 3333)."""
     empty, absent = RequestFactory().get(VARIANTS["cached"]), RequestFactory().get(VARIANTS["cached"])
     del absent.META["QUERY_STRING"]
@@ -513,11 +524,13 @@ def test_the_schema_describes_the_lists_and_their_parameters(client):
 
 
 def test_the_schema_is_generated_without_a_warning(transactional_db, capsys):
+    """A warning means that part of the schema was guessed."""
     call_command("spectacular", "--validate", "--fail-on-warn")
     assert "openapi: 3" in capsys.readouterr().out
 
 
 def test_the_docs_page_loads_nothing_from_other_servers(client):
+    """The page works offline, and no other server learns of its visitors."""
     page = client.get("/api/docs/").content.decode()
 
     assert "/static/drf_spectacular_sidecar/" in page
@@ -544,6 +557,7 @@ def editor(client, transactional_db):
 
 @pytest.mark.parametrize("model", ["property", "agent", "office", "location", "propertyimage"])
 def test_the_admin_lists_and_searches_every_model(twenty_properties, editor, model):
+    """All data can be edited without a shell."""
     page = editor.get(f"/admin/housing/{model}/", {"q": "home"})
 
     assert page.status_code == 200
@@ -578,6 +592,7 @@ def test_a_price_can_be_changed_in_the_list_of_the_admin(twenty_properties, edit
 
 
 def test_images_can_be_edited_with_their_property(home, editor, read, warm):
+    """The new order is in the next read, although only image rows were written."""
     warm(f"cached/{home.pk}")
     page = editor.get(f"/admin/housing/property/{home.pk}/change/")
     form = {name: value for name, value in page.context["adminform"].form.initial.items() if value is not None}
@@ -596,6 +611,7 @@ def test_images_can_be_edited_with_their_property(home, editor, read, warm):
 
 
 def test_the_admin_lists_dependent_rows_before_it_deletes_them(home, editor):
+    """Deleting an office also deletes its agents' properties."""
     confirmation = editor.post(f"/admin/housing/office/{home.agent.office_id}/delete/").content.decode()
 
     assert "Home 0" in confirmation
@@ -616,6 +632,7 @@ def test_the_migrations_create_the_tables_of_the_models(transactional_db, capsys
 
 
 def test_every_model_has_a_readable_text(twenty_properties):
+    """The admin shows these texts."""
     home = twenty_properties[0]
     image = home.images.first()
 

@@ -19,11 +19,13 @@ def test_a_naive_page_costs_61_queries(twenty_properties, read_the_list, queries
 
 
 def test_an_optimized_page_costs_one_query(twenty_properties, read_the_list, queries):
+    """`select_related` solves the N+1 problem, and the cache is not involved."""
     with queries.exactly(1, because="one SELECT joins location, agent and office"):
         assert len(read_the_list("optimized")) == 20
 
 
 def test_a_cold_read_costs_one_query(twenty_properties, read_the_list, queries):
+    """Caching does not make a miss more expensive."""
     with queries.exactly(1, because="one SELECT joins location, agent and office"):
         assert len(read_the_list()) == 20
 
@@ -109,6 +111,7 @@ def test_a_second_read_is_free_only_with_the_cached_variant(twenty_properties, r
 
 @pytest.mark.parametrize("images", [0, 1, 9])
 def test_more_images_cost_no_more_queries(home, read, queries, images):
+    """`prefetch_related` loads the images of any number of rows together."""
     home.images.all().delete()
     for _ in range(images):
         make_images(home)
@@ -187,7 +190,7 @@ def test_a_hit_costs_one_round_trip(twenty_properties, warm, read, redis_command
 
 
 def test_a_hit_transfers_its_body_once_and_a_304_does_not(twenty_properties, warm, read, redis_commands):
-    """Beside the body, a hit sends only the script's hash, two keys and its arguments, and receives only the word `hit` and the ETag."""
+    """Besides the body, a hit sends only the script's hash, two keys and its arguments, and receives only the word `hit` and the ETag."""
     body = warm()
     etag = read("cached").headers["ETag"]
 
@@ -202,6 +205,7 @@ def test_a_hit_transfers_its_body_once_and_a_304_does_not(twenty_properties, war
 
 
 def test_a_304_costs_one_round_trip_and_no_query(twenty_properties, read, queries, redis_commands):
+    """A revalidation costs the same as a hit, and sends no body."""
     etag = read("cached").headers["ETag"]
 
     with queries.exactly(0, because="the page is cached"), redis_commands.exactly(1, because="the script compares the ETag"):
@@ -270,7 +274,7 @@ def test_many_writes_in_one_transaction_cost_two_round_trips(twenty_properties, 
 
 
 def test_a_read_under_a_lease_costs_the_same_as_a_miss(home, read, queries, redis_commands):
-    """The reader neither waits for the writer nor tries again. Its response is fresh, and is only not cached."""
+    """The reader neither waits for the writer nor tries again. Its response is fresh, but not cached."""
     journal.lease({f"housing_property:{home.pk}"})
 
     with (
@@ -281,7 +285,7 @@ def test_a_read_under_a_lease_costs_the_same_as_a_miss(home, read, queries, redi
 
 
 def test_a_rollback_costs_no_round_trip(home, redis_commands):
-    """A lease is opened only at COMMIT, so a rollback has none to close."""
+    """Redis is not involved before COMMIT, so there is nothing to undo."""
     with redis_commands.exactly(0, because="a lease is opened only at COMMIT"), transaction.atomic():
         home.save()
         transaction.set_rollback(True)

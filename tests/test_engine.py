@@ -24,7 +24,7 @@ ENGINE = ROOT / "housing" / "freshness"
 SOURCES = sorted(path for path in ENGINE.rglob("*.py") if "migrations" not in path.parts)
 
 LIBRARIES = {"django", "django_redis", "redis", "rest_framework", "psycopg", "sqlite3"}
-"""The packages that the engine may import, beside the standard library and itself."""
+"""The packages that the engine may import, besides the standard library and itself."""
 
 
 def imports_of(path):
@@ -48,6 +48,7 @@ def test_the_engine_imports_only_itself_and_libraries(path):
 
 
 def test_the_imports_of_the_engine_have_no_cycle():
+    """Without cycles, each module can be read and tested after those that it imports."""
     graph = {}
     for path in SOURCES:
         name = ".".join(path.relative_to(ENGINE.parent).with_suffix("").parts).removesuffix(".__init__")
@@ -93,10 +94,12 @@ def test_the_example_imports_only_the_public_interface_of_the_engine():
 
 @pytest.mark.parametrize("name", freshness.__all__)
 def test_the_public_interface_has_every_listed_name(name):
+    """The names are imported lazily, so a typo in the list would surface only in use."""
     assert getattr(freshness, name) is not None
 
 
 def test_the_public_interface_has_no_other_names():
+    """A misspelled import fails at once."""
     with pytest.raises(AttributeError, match="has no attribute 'CacheView'"):
         _ = freshness.CacheView
 
@@ -115,18 +118,21 @@ def test_every_setting_is_used_and_documents_its_default_unit_and_meaning(name):
 
 
 def test_an_overridden_setting_takes_effect_at_once():
+    """Tests rely on `override_settings`."""
     with override_settings(FRESHNESS_BETA=7):
         assert conf.BETA == 7
     assert SETTINGS["BETA"].default == conf.BETA
 
 
 def test_an_unknown_setting_raises_an_error():
+    """A misspelled name must not silently return a default."""
     with pytest.raises(AttributeError, match="There is no setting FRESHNESS_PATIENCE"):
         _ = conf.PATIENCE
 
 
 @pytest.mark.parametrize("name", ["nowhere", "housing.Castle"])
 def test_an_unknown_model_to_track_is_refused_with_its_name(settings, name):
+    """Otherwise a misspelled model would not be tracked."""
     settings.FRESHNESS_MODELS = [name]
 
     with pytest.raises(ImproperlyConfigured, match=f"FRESHNESS_MODELS names '{name}': .* Write an app's label, or a model as app_label.Model."):
@@ -142,6 +148,7 @@ def test_every_overridden_private_method_of_django_has_the_expected_signature():
 
 
 def test_a_method_with_another_signature_is_reported(monkeypatch):
+    """The report shows the signature in Django and the one in the engine."""
     monkeypatch.setitem(private.OVERRIDDEN, "django.db.backends.base.base.BaseDatabaseWrapper", {"_commit": "(self, force)", "_end": "(self)"})
 
     assert list(private.changed()) == [

@@ -1,4 +1,4 @@
-"""Hits and misses. A response is cached for every client that sends the same query, and shared with no other query."""
+"""Hits and misses. A response is cached for every client that sends the same parameters, and never returned for others."""
 
 import datetime
 import gc
@@ -34,7 +34,8 @@ def test_a_hit_returns_the_bytes_in_redis(twenty_properties, warm, read, tamper_
     assert read("cached").body == body
 
 
-def test_cache_status_shows_hit_miss_and_stale(home, read):
+def test_a_response_shows_whether_it_was_a_hit_a_miss_or_stale(home, read):
+    """The Cache-Status header (RFC 9211) shows in any browser or log what the cache did."""
     assert read("cached").came_from == "fwd=miss; stored"
     assert read("cached").came_from == "hit"
     home.save()
@@ -60,6 +61,7 @@ def test_a_404_is_never_cached(transactional_db, read, queries):
 
 
 def test_a_refused_request_is_never_cached(transactional_db, read):
+    """There is no limit to invalid parameters, and each would be an entry."""
     refused = read("cached", min_price="abc")
 
     assert (refused.status, refused.came_from) == (400, None)
@@ -116,7 +118,8 @@ def test_the_first_read_of_a_thread_may_be_a_detail(home, read, elsewhere):
         ("city=Springfield", "city=%20Springfield%20"),
     ],
 )
-def test_equivalent_queries_share_an_entry(twenty_properties, warm, read, query, equivalent):
+def test_equivalent_query_strings_share_an_entry(twenty_properties, warm, read, query, equivalent):
+    """Otherwise a tracking parameter or another order of the parameters would cost a miss."""
     body = warm(f"cached?{query}")
 
     response = read(f"cached?{equivalent}")
@@ -147,6 +150,7 @@ def test_equivalent_queries_share_an_entry(twenty_properties, warm, read, query,
     ],
 )
 def test_every_parameter_has_its_own_entries(twenty_properties, warm, read, query):
+    """Values that select or order other rows must never share an entry."""
     warm()
 
     response = read(f"cached?{query}")
@@ -163,13 +167,15 @@ def test_every_cursor_has_its_own_entry(twenty_properties, warm, read):
     assert read(f"cached{third}").body == read(f"optimized{third}").body
 
 
-def test_two_long_queries_never_share_an_entry(transactional_db, warm, read):
+def test_two_long_query_strings_never_share_an_entry(transactional_db, warm, read):
+    """A long query string is hashed, and the hash must cover all of it."""
     warm(search="x" * (LONG - 1) + "a")
 
     assert read("cached", search="x" * (LONG - 1) + "b").came_from == "fwd=miss; stored"
 
 
 def test_a_list_and_a_detail_never_share_an_entry(home, warm, read):
+    """Both could have the same parameters, such as `7`."""
     assert entry_key("list", "7", "a database") != entry_key("detail", "7", "a database")
     warm()
 
@@ -233,6 +239,7 @@ def test_a_media_type_with_parameters_bypasses_the_cache(twenty_properties, warm
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/plain, */*", "application/*", "text/html;q=0.5, application/json"])
 def test_all_requests_that_accept_plain_json_share_an_entry(twenty_properties, warm, read, accept):
+    """Browsers, curl and HTTP libraries send different Accept headers for the same bytes."""
     body = warm()
 
     response = read("cached", headers={"Accept": accept})
@@ -255,15 +262,23 @@ def test_a_browser_gets_a_page_that_shows_the_cached_bytes(twenty_properties, wa
 
 
 def test_an_unsupported_format_returns_406(twenty_properties, warm, read):
+    """A warm entry must not bypass content negotiation."""
     warm()
 
     assert read("cached", headers={"Accept": "image/png"}).status == 406
+
+
+def test_the_three_variants_return_the_same_bytes(twenty_properties, read):
+    """A comparison of their costs is fair only if their responses are equal."""
+    for target in ("", "?city=Springfield", "?ordering=price&page_size=7", f"/{twenty_properties[0].pk}"):
+        assert read(f"naive{target}").body == read(f"optimized{target}").body == read(f"cached{target}").body == read(f"cached{target}").body
 
 
 # Conditional requests
 
 
 def test_a_known_etag_returns_304_without_a_body(twenty_properties, read):
+    """The browser keeps its copy, and the cache still checks that it is fresh."""
     first = read("cached")
 
     again = read("cached", headers={"If-None-Match": first.headers["ETag"]})
@@ -301,6 +316,7 @@ def test_a_cold_read_returns_304_too(twenty_properties, read, known):
 
 
 def test_a_changed_page_has_another_etag(home, read):
+    """Otherwise a browser would keep the old page."""
     etag = read("cached").headers["ETag"]
 
     home.title = "Another"
@@ -312,11 +328,6 @@ def test_a_changed_page_has_another_etag(home, read):
 def test_a_browser_must_revalidate_each_time(twenty_properties, read):
     """With `max-age`, a browser would show the old price after an invalidation on the server."""
     assert read("cached").headers["Cache-Control"] == "no-cache"
-
-
-def test_the_three_variants_return_the_same_bytes(twenty_properties, read):
-    for target in ("", "?city=Springfield", "?ordering=price&page_size=7", f"/{twenty_properties[0].pk}"):
-        assert read(f"naive{target}").body == read(f"optimized{target}").body == read(f"cached{target}").body == read(f"cached{target}").body
 
 
 # Reads that bypass the cache
@@ -336,6 +347,7 @@ def test_a_read_inside_a_transaction_is_not_cached(home, read):
 
 
 def test_a_detail_inside_a_transaction_sees_that_transaction(home, read):
+    """The detail runs two SELECTs, and both must see the uncommitted writes."""
     with transaction.atomic():
         make_images(home)
         assert len(read(f"cached/{home.pk}").json["images"]) == 4
@@ -362,6 +374,7 @@ def unreachable():
 
 
 def test_without_redis_reads_are_answered_from_the_database(twenty_properties, read, redis_unreachable, queries, caplog):
+    """Redis is a cache for reads, so its failure must cost only time. One log line reports it."""
     body = read("optimized").body
 
     with redis_unreachable(), queries.exactly(1, because="the read falls back to one SELECT, as in a miss"):
@@ -516,6 +529,7 @@ def test_a_warmed_page_is_a_hit_for_its_first_reader(twenty_properties, warm_cac
 
 
 def test_the_given_pages_are_warmed_up_to_the_last(twenty_properties, warm_cache, read):
+    """A list may have fewer pages than `--pages`."""
     assert warm_cache("?city=Springfield&page_size=8", "status=sold", pages=4).startswith("4 pages filled")
     assert warm_cache("page_size=8", pages=2).startswith("2 pages filled")
 
@@ -543,6 +557,7 @@ def test_warming_never_overwrites_newer_data(home, warm_cache, read, meanwhile):
 
 
 def test_warming_reports_pages_that_a_write_kept_from_being_stored(home, warm_cache, around_commit):
+    """The output must not claim that these pages are warm."""
     outputs = []
     with around_commit(before=lambda: outputs.append(warm_cache("status=available"))):
         home.save()
@@ -564,11 +579,14 @@ def test_an_invalid_page_is_reported_before_any_page_is_read(twenty_properties, 
 
 
 def test_warming_reports_that_redis_is_unreachable(twenty_properties, warm_cache, redis_unreachable):
+    """Without Redis, warming would only read from the database."""
     with redis_unreachable(), pytest.raises(CommandError, match=r"^Redis is out of reach, and nothing is remembered\. See REDIS_URL\.$"):
         warm_cache()
 
 
 def test_warming_reports_an_error_of_the_database(twenty_properties, warm_cache):
+    """An operator needs the database's message, not a traceback."""
+
     def refuse(*_):
         raise OperationalError("the database is shutting down")
 
@@ -603,5 +621,6 @@ def test_warming_shows_its_progress_in_a_terminal(twenty_properties, warm_cache,
 
 
 def test_quiet_warming_is_quiet(twenty_properties, warm_cache, capsys):
+    """A cron job should send mail only about errors."""
     assert warm_cache(verbosity=0) == ""
     assert capsys.readouterr() == ("", "")

@@ -50,7 +50,8 @@ NOT_PROMISED = {
 # The format of a key
 
 
-def test_keys_are_short_even_for_long_queries(transactional_db, warm):
+def test_keys_are_short_even_for_long_query_strings(transactional_db, warm):
+    """A client controls the length of its parameters, and must not control the memory that keys take."""
     warm(search="x" * LONG)
 
     [entry] = entries()
@@ -99,7 +100,7 @@ def in_a_new_process():
     shape._hash_of_code.cache_clear()
 
 
-def test_a_deployment_with_another_fingerprint_misses(twenty_properties, warm, read, monkeypatch):
+def test_a_deployment_with_another_fingerprint_finds_no_entry(twenty_properties, warm, read, monkeypatch):
     """Otherwise the new code would serve the old code's responses until their TTL expires."""
     warm()
     monkeypatch.setattr("housing.freshness.keys.fingerprint", lambda: "another fingerprint")
@@ -107,7 +108,7 @@ def test_a_deployment_with_another_fingerprint_misses(twenty_properties, warm, r
     assert read("cached").came_from == "fwd=miss; stored"
 
 
-def test_a_changed_setting_of_a_library_is_a_miss(twenty_properties, warm, read, settings):
+def test_a_changed_setting_of_a_library_causes_a_miss(twenty_properties, warm, read, settings):
     """With this setting, DRF writes decimals as numbers."""
     warm()
     settings.REST_FRAMEWORK = settings.REST_FRAMEWORK | {"COERCE_DECIMAL_TO_STRING": False}
@@ -116,6 +117,7 @@ def test_a_changed_setting_of_a_library_is_a_miss(twenty_properties, warm, read,
 
 
 def test_the_fingerprint_is_the_same_each_time(in_a_new_process):
+    """Otherwise a restart would empty the cache."""
     assert in_a_new_process() == in_a_new_process() == fingerprint()
 
 
@@ -136,6 +138,7 @@ def another(value):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # Django 6.1 deprecates some, which still count
 def test_every_setting_that_is_not_ignored_changes_the_fingerprint(settings, monkeypatch):
+    """Any setting may change a response, so all of them count unless there is a reason against it."""
     before, names = shape.settings_in_force(), settings_that_count()
 
     for name in names:
@@ -182,6 +185,7 @@ def the_example():
 
 
 def test_every_source_file_of_the_service_changes_the_fingerprint(monkeypatch, in_a_new_process):
+    """Any change of the code may change a response."""
     before, read = in_a_new_process(), Path.read_bytes
     files = the_example()
 
@@ -219,6 +223,7 @@ def test_a_source_file_that_appears_or_disappears_changes_the_fingerprint(settin
 
 
 def test_templates_and_translations_outside_every_package_change_the_fingerprint(settings, tmp_path, in_a_new_process):
+    """They may be part of a response, and are in no app."""
     (tmp_path / "page.html").touch()
     settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
     before = in_a_new_process()
@@ -227,7 +232,7 @@ def test_templates_and_translations_outside_every_package_change_the_fingerprint
     assert in_a_new_process() != before
 
 
-def test_a_missing_package_of_urls_does_not_break_the_fingerprint(settings, in_a_new_process):
+def test_a_missing_url_package_does_not_break_the_fingerprint(settings, in_a_new_process):
     """Django reports the missing package at the first request."""
     before = in_a_new_process()
     settings.ROOT_URLCONF = "no_such_package.urls"
@@ -266,7 +271,8 @@ def test_each_version_of_an_installed_library_changes_the_fingerprint(monkeypatc
     assert {"orjson", "django_filter", "djangorestframework"} <= {name.partition("-")[0].lower() for name in installed}
 
 
-def test_another_python_version_changes_the_fingerprint(monkeypatch, in_a_new_process):
+def test_another_version_of_the_interpreter_changes_the_fingerprint(monkeypatch, in_a_new_process):
+    """Another version may format the same value differently."""
     before = in_a_new_process()
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
 
@@ -329,6 +335,7 @@ def test_a_setting_that_cannot_be_compared_gives_each_process_its_own_fingerprin
 
 
 def test_a_setting_that_cannot_be_compared_is_reported_by_check(settings):
+    """Without the report, a low hit rate would be hard to explain."""
     assert settings_have_a_text(None) == []
     settings.A_GENERATOR = (number for number in ())
 
@@ -389,6 +396,7 @@ def test_the_text_of_a_setting_distinguishes_different_values(kind):
 
 
 def test_the_text_of_a_setting_distinguishes_types_and_ends_recursion():
+    """`1` and `"1"` may change a response in different ways, and a list may contain itself."""
     endless = []
     endless.append(endless)
 
@@ -492,7 +500,7 @@ def connect(read):
     return functools.partial(read, "naive")
 
 
-def test_another_database_at_the_same_address_is_a_miss(home, warm, read, replaced, connect):
+def test_another_database_at_the_same_address_causes_a_miss(home, warm, read, replaced, connect):
     """Service, Redis and URL are the same, so the first database's rows would be served for 24 hours."""
     before = warm()
 
@@ -508,7 +516,7 @@ def test_another_database_at_the_same_address_is_a_miss(home, warm, read, replac
     assert (response.came_from, response.body) == ("hit", before)
 
 
-def test_a_copy_of_the_database_at_the_same_address_is_a_miss(home, warm, read, replaced, connect):
+def test_a_copy_of_the_database_at_the_same_address_causes_a_miss(home, warm, read, replaced, connect):
     """A restored backup has the same id, and older rows."""
     warm()
 
@@ -529,7 +537,7 @@ def test_another_id_in_the_database_changes_all_keys(home, warm, read, connect):
     assert read("cached").came_from == "fwd=miss; stored"
 
 
-def test_a_second_database_of_the_same_service_is_a_miss(home, warm, read, second, connect):
+def test_a_second_database_of_the_same_service_causes_a_miss(home, warm, read, second, connect):
     """Two deployments may share Redis and a secret key by mistake."""
     before = warm()
     connection.close()
@@ -577,7 +585,7 @@ def test_a_database_replaced_during_a_read_stores_nothing_under_the_old_key(home
 
 
 @pytest.mark.only("embedded")
-def test_a_file_restored_from_a_backup_is_a_miss(home, warm, read, connect):
+def test_a_file_restored_from_a_backup_causes_a_miss(home, warm, read, connect):
     """SQLite's backup API overwrites the file in place. (Only SQLite has this API.)"""
     name = connection.settings_dict["NAME"]
     connection.close()
@@ -660,7 +668,7 @@ def test_a_missing_file_leaves_warm_pages_warm(home, warm, read):
 
 
 @pytest.mark.only("real")
-def test_a_database_recreated_with_the_same_name_is_a_miss(home, warm, read, second, connect):
+def test_a_database_recreated_with_the_same_name_causes_a_miss(home, warm, read, second, connect):
     """After a restore from a dump its id may be the same. (SQLite has files instead.)"""
     cheaper = second()
     second.connect(cheaper)
@@ -685,7 +693,7 @@ def test_a_database_recreated_with_the_same_name_is_a_miss(home, warm, read, sec
     ],
     ids=["--clean", "--data-only"],
 )
-def test_a_dump_restored_into_the_same_database_is_a_miss(home, warm, read, second, connect, restore):
+def test_a_dump_restored_into_the_same_database_causes_a_miss(home, warm, read, second, connect, restore):
     """A dump contains the id of the time when it was made. (SQLite has files instead.)"""
     name = second()
     second.connect(name)

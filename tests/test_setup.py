@@ -70,7 +70,8 @@ def test_without_debug_the_service_needs_a_secret_key_to_start() -> None:
     assert len(check.stderr.splitlines()) == 1
 
 
-def test_an_unsupported_database_engine_is_refused_with_a_one_line_error() -> None:
+def test_an_unsupported_database_engine_is_refused_in_one_line() -> None:
+    """Only PostgreSQL and SQLite have a backend that opens leases."""
     check = python("manage.py", "check", DJANGO_SECRET_KEY="any", DATABASE_URL="mysql://127.0.0.1/housing")
 
     assert check.code == 1
@@ -137,6 +138,7 @@ def test_the_image_installs_only_versions_that_the_specs_have_run_with() -> None
 
 
 def test_a_wsgi_server_can_serve_the_application(transactional_db: None) -> None:
+    """Production uses `housing.wsgi`, which the test client bypasses."""
     from housing.wsgi import application
 
     environ = {"PATH_INFO": "/health/", "HTTP_HOST": "testserver"}
@@ -171,6 +173,7 @@ def test_health_is_200_without_redis_and_reports_it(client: Any, settings: Any) 
 
 @pytest.mark.django_db(transaction=True)
 def test_health_is_503_without_the_database(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the database every miss fails, so a load balancer should stop sending requests."""
     connection.close()
     monkeypatch.setitem(connection.settings_dict, "NAME", "/nowhere/housing")
 
@@ -411,7 +414,8 @@ def test_env_is_complete_and_readable_only_by_its_owner(new_folder: Path, run: C
 
 
 @pytest.mark.parametrize("port", ["abc", "", "65536"])
-def test_an_invalid_port_is_refused_with_a_one_line_error(new_folder: Path, run: Callable[..., Ended], port: str) -> None:
+def test_an_invalid_port_is_refused_in_one_line(new_folder: Path, run: Callable[..., Ended], port: str) -> None:
+    """The port is checked before .env is written."""
     refused = run(port)
 
     assert refused == Ended(1, "", f"Not started: argument --port: '{port}' is no port. A port is a number from 1 to 65535.\n")
@@ -430,7 +434,8 @@ def test_an_invalid_port_is_refused_with_a_one_line_error(new_folder: Path, run:
         ("DATABASE_URL", "mysql://127.0.0.1/housing", "DATABASE_URL names an engine"),
     ],
 )
-def test_an_unusable_url_is_refused_with_a_one_line_error(run: Callable[..., Ended], free_port: int, variable: str, url: str, line: str) -> None:
+def test_an_unusable_url_is_refused_in_one_line(run: Callable[..., Ended], free_port: int, variable: str, url: str, line: str) -> None:
+    """A traceback would hide which variable to change."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         refused = run(free_port, **{variable: url.format(taken=number)})

@@ -71,12 +71,14 @@ def test_a_missing_browser_fails_with_one_line():
 
 
 def test_the_environment_selects_the_browser(monkeypatch):
+    """Chromium has another name or path on other systems."""
     monkeypatch.setenv("CHROMIUM", sys.executable)
 
     assert stacks.chromium() == sys.executable
 
 
 def test_an_unknown_stack_is_refused():
+    """A typo must not select the default stack."""
     ended = run_specs("--stack=imaginary")
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
@@ -96,6 +98,7 @@ def test_waiting_for_an_unreachable_server_ends_after_the_timeout(monkeypatch):
 
 
 def test_a_run_waits_for_a_server_that_is_starting():
+    """A new container accepts connections only after some time."""
     responses = iter([1, 0])
 
     stacks.wait_for(lambda: 1 // (1 - next(responses)), ZeroDivisionError)
