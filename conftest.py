@@ -461,16 +461,17 @@ def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractC
 EXPLANATION = """\
 promised: each response has the rows that were committed before its request
 happened: {}
-to do:    An old value with "hit": the write touched no tag of that entry, or skipped the lease. Compare the tags.
+to do:    An old value with "hit": the write touched no tag of that entry, or skipped the lease. Compare the tags
+          in the entry's Redis hash with those in the log line of the write.
           A "fwd=…" instead of "hit": the entry was not stored, or a write invalidated it. The detail says which.
           An old value with "fwd=…": it was read from the database. Check that the write was committed."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the newest responses of a failed spec, with their Cache-Status, and how to read them."""
+    """Add to a failed spec of the cache its newest responses, with their Cache-Status, and how to read them."""
     report = yield
-    if report.when == "call" and report.failed and RESPONSES and isinstance(report.longrepr, ExceptionRepr):
+    if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and any(response.came_from for response in RESPONSES):
         happened = "\n          ".join(map(repr, RESPONSES))
         report.longrepr.addsection("The newest responses of this spec", EXPLANATION.format(happened))
     return report

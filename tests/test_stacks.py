@@ -128,7 +128,7 @@ def test_the_servers_of_the_environment_are_left_unchanged():
                 return databases, {key: client.get(key) for key in client.scan_iter()}
 
         with redis.Redis.from_url(cache) as client:
-            client.set("somebody's", "key")
+            client.set("another user's", "key")
         before = contents()
         ended = run_specs("--stack=real", ONE_SPEC, DATABASE_URL=database, REDIS_URL=cache)
 
@@ -150,7 +150,7 @@ def test_a_run_uses_only_an_empty_database_of_redis(new_redis):
     url = new_redis().url.removesuffix("/0")
     for number in (15, *range(14)):
         with redis.Redis.from_url(f"{url}/{number}") as client:
-            client.set("somebody's", 1)
+            client.set("another user's", 1)
 
     with ExitStack() as servers:
         own = stacks.own_number(servers, f"{url}/0")
