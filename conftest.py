@@ -1,4 +1,4 @@
-"""The cast: every noun and verb that a spec may use."""
+"""The fixtures: data (a property, twenty of them, a blog) and actions (read, warm, write elsewhere)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import redis
+from _pytest._code.code import ExceptionRepr
 from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
@@ -39,7 +41,7 @@ from tests.blogs import Blog
 from tests.instruments import CONTROL
 
 VARIANTS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
-"""The three ways to the same answer."""
+"""The three endpoints that return the same rows."""
 
 ROOT = Path(__file__).resolve().parent
 
@@ -48,21 +50,21 @@ NEW_YEAR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings() -> None:
-    """A database of their own for the specs; on SQLite a file, for one in memory locks its readers out while a write is open."""
+    """Give the specs their own database. On SQLite it is a file, because an in-memory one locks its readers out while a write is open."""
     name = connection.settings_dict["NAME"]
     connection.settings_dict["TEST"]["NAME"] = f"{name}.specs" if connection.vendor == "sqlite" else f"{name}_specs_{secrets.token_hex(4)}"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def keys_of_our_own() -> Iterator[None]:
-    """What the specs left in Redis goes with them."""
+def own_keys_are_deleted() -> Iterator[None]:
+    """Delete the specs' keys from Redis after the run."""
     yield
     flush()
 
 
 @pytest.fixture
 def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    """As pytest-django's, where what is written is committed; and emptied afterwards without making Django's permissions anew each time."""
+    """Commit writes, as pytest-django's fixture does, but empty the tables afterwards without creating Django's permissions again each time."""
     with django_db_blocker.unblock():
         yield
         connection.close()
@@ -70,33 +72,34 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
         emptied = [table for table in connection.introspection.django_table_names() if table not in kept]
         connection.ensure_connection()
         for statement in ("BEGIN", *connection.ops.sql_flush(no_style(), emptied, allow_cascade=False), "COMMIT"):
-            connection.connection.execute(statement)  # past the journal, for the next spec begins with a new one
+            connection.connection.execute(statement)  # bypasses the journal, because the next spec begins with a new one
 
 
 @pytest.fixture(autouse=True)
 def a_cold_cache(request: pytest.FixtureRequest) -> None:
-    """Nothing is remembered, and the journal knows that nobody else writes."""
-    select_of.cache_clear()  # what another spec had compiled, this one would not reach
-    forget_everything()
+    """Start each spec with an empty cache and a journal without open leases."""
+    RESPONSES.clear()
+    select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
+    clear_the_cache()
 
 
 def flush() -> None:
-    """FLUSHALL, as far as we are concerned: the server may be somebody else's too."""
+    """Delete the specs' keys alone, because others may use the same server."""
     client = get_redis_connection("default")
     client.delete(cache.make_key("journal"), *client.scan_iter(cache.make_key("*")))
 
 
-def forget_everything() -> None:
-    """Make the cache cold."""
+def clear_the_cache() -> None:
+    """Empty the cache, and begin a new journal."""
     flush()
     journal.begin()
 
 
-# The nouns of the cast are facts.
+# Data
 
 
 def a_property(number: int = 0, **fields: Any) -> Property:
-    """A property not saved yet, with a location, an agent and an office of its own; `number` says which, and is its age in minutes."""
+    """An unsaved property with its own location, agent and office. `number` is in its title and price, and is its age in minutes."""
     facts: dict[str, Any] = {
         "title": f"Home {number}",
         "description": "Two floors, one garden.",
@@ -111,7 +114,7 @@ def a_property(number: int = 0, **fields: Any) -> Property:
 
 
 def saved(*homes: Property) -> list[Property]:
-    """The same, with what they refer to, in the database."""
+    """Save these properties with their locations, agents and offices, and return them."""
     with transaction.atomic():
         for model, rows in (
             (Office, [home.agent.office for home in homes]),
@@ -124,16 +127,16 @@ def saved(*homes: Property) -> list[Property]:
 
 
 def make_properties(count: int) -> list[Property]:
-    """So many, newest first; the first two have images. The cache is cold afterwards."""
+    """Save `count` properties, newest first. The first two have images. The cache is empty afterwards."""
     with transaction.atomic():
         homes = saved(*map(a_property, range(count)))
         make_images(*homes[:2])
-    forget_everything()
+    clear_the_cache()
     return homes
 
 
 def make_images(*homes: Property) -> None:
-    """Two images for each of these properties."""
+    """Save two images for each of these properties."""
     PropertyImage.objects.bulk_create(
         PropertyImage(property=home, url=f"https://images.example.com/{home.pk}/{position}.jpg", position=position) for home in homes for position in range(2)
     )
@@ -141,7 +144,7 @@ def make_images(*homes: Property) -> None:
 
 @pytest.fixture
 def twenty_properties(transactional_db: None) -> list[Property]:
-    """One full page, newest first: each has a location, an agent and an office of its own; the first two have images."""
+    """One full page, newest first. Each has its own location, agent and office, and the first two have images."""
     return make_properties(20)
 
 
@@ -153,26 +156,29 @@ def home(twenty_properties: list[Property]) -> Property:
 
 @pytest.fixture(scope="session")
 def new_blog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blog]:
-    """A project of somebody else's, with the engine in it, in a process of its own."""
+    """Another project that has copied the engine, in its own process."""
     with blogs.started(tmp_path_factory.mktemp("blog")) as blog:
         yield blog
 
 
 @pytest.fixture
 def blog(new_blog: Blog) -> Blog:
-    """That blog with three posts, and a cold cache."""
+    """That project with three posts and an empty cache."""
     new_blog.run("start()")
     return new_blog
 
 
-# The verbs of the cast are acts.
+# Actions
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a reader got. `came_from` is Cache-Status without its first word: `hit`, `fwd=miss; stored`, …"""
+class Response:
+    """The response to one GET. `came_from` is its Cache-Status without the cache's name: `hit`, `fwd=miss; stored`, …"""
 
     response: Any
+
+    def __repr__(self) -> str:
+        return f"<GET {self.response.wsgi_request.get_full_path()}: {self.status}, Cache-Status: {self.headers.get('Cache-Status', 'none')}>"
 
     @property
     def body(self) -> bytes:
@@ -199,37 +205,43 @@ class Answer:
         return self.headers.get("Cache-Status", "").removeprefix("housing; ") or None
 
 
+RESPONSES: deque[Response] = deque(maxlen=10)
+"""The newest responses of this spec, which its failure shows."""
+
+
 @pytest.fixture(scope="session")
 def handler() -> ClientHandler:
-    """The service's middleware, loaded once, as a server does."""
+    """The service's middleware, loaded once, as on a server."""
     return Client().handler
 
 
 @pytest.fixture
 def client(handler: ClientHandler) -> Client:
-    """A reader with no cookies yet."""
+    """A client without cookies."""
     client = Client()
     client.handler = handler
     return client
 
 
 @pytest.fixture
-def read(client: Client) -> Callable[..., Answer]:
-    """Ask as a program does: a door or any path, `read("cached", city="Springfield")`, `read("naive/7")`, `read("cached?cursor=…")`."""
+def read(client: Client) -> Callable[..., Response]:
+    """GET a variant or any path as JSON: `read("cached", city="Springfield")`, `read("naive/7")`, `read("cached?cursor=…")`."""
     return partial(ask, client)
 
 
-def ask(client: Client, what: str = "cached", headers: dict[str, str] | None = None, **parameters: Any) -> Answer:
-    """One GET."""
-    path, _, query = what.partition("?")
+def ask(client: Client, target: str = "cached", headers: dict[str, str] | None = None, **parameters: Any) -> Response:
+    """Send one GET to a variant or any path."""
+    path, _, query = target.partition("?")
     variant, _, rest = path.partition("/")
     path = VARIANTS[variant] + (f"{rest}/" if rest else "") if variant in VARIANTS else path
-    return Answer(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
+    response = Response(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
+    RESPONSES.append(response)
+    return response
 
 
 @pytest.fixture
-def read_the_list(read: Callable[..., Answer]) -> Callable[..., list[Any]]:
-    """The rows of a page, as the cached door gives them unless another is named."""
+def read_the_list(read: Callable[..., Response]) -> Callable[..., list[Any]]:
+    """GET a page, of the cached variant by default, and return its rows."""
 
     def read_the_list(variant: str = "cached", **parameters: Any) -> list[Any]:
         return read(variant, **parameters).rows
@@ -238,12 +250,12 @@ def read_the_list(read: Callable[..., Answer]) -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
-def warm(read: Callable[..., Answer]) -> Callable[..., bytes]:
-    """Make a page warm, and see that it is."""
+def warm(read: Callable[..., Response]) -> Callable[..., bytes]:
+    """Warm a page, check that the next read is a hit, and return its body."""
 
-    def warm(what: str = "cached", **parameters: Any) -> bytes:
-        read(what, **parameters)
-        response = read(what, **parameters)
+    def warm(target: str = "cached", **parameters: Any) -> bytes:
+        read(target, **parameters)
+        response = read(target, **parameters)
         assert response.came_from == "hit"
         return response.body
 
@@ -251,27 +263,27 @@ def warm(read: Callable[..., Answer]) -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def plant_a_mark() -> Callable[[], bytes]:
-    """Change what the cache holds in its one entry, behind the service's back: whoever answers with it asked nobody else."""
+def tamper_with_the_entry() -> Callable[[], bytes]:
+    """Replace the body of the only entry in Redis, and return the new body. A response with that body can come only from the cache."""
 
-    def plant_a_mark() -> bytes:
+    def tamper_with_the_entry() -> bytes:
         [entry] = entries()
-        mark = b'{"next":null,"previous":null,"results":["planted"]}'
-        get_redis_connection("default").hset(entry, "body", mark)
-        return mark
+        body = b'{"next":null,"previous":null,"results":["tampered with"]}'
+        get_redis_connection("default").hset(entry, "body", body)
+        return body
 
-    return plant_a_mark
+    return tamper_with_the_entry
 
 
 def entries() -> list[bytes]:
-    """The keys of all that is remembered."""
+    """The Redis keys of all entries."""
     client, journal_key = get_redis_connection("default"), cache.make_key("journal").encode()
     return [key for key in client.scan_iter(cache.make_key("*")) if key != journal_key and client.hexists(key, "body")]
 
 
 @pytest.fixture
 def elsewhere() -> Callable[[Callable[[], Any]], Any]:
-    """Do something on another connection, as another process would, and wait until it is done."""
+    """`elsewhere(act)`: call `act` with its own connections, as another process would, and wait until it returns."""
 
     def elsewhere(act: Callable[[], Any]) -> Any:
         def alone() -> Any:
@@ -288,34 +300,34 @@ def elsewhere() -> Callable[[Callable[[], Any]], Any]:
 
 @pytest.fixture
 def meanwhile(elsewhere: Callable[..., Any]) -> Callable[..., AbstractContextManager[None]]:
-    """`with meanwhile(act):` the first query of the block has its answer, then `act` happens elsewhere, then the block goes on.
+    """`with meanwhile(act):` after the first query of the block has its rows, `act` runs elsewhere, and then the block continues.
 
-    With `times`, so does the first query of each further attempt: a query counts as first if it is the same again.
+    With `times`, this repeats at the first query of each further attempt, which is recognized by its equal SQL.
     """
 
     @contextmanager
     def meanwhile(act: Callable[[], Any], times: int = 1) -> Iterator[None]:
         first: list[str] = []
 
-        def overtake(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        def race(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
             found = execute(sql, *rest)
             if not CONTROL.match(sql) and len(first) < times and first[:1] in ([], [sql]):
                 first.append(sql)
                 elsewhere(act)
             return found
 
-        with connection.execute_wrapper(overtake):
+        with connection.execute_wrapper(race):
             yield
-        assert len(first) == times, f"{times} queries were to be overtaken, {len(first)} were"
+        assert len(first) == times, f"the write was to race {times} queries, and raced {len(first)}. Check that the block reads from the database."
 
     return meanwhile
 
 
 @pytest.fixture
 def around_commit(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[..., Any]) -> Callable[..., AbstractContextManager[None]]:
-    """`with around_commit(before=act, after=act):` each happens elsewhere, between the lease and COMMIT, and between COMMIT and the close.
+    """`with around_commit(before=act, after=act):` run `before` elsewhere between lease and COMMIT, and `after` between COMMIT and close.
 
-    An act that raises is a process that dies there.
+    An act that raises Killed ends the writer there.
     """
 
     @contextmanager
@@ -341,17 +353,17 @@ def around_commit(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[..., Any]
 
 
 class Killed(BaseException):
-    """SIGKILL, as far as the code that it hits can tell: nothing after it runs."""
+    """Stands in for SIGKILL: no code of the process runs after it."""
 
 
 def die() -> None:
-    """End this process, here."""
+    """Raise Killed, as if the process ended here."""
     raise Killed
 
 
 @pytest.fixture
 def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Redis's own clock, stopped: `redis_clock.seconds += 5` turns it."""
+    """Redis's own clock, stopped. `redis_clock.seconds += 5` advances it."""
 
     class Clock:
         seconds = time.time()
@@ -367,7 +379,7 @@ def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The clock by which a reader waits for another's answer, each its own, which only waiting turns; `waiting.begun` is called in each pause."""
+    """The clock of a reader that waits for another's fill, one for each thread. Only its pauses advance it, and each calls `waiting.begun`."""
 
     class Waiting(threading.local):
         seconds = 0.0
@@ -385,7 +397,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @dataclass(frozen=True)
 class OwnRedis:
-    """A server of a spec's own. `restart()` ends it and starts it again, with the data of its last SAVE."""
+    """A Redis server that one spec started. `restart()` restarts it with the data of its last SAVE."""
 
     url: str
     restart: Callable[[], None]
@@ -393,7 +405,7 @@ class OwnRedis:
 
 @pytest.fixture
 def new_redis() -> Iterator[Callable[..., OwnRedis]]:
-    """`new_redis(arguments…)`: a Redis that a spec may break; `variable` names another image."""
+    """`new_redis(arguments…)`: start a Redis that the spec may break. `variable` selects another image."""
     with ExitStack() as servers:
 
         def new_redis(*arguments: str, **image: str) -> OwnRedis:
@@ -404,7 +416,7 @@ def new_redis() -> Iterator[Callable[..., OwnRedis]]:
 
 @pytest.fixture
 def as_the_cache(settings: Any) -> Iterator[Callable[[OwnRedis], None]]:
-    """`as_the_cache(server)`: from now on it is the service's."""
+    """`as_the_cache(server)`: make this server the service's cache."""
 
     def as_the_cache(server: OwnRedis) -> None:
         settings.CACHES = {"default": service.CACHES["default"] | {"LOCATION": server.url}}
@@ -416,23 +428,23 @@ def as_the_cache(settings: Any) -> Iterator[Callable[[OwnRedis], None]]:
 
 @pytest.fixture
 def own_redis(as_the_cache: Callable[[OwnRedis], None], new_redis: Callable[..., OwnRedis]) -> Callable[..., OwnRedis]:
-    """A Redis of this spec's own, as the service's cache: `own_redis(arguments…)`."""
+    """`own_redis(arguments…)`: start a Redis for this spec alone, and make it the service's cache."""
 
     def own_redis(*arguments: str, **image: str) -> OwnRedis:
         server = new_redis(*arguments, **image)
         as_the_cache(server)
-        forget_everything()
+        clear_the_cache()
         return server
 
     return own_redis
 
 
 @pytest.fixture
-def redis_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
-    """`with redis_away():` every connection is cut, and no new one can be made."""
+def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """`with redis_unreachable():` close every connection to Redis, and refuse new ones."""
 
     @contextmanager
-    def away() -> Iterator[None]:
+    def unreachable() -> Iterator[None]:
         def refuse(*_: Any, **__: Any) -> None:
             raise redis.ConnectionError("connection refused")
 
@@ -441,11 +453,32 @@ def redis_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextM
             get_redis_connection("default").connection_pool.disconnect()
             yield
 
-    return away
+    return unreachable
+
+
+# Reports
+
+EXPLANATION = """\
+promised: each response has the rows that were committed before its request
+happened: {}
+to do:    An old value with "hit": the write touched no tag of that entry, or skipped the lease. Compare the tags
+          in the entry's Redis hash with those in the log line of the write.
+          A "fwd=…" instead of "hit": the entry was not stored, or a write invalidated it. The detail says which.
+          An old value with "fwd=…": it was read from the database. Check that the write was committed."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failed spec of the cache its newest responses, with their Cache-Status, and how to read them."""
+    report = yield
+    if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and any(response.came_from for response in RESPONSES):
+        happened = "\n          ".join(map(repr, RESPONSES))
+        report.longrepr.addsection("The newest responses of this spec", EXPLANATION.format(happened))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What a run of many counted, for whoever quotes it: `record_property("counted", …)`."""
+    """Print the counts that specs recorded with `record_property("counted", …)`."""
     for report in terminalreporter.getreports("passed"):
         for _, counted in filter(lambda recorded: recorded[0] == "counted", report.user_properties):
             terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {counted}.")

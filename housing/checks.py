@@ -1,6 +1,6 @@
-"""The example's own system checks: what the engine's (`freshness/checks.py`) cannot know.
+"""Django system checks of the example, in addition to those of the engine (`freshness/checks.py`).
 
-All of them read settings and metadata, because `check` and `runserver` wait for nobody.
+All of them read only settings and metadata, because `check` and `runserver` must not wait for a server.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TOOLBAR = "debug_toolbar.middleware.DebugToolbarMiddleware"
 THIS_MACHINE = {"127.0.0.1", "localhost", ".localhost", "[::1]"}
 
 CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
-"""What Docker and Podman leave in every container."""
+"""The files that Docker and Podman create in every container."""
 
 Found = list[checks.CheckMessage]
 
 
 def connect() -> None:
-    """Register them."""
+    """Register the checks."""
     checks.register(cache_is_shared, checks.Tags.caches, deploy=True)
     checks.register(serializers_read_what_is_joined, checks.Tags.models)
     checks.register(toolbar_sees_everything)
@@ -40,29 +40,29 @@ def connect() -> None:
 
 
 def cache_is_shared(app_configs: Any, **_: Any) -> Found:
-    """What one process writes, the journal of another does not hear of."""
+    """With a fakeredis in each process, a write in one process does not invalidate the entries of another."""
     if settings.REDIS_URL.rstrip("/") != "fakeredis:":
         return []
     return [
         checks.Error(
-            "The cache is a fakeredis in this process: every other process has one of its own, and does not see what is written here.",
+            "The cache is a fakeredis inside this process. Every process has its own, so a write does not invalidate the entries of other processes.",
             hint="Set REDIS_URL to redis://HOST:PORT/0.",
             id="housing.E006",
         )
     ]
 
 
-# What leaves
+# Serializers
 
 
 def serializers_read_what_is_joined(app_configs: Any, **_: Any) -> Found:
-    """One relation that is not joined is one more query for each row: N+1. Computed fields (`source="*"`) tell nobody what they read."""
+    """A relation that is not joined costs one more query for each row (N+1). Computed fields (`source="*"`) are not checked."""
     from housing.views import OptimizedPropertyDetailView, OptimizedPropertyListView
 
     return [
         checks.Error(
             f"{view.serializer_class.__name__}.{field} reads {'.'.join(relation)}, which the query of {view.__name__} does not join.",
-            hint="Join it in housing/queries.py, by select_related() or, for many, prefetch_related(); and name its rows among the tags there.",
+            hint="Join it in housing/queries.py with select_related(), or prefetch_related() if it leads to many rows, and add its rows to the tags there.",
             id="housing.E009",
         )
         for view in (OptimizedPropertyListView, OptimizedPropertyDetailView)
@@ -72,13 +72,13 @@ def serializers_read_what_is_joined(app_configs: Any, **_: Any) -> Found:
 
 
 def _relations_read(serializer: Any, model: type[Model], above: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each field's name with each relation that it follows, as the names on the way there."""
+    """Each field's name, with the path of each relation that it follows."""
     for name, field in serializer.fields.items():
         target, path = model, above
         for step in _steps(field):
             relation = _relations(target).get(step)
             if relation is None:
-                break  # a column or a property, which leads no further
+                break  # a column or a property, not a relation
             target, path = relation, (*path, step)
             yield name, path
         else:
@@ -88,13 +88,13 @@ def _relations_read(serializer: Any, model: type[Model], above: tuple[str, ...] 
 
 
 def _steps(field: Field[Any, Any, Any, Any]) -> list[str]:
-    """The attributes that a field asks for, one of the other; a foreign key shown as an id alone is a column."""
+    """The attributes that a field follows. A foreign key that is shown as an id is a column."""
     only_id = isinstance(field, RelatedField) and field.use_pk_only_optimization()
     return field.source_attrs[:-1] if only_id else field.source_attrs
 
 
 def _relations(model: type[Model]) -> dict[str | None, type[Model]]:
-    """What leads from a model to others: attribute → model."""
+    """The relations of a model: attribute → related model."""
     return {
         field.get_accessor_name() if isinstance(field, ForeignObjectRel) else field.name: field.related_model
         for field in model._meta.get_fields()
@@ -103,7 +103,7 @@ def _relations(model: type[Model]) -> dict[str | None, type[Model]]:
 
 
 def _relations_joined(found: QuerySet[Any]) -> set[tuple[str, ...]]:
-    """What comes with the rows: select_related by name, and prefetch_related with what its own queries join."""
+    """The relations that a queryset joins or prefetches, including those that its Prefetch objects join."""
     selected = found.query.select_related
     joined = set(_branches(selected if isinstance(selected, dict) else {}))
     for named in found._prefetch_related_lookups:  # type: ignore[attr-defined]  # not in the stubs
@@ -125,12 +125,12 @@ def _branches(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def toolbar_sees_everything(app_configs: Any, **_: Any) -> Found:
-    """What stands before it, it neither times nor counts."""
+    """The toolbar neither times nor counts the middleware before it."""
     if TOOLBAR not in settings.MIDDLEWARE[1:]:
         return []
     return [
         checks.Warning(
-            f"The debug toolbar is not the first middleware: it does not see what {settings.MIDDLEWARE[0]} does.",
+            f"The debug toolbar is not the first middleware, so it does not measure {settings.MIDDLEWARE[0]}.",
             hint=f"Put {TOOLBAR} first in MIDDLEWARE.",
             id="housing.W005",
         )
@@ -138,13 +138,13 @@ def toolbar_sees_everything(app_configs: Any, **_: Any) -> Found:
 
 
 def toolbar_is_shown_through_the_gateway(app_configs: Any, **_: Any) -> Found:
-    """What a browser beside the engine asks of a container comes from the container's gateway."""
+    """Requests from a browser on the host reach the container from its gateway."""
     if not settings.DEBUG or TOOLBAR not in settings.MIDDLEWARE or not any(mark.exists() for mark in CONTAINER):
         return []
     return [
         checks.Warning(
-            f"This is a container, and its gateway {gateway} is not in INTERNAL_IPS: the toolbar is hidden from a browser on the host.",
-            hint="Add gateways() to INTERNAL_IPS while debug is on, as housing/settings.py does.",
+            f"The gateway {gateway} of this container is not in INTERNAL_IPS, so the toolbar is hidden from browsers on the host.",
+            hint="Add gateways() to INTERNAL_IPS if DEBUG is on, as housing/settings.py does.",
             id="housing.W006",
         )
         for gateway in gateways()
@@ -153,14 +153,14 @@ def toolbar_is_shown_through_the_gateway(app_configs: Any, **_: Any) -> Found:
 
 
 def debug_is_for_this_machine(app_configs: Any, **_: Any) -> Found:
-    """Production is where others get in. `check --deploy` has Django's own security.W018, wherever that is."""
+    """With hosts other than this machine, the service is in production. Django's security.W018 covers `check --deploy`."""
     others = [host for host in settings.ALLOWED_HOSTS if host not in THIS_MACHINE]
     if not settings.DEBUG or not others:
         return []
     return [
         checks.Warning(
-            f"Debug is on, and ALLOWED_HOSTS lets in {', '.join(others)}: an error shows its settings and SQL to whoever asks.",
-            hint="Set DJANGO_DEBUG=false, or allow this machine alone: 127.0.0.1, localhost.",
+            f"DEBUG is on, and ALLOWED_HOSTS allows {', '.join(others)}. Error pages expose settings and SQL to anyone.",
+            hint="Set DJANGO_DEBUG=false, or allow only 127.0.0.1 and localhost.",
             id="housing.W007",
         )
     ]

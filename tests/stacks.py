@@ -1,7 +1,7 @@
-"""Which servers the specs run against, chosen before Django reads its settings.
+"""A pytest plugin that chooses the specs' servers before Django reads its settings.
 
-A pytest plugin, loaded by `addopts`: a `conftest.py` would be too late. `--stack=real` uses the servers of DATABASE_URL and REDIS_URL where
-both are set, and else starts its own with Testcontainers.
+`addopts` loads it, because a `conftest.py` would be too late. `--stack=real` uses the servers of DATABASE_URL and REDIS_URL if both are set.
+Otherwise it starts its own with Testcontainers.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
 
 STACKS = {"embedded": "SQLite and fakeredis, in process", "real": "PostgreSQL and Redis"}
-"""The stacks there are; SPEC.md has a column for each."""
+"""The stacks. SPEC.md has a column for each."""
 
 IMAGES = Path(__file__).resolve().parent.parent / "images.env"
-"""Where the images are named, for Testcontainers and Compose alike; the environment goes first."""
+"""The file with the image names that Testcontainers and Compose use. Environment variables take precedence."""
 
 TIMEOUT = 60
-"""Seconds that a server may take to answer for the first time."""
+"""Seconds within which a server must accept its first connection."""
 
 SERVERS = pytest.StashKey[ExitStack]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--stack`, and what bounds the long specs."""
+    """Add `--stack`, and the options that select long specs."""
     group = parser.getgroup("housing")
     group.addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
-    group.addoption("--races", action="store_true", help="also the specs that try hundreds of orders of the steps; minutes")
-    group.addoption("--browser", action="store_true", help="also the specs that walk through the service in Chromium")
-    group.addoption("--operations", type=int, help="how many the clients of the long history begin (default: 104,000)")
-    group.addoption("--renew-calls", action="store_true", help="write down how many calls of Python functions a request makes now (tests/calls.json)")
-    group.addoption("--schedule", help="of the orders that a spec tries, this one alone, as its failure named it")
+    group.addoption("--races", action="store_true", help="also run the specs that try hundreds of schedules, which takes minutes")
+    group.addoption("--browser", action="store_true", help="also run the specs that use the service in Chromium")
+    group.addoption("--operations", type=int, help="the number of operations in the long history (default: 104,000)")
+    group.addoption("--renew-calls", action="store_true", help="write the current number of Python calls of each request to tests/calls.json")
+    group.addoption("--schedule", help="run only this schedule of a spec, as printed in its failure")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
-    """Before pytest-django reads the settings."""
+    """Start or find the servers, and set the environment before pytest-django reads the settings."""
     if early_config.known_args_namespace.browser:
         chromium()
     early_config.stash[SERVERS] = servers = ExitStack()
@@ -72,35 +72,35 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keys of their own for the specs. Timings are asked for with --benchmark-only; without, each budget runs once, for its counts."""
+    """Give the specs their own key prefix. Only --benchmark-only measures times; otherwise each budget runs once, for its counts."""
     from django.conf import settings
 
-    config.addinivalue_line("markers", "slow: takes seconds, and goes first where there are several workers, so that none waits for it at the end")
-    config.addinivalue_line("markers", "races: takes minutes, and runs with --races alone")
-    config.addinivalue_line("markers", "browser: needs Chromium, and runs with --browser alone")
-    config.addinivalue_line("markers", "only(stack): holds on this stack alone; the docstring says why")
+    config.addinivalue_line("markers", "slow: takes seconds, and runs first if there are several workers, so that none waits for it at the end")
+    config.addinivalue_line("markers", "races: takes minutes, and runs only with --races")
+    config.addinivalue_line("markers", "browser: needs Chromium, and runs only with --browser")
+    config.addinivalue_line("markers", "only(stack): holds on this stack only; the docstring says why")
     config.option.benchmark_disable = not config.option.benchmark_only
     settings.CACHES["default"]["KEY_PREFIX"] = f"housing-specs-{secrets.token_hex(4)}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the specs of the other stack, the long ones and the browser's, and let pytest say how many."""
+    """Deselect the specs of the other stack, the long ones and the browser's, so that pytest reports their number."""
     left_out = {"races": not (config.option.races or config.option.schedule), "browser": not config.option.browser}
-    elsewhere = [
+    deselected = [
         item
         for item in items
         if ((only := item.get_closest_marker("only")) and config.option.stack not in only.args)
         or any(item.get_closest_marker(name) for name, absent in left_out.items() if absent)
     ]
-    config.hook.pytest_deselected(items=elsewhere)
+    config.hook.pytest_deselected(items=deselected)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not item.get_closest_marker("slow"))
-    items[:] = [item for item in items if item not in elsewhere]
+    items[:] = [item for item in items if item not in deselected]
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays until the end: the collector of garbage need not go through it again and again."""
-    if "hypothesis" in sys.modules:  # it registers a generator of its own, and from Python 3.14 on it sees nobody refer to one that is frozen
+    """Freeze everything that is imported and collected, so that the garbage collector does not scan it repeatedly."""
+    if "hypothesis" in sys.modules:  # create its random generator first: from Python 3.14 on it finds no references to a frozen one
         import hypothesis
 
         hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
@@ -109,20 +109,20 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """What the run made goes with it."""
+    """Stop the servers, and delete the databases and keys of this run."""
     config.stash[SERVERS].close()
 
 
 def chromium() -> str:
-    """The program of the browser: CHROMIUM, or Debian's. Raises UsageError, in one line, where there is none."""
+    """The path of Chromium: the program in CHROMIUM, or Debian's. Raises a one-line UsageError if it is missing."""
     found = shutil.which(os.environ.get("CHROMIUM") or "chromium")
     if not found:
-        raise pytest.UsageError("--browser needs Chromium. Install it (Debian: apt install chromium), or name its program with CHROMIUM=…")
+        raise pytest.UsageError("--browser needs Chromium. Install it (Debian: apt install chromium), or set CHROMIUM to its path.")
     return found
 
 
 def embedded(servers: ExitStack) -> tuple[str, str]:
-    """A folder for the database, in memory where the system has one. A file, for two connections must see one database."""
+    """The URLs of a SQLite file and of fakeredis. The file is in shared memory if possible. Two connections cannot share `:memory:`."""
     memory = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix="housing-specs-", dir=memory if os.access(memory, os.W_OK) else None)
     servers.callback(shutil.rmtree, folder)
@@ -131,13 +131,16 @@ def embedded(servers: ExitStack) -> tuple[str, str]:
 
 
 def compile_scripts_once() -> None:
-    """As a server does. fakeredis compiles a script, and collects all of Lua's garbage, at each EVALSHA: half of what a hit takes there."""
+    """Make fakeredis compile each script once, as Redis does.
+
+    Otherwise it compiles the script and collects Lua's garbage at each EVALSHA, which takes half the time of a hit.
+    """
     from fakeredis.commands_mixins.scripting_mixin import LUA_MODULE
 
     class Runtime(LUA_MODULE.LuaRuntime):  # type: ignore[misc,name-defined]  # a module chosen when it is imported
         def execute(self, script: bytes | str) -> Any:
             if script == "collectgarbage()":
-                return None  # Lua sees to it
+                return None  # Lua collects its garbage itself
             compiled = vars(self).setdefault("compiled", {})
             if script not in compiled:
                 compiled[script] = self.compile(script)
@@ -147,29 +150,29 @@ def compile_scripts_once() -> None:
 
 
 def real(servers: ExitStack) -> tuple[str, str]:
-    """The servers of the two URLs, which must answer; or new ones, side by side. Raises UsageError, in one line, where neither can be had."""
+    """The URLs of the environment, whose servers must be reachable, or those of new servers. Raises a one-line UsageError if both are unavailable."""
     urls = os.environ.get("DATABASE_URL", ""), os.environ.get("REDIS_URL", "")
     if all(urls):
-        responses("DATABASE_URL", lambda: psycopg.connect(urls[0], connect_timeout=5).close())
-        responses("REDIS_URL", lambda: redis.Redis.from_url(urls[1], socket_connect_timeout=5).ping())
+        require("DATABASE_URL", lambda: psycopg.connect(urls[0], connect_timeout=5).close())
+        require("REDIS_URL", lambda: redis.Redis.from_url(urls[1], socket_connect_timeout=5).ping())
         return urls
     if any(urls):
-        raise pytest.UsageError("--stack=real: set both DATABASE_URL and REDIS_URL, or neither for Testcontainers to start servers.")
+        raise pytest.UsageError("--stack=real: only one server is set. Set both DATABASE_URL and REDIS_URL, or neither to start servers with Testcontainers.")
     with ThreadPoolExecutor() as both:
         database, cache = both.submit(start_postgres, servers), both.submit(start_redis, servers)
     return database.result(), cache.result()[0]
 
 
-def responses(variable: str, ask: Callable[[], Any]) -> None:
-    """Raise UsageError unless the server of this variable answers."""
+def require(variable: str, connect: Callable[[], Any]) -> None:
+    """Raise UsageError if the server of this variable is unreachable."""
     try:
-        ask()
+        connect()
     except (psycopg.Error, redis.RedisError, ValueError) as error:
-        raise pytest.UsageError(f"--stack=real: the server of {variable} does not answer: {' '.join(str(error).split())}") from error
+        raise pytest.UsageError(f"--stack=real: the server of {variable} is unreachable: {' '.join(str(error).split())}") from error
 
 
 def start_postgres(servers: ExitStack) -> str:
-    """A PostgreSQL that forgets everything when it stops, and so need not wait for a disk; its URL."""
+    """Start a PostgreSQL that keeps its data in memory, and return its URL."""
     password = secrets.token_hex(8)
     container = new_container("POSTGRES_IMAGE")
     container.with_envs(POSTGRES_USER="housing", POSTGRES_PASSWORD=password, POSTGRES_DB="housing").with_exposed_ports(5432)
@@ -181,7 +184,7 @@ def start_postgres(servers: ExitStack) -> str:
 
 
 def own_database(servers: ExitStack, url: str) -> str:
-    """A new, empty database on the PostgreSQL of this URL, whatever else it holds, which goes with the run; its URL."""
+    """Create an empty database on the PostgreSQL at this URL, drop it after the run, and return its URL. Other databases are left alone."""
     parts, name = urlsplit(url), f"housing_{secrets.token_hex(4)}"
 
     def order(statement: str) -> None:
@@ -194,20 +197,20 @@ def own_database(servers: ExitStack, url: str) -> str:
 
 
 def own_number(servers: ExitStack, url: str) -> str:
-    """One of the numbered databases of the Redis of this URL that is empty, and is again after the run; its URL. Raises UsageError where all are in use."""
+    """Choose an empty numbered database of the Redis at this URL, flush it after the run, and return its URL. Raises UsageError if all are in use."""
     for number in range(15, -1, -1):
         own = urlsplit(url)._replace(path=f"/{number}").geturl()
         with redis.Redis.from_url(own) as client:
             if not client.dbsize():
                 servers.callback(redis.Redis.from_url(own).flushdb)
                 return own
-    raise pytest.UsageError("All sixteen databases of the Redis of REDIS_URL are in use. Empty one, or unset DATABASE_URL and REDIS_URL.")
+    raise pytest.UsageError("All sixteen databases of the Redis at REDIS_URL are in use. Flush one of them, or unset DATABASE_URL and REDIS_URL.")
 
 
 def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAGE") -> tuple[str, Callable[[], None]]:
-    """A Redis, or a Valkey, that writes nothing to a disk by itself; its URL, and how it is restarted at that URL."""
+    """Start a Redis or Valkey that saves nothing by itself. Returns its URL, and a function that restarts it at that URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]  # named, for a port that the engine chooses is another after a restart
+        port = free.getsockname()[1]  # a port that the engine chooses would change at a restart
     container = new_container(variable).with_bind_ports(6379, port)
     container.with_command(" ".join(arguments or ("--save", "''", "--appendonly", "no")))
     host, _ = run(container, 6379, servers)
@@ -226,8 +229,8 @@ def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAG
 
 
 def new_container(variable: str) -> DockerContainer:
-    """A container of the image that this variable names, not started yet. Raises UsageError where no engine answers."""
-    from docker.errors import DockerException  # half a second, which the embedded stack need not wait for
+    """A container of the image in this variable, not started yet. Raises UsageError if no Docker engine is reachable."""
+    from docker.errors import DockerException  # this import takes half a second, which the embedded stack can save
     from testcontainers.core.container import DockerContainer
 
     try:
@@ -237,13 +240,13 @@ def new_container(variable: str) -> DockerContainer:
 
 
 def image(variable: str) -> str:
-    """The image that the environment names, or else `images.env`."""
+    """The image in this environment variable, or otherwise in `images.env`."""
     named = dict(line.split("=", 1) for line in IMAGES.read_text(encoding="utf-8").splitlines() if "=" in line and not line.startswith("#"))
     return os.environ.get(variable) or named[variable]
 
 
 def run(container: DockerContainer, port: int, servers: ExitStack) -> tuple[str, int]:
-    """Start a container that goes with the run; the address of its port. Raises UsageError where its image cannot be had."""
+    """Start a container, stop it after the run, and return the host and number of its port. Raises UsageError if the image is unavailable."""
     from docker.errors import DockerException
 
     servers.callback(container.stop)
@@ -254,12 +257,12 @@ def run(container: DockerContainer, port: int, servers: ExitStack) -> tuple[str,
     return container.get_container_host_ip().replace("localhost", "127.0.0.1"), int(container.get_exposed_port(port))
 
 
-def wait_for(ask: Callable[[], Any], not_yet: type[Exception]) -> None:
-    """Ask until there is an answer. Raises `not_yet` when patience is at its end."""
+def wait_for(attempt: Callable[[], Any], not_yet: type[Exception]) -> None:
+    """Call `attempt` until it no longer raises `not_yet`. After TIMEOUT seconds, raises the last `not_yet`."""
     end = time.monotonic() + TIMEOUT
     while True:
         try:
-            ask()
+            attempt()
         except not_yet:
             if time.monotonic() > end:
                 raise

@@ -1,4 +1,4 @@
-"""What others may rely on: the addresses, what they answer, what may be asked, and how a refusal looks."""
+"""The API contract. Clients may rely on the URLs, the responses, the query parameters and the errors."""
 
 import datetime
 from decimal import Decimal
@@ -27,11 +27,11 @@ from housing.serializers import Columns
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
-# What a list answers
+# Responses
 
 
 @variants
-def test_a_list_is_twenty_rows_newest_first(transactional_db, read, variant):
+def test_a_list_has_twenty_rows_newest_first(transactional_db, read, variant):
     saved(*map(a_property, range(25)))
 
     rows = read(variant).rows
@@ -40,8 +40,8 @@ def test_a_list_is_twenty_rows_newest_first(transactional_db, read, variant):
 
 
 @variants
-def test_a_row_is_all_of_a_property_with_what_it_refers_to(home, read, variant):
-    """Decimals are strings, so that no reader rounds a price."""
+def test_a_row_is_a_whole_property_with_location_agent_and_office(home, read, variant):
+    """Decimals are strings, so that no client rounds a price."""
     row = read(variant).rows[0]
 
     assert datetime.datetime.fromisoformat(row.pop("updated_at")).tzinfo
@@ -74,7 +74,7 @@ def test_a_row_is_all_of_a_property_with_what_it_refers_to(home, read, variant):
 
 
 @variants
-def test_a_detail_is_the_row_with_its_images_by_position(home, read, variant):
+def test_a_detail_is_the_row_with_its_images_in_order_of_position(home, read, variant):
     detail = read(f"{variant}/{home.pk}").json
 
     images = detail.pop("images")
@@ -83,26 +83,30 @@ def test_a_detail_is_the_row_with_its_images_by_position(home, read, variant):
 
 
 @variants
-def test_an_id_that_is_not_there_is_404(transactional_db, read, variant):
+def test_an_unknown_id_returns_404(transactional_db, read, variant):
+    """This includes ids that no database column can hold."""
     for key in (1, 10**30):
         missing = read(f"{variant}/{key}")
         assert (missing.status, missing.json) == (404, {"detail": "No Property matches the given query."})
 
 
 @variants
-def test_an_empty_database_is_an_empty_page(transactional_db, read, variant):
+def test_an_empty_database_returns_an_empty_page(transactional_db, read, variant):
+    """A new installation is not an error."""
     assert read(variant).json == {"next": None, "previous": None, "results": []}
 
 
 @variants
-def test_only_reading_is_allowed(home, client, variant):
+def test_every_writing_method_returns_405(home, client, variant):
+    """The API is read-only. Data changes in the admin and through imports."""
     for method in ("post", "put", "patch", "delete"):
         assert getattr(client, method)(VARIANTS[variant]).status_code == 405
         assert getattr(client, method)(f"{VARIANTS[variant]}{home.pk}/").status_code == 405
 
 
 @variants
-def test_head_says_what_get_would(home, client, variant):
+def test_head_returns_the_status_and_content_type_of_a_get_without_a_body(home, client, variant):
+    """Monitors and link checkers send HEAD."""
     head, get = client.head(VARIANTS[variant]), client.get(VARIANTS[variant])
 
     assert head.content == b""
@@ -111,16 +115,16 @@ def test_head_says_what_get_would(home, client, variant):
 
 
 @variants
-def test_options_says_what_may_be_done(home, client, variant):
+def test_options_returns_the_allowed_methods(home, client, variant):
     assert client.options(VARIANTS[variant]).headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
-# What may be asked
+# Query parameters
 
 
 @pytest.fixture
 def a_mixed_portal(transactional_db):
-    """Two properties that differ in everything by which one may ask."""
+    """Two properties that differ in every field with a filter or an ordering."""
     plain = a_property(0, status="available", property_type="house", price=100, bedrooms=1, title="A barn", description="By a brook.")
     fancy = a_property(1, status="sold", property_type="land", price=200, bedrooms=5, title="A castle", description="On a hill.")
     fancy.location.city = "Shelbyville"
@@ -129,7 +133,7 @@ def a_mixed_portal(transactional_db):
 
 @variants
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("query", "found"),
     [
         ("", "plain fancy"),
         ("city=Springfield", "plain"),
@@ -150,7 +154,7 @@ def a_mixed_portal(transactional_db):
         ("search=%25", ""),
         ("status=sold&city=Springfield", ""),
         ("city=&status=&agent=&min_price=&search=&ordering=&page_size=&cursor=", "plain fancy"),
-        ("somebody=else&utm_source=mail", "plain fancy"),
+        ("unknown=1&utm_source=mail", "plain fancy"),
         ("ordering=price", "plain fancy"),
         ("ordering=-price", "fancy plain"),
         ("ordering=created_at", "fancy plain"),
@@ -158,25 +162,26 @@ def a_mixed_portal(transactional_db):
         ("page_size=1&ordering=-price", "fancy"),
     ],
 )
-def test_a_list_gives_what_is_asked_for(a_mixed_portal, read, variant, asked, found):
+def test_a_list_returns_the_rows_that_match_its_parameters(a_mixed_portal, read, variant, query, found):
+    """Empty and unknown parameters are ignored."""
     names = dict(zip(("plain", "fancy"), a_mixed_portal, strict=True))
 
-    rows = read(f"{variant}?{asked.format(**names)}").rows
+    rows = read(f"{variant}?{query.format(**names)}").rows
 
     assert [row["id"] for row in rows] == [names[name].pk for name in found.split()]
 
 
-@pytest.mark.parametrize(("asked", "column", "value"), [("city=Springfield", "city", "Springfield"), ("office=3", "office_id", 3)])
-def test_a_city_or_an_office_is_looked_for_where_postgresql_has_its_index(asked, column, value):
-    """In the property's own row (tests/test_faults.py). That it is SQL for PostgreSQL can be seen without a server."""
-    found = Query(QueryDict(asked)).filter(joined())
+@pytest.mark.parametrize(("query", "column", "value"), [("city=Springfield", "city", "Springfield"), ("office=3", "office_id", 3)])
+def test_a_filter_by_city_or_office_uses_the_column_that_postgresql_indexes(query, column, value):
+    """PostgreSQL has copies of city and office in the property's own row (tests/test_faults.py). The compiled SQL shows it without a server."""
+    found = Query(QueryDict(query)).filter(joined())
     sql, parameters = found.query.get_compiler(connection=DatabaseWrapper(connection.settings_dict)).as_sql()
 
     assert sql.endswith(f' WHERE "housing_property".{column} = %s')
     assert parameters == (value,)
 
 
-ENOUGH = 2**63
+TOO_LARGE = 2**63
 REFUSED = {
     "min_price=abc": "Enter a number.",
     "max_price=NaN": "Enter a number.",
@@ -188,7 +193,7 @@ REFUSED = {
     "min_bedrooms=-1": "Ensure this value is greater than or equal to 0.",
     "agent=me": "Enter a whole number.",
     "agent=0": "Ensure this value is greater than or equal to 1.",
-    f"office={ENOUGH}": f"Ensure this value is less than or equal to {ENOUGH - 1}.",
+    f"office={TOO_LARGE}": f"Ensure this value is less than or equal to {TOO_LARGE - 1}.",
     "status=haunted": "Select a valid choice. haunted is not one of the available choices.",
     "property_type=castle": "Select a valid choice. castle is not one of the available choices.",
     "ordering=area": "Select a valid choice. area is not one of the available choices.",
@@ -205,22 +210,25 @@ REFUSED = {
 
 
 @variants
-@pytest.mark.parametrize(("asked", "wrong"), REFUSED.items(), ids=[asked[:40] for asked in REFUSED])
-def test_a_bad_value_is_refused_and_named(read, variant, asked, wrong):
-    refused = read(f"{variant}?{asked}")
+@pytest.mark.parametrize(("query", "error"), REFUSED.items(), ids=[query[:40] for query in REFUSED])
+def test_an_invalid_value_is_refused_with_its_parameter(read, variant, query, error):
+    """Ignoring it would return rows that the client did not ask for."""
+    refused = read(f"{variant}?{query}")
 
-    assert (refused.status, refused.json) == (400, {asked.partition("=")[0]: [wrong]})
+    assert (refused.status, refused.json) == (400, {query.partition("=")[0]: [error]})
 
 
 @variants
-def test_everything_wrong_is_named_at_once(read, variant):
+def test_all_invalid_parameters_are_reported_together(read, variant):
+    """A client can then correct all of them at once."""
     refused = read(f"{variant}?min_price=abc&page_size=1000&status=haunted")
 
     assert (refused.status, set(refused.json)) == (400, {"min_price", "page_size", "status"})
 
 
 @variants
-def test_a_refusal_is_a_page_for_who_asks_for_pages(read, variant):
+def test_a_browser_gets_a_refusal_as_a_page(read, variant):
+    """A developer in a browser sees the error in DRF's own page."""
     refused = read(f"{variant}?min_price=abc", headers={"Accept": "text/html"})
 
     assert refused.status == 400
@@ -228,26 +236,26 @@ def test_a_refusal_is_a_page_for_who_asks_for_pages(read, variant):
 
 
 NOT_PROMISED = {
-    "A search ignores case beyond ASCII on SQLite": "SQLite's LIKE folds ASCII letters only (https://www.sqlite.org/lang_expr.html#like).",
+    "A search ignores the case of non-ASCII letters on SQLite": "SQLite's LIKE folds only ASCII letters (https://www.sqlite.org/lang_expr.html#like).",
 }
 
 
 # Cursors
 
 
-def walk(read, variant, first="", way="next"):
-    """The ids of every page from `first` on, and the link of the last."""
+def follow_links(read, variant, first="", direction="next"):
+    """The ids of every page from `first` on, and the link to the last one."""
     pages, link = [], first
     while True:
         page = read(f"{variant}{link}")
         pages.append([row["id"] for row in page.rows])
-        if page.json[way] is None or (way == "previous" and not page.rows):
+        if page.json[direction] is None or (direction == "previous" and not page.rows):
             return pages, link
-        link = page.json[way]
+        link = page.json[direction]
 
 
 def multiply_the_properties(count):
-    """Until there are so many, all alike; by the database, which is quicker at it than the ORM."""
+    """Copy properties until there are `count`. The database does it, because it is faster than the ORM."""
     columns = ", ".join(field.column for field in Property._meta.concrete_fields if not field.primary_key and not field.unique)
     with connection.cursor() as cursor:
         while (there := Property.objects.count()) < count:
@@ -256,33 +264,34 @@ def multiply_the_properties(count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ordering", ["-created_at", "price"])
-def test_a_cursor_walks_5000_rows_of_one_date_without_loss_or_repeat_in_both_directions(transactional_db, read, ordering):
-    """Real listings share dates by the thousand. DRF's CursorPagination counts equal values by an offset, and no further than 1,000."""
+def test_a_cursor_pages_through_5000_rows_of_one_date_in_both_directions_without_loss_or_repeat(transactional_db, read, ordering):
+    """Thousands of real listings share a date. DRF's CursorPagination counts equal values with an offset of at most 1,000."""
     saved(a_property(0))
     multiply_the_properties(5_000)
     everything = sorted(Property.objects.values_list("pk", flat=True), reverse=ordering.startswith("-"))
 
-    forward, last = walk(read, "cached", f"?ordering={ordering}&page_size=100")
-    backward, _ = walk(read, "cached", last, way="previous")
+    forward, last = follow_links(read, "cached", f"?ordering={ordering}&page_size=100")
+    backward, _ = follow_links(read, "cached", last, direction="previous")
 
     assert list(chain.from_iterable(forward)) == everything
     assert len(forward) == 50
     assert list(chain.from_iterable(reversed(backward))) == everything
 
 
-def test_a_cursor_walks_what_a_filter_left_without_loss_or_repeat(transactional_db, read):
-    """The database may then come to the rows by another way than the index of the ordering: equal values are in no order of their own."""
+def test_a_cursor_pages_through_a_filtered_list_without_loss_or_repeat(transactional_db, read):
+    """With a filter, the database may read another index than that of the ordering, which leaves rows with equal values unordered."""
     office = saved(a_property())[0].agent.office
     agents = [Agent(name=name, office=office) for name in ("Ann", "Bob")]
     homes = saved(*(a_property(number, created_at=NEW_YEAR, agent=agents[number % 2]) for number in range(6)))
 
-    pages, _ = walk(read, "optimized", f"?office={office.pk}&min_price=300001&page_size=2")
+    pages, _ = follow_links(read, "optimized", f"?office={office.pk}&min_price=300001&page_size=2")
 
     assert list(chain.from_iterable(pages)) == sorted((home.pk for home in homes[1:]), reverse=True)
 
 
 @variants
-def test_the_first_page_has_no_previous_and_the_last_no_next(twenty_properties, read, variant):
+def test_the_first_page_has_no_previous_link_and_the_last_no_next(twenty_properties, read, variant):
+    """Clients stop at a missing link."""
     first = read(f"{variant}?page_size=10").json
     last = read(f"{variant}{first['next']}").json
 
@@ -291,8 +300,8 @@ def test_the_first_page_has_no_previous_and_the_last_no_next(twenty_properties, 
     assert last["next"] is None
 
 
-def test_a_page_walked_back_to_is_the_page_that_was_left(twenty_properties, read):
-    """With the same links on."""
+def test_previous_leads_back_to_the_same_page(twenty_properties, read):
+    """Its links are the same, too."""
     first = read("optimized?page_size=3").json
     second = read(f"optimized{first['next']}").json
     third = read(f"optimized{second['next']}").json
@@ -304,12 +313,13 @@ def test_a_page_walked_back_to_is_the_page_that_was_left(twenty_properties, read
     assert read(f"optimized{back['previous']}").json["results"] == first["results"]
 
 
-def test_a_page_exactly_full_has_no_next(twenty_properties, read):
+def test_a_last_page_that_is_full_has_no_next_link(twenty_properties, read):
+    """A link to an empty page would cost one more request."""
     assert read("optimized").json["next"] is None
 
 
-def test_previous_may_lead_to_an_empty_page_and_that_leads_back(twenty_properties, read):
-    """It is given whenever a cursor was: to know that nothing is before would cost a query more."""
+def test_previous_may_lead_to_an_empty_page_whose_next_link_leads_back(twenty_properties, read):
+    """Every page with a cursor has a previous link. Checking whether earlier rows exist would cost one more query."""
     second = read("optimized", page_size=10).json["next"]
     first = read(f"optimized{second}").json["previous"]
     before = read("optimized" + read(f"optimized{first}").json["previous"])
@@ -319,8 +329,8 @@ def test_previous_may_lead_to_an_empty_page_and_that_leads_back(twenty_propertie
     assert read("optimized" + before.json["previous"]).rows == []
 
 
-def test_a_cursor_beyond_the_end_leads_back_to_the_last_page(twenty_properties, read):
-    """The rows behind it were deleted after it was given; the last of those that are left must not be lost."""
+def test_a_cursor_past_the_end_leads_back_to_the_last_page(twenty_properties, read):
+    """The rows after the cursor were deleted, and the client must still reach the last remaining ones."""
     second = read("optimized", page_size=8).json["next"]
     beyond = read(f"optimized{second}").json["next"]
     Property.objects.filter(pk__in=[home.pk for home in twenty_properties[16:]]).delete()
@@ -331,8 +341,8 @@ def test_a_cursor_beyond_the_end_leads_back_to_the_last_page(twenty_properties, 
     assert [row["id"] for row in read("optimized" + empty["previous"]).rows] == [home.pk for home in twenty_properties[8:16]]
 
 
-def test_links_are_relative_and_hold_what_was_asked_and_nothing_else(twenty_properties, read):
-    """`unknown` is dropped, defaults and empty values too: one page, one address."""
+def test_links_are_relative_and_contain_only_the_parameters_that_matter(twenty_properties, read):
+    """Unknown parameters, defaults and empty values are dropped, so that each page has one URL."""
     page = read("optimized?page_size=5&unknown=1&city=Springfield&status=&ordering=-created_at&min_price=1.00&max_price=1e6")
 
     link = page.json["next"]
@@ -341,6 +351,7 @@ def test_links_are_relative_and_hold_what_was_asked_and_nothing_else(twenty_prop
 
 
 def test_a_cursor_of_another_ordering_is_refused(twenty_properties, read):
+    """Its position has no meaning in the other ordering."""
     link = read("optimized", page_size=5, ordering="price").json["next"]
 
     refused = read("optimized" + link.replace("ordering=price", "ordering=-price"))
@@ -356,10 +367,10 @@ def test_a_cursor_of_another_ordering_is_refused(twenty_properties, read):
         lambda text: text.swapcase(),
         lambda text: Signer(sep=".").sign_object(["-created_at", False, None, None]),
     ],
-    ids=["shortened", "lengthened", "altered", "signed for something else"],
+    ids=["shortened", "lengthened", "altered", "signed for another purpose"],
 )
 def test_a_forged_cursor_is_refused(twenty_properties, read, forge):
-    """Each position has one text: nobody can fill the cache with others."""
+    """Each position has one valid cursor, so forged ones cannot fill the cache."""
     link = read("optimized", page_size=5).json["next"]
     cursor = link.rpartition("cursor=")[2]
 
@@ -369,8 +380,8 @@ def test_a_forged_cursor_is_refused(twenty_properties, read, forge):
 
 
 @pytest.mark.parametrize("ordering", ["price", "-price"])
-def test_homes_that_cost_nothing_are_walked_too(transactional_db, read, ordering):
-    """A price may be 0, and 0 is a position like any other."""
+def test_a_cursor_works_on_prices_of_0(transactional_db, read, ordering):
+    """A price may be 0, which must not be mistaken for a missing position."""
     saved(*(a_property(number, price=0) for number in range(3)))
 
     page = read("optimized", ordering=ordering, page_size=2)
@@ -378,8 +389,8 @@ def test_homes_that_cost_nothing_are_walked_too(transactional_db, read, ordering
     assert len(read("optimized" + page.json["next"]).rows) == 1
 
 
-def test_a_cursor_holds_its_place_while_rows_come_and_go(twenty_properties, read):
-    """An offset would show a row twice, or never."""
+def test_a_cursor_keeps_its_place_while_rows_are_created_and_deleted(twenty_properties, read):
+    """With an offset, a row would appear twice or never."""
     link = read("optimized", page_size=10).json["next"]
     twenty_properties[3].delete()
     saved(a_property(-5))
@@ -389,20 +400,20 @@ def test_a_cursor_holds_its_place_while_rows_come_and_go(twenty_properties, read
 
 @given(strategies.text(max_size=30), strategies.sampled_from(["city", "search", "min_price", "agent", "cursor", "page_size", "ordering", "status"]))
 @hypothesis_settings(max_examples=60, deadline=None, derandomize=True, database=None)
-def test_no_value_breaks_the_parameters(value, name):
-    """Whatever is asked is understood or refused, and what is understood has one text that means the same."""
-    asked = QueryDict(mutable=True)
-    asked[name] = value
+def test_every_parameter_value_is_accepted_or_refused(value, name):
+    """Every value is accepted or refused with 400. The canonical form of accepted parameters is its own canonical form."""
+    parameters = QueryDict(mutable=True)
+    parameters[name] = value
     try:
-        canonical = Query(asked).canonical
+        canonical = Query(parameters).canonical
     except ValidationError as refused:
         assert set(refused.detail) == {name}
     else:
         assert Query(QueryDict(canonical)).canonical == canonical
 
 
-def test_the_same_text_in_another_encoding_asks_for_something_else(twenty_properties, client):
-    """Parameters are validated once for all who ask alike; who says another charset does not ask alike."""
+def test_the_same_query_string_in_another_charset_has_other_values(twenty_properties, client):
+    """Validated parameters are reused for equal query strings. The same bytes in another charset are other values."""
     twenty_properties[0].location.city = "Orléans"
     twenty_properties[0].location.save()
 
@@ -413,22 +424,22 @@ def test_the_same_text_in_another_encoding_asks_for_something_else(twenty_proper
     assert found == [0, 1]
 
 
-def test_a_server_that_leaves_out_an_empty_query_string_asks_for_the_same():
-    """PEP 3333: `QUERY_STRING` may be empty or absent."""
+def test_a_missing_query_string_is_the_same_as_an_empty_one():
+    """`QUERY_STRING` may be empty or absent (PEP 3333)."""
     empty, absent = RequestFactory().get(VARIANTS["cached"]), RequestFactory().get(VARIANTS["cached"])
     del absent.META["QUERY_STRING"]
 
     assert Query.of(absent) is Query.of(empty)
 
 
-# The quick way to the bytes
+# The bytes of the cached variant
 
-texts = strategies.text(strategies.characters(codec="utf-8", exclude_characters="\0"), max_size=40)  # NUL is what PostgreSQL cannot hold
+texts = strategies.text(strategies.characters(codec="utf-8", exclude_characters="\0"), max_size=40)  # PostgreSQL cannot store NUL
 instants = strategies.datetimes(NEW_YEAR.replace(year=2, tzinfo=None), NEW_YEAR.replace(year=9998, tzinfo=None), timezones=strategies.just(datetime.UTC))
 
 
 def decimals(digits, places):
-    """What a column of so many digits holds."""
+    """The values of a decimal column with this many digits and decimal places."""
     return strategies.integers(1 - 10**digits, 10**digits - 1).map(lambda whole: Decimal(whole).scaleb(-places))
 
 
@@ -460,8 +471,8 @@ properties = strategies.builds(
 
 @given(strategies.lists(properties, min_size=1, max_size=4))
 @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_cached_bytes_are_drfs_own_for_any_property(transactional_db, read, homes):
-    """The cached door makes them from columns, without instances and without asking the serializer row by row."""
+def test_the_cached_variant_returns_the_same_bytes_as_the_serializer_of_drf_for_any_property(transactional_db, read, homes):
+    """The cached variant builds its bytes from columns, without model instances and without calling the serializer for each row."""
     Office.objects.all().delete()
     Location.objects.all().delete()
     saved(*homes)
@@ -471,8 +482,8 @@ def test_the_cached_bytes_are_drfs_own_for_any_property(transactional_db, read, 
     assert read(f"cached/{homes[0].pk}").body == read(f"optimized/{homes[0].pk}").body
 
 
-def test_what_javascript_once_took_for_the_end_of_a_line_is_escaped_as_drf_does(home, read):
-    """U+2028 and U+2029, which Hypothesis draws in a blue moon."""
+def test_line_separators_are_escaped_as_in_drf(home, read):
+    """DRF escapes U+2028 and U+2029, because JavaScript once read them as line ends. Hypothesis rarely draws them."""
     home.title = "one\u2028two\u2029three"
     home.save()
 
@@ -480,8 +491,8 @@ def test_what_javascript_once_took_for_the_end_of_a_line_is_escaped_as_drf_does(
     assert read("cached").body == read("optimized").body
 
 
-def test_a_field_that_is_no_column_cannot_be_shown_the_quick_way():
-    """Said when the service starts, not by a page that lacks it."""
+def test_a_computed_field_in_a_cached_list_raises_an_error_at_the_start():
+    """The service does not start, so a page without the field is never served."""
 
     class Computed(ModelSerializer):
         more = SerializerMethodField()
@@ -498,7 +509,7 @@ def test_a_field_that_is_no_column_cannot_be_shown_the_quick_way():
 
 
 def test_the_schema_describes_the_lists_and_their_parameters(client):
-    """Made by the code itself; a client can be generated from it."""
+    """The schema is generated from the code, and a client can be generated from the schema."""
     schema = client.get("/api/schema/", headers={"Accept": "application/vnd.oai.openapi+json"}).json()
 
     listed = schema["paths"]["/api/properties/cached/"]["get"]
@@ -512,12 +523,14 @@ def test_the_schema_describes_the_lists_and_their_parameters(client):
     assert all(f"{path}{suffix}" in schema["paths"] for path in VARIANTS.values() for suffix in ("", "{id}/"))
 
 
-def test_the_schema_is_made_without_a_warning(transactional_db, capsys):
+def test_the_schema_is_generated_without_a_warning(transactional_db, capsys):
+    """A warning means that part of the schema was guessed."""
     call_command("spectacular", "--validate", "--fail-on-warn")
     assert "openapi: 3" in capsys.readouterr().out
 
 
-def test_the_docs_page_needs_no_other_server(client):
+def test_the_docs_page_loads_nothing_from_other_servers(client):
+    """The page works offline, and no other server learns of its visitors."""
     page = client.get("/api/docs/").content.decode()
 
     assert "/static/drf_spectacular_sidecar/" in page
@@ -525,7 +538,7 @@ def test_the_docs_page_needs_no_other_server(client):
 
 
 def test_static_files_are_served_without_debug(client):
-    """By the service itself, behind any server."""
+    """WhiteNoise serves them, so no web server is needed in front."""
     served = client.get("/static/admin/css/base.css")
 
     assert served.status_code == 200
@@ -537,13 +550,14 @@ def test_static_files_are_served_without_debug(client):
 
 @pytest.fixture
 def editor(client, transactional_db):
-    """Somebody who may edit everything, logged in."""
+    """A client that is logged in as a superuser."""
     client.force_login(User.objects.create_superuser("editor"))
     return client
 
 
 @pytest.mark.parametrize("model", ["property", "agent", "office", "location", "propertyimage"])
 def test_the_admin_lists_and_searches_every_model(twenty_properties, editor, model):
+    """All data can be edited without a shell."""
     page = editor.get(f"/admin/housing/{model}/", {"q": "home"})
 
     assert page.status_code == 200
@@ -552,8 +566,8 @@ def test_the_admin_lists_and_searches_every_model(twenty_properties, editor, mod
 
 
 @pytest.mark.parametrize("model", ["property", "agent", "propertyimage"])
-def test_a_longer_list_of_the_admin_costs_no_more(twenty_properties, editor, model):
-    """Whoever edits deserves no N+1 either."""
+def test_a_longer_list_in_the_admin_costs_no_more_queries(twenty_properties, editor, model):
+    """An N+1 in the admin would slow down its users, too."""
     costs = []
     for found in ("zzz", ""):
         with CaptureQueriesContext(connection) as captured:
@@ -563,8 +577,8 @@ def test_a_longer_list_of_the_admin_costs_no_more(twenty_properties, editor, mod
     assert costs[0] == costs[1]
 
 
-def test_a_price_is_changed_in_the_list_of_the_admin(twenty_properties, editor, read, warm):
-    """And is in the very next read."""
+def test_a_price_can_be_changed_in_the_list_of_the_admin(twenty_properties, editor, read, warm):
+    """The new price is in the next read."""
     warm()
     homes = sorted(twenty_properties, key=lambda home: home.created_at, reverse=True)
     form = {"form-TOTAL_FORMS": "20", "form-INITIAL_FORMS": "20", "_save": "Save"}
@@ -577,7 +591,8 @@ def test_a_price_is_changed_in_the_list_of_the_admin(twenty_properties, editor, 
     assert read("cached").rows[0]["price"] == "395000.00"
 
 
-def test_images_are_edited_beside_their_property(home, editor, read, warm):
+def test_images_can_be_edited_with_their_property(home, editor, read, warm):
+    """The new order is in the next read, although only image rows were written."""
     warm(f"cached/{home.pk}")
     page = editor.get(f"/admin/housing/property/{home.pk}/change/")
     form = {name: value for name, value in page.context["adminform"].form.initial.items() if value is not None}
@@ -595,18 +610,19 @@ def test_images_are_edited_beside_their_property(home, editor, read, warm):
     assert [image["position"] for image in read(f"cached/{home.pk}").json["images"]] == [4, 5]
 
 
-def test_the_admin_asks_before_it_deletes_what_hangs_on_a_row(home, editor):
-    asked = editor.post(f"/admin/housing/office/{home.agent.office_id}/delete/").content.decode()
+def test_the_admin_lists_dependent_rows_before_it_deletes_them(home, editor):
+    """Deleting an office also deletes its agents' properties."""
+    confirmation = editor.post(f"/admin/housing/office/{home.agent.office_id}/delete/").content.decode()
 
-    assert "Home 0" in asked
+    assert "Home 0" in confirmation
     assert Property.objects.filter(pk=home.pk).exists()
 
 
-# The tables
+# Migrations
 
 
-def test_the_migrations_make_the_tables_of_the_models(transactional_db, capsys):
-    """Fields and indexes, all of them."""
+def test_the_migrations_create_the_tables_of_the_models(transactional_db, capsys):
+    """This includes every field and index."""
     call_command("makemigrations", "--check", "--dry-run")
 
     assert "No changes detected" in capsys.readouterr().out
@@ -615,7 +631,8 @@ def test_the_migrations_make_the_tables_of_the_models(transactional_db, capsys):
 # Names
 
 
-def test_rows_name_themselves(twenty_properties):
+def test_every_model_has_a_readable_text(twenty_properties):
+    """The admin shows these texts."""
     home = twenty_properties[0]
     image = home.images.first()
 

@@ -1,4 +1,4 @@
-"""What a read costs. A page of twenty properties touches sixty related rows."""
+"""The cost of reads and writes. A page of twenty properties shows sixty related rows."""
 
 from collections import Counter
 
@@ -7,32 +7,34 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 
-from conftest import entries, forget_everything, make_images, make_properties
+from conftest import clear_the_cache, entries, make_images, make_properties
 from housing.freshness.journal import journal
 from tests.instruments import bytes_of
 
 
 def test_a_naive_page_costs_61_queries(twenty_properties, read_the_list, queries):
-    """The bill that the other two doors are measured against."""
+    """This is the N+1 problem, and the baseline for the other two variants."""
     with queries.exactly(61, because="1 page + 20 × (location, agent, office)"):
         assert len(read_the_list("naive")) == 20
 
 
 def test_an_optimized_page_costs_one_query(twenty_properties, read_the_list, queries):
+    """`select_related` solves the N+1 problem, and the cache is not involved."""
     with queries.exactly(1, because="one SELECT joins location, agent and office"):
         assert len(read_the_list("optimized")) == 20
 
 
 def test_a_cold_read_costs_one_query(twenty_properties, read_the_list, queries):
+    """Caching does not make a miss more expensive."""
     with queries.exactly(1, because="one SELECT joins location, agent and office"):
         assert len(read_the_list()) == 20
 
 
-def test_a_warm_read_costs_none(twenty_properties, read, queries):
-    """Nothing is cheap that answers with nothing: the same bytes, and a full page of them."""
+def test_a_warm_read_costs_no_query(twenty_properties, read, queries):
+    """An empty response would be cheap, too, so the spec compares the bytes of a full page."""
     cold = read("cached")
 
-    with queries.exactly(0, because="the page is remembered, and nothing was written"):
+    with queries.exactly(0, because="the page is cached, and nothing was written"):
         warm = read("cached")
 
     assert warm.body == cold.body
@@ -40,19 +42,19 @@ def test_a_warm_read_costs_none(twenty_properties, read, queries):
 
 
 def test_a_naive_detail_costs_five_queries(home, read, queries):
-    with queries.exactly(5, because="property, location, agent, office, images"):
+    with queries.exactly(5, because="one each for property, location, agent, office and images"):
         assert len(read(f"naive/{home.pk}").json["images"]) == 2
 
 
 def test_an_optimized_detail_costs_two_queries(home, read, queries):
-    with queries.exactly(2, because="the property with what it joins, and its images"):
+    with queries.exactly(2, because="one SELECT for the property with its joins, one for its images"):
         assert len(read(f"optimized/{home.pk}").json["images"]) == 2
 
 
-def test_a_cached_detail_costs_two_queries_and_then_none(home, read, queries):
-    with queries.exactly(2, because="the property with what it joins, and its images"):
+def test_a_cached_detail_costs_two_queries_cold_and_none_warm(home, read, queries):
+    with queries.exactly(2, because="one SELECT for the property with its joins, one for its images"):
         cold = read(f"cached/{home.pk}")
-    with queries.exactly(0, because="the property is remembered, and nothing was written"):
+    with queries.exactly(0, because="the property is cached, and nothing was written"):
         warm = read(f"cached/{home.pk}")
 
     assert warm.body == cold.body
@@ -60,19 +62,19 @@ def test_a_cached_detail_costs_two_queries_and_then_none(home, read, queries):
 
 
 @pytest.mark.parametrize("page_size", [1, 20, 100])
-def test_a_larger_naive_page_costs_three_more_for_each_row(transactional_db, read_the_list, queries, metric, page_size):
-    """At one row nobody notices."""
+def test_a_larger_naive_page_costs_three_more_queries_for_each_row(transactional_db, read_the_list, queries, metric, page_size):
+    """With one row, an N+1 goes unnoticed."""
     make_properties(page_size + 1)
 
-    with queries.exactly(1 + 3 * page_size, because="1 page + so many × (location, agent, office)") as sql:
+    with queries.exactly(1 + 3 * page_size, because="1 page + one query per row for each of location, agent and office") as sql:
         assert len(read_the_list("naive", page_size=page_size)) == page_size
     metric("queries", way="naive", page_size=page_size, queries=len(sql))
 
 
 @pytest.mark.parametrize("page_size", [1, 20, 100])
-@pytest.mark.parametrize(("variant", "because"), [("optimized", "joins do not grow with the page"), ("cached", "neither does the entry's one query")])
-def test_a_larger_page_costs_no_more(transactional_db, read_the_list, queries, metric, variant, because, page_size):
-    """An N+1 hides at one row and shows at a hundred."""
+@pytest.mark.parametrize(("variant", "because"), [("optimized", "joins do not grow with the page"), ("cached", "a fill is one SELECT with the same joins")])
+def test_a_larger_optimized_or_cold_page_costs_no_more_queries(transactional_db, read_the_list, queries, metric, variant, because, page_size):
+    """An N+1 is invisible with one row, and obvious with a hundred."""
     make_properties(page_size + 1)
 
     with queries.exactly(1, because=because) as sql:
@@ -81,11 +83,11 @@ def test_a_larger_page_costs_no_more(transactional_db, read_the_list, queries, m
 
 
 @pytest.mark.parametrize("page_size", [1, 20, 100])
-def test_a_larger_warm_page_costs_nothing_either(transactional_db, warm, read_the_list, queries, metric, page_size):
+def test_a_larger_warm_page_costs_no_query_either(transactional_db, warm, read_the_list, queries, metric, page_size):
     make_properties(page_size)
     warm(page_size=page_size)
 
-    with queries.exactly(0, because="an entry is one key, whatever it holds") as sql:
+    with queries.exactly(0, because="a page of any size is one entry") as sql:
         assert len(read_the_list(page_size=page_size)) == page_size
     metric("queries", way="warm", page_size=page_size, queries=len(sql))
 
@@ -95,11 +97,11 @@ def test_a_larger_warm_page_costs_nothing_either(transactional_db, warm, read_th
     [
         ("naive", 61, "1 page + 20 × (location, agent, office), again"),
         ("optimized", 1, "one SELECT joins location, agent and office, again"),
-        ("cached", 0, "the page is remembered, and nothing was written"),
+        ("cached", 0, "the page is cached, and nothing was written"),
     ],
     ids=["naive", "optimized", "cached"],
 )
-def test_a_second_read_is_free_only_where_the_first_is_remembered(twenty_properties, read_the_list, queries, metric, variant, counted, because):
+def test_a_second_read_is_free_only_with_the_cached_variant(twenty_properties, read_the_list, queries, metric, variant, counted, because):
     read_the_list(variant)
 
     with queries.exactly(counted, because=because) as sql:
@@ -108,18 +110,19 @@ def test_a_second_read_is_free_only_where_the_first_is_remembered(twenty_propert
 
 
 @pytest.mark.parametrize("images", [0, 1, 9])
-def test_more_images_cost_no_more(home, read, queries, images):
+def test_more_images_cost_no_more_queries(home, read, queries, images):
+    """`prefetch_related` loads the images of any number of rows together."""
     home.images.all().delete()
     for _ in range(images):
         make_images(home)
-    forget_everything()
+    clear_the_cache()
 
-    with queries.exactly(2, because="all images of a property come in one SELECT"):
+    with queries.exactly(2, because="one SELECT for the property with its joins, one for all its images"):
         assert len(read(f"cached/{home.pk}").json["images"]) == 2 * images
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "parameters",
     [
         {"city": "Springfield"},
         {"status": "available", "property_type": "house"},
@@ -130,20 +133,20 @@ def test_more_images_cost_no_more(home, read, queries, images):
     ],
     ids="&".join,
 )
-def test_filters_and_orders_cost_no_more(twenty_properties, read_the_list, queries, asked):
+def test_filters_and_orderings_cost_no_more_queries(twenty_properties, read_the_list, queries, parameters):
     with queries.exactly(1, because="a filter is a condition of the one SELECT"):
-        assert len(read_the_list(**asked)) == 20
+        assert len(read_the_list(**parameters)) == 20
 
 
-def test_a_page_by_agent_or_by_office_costs_one_query(home, read_the_list, queries):
-    """A filter by a foreign key need not look up whether the other row exists."""
+def test_a_page_filtered_by_agent_or_office_costs_one_query(home, read_the_list, queries):
+    """A filter by foreign key does not first check whether the agent or office exists."""
     with queries.exactly(2, because="one page by agent, one by office"):
         assert read_the_list("optimized", agent=home.agent_id) == read_the_list("optimized", office=home.agent.office_id)
 
 
 @pytest.mark.parametrize("page_size", [1, 20])
 def test_a_cold_page_fetches_its_rows_and_one_more(transactional_db, read_the_list, queries, page_size):
-    """The one more tells whether there is a next page, and is not shown."""
+    """The extra row shows whether there is a next page, and is not in the response."""
     make_properties(25)
 
     with queries.exactly(1, because="one SELECT joins location, agent and office") as sql:
@@ -151,8 +154,8 @@ def test_a_cold_page_fetches_its_rows_and_one_more(transactional_db, read_the_li
     assert sql.rows == page_size + 1
 
 
-def test_a_deep_page_costs_what_the_first_costs(twenty_properties, read, queries):
-    """There is no COUNT, and no OFFSET that reads all the rows before."""
+def test_a_deep_page_costs_the_same_as_the_first(twenty_properties, read, queries):
+    """There is no COUNT, and no OFFSET, which would read all earlier rows."""
     page = read("optimized", page_size=5)
     for _ in range(3):
         with queries.exactly(1, because="a cursor is a condition of the one SELECT") as sql:
@@ -164,8 +167,8 @@ def test_a_deep_page_costs_what_the_first_costs(twenty_properties, read, queries
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize(("ordering", "index"), [("created_at", "property_newest"), ("-price", "property_price")])
-def test_a_page_is_read_along_an_index(twenty_properties, read, ordering, index):
-    """Else each page would sort the whole table. (PostgreSQL plans by what is in the table, and twenty rows need no index.)"""
+def test_a_page_is_read_in_the_order_of_an_index(twenty_properties, read, ordering, index):
+    """Otherwise each page would sort the whole table. (PostgreSQL does not use an index for twenty rows.)"""
     link = read("optimized", ordering=ordering, page_size=5).json["next"]
     with CaptureQueriesContext(connection) as captured:
         read(f"optimized{link}")
@@ -179,19 +182,19 @@ def test_a_page_is_read_along_an_index(twenty_properties, read, ordering, index)
 
 
 def test_a_hit_costs_one_round_trip(twenty_properties, warm, read, redis_commands):
-    """Entry, freshness and all: asking Redis twice would be an answer twice as slow, and a gap between the two."""
+    """The entry and its freshness are read together. A second round trip would double the time, and a write could happen between the two."""
     warm()
 
-    with redis_commands.exactly(1, because="one script looks up the entry and the journal"):
+    with redis_commands.exactly(1, because="one script reads the entry and the journal"):
         assert read("cached").came_from == "hit"
 
 
-def test_a_hit_brings_its_bytes_once_and_a_304_none_of_them(twenty_properties, warm, read, redis_commands):
-    """What travels besides: a name for the script, two keys, what to do; and back, that it is a hit, and its ETag."""
+def test_a_hit_transfers_its_body_once_and_a_304_does_not(twenty_properties, warm, read, redis_commands):
+    """Besides the body, a hit sends only the script's hash, two keys and its arguments, and receives only the word `hit` and the ETag."""
     body = warm()
     etag = read("cached").headers["ETag"]
 
-    with redis_commands.exactly(1, because="one script looks up the entry and the journal") as hit:
+    with redis_commands.exactly(1, because="one script reads the entry and the journal") as hit:
         read("cached")
     assert hit.received == bytes_of([b"hit", etag.encode(), body])
     assert hit.sent < 250
@@ -202,31 +205,32 @@ def test_a_hit_brings_its_bytes_once_and_a_304_none_of_them(twenty_properties, w
 
 
 def test_a_304_costs_one_round_trip_and_no_query(twenty_properties, read, queries, redis_commands):
+    """A revalidation costs the same as a hit, and sends no body."""
     etag = read("cached").headers["ETag"]
 
-    with queries.exactly(0, because="the page is remembered"), redis_commands.exactly(1, because="the script compares the ETag"):
+    with queries.exactly(0, because="the page is cached"), redis_commands.exactly(1, because="the script compares the ETag"):
         assert read("cached", headers={"If-None-Match": etag}).status == 304
 
 
 def test_a_miss_costs_two_round_trips(twenty_properties, read, redis_commands):
     read("optimized")
 
-    with redis_commands.exactly(2, because="one script looks up and hands out the instant, one stores"):
+    with redis_commands.exactly(2, because="one script looks up the entry and returns the instant, one stores the response"):
         assert read("cached").came_from == "fwd=miss; stored"
 
 
 def test_a_write_costs_two_round_trips_whatever_is_cached(twenty_properties, warm, redis_commands):
-    """Nothing is deleted to invalidate, so nobody looks for what to delete."""
+    """A write deletes no entries, so it does not have to find them."""
     for size in range(1, 20):
         warm(page_size=size)
 
-    with redis_commands.exactly(2, because="a lease before COMMIT, its close after"):
+    with redis_commands.exactly(2, because="one opens the lease before COMMIT, one closes it afterwards"):
         twenty_properties[0].save()
 
 
 @pytest.mark.only("real")
-def test_a_write_costs_redis_the_same_commands_at_ten_cached_pages_and_at_100_000(home, warm, own_redis):
-    """As the server counts them, with those inside the scripts. (fakeredis does not count.)"""
+def test_a_write_costs_redis_the_same_commands_with_10_or_100_000_cached_pages(home, warm, own_redis):
+    """The server counts its commands, including those inside scripts. (fakeredis does not count.)"""
     own_redis()
     warm()
     client, [entry] = get_redis_connection("default"), entries()
@@ -249,12 +253,12 @@ def test_a_write_costs_redis_the_same_commands_at_ten_cached_pages_and_at_100_00
 
 
 def commands_of(client):
-    """How often each command was called, but for the one that tells."""
-    return Counter({name: told["calls"] for name, told in client.info("commandstats").items() if name != "cmdstat_info"})
+    """The number of calls of each command, without INFO itself."""
+    return Counter({name: stats["calls"] for name, stats in client.info("commandstats").items() if name != "cmdstat_info"})
 
 
 def test_a_save_costs_one_query(home, queries):
-    """To tell what it invalidates, nothing is looked up: not even whose an image was, because the page that showed it depends on its row."""
+    """A save reads nothing to find its tags. Even an image that moved needs no lookup, because its old page depends on the image's row."""
     with queries.exactly(1, because="one UPDATE"):
         home.save()
     image = home.images.first()
@@ -263,34 +267,37 @@ def test_a_save_costs_one_query(home, queries):
 
 
 def test_many_writes_in_one_transaction_cost_two_round_trips(twenty_properties, redis_commands):
-    with redis_commands.exactly(2, because="a transaction has one lease, however many rows it writes"), transaction.atomic():
+    with redis_commands.exactly(2, because="a transaction has one lease, whatever the number of rows"), transaction.atomic():
         for home in twenty_properties:
             home.save()
             home.agent.save()
 
 
-def test_a_read_under_a_lease_costs_what_a_miss_costs(home, read, queries, redis_commands):
-    """Nobody waits for the writer, and nobody tries again: the answer is true, and that it is not remembered is no harm."""
+def test_a_read_under_a_lease_costs_the_same_as_a_miss(home, read, queries, redis_commands):
+    """The reader neither waits for the writer nor tries again. Its response is fresh, but not cached."""
     journal.lease({f"housing_property:{home.pk}"})
 
-    with queries.exactly(1, because="the page is read once"), redis_commands.exactly(2, because="one script looks up, one says why it is not stored"):
+    with (
+        queries.exactly(1, because="the page is read once"),
+        redis_commands.exactly(2, because="one script looks up the entry, one returns why the response is not stored"),
+    ):
         assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
 def test_a_rollback_costs_no_round_trip(home, redis_commands):
-    """Nothing was said to Redis, so there is nothing to take back."""
-    with redis_commands.exactly(0, because="Redis hears of a write at COMMIT"), transaction.atomic():
+    """Redis is not involved before COMMIT, so there is nothing to undo."""
+    with redis_commands.exactly(0, because="a lease is opened only at COMMIT"), transaction.atomic():
         home.save()
         transaction.set_rollback(True)
 
 
-def test_every_variant_says_what_it_cost(twenty_properties, read):
-    """Server-Timing is where a browser's network panel looks."""
+def test_every_variant_returns_its_number_of_queries(twenty_properties, read):
+    """A browser's network panel shows the Server-Timing header."""
     costs = [read(variant).headers["Server-Timing"].partition(";dur")[0] for variant in ("naive", "optimized", "cached", "cached")]
 
     assert costs == ['sql;desc="61 queries"', 'sql;desc="1 query"', 'sql;desc="1 query"', 'sql;desc="0 queries"']
 
 
-def test_a_snapshot_is_no_query(home, read):
-    """BEGIN asks nothing: the detail says that it cost two queries, as its two SELECTs do."""
+def test_a_snapshot_does_not_count_as_a_query(home, read):
+    """Only the two SELECTs of the detail are counted, and not the BEGIN of its snapshot."""
     assert read(f"cached/{home.pk}").headers["Server-Timing"].startswith('sql;desc="2 queries"')

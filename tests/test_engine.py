@@ -1,4 +1,4 @@
-"""The cache engine is one folder, which knows no listing. It can be moved into another project."""
+"""The cache engine is one folder. It does not refer to the example's models, so another project can copy it."""
 
 import ast
 import inspect
@@ -24,11 +24,11 @@ ENGINE = ROOT / "housing" / "freshness"
 SOURCES = sorted(path for path in ENGINE.rglob("*.py") if "migrations" not in path.parts)
 
 LIBRARIES = {"django", "django_redis", "redis", "rest_framework", "psycopg", "sqlite3"}
-"""What the engine may import beside the standard library and itself."""
+"""The packages that the engine may import, besides the standard library and itself."""
 
 
 def imports_of(path):
-    """(module, level) of each import in a file, also of those inside functions; a relative one with the dots that it begins with."""
+    """(module, level, absolute path) of each import in a file, including imports inside functions. `level` is the number of leading dots."""
     package = path.parent.relative_to(ENGINE.parent).parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -40,29 +40,30 @@ def imports_of(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ENGINE)))
 def test_the_engine_imports_only_itself_and_libraries(path):
-    """And itself by relative imports, so that the folder may have another name and stand elsewhere."""
+    """It imports itself only by relative imports, so that the folder can be renamed and moved."""
     foreign = [module for module, level, _ in imports_of(path) if not level and module.partition(".")[0] not in LIBRARIES | sys.stdlib_module_names]
     upwards = [whole for _, level, whole in imports_of(path) if level and (not whole or whole[0] != ENGINE.name)]
 
     assert (foreign, upwards) == ([], [])
 
 
-def test_the_engines_imports_have_no_circle():
+def test_the_imports_of_the_engine_have_no_cycle():
+    """Without cycles, each module can be read and tested after those that it imports."""
     graph = {}
     for path in SOURCES:
         name = ".".join(path.relative_to(ENGINE.parent).with_suffix("").parts).removesuffix(".__init__")
         graph[name] = {".".join(whole) for _, level, whole in imports_of(path) if level}
-    del graph[ENGINE.name]  # the public face, which imports lazily what it offers
+    del graph[ENGINE.name]  # the public interface, which imports its names lazily
 
     try:
         order = list(TopologicalSorter(graph).static_order())
-    except CycleError as circle:
-        pytest.fail(f"The modules import each other in a circle: {' → '.join(circle.args[1])}")
+    except CycleError as cycle:
+        pytest.fail(f"The modules import each other in a cycle: {' → '.join(cycle.args[1])}. Move the shared code into a module that both can import.")
     assert set(graph) <= set(order)
 
 
-def test_the_engine_names_no_listing():
-    """Neither an app, nor a model, nor a table. (`property` is Python's word, too, and LOCATION one of Django's.)"""
+def test_the_engine_does_not_mention_the_example():
+    """It contains no name of an app, model or table of the example. (`property` is also a Python built-in, and LOCATION a Django setting.)"""
     models = apps.get_app_config("housing").get_models()
     words = {"housing", "listing", "listings"} | {name for model in models for name in (model.__name__, model._meta.model_name, model._meta.db_table)}
     found = [
@@ -75,8 +76,8 @@ def test_the_engine_names_no_listing():
     assert found == []
 
 
-def test_the_example_imports_the_engine_from_its_public_face_alone():
-    """Imports point one way: from the example down to the engine."""
+def test_the_example_imports_only_the_public_interface_of_the_engine():
+    """Imports go in one direction, from the example to the engine."""
     imported = {
         (path.relative_to(ROOT).as_posix(), node.module, name.name)
         for path in (ROOT / "housing").rglob("*.py")
@@ -92,21 +93,23 @@ def test_the_example_imports_the_engine_from_its_public_face_alone():
 
 
 @pytest.mark.parametrize("name", freshness.__all__)
-def test_the_public_face_has_what_it_offers(name):
+def test_the_public_interface_has_every_listed_name(name):
+    """The names are imported lazily, so a typo in the list would surface only in use."""
     assert getattr(freshness, name) is not None
 
 
-def test_the_public_face_has_nothing_else():
+def test_the_public_interface_has_no_other_names():
+    """A misspelled import fails at once."""
     with pytest.raises(AttributeError, match="has no attribute 'CacheView'"):
         _ = freshness.CacheView
 
 
-# Its settings
+# Settings
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_has_a_default_a_unit_and_a_meaning_and_is_used(name):
-    """A setting that nobody reads promises what nobody keeps."""
+def test_every_setting_is_used_and_documents_its_default_unit_and_meaning(name):
+    """An unused setting would have no effect, although it is documented."""
     used = [path.name for path in SOURCES if re.search(rf"conf\.{name}\b|\"{name}\"", path.read_text(encoding="utf-8")) and path.name != "settings.py"]
 
     assert SETTINGS[name].unit
@@ -114,34 +117,38 @@ def test_every_setting_has_a_default_a_unit_and_a_meaning_and_is_used(name):
     assert used
 
 
-def test_a_setting_that_is_overridden_counts_at_once():
+def test_an_overridden_setting_takes_effect_at_once():
+    """Tests rely on `override_settings`."""
     with override_settings(FRESHNESS_BETA=7):
         assert conf.BETA == 7
     assert SETTINGS["BETA"].default == conf.BETA
 
 
-def test_a_setting_that_there_is_not_is_an_error():
+def test_an_unknown_setting_raises_an_error():
+    """A misspelled name must not silently return a default."""
     with pytest.raises(AttributeError, match="There is no setting FRESHNESS_PATIENCE"):
         _ = conf.PATIENCE
 
 
 @pytest.mark.parametrize("name", ["nowhere", "housing.Castle"])
-def test_a_model_to_track_that_there_is_not_is_refused_by_its_name(settings, name):
+def test_an_unknown_model_to_track_is_refused_with_its_name(settings, name):
+    """Otherwise a misspelled model would not be tracked."""
     settings.FRESHNESS_MODELS = [name]
 
     with pytest.raises(ImproperlyConfigured, match=f"FRESHNESS_MODELS names '{name}': .* Write an app's label, or a model as app_label.Model."):
         tables()
 
 
-# Its hold on Django
+# Overrides of Django's methods
 
 
-def test_every_private_method_of_djangos_that_is_overridden_takes_what_the_engine_knows():
-    """A Django that calls them otherwise is refused until somebody has looked."""
+def test_every_overridden_private_method_of_django_has_the_expected_signature():
+    """A Django version with other signatures is refused until the engine has been adapted."""
     assert list(private.changed()) == []
 
 
-def test_a_method_that_takes_something_else_is_named(monkeypatch):
+def test_a_method_with_another_signature_is_reported(monkeypatch):
+    """The report shows the signature in Django and the one in the engine."""
     monkeypatch.setitem(private.OVERRIDDEN, "django.db.backends.base.base.BaseDatabaseWrapper", {"_commit": "(self, force)", "_end": "(self)"})
 
     assert list(private.changed()) == [
@@ -150,8 +157,8 @@ def test_a_method_that_takes_something_else_is_named(monkeypatch):
     ]
 
 
-def test_every_method_of_djangos_that_the_engine_overrides_is_in_the_list():
-    """Read off the classes: which of our methods Django's classes below them have, too."""
+def test_every_method_of_django_that_the_engine_overrides_is_listed():
+    """The spec compares the engine's classes with the Django classes that they extend, so the list cannot miss a method."""
     from django.db.backends.postgresql import base as postgresql
     from django.db.backends.sqlite3 import base as sqlite3
     from django.db.models.sql import compiler as theirs

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from conftest import ROOT, VARIANTS, a_property, ask, forget_everything, make_properties, saved
+from conftest import ROOT, VARIANTS, a_property, ask, clear_the_cache, make_properties, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests.linearizability import Operation, violation
 from tests.stacks import TIMEOUT
@@ -81,7 +81,7 @@ class History(RuleBasedStateMachine):
             model.objects.all().delete()
         homes = saved(*(a_property(number, price=PRICES[number], location=Location(city=CITIES[number % 2])) for number in range(3)))
         PropertyImage.objects.create(property=homes[0], url="https://images.example.com/0.jpg")
-        forget_everything()
+        clear_the_cache()
         self.client, self.warm = Client(), set()
 
     def some(self, model, choice):

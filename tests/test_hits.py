@@ -1,4 +1,4 @@
-"""What is a hit, and what is never shared. An answer is remembered for everybody who asks the same, and for nobody else."""
+"""Hits and misses. A response is cached for every client that sends the same parameters, and never returned for others."""
 
 import datetime
 import gc
@@ -16,25 +16,26 @@ from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
-from conftest import entries, forget_everything, make_images
+from conftest import clear_the_cache, entries, make_images
 from housing.freshness.connection import NotLeased
 from housing.freshness.journal import journal
 from housing.freshness.keys import LONG, entry_key
 from housing.freshness.settings import conf
 from housing.models import Property
 
-# What is remembered
+# Cached responses
 
 
-def test_a_hit_comes_from_the_cache_and_from_nowhere_else(twenty_properties, warm, read, plant_a_mark):
-    """A count of zero could be a broken counter. A mark that only the cache holds cannot come from elsewhere."""
+def test_a_hit_returns_the_bytes_in_redis(twenty_properties, warm, read, tamper_with_the_entry):
+    """A count of zero queries could be a broken counter. A body that exists only in Redis cannot come from the database."""
     warm()
-    mark = plant_a_mark()
+    body = tamper_with_the_entry()
 
-    assert read("cached").body == mark
+    assert read("cached").body == body
 
 
-def test_a_response_says_where_it_came_from(home, read):
+def test_a_response_shows_whether_it_was_a_hit_a_miss_or_stale(home, read):
+    """The Cache-Status header (RFC 9211) shows in any browser or log what the cache did."""
     assert read("cached").came_from == "fwd=miss; stored"
     assert read("cached").came_from == "hit"
     home.save()
@@ -42,32 +43,33 @@ def test_a_response_says_where_it_came_from(home, read):
     assert read("cached").came_from == "hit"
 
 
-def test_an_empty_page_is_remembered_too(transactional_db, warm, read, queries):
-    """Nothing found is an answer; looking for it again and again would be a miss that never ends."""
+def test_an_empty_page_is_cached_too(transactional_db, warm, read, queries):
+    """Otherwise every search without results would query the database each time."""
     assert warm(city="Nowhere") == b'{"next":null,"previous":null,"results":[]}'
 
-    with queries.exactly(0, because="the empty page is remembered"):
+    with queries.exactly(0, because="the empty page is cached"):
         read("cached", city="Nowhere")
 
 
-def test_an_id_that_is_not_there_is_never_remembered(transactional_db, read, queries):
-    """Ids that nobody has are endless, and each would be an entry."""
+def test_a_404_is_never_cached(transactional_db, read, queries):
+    """There is no limit to unknown ids, and each would be an entry."""
     for _ in range(2):
-        with queries.exactly(1, because="the property is looked for each time"):
+        with queries.exactly(1, because="each read looks for the property"):
             missing = read("cached/1")
         assert (missing.status, missing.came_from) == (404, None)
     assert entries() == []
 
 
-def test_what_is_refused_is_never_remembered(transactional_db, read):
+def test_a_refused_request_is_never_cached(transactional_db, read):
+    """There is no limit to invalid parameters, and each would be an entry."""
     refused = read("cached", min_price="abc")
 
     assert (refused.status, refused.came_from) == (400, None)
     assert entries() == []
 
 
-def test_what_is_remembered_is_bytes_and_no_pickle(twenty_properties, warm, read):
-    """Who can write to Redis must not be able to run code here. Of the bytes' SHA-256, 128 bits are the ETag."""
+def test_an_entry_holds_bytes_and_no_pickle(twenty_properties, warm, read):
+    """With a pickle, anyone who can write to Redis could run code in the service. The ETag is 128 bits of the body's SHA-256."""
     warm()
     [entry] = entries()
     stored = get_redis_connection("default").hgetall(entry)
@@ -77,8 +79,8 @@ def test_what_is_remembered_is_bytes_and_no_pickle(twenty_properties, warm, read
     assert set(stored) == {b"epoch", b"read_at", b"tags", b"etag", b"body", b"cost", b"until"}
 
 
-def test_an_entry_does_not_live_for_ever(twenty_properties, warm, settings):
-    """What nobody asks for any more must leave Redis by itself."""
+def test_an_entry_expires_after_its_ttl(twenty_properties, warm, settings):
+    """Entries that are no longer read must expire by themselves."""
     warm()
     [entry] = entries()
 
@@ -86,7 +88,7 @@ def test_an_entry_does_not_live_for_ever(twenty_properties, warm, settings):
 
 
 def test_a_hit_needs_no_database(twenty_properties, warm, read):
-    """Not even a connection to it: what is warm is answered while the database is away."""
+    """A hit does not even open a connection, so warm pages are served while the database is unreachable."""
     warm()
     connection.close()
 
@@ -94,16 +96,16 @@ def test_a_hit_needs_no_database(twenty_properties, warm, read):
     assert connection.connection is None
 
 
-def test_a_new_thread_may_begin_with_a_detail(home, read, elsewhere):
-    """Its connection to the database is not open yet."""
+def test_the_first_read_of_a_thread_may_be_a_detail(home, read, elsewhere):
+    """The thread has no open database connection yet."""
     assert elsewhere(lambda: read(f"cached/{home.pk}")).came_from == "fwd=miss; stored"
 
 
-# One entry for all ways of asking the same
+# Queries that share an entry
 
 
 @pytest.mark.parametrize(
-    ("asked", "otherwise"),
+    ("query", "equivalent"),
     [
         ("", "unknown=1&utm_source=mail"),
         ("", "city=&status=&min_price=&cursor=&page_size=&ordering="),
@@ -116,19 +118,20 @@ def test_a_new_thread_may_begin_with_a_detail(home, read, elsewhere):
         ("city=Springfield", "city=%20Springfield%20"),
     ],
 )
-def test_the_same_asked_otherwise_is_the_same_entry(twenty_properties, warm, read, asked, otherwise):
-    body = warm(f"cached?{asked}")
+def test_equivalent_query_strings_share_an_entry(twenty_properties, warm, read, query, equivalent):
+    """Otherwise a tracking parameter or another order of the parameters would cost a miss."""
+    body = warm(f"cached?{query}")
 
-    response = read(f"cached?{otherwise}")
+    response = read(f"cached?{equivalent}")
 
     assert (response.came_from, response.body) == ("hit", body)
 
 
-# What is never shared
+# Separate entries
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "query",
     [
         "city=Springfield",
         "city=springfield",
@@ -146,16 +149,17 @@ def test_the_same_asked_otherwise_is_the_same_entry(twenty_properties, warm, rea
         "page_size=19",
     ],
 )
-def test_every_parameter_has_entries_of_its_own(twenty_properties, warm, read, asked):
+def test_every_parameter_has_its_own_entries(twenty_properties, warm, read, query):
+    """Values that select or order other rows must never share an entry."""
     warm()
 
-    response = read(f"cached?{asked}")
+    response = read(f"cached?{query}")
 
     assert response.came_from == "fwd=miss; stored"
-    assert response.body == read(f"optimized?{asked}").body
+    assert response.body == read(f"optimized?{query}").body
 
 
-def test_every_cursor_has_an_entry_of_its_own(twenty_properties, warm, read):
+def test_every_cursor_has_its_own_entry(twenty_properties, warm, read):
     second = read("cached", page_size=5).json["next"]
     third = read(f"cached{second}").json["next"]
 
@@ -163,13 +167,15 @@ def test_every_cursor_has_an_entry_of_its_own(twenty_properties, warm, read):
     assert read(f"cached{third}").body == read(f"optimized{third}").body
 
 
-def test_two_long_questions_never_meet(transactional_db, warm, read):
+def test_two_long_query_strings_never_share_an_entry(transactional_db, warm, read):
+    """A long query string is hashed, and the hash must cover all of it."""
     warm(search="x" * (LONG - 1) + "a")
 
     assert read("cached", search="x" * (LONG - 1) + "b").came_from == "fwd=miss; stored"
 
 
-def test_a_list_and_a_detail_never_meet(home, warm, read):
+def test_a_list_and_a_detail_never_share_an_entry(home, warm, read):
+    """Both could have the same parameters, such as `7`."""
     assert entry_key("list", "7", "a database") != entry_key("detail", "7", "a database")
     warm()
 
@@ -177,15 +183,18 @@ def test_a_list_and_a_detail_never_meet(home, warm, read):
     assert read(f"cached/{home.pk}").json["id"] == home.pk
 
 
-def test_every_property_has_an_entry_of_its_own(twenty_properties, warm, read):
+def test_every_property_has_its_own_entry(twenty_properties, warm, read):
     first, second = twenty_properties[:2]
     warm(f"cached/{first.pk}")
 
     assert read(f"cached/{second.pk}").json["id"] == second.pk
 
 
-def test_everybody_gets_the_same_bytes(twenty_properties, warm, read, client, queries):
-    """Logged in or not: the views authenticate nobody, so nothing of a user can reach the bytes, and no session is read."""
+# One entry for all clients
+
+
+def test_every_user_gets_the_same_bytes(twenty_properties, warm, read, client, queries):
+    """The views read no session and authenticate no user, so the bytes cannot depend on a login."""
     body = warm()
     client.force_login(User.objects.create_user("editor", is_staff=True))
 
@@ -197,8 +206,8 @@ def test_everybody_gets_the_same_bytes(twenty_properties, warm, read, client, qu
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_the_host_is_no_part_of_the_answer(twenty_properties, read, settings, host):
-    """Else whoever sends a Host first decides where everybody's links lead."""
+def test_the_response_does_not_depend_on_the_host(twenty_properties, read, settings, host):
+    """Otherwise the first client's Host header would end up in everyone's links."""
     settings.ALLOWED_HOSTS = ["testserver", host]
     body = read("cached?page_size=5", headers={"Host": host}).body
 
@@ -208,17 +217,17 @@ def test_the_host_is_no_part_of_the_answer(twenty_properties, read, settings, ho
     assert host.encode() not in body
 
 
-def test_the_time_zone_of_a_reader_is_no_part_of_the_answer(twenty_properties, read):
-    """A middleware may activate the reader's own: whoever fills would decide everybody's."""
+def test_the_response_does_not_depend_on_the_active_time_zone(twenty_properties, read):
+    """A middleware may activate the user's time zone. Otherwise the first reader's zone would be in everyone's response."""
     with timezone.override(datetime.timezone(datetime.timedelta(hours=9))):
-        theirs = read("cached").body
+        filled = read("cached").body
 
-    assert theirs == read("cached").body
+    assert filled == read("cached").body
     assert read("cached").rows[0]["created_at"] == "2026-01-01T00:00:00Z"
 
 
-def test_a_media_type_with_parameters_is_answered_past_the_cache(twenty_properties, warm, read):
-    """`indent=4` is another text of the same rows: it may neither be remembered nor be given what is."""
+def test_a_media_type_with_parameters_bypasses_the_cache(twenty_properties, warm, read):
+    """With `indent=4` the same rows are other bytes, which must neither be cached nor be answered from the cache."""
     body = warm()
     indented = read("cached", headers={"Accept": "application/json; indent=4"})
 
@@ -229,7 +238,8 @@ def test_a_media_type_with_parameters_is_answered_past_the_cache(twenty_properti
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/plain, */*", "application/*", "text/html;q=0.5, application/json"])
-def test_all_who_take_plain_json_share_it(twenty_properties, warm, read, accept):
+def test_all_requests_that_accept_plain_json_share_an_entry(twenty_properties, warm, read, accept):
+    """Browsers, curl and HTTP libraries send different Accept headers for the same bytes."""
     body = warm()
 
     response = read("cached", headers={"Accept": accept})
@@ -238,11 +248,11 @@ def test_all_who_take_plain_json_share_it(twenty_properties, warm, read, accept)
     assert "Accept" in response.headers["Vary"]
 
 
-def test_a_browser_gets_a_page_around_the_remembered_bytes(twenty_properties, warm, read, queries):
-    """So that the Debug Toolbar, which lives on a page, can show 1 query and then 0."""
+def test_a_browser_gets_a_page_that_shows_the_cached_bytes(twenty_properties, warm, read, queries):
+    """The Debug Toolbar needs an HTML page to show 1 query, and then 0."""
     warm()
 
-    with queries.exactly(0, because="the page shows what is remembered"):
+    with queries.exactly(0, because="the page shows the cached bytes"):
         page = read("cached", headers={"Accept": "text/html"})
 
     assert page.came_from == "hit"
@@ -251,16 +261,24 @@ def test_a_browser_gets_a_page_around_the_remembered_bytes(twenty_properties, wa
     assert b"Home 19" in page.body
 
 
-def test_a_format_that_nobody_has_is_refused(twenty_properties, warm, read):
+def test_an_unsupported_format_returns_406(twenty_properties, warm, read):
+    """A warm entry must not bypass content negotiation."""
     warm()
 
     assert read("cached", headers={"Accept": "image/png"}).status == 406
 
 
-# Who has it already
+def test_the_three_variants_return_the_same_bytes(twenty_properties, read):
+    """A comparison of their costs is fair only if their responses are equal."""
+    for target in ("", "?city=Springfield", "?ordering=price&page_size=7", f"/{twenty_properties[0].pk}"):
+        assert read(f"naive{target}").body == read(f"optimized{target}").body == read(f"cached{target}").body == read(f"cached{target}").body
 
 
-def test_who_has_the_bytes_is_not_sent_them_again(twenty_properties, read):
+# Conditional requests
+
+
+def test_a_known_etag_returns_304_without_a_body(twenty_properties, read):
+    """The browser keeps its copy, and the cache still checks that it is fresh."""
     first = read("cached")
 
     again = read("cached", headers={"If-None-Match": first.headers["ETag"]})
@@ -271,33 +289,34 @@ def test_who_has_the_bytes_is_not_sent_them_again(twenty_properties, read):
     }
 
 
-@pytest.mark.parametrize("known", ["W/{}", '"else", {}', "*"])
-def test_etags_are_compared_as_http_says(twenty_properties, read, known):
-    """Weakly, one of a list, or any (RFC 9110, section 13.1.2)."""
+@pytest.mark.parametrize("known", ["W/{}", '"another", {}', "*"])
+def test_etags_are_compared_as_in_the_http_standard(twenty_properties, read, known):
+    """If-None-Match may have a weak ETag, a list, or `*` (RFC 9110, section 13.1.2)."""
     etag = read("cached").headers["ETag"]
 
     assert read("cached", headers={"If-None-Match": known.format(etag)}).status == 304
-    assert read("cached", headers={"If-None-Match": '"else"'}).status == 200
+    assert read("cached", headers={"If-None-Match": '"another"'}).status == 200
 
 
-def test_any_number_of_etags_may_be_known(twenty_properties, warm, read):
-    """What a header can hold, the script must take."""
+def test_a_request_may_list_thousands_of_etags(twenty_properties, warm, read):
+    """The script must accept every list that fits into a header."""
     warm()
 
     assert read("cached", headers={"If-None-Match": ", ".join(f'"{number}"' for number in range(9_000))}).status == 200
 
 
 @pytest.mark.parametrize("known", ["{}", "*"])
-def test_a_cold_read_gives_304_too(twenty_properties, read, known):
-    """What the reader has is compared with what is true now, wherever that comes from."""
+def test_a_cold_read_returns_304_too(twenty_properties, read, known):
+    """The client's ETag is compared with the fresh response, whether it comes from the cache or the database."""
     etag = read("cached").headers["ETag"]
-    forget_everything()
+    clear_the_cache()
 
     again = read("cached", headers={"If-None-Match": known.format(etag)})
     assert (again.status, again.came_from) == (304, "fwd=miss; stored")
 
 
 def test_a_changed_page_has_another_etag(home, read):
+    """Otherwise a browser would keep the old page."""
     etag = read("cached").headers["ETag"]
 
     home.title = "Another"
@@ -306,21 +325,16 @@ def test_a_changed_page_has_another_etag(home, read):
     assert read("cached", headers={"If-None-Match": etag}).status == 200
 
 
-def test_a_browser_must_ask_each_time(twenty_properties, read):
-    """`max-age` would keep an old price on a screen after every invalidation on the server."""
+def test_a_browser_must_revalidate_each_time(twenty_properties, read):
+    """With `max-age`, a browser would show the old price after an invalidation on the server."""
     assert read("cached").headers["Cache-Control"] == "no-cache"
 
 
-def test_the_three_variants_give_the_same_bytes(twenty_properties, read):
-    for asked in ("", "?city=Springfield", "?ordering=price&page_size=7", f"/{twenty_properties[0].pk}"):
-        assert read(f"naive{asked}").body == read(f"optimized{asked}").body == read(f"cached{asked}").body == read(f"cached{asked}").body
+# Reads that bypass the cache
 
 
-# Past the cache
-
-
-def test_inside_a_transaction_nothing_is_remembered(home, read):
-    """Its snapshot may be older than any write, and hold writes that nobody else may see."""
+def test_a_read_inside_a_transaction_is_not_cached(home, read):
+    """A transaction's snapshot may be older than a committed write, and may contain its own uncommitted writes."""
     with transaction.atomic():
         Property.objects.filter(pk=home.pk).update(price=1)
         inside = read("cached")
@@ -333,19 +347,20 @@ def test_inside_a_transaction_nothing_is_remembered(home, read):
 
 
 def test_a_detail_inside_a_transaction_sees_that_transaction(home, read):
+    """The detail runs two SELECTs, and both must see the uncommitted writes."""
     with transaction.atomic():
         make_images(home)
         assert len(read(f"cached/{home.pk}").json["images"]) == 4
 
 
-def test_inside_a_transaction_the_cache_is_not_asked_either(home, warm, read, redis_commands):
+def test_a_read_inside_a_transaction_does_not_use_the_cache(home, warm, read, redis_commands):
     warm()
-    with transaction.atomic(), redis_commands.exactly(0, because="a transaction sees its own state, not what others remember"):
+    with transaction.atomic(), redis_commands.exactly(0, because="a transaction must see its own state, which the cache does not have"):
         assert read("cached").came_from == "fwd=bypass; detail=transaction"
 
 
-def test_atomic_requests_leaves_the_cached_variants_out(home, read, monkeypatch):
-    """Else every request would be inside a transaction, and nothing would ever be remembered."""
+def test_the_cached_variants_run_outside_atomic_requests(home, read, monkeypatch):
+    """Otherwise every request would be inside a transaction, and nothing would be cached."""
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
 
     assert read("cached").came_from == "fwd=miss; stored"
@@ -353,15 +368,16 @@ def test_atomic_requests_leaves_the_cached_variants_out(home, read, monkeypatch)
 
 
 def unreachable():
-    """What is said of a Redis that is away: which one, and what happened."""
+    """The log message about an unreachable Redis, with its address and the error."""
     redis = get_redis_connection("default").connection_pool.connection_kwargs
     return f"Redis at {redis['host']}:{redis['port']} is out of reach (connection refused)."
 
 
-def test_without_redis_reads_are_answered_from_the_database(twenty_properties, read, redis_away, queries, caplog):
+def test_without_redis_reads_are_answered_from_the_database(twenty_properties, read, redis_unreachable, queries, caplog):
+    """Redis is a cache for reads, so its failure must cost only time. One log line reports it."""
     body = read("optimized").body
 
-    with redis_away(), queries.exactly(1, because="the database is asked once, as if nothing were remembered"):
+    with redis_unreachable(), queries.exactly(1, because="the read falls back to one SELECT, as in a miss"):
         response = read("cached")
 
     assert (response.came_from, response.body) == ("fwd=bypass; detail=unreachable", body)
@@ -380,26 +396,30 @@ def test_without_redis_reads_are_answered_from_the_database(twenty_properties, r
     ],
     ids=lambda refusal: type(refusal).__name__,
 )
-def test_a_redis_that_refuses_is_as_good_as_away(home, read, monkeypatch, refusal):
-    """Too slow, full, a replica by now, or without a memory for scripts: it is up, and of no use."""
+def test_a_redis_that_returns_errors_is_treated_as_unreachable(home, read, monkeypatch, refusal):
+    """A Redis that is too slow, full, demoted to a replica, or without scripts is up, but unusable."""
 
     def refuse(*_, **__):
         raise refusal
 
     pool = get_redis_connection("default").connection_pool
     with ExitStack() as afterwards, monkeypatch.context() as patched:
-        afterwards.callback(pool.disconnect)  # the answers that nobody has read go with their connections
+        afterwards.callback(pool.disconnect)  # drops the connections with unread replies
         patched.setattr(pool.connection_class, "read_response", refuse)
         assert read("cached").came_from == "fwd=bypass; detail=unreachable"
         with pytest.raises(NotLeased, match=str(refusal)):
             home.save()
-        assert connection.get_autocommit()  # and no transaction is left open
+        assert connection.get_autocommit()  # no transaction is left open
 
 
-def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(twenty_properties, read, redis_away, meanwhile, queries, caplog):
-    """The answer is there already; it is not read again."""
+def test_a_response_survives_the_loss_of_redis_before_its_store(twenty_properties, read, redis_unreachable, meanwhile, queries, caplog):
+    """The response is complete already, so the database is not read again."""
     read("optimized")
-    with ExitStack() as stack, meanwhile(lambda: stack.enter_context(redis_away())), queries.exactly(1, because="the answer was read already"):
+    with (
+        ExitStack() as stack,
+        meanwhile(lambda: stack.enter_context(redis_unreachable())),
+        queries.exactly(1, because="the rows were read already"),
+    ):
         response = read("cached")
 
     assert response.came_from == "fwd=bypass; detail=unreachable"
@@ -407,45 +427,45 @@ def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(
     assert caplog.messages == [f"Answered, but not remembered: {unreachable()}"]
 
 
-# The connection to Redis, of which each thread has one
+# Thread-local connections to Redis
 
 
-def test_who_finds_its_connection_dead_asks_once_more(home, warm, read, monkeypatch):
-    """A server ends connections that were idle, and all of them when it restarts."""
+def test_a_lookup_on_a_closed_connection_is_retried_once(home, warm, read, monkeypatch):
+    """A server closes idle connections, and all of them when it restarts."""
     warm()
-    connections, dead = get_redis_connection("default").connection_pool.connection_class, iter([refusals.ConnectionError("Connection closed by server.")])
+    connections, failures = get_redis_connection("default").connection_pool.connection_class, iter([refusals.ConnectionError("Connection closed by server.")])
     response = connections.read_response
 
-    def die_once(self, *args, **options):
-        for death in dead:
+    def fail_once(self, *args, **options):
+        for failure in failures:
             self.disconnect()
-            raise death
+            raise failure
         return response(self, *args, **options)
 
-    monkeypatch.setattr(connections, "read_response", die_once)
+    monkeypatch.setattr(connections, "read_response", fail_once)
     assert read("cached").came_from == "hit"
-    assert list(dead) == []
+    assert list(failures) == []
 
 
-def test_who_is_interrupted_between_question_and_response_does_not_take_it_for_the_next(twenty_properties, warm, read, monkeypatch):
-    """A worker's time limit strikes anywhere. Read by somebody else, the bytes of another page would be as wrong as old ones."""
+def test_an_interrupted_lookup_never_leaves_its_reply_to_the_next_one(twenty_properties, warm, read, monkeypatch):
+    """A worker's time limit can interrupt it at any point. The next read must not get the unread reply, which is another page."""
     warm(page_size=1)
     warm(page_size=2)
     connections = get_redis_connection("default").connection_pool.connection_class
 
-    def strike(*_, **__):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(connections, "read_response", strike)
+        patched.setattr(connections, "read_response", interrupt)
         read("cached", page_size=1)
 
     response = read("cached", page_size=2)
     assert (response.came_from, len(response.rows)) == ("hit", 2)
 
 
-def test_a_fork_has_a_connection_of_its_own(home, warm, read, monkeypatch):
-    """On one that two processes share, each would read the other's answers."""
+def test_a_forked_process_opens_its_own_connection(home, warm, read, monkeypatch):
+    """If two processes shared a connection, each would read replies to the other."""
     warm()
     shared = journal._line.connection
     with monkeypatch.context() as patched:
@@ -454,8 +474,8 @@ def test_a_fork_has_a_connection_of_its_own(home, warm, read, monkeypatch):
         assert journal._line.connection is not shared
 
 
-def test_who_turns_to_another_pool_gives_the_first_its_connection_back(home, settings):
-    """A pool is told to end what it holds; what is borrowed for ever would outlive it."""
+def test_a_thread_that_changes_pools_returns_its_connection_to_the_first(home, settings):
+    """A pool closes only the connections that it holds, so one that is never returned would leak."""
     journal.lookup("an entry")
     pool = get_redis_connection("default").connection_pool
     assert journal._line.connection in pool._in_use_connections
@@ -468,8 +488,8 @@ def test_who_turns_to_another_pool_gives_the_first_its_connection_back(home, set
     assert len(pool._in_use_connections) == 0
 
 
-def test_a_thread_that_ends_gives_its_connection_back(home, read, elsewhere):
-    """A server that begins a thread for each request would run out of them."""
+def test_a_thread_that_ends_returns_its_connection_to_the_pool(home, read, elsewhere):
+    """Otherwise a server with a new thread for each request would run out of connections."""
     pool = get_redis_connection("default").connection_pool
     used = []
 
@@ -490,42 +510,42 @@ def test_a_thread_that_ends_gives_its_connection_back(home, read, elsewhere):
 
 @pytest.fixture
 def warm_cache():
-    """`manage.py warm_cache`; what it says."""
+    """`warm_cache(…)`: run `manage.py warm_cache`, and return its output."""
 
     def warm_cache(*arguments, **options):
-        said = StringIO()
-        call_command("warm_cache", *arguments, stdout=said, **options)
-        return said.getvalue()
+        output = StringIO()
+        call_command("warm_cache", *arguments, stdout=output, **options)
+        return output.getvalue()
 
     return warm_cache
 
 
-def test_what_was_warmed_is_a_hit_for_its_first_reader(twenty_properties, warm_cache, read):
-    """The first page in each order, unless something else is named."""
+def test_a_warmed_page_is_a_hit_for_its_first_reader(twenty_properties, warm_cache, read):
+    """Without arguments, the command warms the first page of each ordering."""
     assert warm_cache() == "4 pages filled, 0 were warm, 0 were written meanwhile and are not remembered.\n"
 
     assert {read("cached", ordering=ordering).came_from for ordering in ("created_at", "-created_at", "price", "-price")} == {"hit"}
     assert read("cached").body == read("optimized").body
 
 
-def test_named_pages_are_warmed_as_far_as_there_are_any(twenty_properties, warm_cache, read):
-    said = warm_cache("?city=Springfield&page_size=8", "status=sold", pages=4)
-    assert said.startswith("4 pages filled")
+def test_the_given_pages_are_warmed_up_to_the_last(twenty_properties, warm_cache, read):
+    """A list may have fewer pages than `--pages`."""
+    assert warm_cache("?city=Springfield&page_size=8", "status=sold", pages=4).startswith("4 pages filled")
     assert warm_cache("page_size=8", pages=2).startswith("2 pages filled")
 
     second = read("cached", city="Springfield", page_size=8).json["next"]
     assert [read(f"cached{page}").came_from for page in ("?city=Springfield&page_size=8", second, "?status=sold", "")] == ["hit"] * 3 + ["fwd=miss; stored"]
 
 
-def test_warming_again_asks_the_database_nothing(twenty_properties, warm_cache, queries):
+def test_warming_again_costs_no_query(twenty_properties, warm_cache, queries):
     warm_cache()
 
-    with queries.exactly(0, because="a page that is warm costs a look"):
+    with queries.exactly(0, because="a warm page needs only a lookup in Redis"):
         assert warm_cache() == "0 pages filled, 4 were warm, 0 were written meanwhile and are not remembered.\n"
 
 
 def test_warming_never_overwrites_newer_data(home, warm_cache, read, meanwhile):
-    """It fills as any reader does: what a write overtook is read again."""
+    """The command fills entries as any reader does, and reads again if a write raced the fill."""
 
     def reprice():
         Property.objects.filter(pk=home.pk).update(price=1)
@@ -536,12 +556,13 @@ def test_warming_never_overwrites_newer_data(home, warm_cache, read, meanwhile):
     assert read("cached", status="available").body == read("optimized", status="available").body
 
 
-def test_what_cannot_be_remembered_while_it_is_written_is_said(home, warm_cache, around_commit):
-    said = []
-    with around_commit(before=lambda: said.append(warm_cache("status=available"))):
+def test_warming_reports_pages_that_a_write_kept_from_being_stored(home, warm_cache, around_commit):
+    """The output must not claim that these pages are warm."""
+    outputs = []
+    with around_commit(before=lambda: outputs.append(warm_cache("status=available"))):
         home.save()
 
-    assert said == ["0 pages filled, 0 were warm, 1 were written meanwhile and are not remembered.\n"]
+    assert outputs == ["0 pages filled, 0 were warm, 1 were written meanwhile and are not remembered.\n"]
 
 
 @pytest.mark.parametrize(
@@ -552,17 +573,20 @@ def test_what_cannot_be_remembered_while_it_is_written_is_said(home, warm_cache,
         (["--pages=0"], "--pages is 0. It takes a whole number from 1 on."),
     ],
 )
-def test_a_page_that_cannot_be_asked_for_is_named_before_anything_is_read(twenty_properties, warm_cache, queries, arguments, complaint):
-    with queries.exactly(0, because="nothing is half done"), pytest.raises(CommandError, match=f"^{re.escape(complaint)}"):
+def test_an_invalid_page_is_reported_before_any_page_is_read(twenty_properties, warm_cache, queries, arguments, complaint):
+    with queries.exactly(0, because="all arguments are checked before the first page"), pytest.raises(CommandError, match=f"^{re.escape(complaint)}"):
         warm_cache(*arguments)
 
 
-def test_warming_says_that_redis_is_away(twenty_properties, warm_cache, redis_away):
-    with redis_away(), pytest.raises(CommandError, match=r"^Redis is out of reach, and nothing is remembered\. See REDIS_URL\.$"):
+def test_warming_reports_that_redis_is_unreachable(twenty_properties, warm_cache, redis_unreachable):
+    """Without Redis, warming would only read from the database."""
+    with redis_unreachable(), pytest.raises(CommandError, match=r"^Redis is out of reach, and nothing is remembered\. See REDIS_URL\.$"):
         warm_cache()
 
 
-def test_warming_says_what_the_database_says(twenty_properties, warm_cache):
+def test_warming_reports_an_error_of_the_database(twenty_properties, warm_cache):
+    """An operator needs the database's message, not a traceback."""
+
     def refuse(*_):
         raise OperationalError("the database is shutting down")
 
@@ -570,25 +594,25 @@ def test_warming_says_what_the_database_says(twenty_properties, warm_cache):
         warm_cache()
 
 
-def test_an_interrupted_warming_leaves_what_it_filled_warm_and_nothing_half_filled(twenty_properties, warm_cache, read):
-    """Ctrl-C at the third page: who asks for that one next is a reader like any other."""
-    asked = 0
+def test_an_interrupted_warming_leaves_the_filled_pages_warm_and_the_others_cold(twenty_properties, warm_cache, read):
+    """The spec presses Ctrl-C at the third page. The next read of that page is a normal miss."""
+    executed = 0
 
-    def press(execute, *statement):
-        nonlocal asked
-        asked += 1
-        if asked == 3:
+    def interrupt(execute, *statement):
+        nonlocal executed
+        executed += 1
+        if executed == 3:
             raise KeyboardInterrupt
         return execute(*statement)
 
-    with connection.execute_wrapper(press), pytest.raises(KeyboardInterrupt):
+    with connection.execute_wrapper(interrupt), pytest.raises(KeyboardInterrupt):
         warm_cache("page_size=1", "page_size=2", "page_size=3", "page_size=4")
 
     assert [read("cached", page_size=size).came_from for size in (1, 2, 3, 4)] == ["hit"] * 2 + ["fwd=miss; stored"] * 2
 
 
-def test_warming_shows_its_progress_to_a_terminal(twenty_properties, warm_cache, monkeypatch):
-    """Many pages take a while."""
+def test_warming_shows_its_progress_in_a_terminal(twenty_properties, warm_cache, monkeypatch):
+    """With many pages, the command takes minutes."""
     monkeypatch.setattr(sys, "stderr", terminal := StringIO())
     terminal.isatty = lambda: True
     warm_cache("page_size=5", pages=4)
@@ -597,5 +621,6 @@ def test_warming_shows_its_progress_to_a_terminal(twenty_properties, warm_cache,
 
 
 def test_quiet_warming_is_quiet(twenty_properties, warm_cache, capsys):
+    """A cron job should send mail only about errors."""
     assert warm_cache(verbosity=0) == ""
     assert capsys.readouterr() == ("", "")

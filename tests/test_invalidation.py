@@ -1288,19 +1288,19 @@ def test_a_commit_with_unknown_outcome_is_not_taken_back_by_what_the_next_connec
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
-def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, redis_away, warm):
+def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, redis_unreachable, warm):
     """Committed, it would stay invisible to readers for as long as entries live."""
     warm()
 
-    with redis_away(), pytest.raises(NotLeased, match=r"Not committed: Redis at .* is out of reach"):
+    with redis_unreachable(), pytest.raises(NotLeased, match=r"Not committed: Redis at .* is out of reach"):
         Property.objects.filter(pk=home.pk).update(price=1)
 
     assert read("optimized").rows[0]["price"] == "300000.00"
     assert read("cached").came_from == "hit"
 
 
-def test_without_redis_a_save_is_refused_and_the_connection_lives_on(home, redis_away):
-    with redis_away(), pytest.raises(NotLeased):
+def test_without_redis_a_save_is_refused_and_the_connection_lives_on(home, redis_unreachable):
+    with redis_unreachable(), pytest.raises(NotLeased):
         home.save()
 
     home.save()
@@ -1322,12 +1322,12 @@ def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, warm, monke
     assert read("cached").came_from == "hit"
 
 
-def test_a_close_that_fails_leaves_its_lease_to_run_out(home, warm, read, redis_away, monkeypatch, caplog):
+def test_a_close_that_fails_leaves_its_lease_to_run_out(home, warm, read, redis_unreachable, monkeypatch, caplog):
     """The write is committed and its caller is told nothing else; until the lease is over, readers ask the database."""
     warm()
     commit = BaseDatabaseWrapper._commit
     with ExitStack() as stack:
-        monkeypatch.setattr(BaseDatabaseWrapper, "_commit", lambda self: (commit(self), stack.enter_context(redis_away())))
+        monkeypatch.setattr(BaseDatabaseWrapper, "_commit", lambda self: (commit(self), stack.enter_context(redis_unreachable())))
         home.price = 3
         home.save()
         monkeypatch.undo()
@@ -1340,13 +1340,13 @@ def test_a_close_that_fails_leaves_its_lease_to_run_out(home, warm, read, redis_
     assert (response.rows[0]["price"], response.came_from) == ("3.00", "fwd=miss; detail=leased")
 
 
-def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, warm, read, redis_away, monkeypatch, caplog):
+def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, warm, read, redis_unreachable, monkeypatch, caplog):
     warm()
 
     with ExitStack() as stack:
 
         def fail(self):
-            stack.enter_context(redis_away())
+            stack.enter_context(redis_unreachable())
             raise IntegrityError("a deferred constraint")
 
         monkeypatch.setattr(BaseDatabaseWrapper, "_commit", fail)

@@ -1,4 +1,4 @@
-"""What a key carries. Everything that shapes a response or its tags, and the database that the rows came from, so an entry is never served elsewhere."""
+"""Cache keys. A key depends on everything that affects a response or its tags, and on the database, so an entry is never served to another deployment."""
 
 import collections
 import datetime
@@ -36,35 +36,36 @@ from housing.freshness.keys import LONG, entry_key
 ROOT = Path(__file__).resolve().parent.parent
 
 NOT_PROMISED = {
-    "A running process notices another PostgreSQL database at its address before it connects again": "A hit asks no database, and a pooler such as PgBouncer "
-    "keeps a process connected through the exchange. So it is with a SQLite file that is restored in place. Restart the service after a restore.",
+    "A running process notices another PostgreSQL database at its address before it reconnects": "A hit queries no database, and a pooler such as PgBouncer "
+    "keeps the process connected while the database is replaced. A SQLite file restored in place goes unnoticed, too. Restart the service after a restore.",
     "A SQLite file that is overwritten in place by an older copy of itself gets other keys": "Device, inode and id stay the same, and on some file systems a "
     "new file gets the inode of the one just deleted. Move the copy into place with `mv`, restore with SQLite's `.restore`, or flush Redis.",
-    "A PostgreSQL cluster whose disk is put back to an earlier snapshot gets other keys": "Without a recovery target its timeline stays the same, too. "
-    "Flush Redis, or `UPDATE freshness_database SET id = gen_random_uuid()`.",
-    "Every change to a package of your own changes the fingerprint": "A package counts with its source if it is an app or belongs to the settings or the URLs, "
-    "and otherwise with the version that is installed. Put a version of it into any setting.",
+    "A PostgreSQL cluster whose disk is reset to an earlier snapshot gets other keys": "Without a recovery target its timeline stays the same. "
+    "Flush Redis, or run `UPDATE freshness_database SET id = gen_random_uuid()`.",
+    "Every change to a package of your own changes the fingerprint": "The source of a package is hashed if it is an app, or contains the settings or the URLs. "
+    "Otherwise only its installed version counts. Add the version of such a package to any setting.",
 }
 
 
-# The text of a key
+# The format of a key
 
 
-def test_keys_are_short_whatever_is_asked(transactional_db, warm):
+def test_keys_are_short_even_for_long_query_strings(transactional_db, warm):
+    """A client controls the length of its parameters, and must not control the memory that keys take."""
     warm(search="x" * LONG)
 
     [entry] = entries()
     assert len(entry) < LONG
 
 
-def test_a_key_shows_its_parameters_while_they_are_short():
-    """A person who looks into Redis can read them."""
+def test_a_key_shows_its_parameters_if_they_are_short():
+    """A developer can read them in Redis."""
     assert entry_key("list", "x" * LONG, "a database").endswith(":" + "x" * LONG)
     assert "xx" not in entry_key("list", "x" * (LONG + 1), "a database")
 
 
-def test_the_service_keeps_to_its_own_prefix(twenty_properties, warm, settings):
-    """The server may be somebody else's too; and other specs, with a prefix of their own, may run beside this one."""
+def test_the_service_uses_only_keys_with_its_prefix(twenty_properties, warm, settings):
+    """Others may use the same server, and specs with other prefixes may run at the same time."""
     client, ours = get_redis_connection("default"), settings.CACHES["default"]["KEY_PREFIX"].encode() + b":"
     before = set(client.scan_iter())
 
@@ -77,7 +78,7 @@ def test_the_service_keeps_to_its_own_prefix(twenty_properties, warm, settings):
 
 
 def test_a_cache_with_another_prefix_has_other_keys(settings):
-    """Keys are remembered, but not past a change of the cache."""
+    """The prefix is kept in memory only until the cache's settings change."""
     prefix, _, rest = entry_key("list", "", "a database").partition(":")
     settings.CACHES = {"default": settings.CACHES["default"] | {"KEY_PREFIX": "another"}}
 
@@ -89,7 +90,7 @@ def test_a_cache_with_another_prefix_has_other_keys(settings):
 
 @pytest.fixture
 def in_a_new_process():
-    """`in_a_new_process()`: the fingerprint that a process started now would have."""
+    """`in_a_new_process()`: the fingerprint of a process that starts now."""
 
     def in_a_new_process():
         shape._hash_of_code.cache_clear()
@@ -99,28 +100,29 @@ def in_a_new_process():
     shape._hash_of_code.cache_clear()
 
 
-def test_a_deploy_with_another_fingerprint_finds_nothing(twenty_properties, warm, read, monkeypatch):
-    """Otherwise the new code would serve the old code's rows until their TTL is over."""
+def test_a_deployment_with_another_fingerprint_finds_no_entry(twenty_properties, warm, read, monkeypatch):
+    """Otherwise the new code would serve the old code's responses until their TTL expires."""
     warm()
-    monkeypatch.setattr("housing.freshness.keys.fingerprint", lambda: "another shape")
+    monkeypatch.setattr("housing.freshness.keys.fingerprint", lambda: "another fingerprint")
 
     assert read("cached").came_from == "fwd=miss; stored"
 
 
-def test_a_changed_setting_of_a_library_finds_nothing(twenty_properties, warm, read, settings):
-    """With this one, DRF writes decimals as numbers."""
+def test_a_changed_setting_of_a_library_causes_a_miss(twenty_properties, warm, read, settings):
+    """With this setting, DRF writes decimals as numbers."""
     warm()
     settings.REST_FRAMEWORK = settings.REST_FRAMEWORK | {"COERCE_DECIMAL_TO_STRING": False}
 
     assert read("cached").came_from == "fwd=miss; stored"
 
 
-def test_the_fingerprint_is_the_same_each_time_it_is_made(in_a_new_process):
+def test_the_fingerprint_is_the_same_each_time(in_a_new_process):
+    """Otherwise a restart would empty the cache."""
     assert in_a_new_process() == in_a_new_process() == fingerprint()
 
 
-def test_the_key_that_signs_the_links_changes_the_fingerprint(settings, in_a_new_process):
-    """The new key would refuse links that the old one signed."""
+def test_another_secret_key_changes_the_fingerprint(settings, in_a_new_process):
+    """With the new key, the service would refuse the old key's cursors in cached links."""
     before = in_a_new_process()
     settings.SECRET_KEY = "another"
 
@@ -128,14 +130,15 @@ def test_the_key_that_signs_the_links_changes_the_fingerprint(settings, in_a_new
 
 
 def another(value):
-    """A value of the same type that is not equal."""
+    """A different value of the same type."""
     if isinstance(value, list | tuple):
         return type(value)([*value, *(value or ["another"])])
     return value | {"another": 1} if isinstance(value, dict) else "another"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # Django 6.1 deprecates some, which count as before
-def test_every_setting_that_is_not_left_out_changes_the_fingerprint(settings, monkeypatch):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # Django 6.1 deprecates some, which still count
+def test_every_setting_that_is_not_ignored_changes_the_fingerprint(settings, monkeypatch):
+    """Any setting may change a response, so all of them count unless there is a reason against it."""
     before, names = shape.settings_in_force(), settings_that_count()
 
     for name in names:
@@ -145,17 +148,17 @@ def test_every_setting_that_is_not_left_out_changes_the_fingerprint(settings, mo
     assert len(names) > 100
 
 
-def test_a_setting_that_nobody_knows_changes_the_fingerprint(settings, in_a_new_process):
-    """Which settings a library reads is known to that library alone."""
+def test_an_unknown_setting_changes_the_fingerprint(settings, in_a_new_process):
+    """Only a library itself knows which settings it reads."""
     before = in_a_new_process()
     settings.LISTINGS_ROUND_PRICES = True
 
     assert in_a_new_process() != before
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # Django 6.1 deprecates some, which count as before
-def test_a_setting_that_is_left_out_does_not_change_the_fingerprint(settings, monkeypatch, in_a_new_process):
-    """Processes of one deployment may differ in these and share their entries. Each has its reason."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # Django 6.1 deprecates some, which still count
+def test_an_ignored_setting_does_not_change_the_fingerprint(settings, monkeypatch, in_a_new_process):
+    """The processes of a deployment may differ in these settings and share entries. The code gives a reason for each."""
     before = in_a_new_process()
 
     for why, names in LEFT_OUT.items():
@@ -167,8 +170,8 @@ def test_a_setting_that_is_left_out_does_not_change_the_fingerprint(settings, mo
                 assert in_a_new_process() == before, name
 
 
-def test_a_project_leaves_settings_of_its_own_out(settings, in_a_new_process):
-    """The address of a server, for example, which differs between processes."""
+def test_a_project_can_ignore_settings_of_its_own(settings, in_a_new_process):
+    """The address of a server, for example, may differ between processes."""
     assert {"DATABASE_URL", "REDIS_URL"} == {*settings.FRESHNESS_IGNORED_SETTINGS}
     before = in_a_new_process()
     settings.REDIS_URL = "redis://another/0"
@@ -177,11 +180,12 @@ def test_a_project_leaves_settings_of_its_own_out(settings, in_a_new_process):
 
 
 def the_example():
-    """Every file of the service with code or a template."""
+    """Every source file and template of the service."""
     return [path for path in (ROOT / "housing").rglob("*") if path.suffix in (".py", ".lua") or (path.is_file() and "templates" in path.parts)]
 
 
 def test_every_source_file_of_the_service_changes_the_fingerprint(monkeypatch, in_a_new_process):
+    """Any change of the code may change a response."""
     before, read = in_a_new_process(), Path.read_bytes
     files = the_example()
 
@@ -193,7 +197,7 @@ def test_every_source_file_of_the_service_changes_the_fingerprint(monkeypatch, i
 
 
 def test_a_source_file_that_appears_or_disappears_changes_the_fingerprint(settings, monkeypatch, tmp_path, in_a_new_process):
-    """The package of the URLs counts, though it is no app."""
+    """The package of the URLs counts, although it is not an app."""
     package = tmp_path / "a_project"
     (package / "templates").mkdir(parents=True)
     for name in ("__init__.py", "urls.py", "words.mo", "notes.md", "templates/page.txt"):
@@ -219,6 +223,7 @@ def test_a_source_file_that_appears_or_disappears_changes_the_fingerprint(settin
 
 
 def test_templates_and_translations_outside_every_package_change_the_fingerprint(settings, tmp_path, in_a_new_process):
+    """They may be part of a response, and are in no app."""
     (tmp_path / "page.html").touch()
     settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
     before = in_a_new_process()
@@ -227,31 +232,31 @@ def test_templates_and_translations_outside_every_package_change_the_fingerprint
     assert in_a_new_process() != before
 
 
-def test_urls_in_a_package_that_cannot_be_found_leave_the_fingerprint_to_the_settings(settings, in_a_new_process):
-    """The URLs themselves report it, at the first request."""
+def test_a_missing_url_package_does_not_break_the_fingerprint(settings, in_a_new_process):
+    """Django reports the missing package at the first request."""
     before = in_a_new_process()
     settings.ROOT_URLCONF = "no_such_package.urls"
 
     assert in_a_new_process() != before
 
 
-def test_a_library_counts_with_its_version_and_not_with_its_source(in_a_new_process):
-    """To read all of them would take seconds. Apps from site-packages are libraries."""
+def test_the_source_of_a_library_is_not_hashed(in_a_new_process):
+    """Reading the source of all libraries would take seconds. Apps in site-packages are libraries, too."""
     packages = frozenset(shape._own_packages())
 
     assert packages == {"housing"}
     assert {name.partition("/")[0] for name in sources(packages)} == packages
 
 
-def test_the_package_of_the_settings_counts_with_its_source_wherever_it_is_installed(settings, monkeypatch):
-    """A project that is installed as a wheel may keep its version for ever."""
+def test_the_source_of_the_settings_package_is_hashed_wherever_it_is_installed(settings, monkeypatch):
+    """A project that is installed as a wheel may never change its version."""
     monkeypatch.setattr(shape, "_is_library", lambda folder: True)
 
     assert set(shape._own_packages()) == {"housing"}
 
 
 def test_each_version_of_an_installed_library_changes_the_fingerprint(monkeypatch, tmp_path, in_a_new_process):
-    """Another orjson may write other bytes, another django-filter may select other rows. Nobody lists which libraries do."""
+    """Another orjson may write other bytes, and another django-filter may select other rows. No list says which libraries affect responses."""
     installed = shape.distributions()
     for name in installed:
         (tmp_path / name).mkdir()
@@ -266,15 +271,16 @@ def test_each_version_of_an_installed_library_changes_the_fingerprint(monkeypatc
     assert {"orjson", "django_filter", "djangorestframework"} <= {name.partition("-")[0].lower() for name in installed}
 
 
-def test_another_python_changes_the_fingerprint(monkeypatch, in_a_new_process):
+def test_another_version_of_the_interpreter_changes_the_fingerprint(monkeypatch, in_a_new_process):
+    """Another version may format the same value differently."""
     before = in_a_new_process()
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
 
     assert in_a_new_process() != before
 
 
-def test_a_process_keeps_the_code_that_it_started_with(monkeypatch):
-    """A deploy in place may change the files before the first request."""
+def test_a_process_hashes_its_code_when_it_starts(monkeypatch):
+    """A deployment that overwrites the files may change them before the first request."""
     call = [sys.executable, "-c", "import django; django.setup(); from housing.freshness import fingerprint as f; print(f._hash_of_code.cache_info().currsize)"]
 
     assert subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
@@ -302,7 +308,7 @@ AN_OBJECT = Rule()
 
 
 def in_two_processes(folder, script, settings):
-    """What a script prints in two processes, whose sets have another order."""
+    """The output of a script in two processes with different hash seeds, and so with different orders of sets."""
     (folder / "odd_settings.py").write_text(settings)
     environment = os.environ | {"DJANGO_SETTINGS_MODULE": "odd_settings", "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     call = [sys.executable, "-c", f"import django; django.setup(); from housing.freshness import fingerprint as f; {script}"]
@@ -310,8 +316,8 @@ def in_two_processes(folder, script, settings):
     return [run.stdout for run in runs]
 
 
-def test_two_processes_make_the_same_fingerprint(tmp_path):
-    """Sets have another order in each process, and objects another address."""
+def test_two_processes_compute_the_same_fingerprint(tmp_path):
+    """The order of sets and the addresses of objects differ between processes."""
     first, second = in_two_processes(tmp_path, r"print(f.fingerprint(), '\n'.join(f.settings_in_force()))", ODD_SETTINGS)
 
     assert first == second
@@ -319,8 +325,8 @@ def test_two_processes_make_the_same_fingerprint(tmp_path):
     assert "0x" not in first
 
 
-def test_a_setting_that_cannot_be_compared_makes_a_fingerprint_of_this_process_alone(tmp_path):
-    """It might shape a response. Within the process entries are shared, and `check` shows what to do."""
+def test_a_setting_that_cannot_be_compared_gives_each_process_its_own_fingerprint(tmp_path):
+    """The setting might affect responses. Entries are shared only within the process, and `check` shows what to do."""
     script = "print(f.fingerprint() == f.fingerprint.__wrapped__(), f.fingerprint())"
     first, second = in_two_processes(tmp_path, script, "import threading\nfrom housing.settings import *\nA_LOCK = threading.Lock()")
 
@@ -329,6 +335,7 @@ def test_a_setting_that_cannot_be_compared_makes_a_fingerprint_of_this_process_a
 
 
 def test_a_setting_that_cannot_be_compared_is_reported_by_check(settings):
+    """Without the report, a low hit rate would be hard to explain."""
     assert settings_have_a_text(None) == []
     settings.A_GENERATOR = (number for number in ())
 
@@ -350,12 +357,12 @@ class Rule:
 
 
 def holding(word):
-    """A function with something inside."""
+    """A closure over `word`."""
     return lambda: word
 
 
 VALUES = {
-    "a text": str,
+    "a string": str,
     "a key of a dict": lambda word: {word: 1},
     "a value of a dict": lambda word: {1: word},
     "a set": lambda word: {word},
@@ -365,7 +372,7 @@ VALUES = {
     "a path": Path,
     "a pattern": re.compile,
     "a pattern with flags": lambda word: re.compile("x", re.IGNORECASE * (word == "one")),
-    "a time": lambda word: datetime.timedelta(len(word)),
+    "a timedelta": lambda word: datetime.timedelta(len(word)),
     "a translation": gettext_lazy,
     "a partial": lambda word: functools.partial(int, word),
     "an object": Rule,
@@ -374,21 +381,22 @@ VALUES = {
     "a class": lambda word: {"one": str, "three": int}[word],
     "a function": lambda word: {"one": holding, "three": another}[word],
     "a module": lambda word: {"one": re, "three": os}[word],
-    "a uuid": lambda word: uuid.uuid5(uuid.NAMESPACE_DNS, word),
+    "a UUID": lambda word: uuid.uuid5(uuid.NAMESPACE_DNS, word),
 }
-"""What may stand in a setting, made of a word."""
+"""Kinds of setting values, each made from a word."""
 
 
 @pytest.mark.parametrize("kind", VALUES)
-def test_the_text_of_a_setting_says_all_that_distinguishes_it(kind):
-    """Equal values have one text, different values have two, and no address is in it."""
+def test_the_text_of_a_setting_distinguishes_different_values(kind):
+    """Equal values have equal texts, different values have different texts, and no text contains a memory address."""
     make = VALUES[kind]
 
     assert text_of(make("one")) == text_of(make("one")) != text_of(make("three"))
     assert " 0x" not in text_of(make("one"))
 
 
-def test_the_text_of_a_setting_tells_types_apart_and_ends():
+def test_the_text_of_a_setting_distinguishes_types_and_ends_recursion():
+    """`1` and `"1"` may change a response in different ways, and a list may contain itself."""
     endless = []
     endless.append(endless)
 
@@ -399,7 +407,7 @@ def test_the_text_of_a_setting_tells_types_apart_and_ends():
 
 
 def raw(name):
-    """A connection of the driver's own to the database of this name."""
+    """A connection of the driver, which bypasses Django, to the database with this name."""
     if connection.vendor == "sqlite":
         return closing(sqlite3.connect(name, isolation_level=None))
     parts = {key.lower(): value for key, value in connection.settings_dict.items() if key in ("HOST", "PORT", "USER", "PASSWORD")}
@@ -407,14 +415,14 @@ def raw(name):
 
 
 def order(*statements):
-    """On the server, from another database."""
+    """Execute statements on the server, connected to another database."""
     with raw(urlsplit(os.environ["DATABASE_URL"]).path.lstrip("/")) as server:
         for statement in statements:
             server.execute(statement)
 
 
 class Databases:
-    """Copies of the specs' database and moves them, as an operator does while nobody is connected."""
+    """Copies, moves and drops databases, as an operator does while no process is connected."""
 
     def __init__(self):
         self.name = str(connection.settings_dict["NAME"])
@@ -443,7 +451,7 @@ class Databases:
 
 @pytest.fixture
 def replaced(transactional_db):
-    """`with replaced("UPDATE …"):` a copy of the database, changed by SQL that no application sent, stands at its address."""
+    """`with replaced("UPDATE …"):` replace the database with a copy that was changed by SQL outside the application."""
     databases = Databases()
 
     @contextmanager
@@ -464,7 +472,7 @@ def replaced(transactional_db):
 
 @pytest.fixture
 def second(transactional_db, monkeypatch):
-    """`second("UPDATE …")`: the name of a second database, a copy changed by SQL; `second.connect(name)` sets the service's address."""
+    """`second("UPDATE …")`: create a copy of the database, changed by SQL, and return its name. `second.connect(name)` lets the service use it."""
     databases, made = Databases(), []
 
     def second(*statements):
@@ -488,12 +496,12 @@ CHEAPER = "UPDATE housing_property SET price = 1"
 
 @pytest.fixture
 def connect(read):
-    """`connect()`: the process opens a connection, as one that was restarted does at its first miss, and a running one whenever it needs the database."""
+    """`connect()`: let the process open a database connection, as it does at the next read that needs the database."""
     return functools.partial(read, "naive")
 
 
-def test_another_database_at_the_same_address_finds_nothing(home, warm, read, replaced, connect):
-    """The same service, Redis, and URL: the first database's rows would be served for 24 hours."""
+def test_another_database_at_the_same_address_causes_a_miss(home, warm, read, replaced, connect):
+    """Service, Redis and URL are the same, so the first database's rows would be served for 24 hours."""
     before = warm()
 
     with replaced(CHEAPER, "UPDATE freshness_database SET id = 'f3b1a8a1ac0a4a7f8a5b3b1f8a1c0a4a'"):
@@ -508,8 +516,8 @@ def test_another_database_at_the_same_address_finds_nothing(home, warm, read, re
     assert (response.came_from, response.body) == ("hit", before)
 
 
-def test_a_copy_of_the_database_at_the_same_address_finds_nothing(home, warm, read, replaced, connect):
-    """A backup put in its place carries its id, too, and the rows of an earlier day."""
+def test_a_copy_of_the_database_at_the_same_address_causes_a_miss(home, warm, read, replaced, connect):
+    """A restored backup has the same id, and older rows."""
     warm()
 
     with replaced(CHEAPER):
@@ -518,8 +526,8 @@ def test_a_copy_of_the_database_at_the_same_address_finds_nothing(home, warm, re
         assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
-def test_another_id_in_the_database_makes_all_keys_new(home, warm, read, connect):
-    """An operator who restored a database in a way that nothing tells can say so."""
+def test_another_id_in_the_database_changes_all_keys(home, warm, read, connect):
+    """An operator can change the id after a restore that cannot be detected."""
     warm()
     connection.close()
     with raw(connection.settings_dict["NAME"]) as database:
@@ -529,8 +537,8 @@ def test_another_id_in_the_database_makes_all_keys_new(home, warm, read, connect
     assert read("cached").came_from == "fwd=miss; stored"
 
 
-def test_a_second_database_of_the_same_service_finds_nothing(home, warm, read, second, connect):
-    """Two deployments may share a Redis and a secret key by mistake."""
+def test_a_second_database_of_the_same_service_causes_a_miss(home, warm, read, second, connect):
+    """Two deployments may share Redis and a secret key by mistake."""
     before = warm()
     connection.close()
     second.connect(second(CHEAPER))
@@ -544,8 +552,8 @@ def test_a_second_database_of_the_same_service_finds_nothing(home, warm, read, s
     assert read("cached").body == before
 
 
-def test_the_newest_connection_of_a_process_decides_for_all_its_threads(home, read, second, connect, elsewhere):
-    """A thread may still be connected to a database that is no longer at the address."""
+def test_the_newest_connection_of_a_process_sets_the_identity_for_all_its_threads(home, read, second, connect, elsewhere):
+    """Another thread may still be connected to a database that has been replaced."""
     cheaper = second(CHEAPER)
     connect()
     second.connect(cheaper)
@@ -555,8 +563,8 @@ def test_the_newest_connection_of_a_process_decides_for_all_its_threads(home, re
     assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
-def test_a_connection_that_turns_out_to_lead_elsewhere_stores_nothing_under_the_old_key(home, read, second, connect, monkeypatch):
-    """The database is exchanged after the lookup and before the SELECT."""
+def test_a_database_replaced_during_a_read_stores_nothing_under_the_old_key(home, read, second, connect, monkeypatch):
+    """Here the database is replaced between the lookup and the SELECT."""
     cheaper = second(CHEAPER)
     connect()
     connection.close()
@@ -577,8 +585,8 @@ def test_a_connection_that_turns_out_to_lead_elsewhere_stores_nothing_under_the_
 
 
 @pytest.mark.only("embedded")
-def test_a_file_restored_by_sqlite_itself_finds_nothing(home, warm, read, connect):
-    """Its backup API overwrites the file in place. (Only SQLite has it.)"""
+def test_a_file_restored_from_a_backup_causes_a_miss(home, warm, read, connect):
+    """SQLite's backup API overwrites the file in place. (Only SQLite has this API.)"""
     name = connection.settings_dict["NAME"]
     connection.close()
     with raw(name) as file, raw(":memory:") as backup:
@@ -597,7 +605,7 @@ def test_a_file_restored_by_sqlite_itself_finds_nothing(home, warm, read, connec
 
 @pytest.fixture
 def exchange(second):
-    """`exchange()`: a copy of the file stands at its address, with other rows."""
+    """`exchange()`: replace the SQLite file with a copy that has other rows."""
     name, copy, kept = second.first, second(CHEAPER), second.first + "_kept"
 
     def exchange():
@@ -616,8 +624,8 @@ def exchange(second):
 
 
 @pytest.mark.only("embedded")
-def test_a_file_exchanged_under_an_open_connection_is_opened_again(home, warm, read, exchange):
-    """A process may keep its connections for hours. (On SQLite a look at the file is enough to know.)"""
+def test_a_file_replaced_under_an_open_connection_is_opened_again(home, warm, read, exchange):
+    """A process may keep its connections for hours. (Only SQLite has a file whose inode can be compared.)"""
     warm()
     connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     exchange()
@@ -627,8 +635,8 @@ def test_a_file_exchanged_under_an_open_connection_is_opened_again(home, warm, r
 
 
 @pytest.mark.only("embedded")
-def test_a_file_exchanged_while_it_is_opened_stores_nothing_under_the_old_key(home, read, exchange, connect, monkeypatch):
-    """The file that was looked at is not the one that was opened. (On PostgreSQL there is no file to look at.)"""
+def test_a_file_replaced_while_it_is_opened_stores_nothing_under_the_old_key(home, read, exchange, connect, monkeypatch):
+    """The file that was identified is not the one that was opened. (Only SQLite has a file.)"""
     connect()
     connection.close()
     wrapper, steps = type(connections["default"]), iter([exchange])
@@ -647,8 +655,8 @@ def test_a_file_exchanged_while_it_is_opened_stores_nothing_under_the_old_key(ho
 
 
 @pytest.mark.only("embedded")
-def test_a_file_that_is_away_leaves_warm_pages_warm(home, warm, read):
-    """As a server that is away does. (On PostgreSQL there is no file to look at.)"""
+def test_a_missing_file_leaves_warm_pages_warm(home, warm, read):
+    """A hit does not need the database. (Only SQLite has a file.)"""
     warm()
     connection.close()
     name = Path(connection.settings_dict["NAME"])
@@ -660,8 +668,8 @@ def test_a_file_that_is_away_leaves_warm_pages_warm(home, warm, read):
 
 
 @pytest.mark.only("real")
-def test_a_database_dropped_and_made_again_with_the_same_name_finds_nothing(home, warm, read, second, connect):
-    """Its id may be the same, if it was restored from a dump. (SQLite has files instead.)"""
+def test_a_database_recreated_with_the_same_name_causes_a_miss(home, warm, read, second, connect):
+    """After a restore from a dump its id may be the same. (SQLite has files instead.)"""
     cheaper = second()
     second.connect(cheaper)
     connect()
@@ -685,8 +693,8 @@ def test_a_database_dropped_and_made_again_with_the_same_name_finds_nothing(home
     ],
     ids=["--clean", "--data-only"],
 )
-def test_a_dump_restored_into_the_same_database_finds_nothing(home, warm, read, second, connect, restore):
-    """It brings the id that it was made with. (SQLite has files instead.)"""
+def test_a_dump_restored_into_the_same_database_causes_a_miss(home, warm, read, second, connect, restore):
+    """A dump contains the id of the time when it was made. (SQLite has files instead.)"""
     name = second()
     second.connect(name)
     connect()
@@ -702,15 +710,15 @@ def test_a_dump_restored_into_the_same_database_finds_nothing(home, warm, read, 
 
 
 @pytest.mark.only("real")
-def test_a_role_that_may_not_ask_for_the_cluster_still_has_an_identity(home, warm, read, monkeypatch):
-    """Its entries tell databases of one cluster apart, and `check --database` shows what is missing. (SQLite has no roles.)"""
+def test_a_role_that_cannot_query_the_cluster_still_has_an_identity(home, warm, read, monkeypatch):
+    """Keys still distinguish the databases of a cluster, and `check --database` reports the missing permission. (SQLite has no roles.)"""
     connection.close()
     with monkeypatch.context() as patched:
         patched.setattr("housing.freshness.postgresql.base.CLUSTER", "SELECT pg_read_file('/no/such/file')")
         warm()
         [message] = database_has_an_identity(None, databases=["default"])
     assert message.id == "freshness.W006"
-    assert "does not tell which cluster it is in" in message.msg
+    assert message.msg.startswith("The cluster of the database 'default' is unknown (")
 
     connection.close()
     connection.ensure_connection()
@@ -718,7 +726,7 @@ def test_a_role_that_may_not_ask_for_the_cluster_still_has_an_identity(home, war
 
 
 def test_a_database_without_an_identity_is_read_without_the_cache(home, warm, read, replaced, connect, caplog):
-    """It was not migrated, or the role may not read the table. Another database could be behind the same address."""
+    """The database was not migrated, or the role cannot read the table. Without the id, another database at this address would go unnoticed."""
     warm()
 
     with replaced("DROP TABLE freshness_database"):
@@ -742,17 +750,17 @@ def test_a_database_without_an_identity_is_read_without_the_cache(home, warm, re
         assert database_has_an_identity(None, databases=["default"]) == []
 
 
-def test_a_database_that_was_never_migrated_is_no_problem_yet(replaced):
-    """`migrate` checks before it migrates."""
+def test_a_database_that_was_never_migrated_is_not_reported(replaced):
+    """`migrate` runs the checks before it creates the table."""
     with replaced("DROP TABLE freshness_database", "DROP TABLE django_migrations"):
         assert database_has_an_identity(None, databases=["default"]) == []
 
 
-def test_a_database_that_is_unreachable_is_no_problem_of_its_identity(transactional_db, monkeypatch):
-    """Other checks report the address."""
+def test_an_unreachable_database_is_not_reported_as_one_without_an_identity(transactional_db, monkeypatch):
+    """Other checks report an unreachable database."""
 
     def refuse(*_):
-        raise OperationalError("the database is away")
+        raise OperationalError("the database is unreachable")
 
     connection.close()
     identity._known.clear()
@@ -762,7 +770,7 @@ def test_a_database_that_is_unreachable_is_no_problem_of_its_identity(transactio
 
 
 def test_a_connection_without_autocommit_is_not_left_in_a_transaction(transactional_db, monkeypatch):
-    """Its first SELECT would be answered from the snapshot of ours."""
+    """Otherwise the first SELECT of a request would read the snapshot that the identity was read in."""
     connection.close()
     with monkeypatch.context() as patched:
         patched.setitem(connection.settings_dict, "AUTOCOMMIT", False)
@@ -771,8 +779,8 @@ def test_a_connection_without_autocommit_is_not_left_in_a_transaction(transactio
     connection.close()
 
 
-def test_a_database_in_memory_has_an_identity_when_it_has_an_id(transactional_db, monkeypatch):
-    """Django never closes its connection, so the id is read again on the same one."""
+def test_a_database_in_memory_has_an_identity_once_it_has_an_id(transactional_db, monkeypatch):
+    """Django never closes the connection to an in-memory database, so the id is read again on the same one."""
     memory = {"ENGINE": "housing.freshness.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
     monkeypatch.setitem(connections.settings, "memory", connections.settings["default"] | memory)
     try:
@@ -788,13 +796,13 @@ def test_a_database_in_memory_has_an_identity_when_it_has_an_id(transactional_db
         del connections["memory"]
 
 
-def test_the_identity_is_read_once_for_each_connection_and_is_no_query(twenty_properties, read, monkeypatch, queries):
+def test_the_identity_is_read_once_for_each_connection_and_is_not_counted_as_a_query(twenty_properties, read, monkeypatch, queries):
     wrapper = type(connections["default"])
     times, facts = [], wrapper.facts
     monkeypatch.setattr(wrapper, "facts", lambda self: times.append(self) or facts(self))
     connection.close()
 
-    with queries.exactly(1, because="a cold page is one SELECT, on a new connection, too"):
+    with queries.exactly(1, because="a cold page is one SELECT, even on a new connection"):
         read("cached")
     assert len(times) == 1
     for page in ("cached", "cached?page_size=5", "naive"):
@@ -805,8 +813,8 @@ def test_the_identity_is_read_once_for_each_connection_and_is_no_query(twenty_pr
     assert len(times) == 2
 
 
-def test_each_database_is_migrated_to_an_id_of_its_own(transactional_db, tmp_path, monkeypatch):
-    """SQLite files are enough to see it."""
+def test_the_migration_gives_each_database_its_own_id(transactional_db, tmp_path, monkeypatch):
+    """Otherwise two databases could share entries. The spec migrates two SQLite files."""
     ids = set()
     for name in ("one", "two"):
         file = str(tmp_path / name)
@@ -821,7 +829,7 @@ def test_each_database_is_migrated_to_an_id_of_its_own(transactional_db, tmp_pat
 
 
 def test_the_id_is_neither_dumped_nor_flushed(transactional_db):
-    """`dumpdata | loaddata` would copy it, and `flush` would leave a database without one."""
+    """`dumpdata | loaddata` would copy the id to another database, and `flush` would delete it."""
     call_command("dumpdata", "--all", stdout=(dump := StringIO()))
     call_command("sqlflush", stdout=(flush := StringIO()))
 
@@ -833,6 +841,6 @@ def test_the_id_is_neither_dumped_nor_flushed(transactional_db):
 
 @pytest.fixture(autouse=True)
 def no_identity_left():
-    """Another chapter connects to the specs' own database."""
+    """Forget the identities after each spec, because other chapters use the specs' original database."""
     yield
     identity._known.clear()

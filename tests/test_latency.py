@@ -13,7 +13,7 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django_redis import get_redis_connection
 
-from conftest import VARIANTS, entries, forget_everything
+from conftest import VARIANTS, clear_the_cache, entries
 from tests.baselines import PlainSave, baseline_key
 
 
@@ -62,7 +62,7 @@ def test_a_request_makes_no_more_python_calls_than_are_written_down(twenty_prope
     prepare, act = {
         "a hit": (ask, ask),
         "a 304": (ask, serve(VARIANTS["cached"], HTTP_IF_NONE_MATCH=ask()[1]["ETag"])),
-        "a cold page": (forget_everything, ask),
+        "a cold page": (clear_the_cache, ask),
         "an optimized page": (bool, serve(VARIANTS["optimized"])),
         "a write": (bool, twenty_properties[0].save),
     }[request_]
@@ -102,7 +102,7 @@ def test_a_page_of_twenty_stays_within_its_budget(
     """Each round times the naive page and this one, so that a busy machine is busy for both."""
     variant = approach if approach in VARIANTS else "cached"
     ask = serve(VARIANTS[variant])
-    prepare = {"cold": forget_everything, "warm": ask}.get(approach, bool)
+    prepare = {"cold": clear_the_cache, "warm": ask}.get(approach, bool)
 
     prepare()
     with queries.exactly(counted, because=because):
@@ -152,7 +152,7 @@ def test_a_cold_page_takes_at_most_half_of_what_drf_takes(twenty_properties, ser
     assert cold()[2] == plain()[2]
 
     benchmark.name = "cold to plain DRF"
-    timings = latency.interleaved(benchmark, cold, to=plain, prepare=forget_everything, rounds=200)
+    timings = latency.interleaved(benchmark, cold, to=plain, prepare=clear_the_cache, rounds=200)
     timings.at_most(0.5, because="the same SELECT, but no instances of models, no serializer asked row by row, and orjson")
 
 
@@ -175,7 +175,7 @@ def test_a_write_takes_as_long_at_100_000_cached_pages_as_at_ten(home, warm, new
     few, many = new_redis(), new_redis()
     for server, pages in ((few, 10), (many, 100_000)):
         as_the_cache(server)
-        forget_everything()
+        clear_the_cache()
         warm()
         fill(pages)
 

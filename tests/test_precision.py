@@ -10,7 +10,7 @@ from django.apps import apps
 from django.db import transaction
 from django.db.models import ForeignKey
 
-from conftest import NEW_YEAR, a_property, forget_everything, make_images, saved
+from conftest import NEW_YEAR, a_property, clear_the_cache, make_images, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
 PAGES = {
@@ -57,7 +57,7 @@ def portal(transactional_db):
     )
     make_images(*homes[:2])
     PropertyImage.objects.update(caption="Front")
-    forget_everything()
+    clear_the_cache()
     return homes
 
 

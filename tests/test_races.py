@@ -318,12 +318,12 @@ def test_nobody_waits_for_a_reader_that_found_nothing(transactional_db, read, wa
     assert waiting.seconds == 0
 
 
-def test_a_reader_that_found_nothing_and_cannot_say_so_is_in_the_log(transactional_db, read, redis_away, caplog):
+def test_a_reader_that_found_nothing_and_cannot_say_so_is_in_the_log(transactional_db, read, redis_unreachable, caplog):
     """Redis goes away while it asks the database."""
     with ExitStack() as away:
 
         def cut(execute, *statement):
-            away.enter_context(redis_away())
+            away.enter_context(redis_unreachable())
             return execute(*statement)
 
         with connection.execute_wrapper(cut):
@@ -649,9 +649,9 @@ def test_the_lease_of_a_new_journal_says_that_it_is_on_everything(leases, redis_
     assert leases() == ["recovering  5.0 s left  everything: the journal is new, and a writer may not know it"]
 
 
-def test_without_redis_there_are_no_leases_to_look_at(redis_away, capsys):
+def test_without_redis_there_are_no_leases_to_look_at(redis_unreachable, capsys):
     """One line, and an exit code that a script can tell."""
-    with redis_away(), pytest.raises(SystemExit) as ended:
+    with redis_unreachable(), pytest.raises(SystemExit) as ended:
         Command().run_from_argv(["manage.py", "leases"])
 
     assert ended.value.code == 1

@@ -13,7 +13,7 @@ from django.test import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import a_property, ask, flush, forget_everything, saved
+from conftest import a_property, ask, clear_the_cache, flush, saved
 from housing.freshness import entries
 from housing.freshness.journal import Filling, journal
 from housing.models import Property
@@ -71,7 +71,7 @@ def perform(transactional_db, handler, timeless):
     def perform(*who, warm=False, **bounds):
         def cast():
             connection.connection.execute("UPDATE housing_property SET price = 0")  # past the journal, for a new one begins
-            forget_everything()
+            clear_the_cache()
             if warm:
                 read()
             return list(map(actor, who))
@@ -195,7 +195,7 @@ def test_a_look_that_finds_nothing_new_leads_nowhere(transactional_db, timeless)
         journal.close(journal.lease({"another's tag"}))
 
     def cast():
-        forget_everything()
+        clear_the_cache()
         return [Actor("fault", act, killable=False) for act in (fill, wait, write)]
 
     counts = []

@@ -12,7 +12,7 @@ from django.core.cache import cache
 from django.test.utils import override_settings
 from django_redis import get_redis_connection
 
-from conftest import forget_everything
+from conftest import clear_the_cache
 from housing.freshness import journal as module
 from housing.freshness.journal import Hit, Unreachable, journal
 
@@ -89,7 +89,7 @@ def prepare(request):
     """T1 stores the old value, T2 reads it for the same entry, T3 leases its tag and thousands of others. Then the rest of the name."""
 
     def prepare():
-        forget_everything()
+        clear_the_cache()
         assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"old"', b"old", cost=1.0) == "stored"
         fill = journal.lookup(PAGE, draw=1e12)
         if request.param == "a lease ran out":
@@ -127,7 +127,7 @@ def test_a_store_that_breaks_never_leaves_new_bytes_under_old_tags(monkeypatch):
     """T1 fills the page from "t" · T2 fills it from "u", and breaks · T3 writes "u": what T2 read is stale."""
 
     def prepare():
-        forget_everything()
+        clear_the_cache()
         journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", cost=1.0)
         return [journal.lookup(PAGE, draw=1e12)]
 
@@ -140,7 +140,7 @@ def test_a_close_that_breaks_drops_no_record_that_is_still_needed(monkeypatch):
     """T1 reads "t" · T2 writes it · T3's close drops the records that are older than the TTL, and breaks · T1 does not store what it read."""
 
     def prepare():
-        forget_everything()
+        clear_the_cache()
         fill = journal.lookup(PAGE)
         journal.close(journal.lease({"t"}))
         get_redis_connection("default").zadd(cache.make_key("journal"), {"low": -1})  # so that it is time to drop records

@@ -237,10 +237,10 @@ def test_a_server_behind_a_new_connection_is_asked_what_it_is(stub):
         journal.lookup(PAGE)
 
 
-def test_a_thread_that_gets_no_connection_does_not_keep_the_one_that_it_gave_back(redis_away):
+def test_a_thread_that_gets_no_connection_does_not_keep_the_one_that_it_gave_back(redis_unreachable):
     """Another thread may have it by now, and would read the replies of this one."""
     journal.lookup(PAGE)
-    with redis_away():
+    with redis_unreachable():
         for _ in range(2):
             with pytest.raises(Unreachable):
                 journal.lookup(PAGE)

@@ -1,4 +1,4 @@
-"""The set-up: one command on a fresh machine, and no start that is half configured."""
+"""Setup. One command starts the service on a fresh machine, and a half-configured service does not start."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from tests.stacks import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DJANGO_ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE")
-"""What the environment may say to the service."""
+"""The environment variables that the service reads."""
 
 NOBODY = "127.0.0.1:1"
-"""Where nobody listens."""
+"""An address at which no server listens."""
 
 TIMEOUT = 60
-"""Seconds after which a process that has not said what is waited for is killed, and the spec fails. None takes a tenth of it."""
+"""Seconds after which a process without the expected output is killed, and the spec fails. Each usually takes less than a tenth of it."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended."""
+    """A process that has ended, with its exit code and output."""
 
     code: int
-    said: str
-    complained: str
+    stdout: str
+    stderr: str
 
 
 def python(*arguments: str, folder: Path = ROOT, **environment: str) -> Ended:
-    """Run Python in `folder`, in an environment that says nothing to the service but `environment`."""
+    """Run Python in `folder`. Of the service's variables it sees only those in `environment`; an empty one overrides .env."""
     ended = subprocess.run([sys.executable, *arguments], cwd=folder, env=clean() | environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
@@ -58,33 +58,34 @@ def clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in OURS}
 
 
-# What it refuses to start with. An empty variable of the environment goes before what a developer's own .env says.
+# Settings that prevent a start
 
 
-def test_without_debug_it_does_not_start_without_a_secret_key() -> None:
-    """A key that everybody can read in the code signs nobody's session."""
+def test_without_debug_the_service_needs_a_secret_key_to_start() -> None:
+    """With a default key from the public code, anyone could forge a session."""
     check = python("manage.py", "check", DJANGO_SECRET_KEY="", DJANGO_DEBUG="")
 
     assert check.code == 1
-    assert check.complained.startswith("DJANGO_SECRET_KEY is not set. Set it to")
-    assert len(check.complained.splitlines()) == 1
+    assert check.stderr.startswith("DJANGO_SECRET_KEY is not set. Set it to")
+    assert len(check.stderr.splitlines()) == 1
 
 
-def test_a_database_that_cannot_keep_the_promises_is_refused_in_one_line() -> None:
+def test_an_unsupported_database_engine_is_refused_in_one_line() -> None:
+    """Only PostgreSQL and SQLite have a backend that opens leases."""
     check = python("manage.py", "check", DJANGO_SECRET_KEY="any", DATABASE_URL="mysql://127.0.0.1/housing")
 
     assert check.code == 1
     assert (
-        check.complained
+        check.stderr
         == "DATABASE_URL names an engine on which the promises cannot be kept: 'mysql'. Use postgres://USER:PASSWORD@HOST:PORT/NAME, or sqlite:///PATH.\n"
     )
 
 
-# Debug, or no trace of it.
+# Debug
 
 
-def test_without_debug_there_is_no_trace_of_the_toolbar(client: Any) -> None:
-    """It shows settings and SQL to whoever asks."""
+def test_without_debug_the_toolbar_is_not_installed(client: Any) -> None:
+    """The toolbar shows settings and SQL to every visitor."""
     assert not settings.DEBUG
     assert not [name for name in settings.INSTALLED_APPS + settings.MIDDLEWARE if "debug" in name]
     assert client.get("/__debug__/").status_code == 404
@@ -92,10 +93,10 @@ def test_without_debug_there_is_no_trace_of_the_toolbar(client: Any) -> None:
 
 
 def test_with_debug_the_toolbar_is_the_first_middleware() -> None:
-    """What stands before it, it does not see."""
-    asked = python("-c", "from housing import settings; print(settings.MIDDLEWARE[0])", DJANGO_DEBUG="true", DJANGO_SECRET_KEY="any")
+    """It neither times nor counts the middleware before it."""
+    printed = python("-c", "from housing import settings; print(settings.MIDDLEWARE[0])", DJANGO_DEBUG="true", DJANGO_SECRET_KEY="any")
 
-    assert asked.said == "debug_toolbar.middleware.DebugToolbarMiddleware\n"
+    assert printed.stdout == "debug_toolbar.middleware.DebugToolbarMiddleware\n"
 
 
 ROUTES = """\
@@ -107,8 +108,8 @@ eth0  {network}    00000000 0001  0      0   0      0000FFFF 0   0      0
 """
 
 
-def test_the_toolbar_is_shown_to_whom_the_gateway_of_a_container_stands_for(tmp_path: Path) -> None:
-    """What a browser beside the engine asks comes from there. A default route without a gateway, and a network's own, say nothing."""
+def test_the_gateway_of_a_container_is_found_in_its_routes(tmp_path: Path) -> None:
+    """Requests from a browser on the host come from the gateway. Default routes without a gateway, and routes to a network, are ignored."""
     routes = tmp_path / "route"
     gateway, network = (f"{int.from_bytes(socket.inet_aton(address), sys.byteorder):08X}" for address in ("172.21.0.1", "172.21.0.0"))
     routes.write_text(ROUTES.format(gateway=gateway, network=network))
@@ -118,48 +119,49 @@ def test_the_toolbar_is_shown_to_whom_the_gateway_of_a_container_stands_for(tmp_
 
 
 @pytest.mark.parametrize(("debug", "shown_to"), [("true", ["127.0.0.1", "::1", *gateways()]), ("false", ["127.0.0.1", "::1"])])
-def test_only_with_debug_is_the_gateway_trusted(debug: str, shown_to: list[str]) -> None:
-    """Elsewhere than in a container it is a router."""
-    asked = python("-c", "import json; from housing import settings; print(json.dumps(settings.INTERNAL_IPS))", DJANGO_DEBUG=debug, DJANGO_SECRET_KEY="any")
+def test_the_gateway_is_trusted_only_with_debug(debug: str, shown_to: list[str]) -> None:
+    """Outside a container the default gateway is a router, so trusting it would expose the toolbar."""
+    printed = python("-c", "import json; from housing import settings; print(json.dumps(settings.INTERNAL_IPS))", DJANGO_DEBUG=debug, DJANGO_SECRET_KEY="any")
 
-    assert json.loads(asked.said) == shown_to
-
-
-# What the image is made of.
+    assert json.loads(printed.stdout) == shown_to
 
 
-def test_the_image_installs_nothing_that_the_specs_have_not_run_with() -> None:
-    """It has a lock of its own, without what only specs and linters need; `make lock` writes both."""
+# The image
+
+
+def test_the_image_installs_only_versions_that_the_specs_have_run_with() -> None:
+    """Its lock file leaves out the packages that only specs and linters need. `make lock` writes both files."""
     run, everything = (set(re.findall(r"^\S+==\S+", (ROOT / f"requirements{which}.lock").read_text(), re.MULTILINE)) for which in ("-run", ""))
 
     assert {name.partition("==")[0] for name in run} >= {"django", "psycopg-binary", "redis", "gunicorn"}
     assert run < everything
 
 
-def test_a_wsgi_server_serves_it_too(transactional_db: None) -> None:
+def test_a_wsgi_server_can_serve_the_application(transactional_db: None) -> None:
+    """Production uses `housing.wsgi`, which the test client bypasses."""
     from housing.wsgi import application
 
     environ = {"PATH_INFO": "/health/", "HTTP_HOST": "testserver"}
     setup_testing_defaults(environ)
-    said: list[str] = []
-    body = b"".join(application(environ, lambda status, headers: said.append(status)))
+    statuses: list[str] = []
+    body = b"".join(application(environ, lambda status, headers: statuses.append(status)))
 
-    assert (said, json.loads(body)) == (["200 OK"], {"database": "ok", "cache": "ok"})
+    assert (statuses, json.loads(body)) == (["200 OK"], {"database": "ok", "cache": "ok"})
 
 
-# Health.
+# Health
 
 
 @pytest.mark.django_db
-def test_health_is_200_while_both_servers_answer(client: Any) -> None:
+def test_health_is_200_while_database_and_cache_are_reachable(client: Any) -> None:
     response = client.get("/health/")
 
     assert (response.status_code, response.json()) == (200, {"database": "ok", "cache": "ok"})
 
 
 @pytest.mark.django_db
-def test_health_is_200_without_redis_and_says_so(client: Any, settings: Any) -> None:
-    """Every read is still answered, from the database: nobody gains by a restart of this process."""
+def test_health_is_200_without_redis_and_reports_it(client: Any, settings: Any) -> None:
+    """Every read is still answered from the database, so restarting this process would not help."""
     settings.CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": f"redis://{NOBODY}/0"}}
 
     response = client.get("/health/")
@@ -171,6 +173,7 @@ def test_health_is_200_without_redis_and_says_so(client: Any, settings: Any) -> 
 
 @pytest.mark.django_db(transaction=True)
 def test_health_is_503_without_the_database(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the database every miss fails, so a load balancer should stop sending requests."""
     connection.close()
     monkeypatch.setitem(connection.settings_dict, "NAME", "/nowhere/housing")
 
@@ -181,7 +184,7 @@ def test_health_is_503_without_the_database(client: Any, monkeypatch: pytest.Mon
     assert response.json()["cache"] == "ok"
 
 
-# `make run`.
+# `make run`
 
 
 @pytest.fixture
@@ -190,7 +193,7 @@ def free_port() -> int:
 
 
 def any_free_port() -> int:
-    """A port of this machine at which nobody listens."""
+    """A free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         return int(unused.getsockname()[1])
 
@@ -201,43 +204,43 @@ def new_folder(tmp_path: Path) -> Path:
 
 
 def new_folder_in(parent: Path) -> Path:
-    """The project as somebody finds it: no .env, no database. Its name is one that a URL has to quote."""
+    """A fresh copy of the project, without .env and database. The folder's name has characters that a URL must quote."""
     folder = parent / "new folder #1"
     folder.mkdir()
-    shutil.copytree(ROOT / "housing", folder / "housing")  # with its bytecode, which is not what is tried here
+    shutil.copytree(ROOT / "housing", folder / "housing")  # with its bytecode, so that it starts sooner
     shutil.copy(ROOT / "manage.py", folder)
     return folder
 
 
 @dataclass(frozen=True)
 class Served:
-    """A service that runs."""
+    """A running service."""
 
     process: subprocess.Popen[str]
     url: str
     greeting: str
 
     def headers(self, path: str) -> Any:
-        """Ask it as a browser does: what it says of the page."""
+        """GET a path as HTML, and return the response's headers."""
         request = urllib.request.Request(self.url + path, headers={"Accept": "text/html"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return response.headers
 
     def get(self, path: str) -> tuple[str, Any]:
-        """Ask it as a program does: Cache-Status, and the JSON."""
+        """GET a path as JSON, and return Cache-Status and the parsed body."""
         request = urllib.request.Request(self.url + path, headers={"Accept": "application/json"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return response.headers.get("Cache-Status", ""), json.load(response)
 
     def first_price(self) -> tuple[str, str]:
-        """Read the cached list: where the answer came from, and the price of its first row."""
+        """GET the cached list, and return its Cache-Status and the price of its first row."""
         came_from, page = self.get("/api/properties/cached/")
         return came_from, page["results"][0]["price"]
 
 
 @contextmanager
 def served(folder: Path, port: int, properties: int = 20, timeout: float = TIMEOUT) -> Iterator[Served]:
-    """`make run`, from the moment when it serves until the body ends, for so many seconds at most."""
+    """Run `make run` while the block runs, but at most `timeout` seconds. The block starts when the service is ready."""
     process = subprocess.Popen(
         [sys.executable, "-m", "housing.run", "--port", str(port), "--properties", str(properties)],
         cwd=folder,
@@ -258,23 +261,23 @@ def served(folder: Path, port: int, properties: int = 20, timeout: float = TIMEO
             process.wait()
         assert process.stdout
         process.stdout.close()
-        wait_for(lambda: ended(process), StillThere)
+        wait_for(lambda: check_ended(process), StillRunning)
 
 
-class StillThere(Exception):
-    """A process of the group has not ended, or nobody has taken note of its end yet."""
+class StillRunning(Exception):
+    """A process of the group has not ended, or has not been reaped yet."""
 
 
-def ended(process: subprocess.Popen[str]) -> None:
-    """Raise StillThere while a process of its group is left behind."""
+def check_ended(process: subprocess.Popen[str]) -> None:
+    """Raise StillRunning while the process's group has a process."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, 0)
-        raise StillThere
+        raise StillRunning
 
 
 @contextmanager
 def killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
-    """Kill it, and what it started, when the body takes longer."""
+    """Kill the process and its children if the block takes longer than `seconds`."""
     watchdog = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
     try:
@@ -284,25 +287,25 @@ def killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[Non
 
 
 def in_a_second_terminal(folder: Path, script: str, **environment: str) -> None:
-    """Run a script of Django's shell; without the toolbar, which takes a third of the time in which Django wakes."""
+    """Run a script in `manage.py shell`, without the toolbar, which takes a third of Django's start."""
     shell = python("manage.py", "shell", "-c", script, folder=folder, DJANGO_DEBUG="false", DJANGO_SECRET_KEY="any", **environment)
-    assert shell.code == 0, shell.complained
+    assert shell.code == 0, shell.stderr
 
 
 def until_it_serves(process: subprocess.Popen[str]) -> str:
-    """Wait for it, at the start and after a reload; what it said until then."""
+    """Wait until the server is ready, at its start or after a reload, and return its output until then."""
     assert process.stdout
-    said = ""
-    while re.search("Starting (WSGI )?development server", said) is None:
+    output = ""
+    while re.search("Starting (WSGI )?development server", output) is None:
         line = process.stdout.readline()
-        assert line, f"It ended before it served, and said: {said}"
-        said += line
-    return said
+        assert line, f"The server ended before it was ready. Its output: {output}"
+        output += line
+    return output
 
 
 @pytest.fixture
 def run(new_folder: Path) -> Callable[..., Ended]:
-    """`make run` where it does not get as far as to serve."""
+    """`run(port)`: run a `make run` that is expected to fail before it serves."""
 
     def run(port: int | str, **environment: str) -> Ended:
         return python("-m", "housing.run", "--port", str(port), folder=new_folder, **environment)
@@ -311,10 +314,10 @@ def run(new_folder: Path) -> Callable[..., Ended]:
 
 
 @pytest.mark.slow
-def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cache(new_folder: Path, free_port: int) -> None:
-    """The first five minutes of everybody who comes by."""
+def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_the_cache(new_folder: Path, free_port: int) -> None:
+    """These are the first five minutes of every new user."""
     with served(new_folder, free_port) as service:
-        assert 'sql;desc="61 queries"' in service.headers("/api/properties/live/naive/")["Server-Timing"], "the toolbar took the header's place"
+        assert 'sql;desc="61 queries"' in service.headers("/api/properties/live/naive/")["Server-Timing"], "the toolbar replaced the Server-Timing header"
         assert re.search(r"as admin, password \S{16},", service.greeting)
         assert service.first_price()[0] == "housing; fwd=miss; stored"
         assert service.first_price()[0] == "housing; hit"
@@ -326,7 +329,7 @@ def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cach
         (new_folder / "housing" / "views.py").touch()
         until_it_serves(service.process)
 
-        assert service.first_price() == ("housing; hit", "123456.00"), "the cache did not outlive the reload"
+        assert service.first_price() == ("housing; hit", "123456.00"), "the cache was lost at the reload"
 
     assert service.process.returncode == 0
     assert (new_folder / "db.sqlite3").exists()
@@ -337,8 +340,8 @@ NEW_PRICE = "home = Property.objects.latest('created_at', 'id'); home.price = 12
 
 
 @pytest.mark.slow
-def test_a_folder_with_settings_and_data_of_its_own_is_served_as_it_is(new_folder: Path, free_port: int) -> None:
-    """No .env is overwritten, no data mixed with the seed's, no user added, and no server stands in for a Redis that is named."""
+def test_a_folder_with_existing_settings_and_data_is_served_unchanged(new_folder: Path, free_port: int) -> None:
+    """The .env is not overwritten, no seed data and no user are added, and fakeredis does not replace the Redis in REDIS_URL."""
     env = f"DJANGO_DEBUG=true\nREDIS_URL=redis://{NOBODY}/0\n"
     (new_folder / ".env").write_text(env)
     in_a_second_terminal(new_folder, OWN_DATA, REDIS_URL="fakeredis://")
@@ -364,15 +367,15 @@ Property.objects.create(title="My own", price=1, agent=agent, location=Location.
 """
 
 
-def test_a_server_that_ends_by_itself_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its exit code. Only one that asks for it is started again."""
+def test_the_command_exits_with_the_code_of_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make run` exits with the server's code. Only a code change restarts the server."""
     codes = iter([CHANGED, CHANGED, 1])
     monkeypatch.setattr("housing.run.serve_until_the_code_changes", lambda port: next(codes))
 
     assert serve(8000) == 1
 
 
-DEAF = """
+IGNORES_SIGNALS = """
 import signal
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
@@ -382,9 +385,9 @@ while True:
 """
 
 
-def test_a_server_that_does_not_hear_is_ended_all_the_same(tmp_path: Path) -> None:
-    """Django's may not, while it looks through the files for changes; and `make run` would go on for ever."""
-    (tmp_path / "manage.py").write_text(DEAF)
+def test_a_server_that_ignores_signals_is_killed(tmp_path: Path) -> None:
+    """Django's server may ignore SIGTERM while it looks for changed files, and `make run` would never end."""
+    (tmp_path / "manage.py").write_text(IGNORES_SIGNALS)
     serving = (
         f"import signal, pathlib; from housing import run; run.ROOT = pathlib.Path({str(tmp_path)!r}); signal.signal(signal.SIGTERM, run.end); run.serve(1)"
     )
@@ -394,11 +397,11 @@ def test_a_server_that_does_not_hear_is_ended_all_the_same(tmp_path: Path) -> No
         process.terminate()
         assert process.wait() == 0
 
-    wait_for(lambda: ended(process), StillThere)
+    wait_for(lambda: check_ended(process), StillRunning)
 
 
-def test_env_is_written_whole_and_for_its_owner_alone(new_folder: Path, run: Callable[..., Ended]) -> None:
-    """It holds the key that signs the sessions."""
+def test_env_is_complete_and_readable_only_by_its_owner(new_folder: Path, run: Callable[..., Ended]) -> None:
+    """The file holds the key that signs sessions."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = run(port)
@@ -411,7 +414,8 @@ def test_env_is_written_whole_and_for_its_owner_alone(new_folder: Path, run: Cal
 
 
 @pytest.mark.parametrize("port", ["abc", "", "65536"])
-def test_what_is_no_port_is_refused_in_one_line(new_folder: Path, run: Callable[..., Ended], port: str) -> None:
+def test_an_invalid_port_is_refused_in_one_line(new_folder: Path, run: Callable[..., Ended], port: str) -> None:
+    """The port is checked before .env is written."""
     refused = run(port)
 
     assert refused == Ended(1, "", f"Not started: argument --port: '{port}' is no port. A port is a number from 1 to 65535.\n")
@@ -430,17 +434,18 @@ def test_what_is_no_port_is_refused_in_one_line(new_folder: Path, run: Callable[
         ("DATABASE_URL", "mysql://127.0.0.1/housing", "DATABASE_URL names an engine"),
     ],
 )
-def test_a_url_that_cannot_be_served_is_refused_in_one_line(run: Callable[..., Ended], free_port: int, variable: str, url: str, line: str) -> None:
+def test_an_unusable_url_is_refused_in_one_line(run: Callable[..., Ended], free_port: int, variable: str, url: str, line: str) -> None:
+    """A traceback would hide which variable to change."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         refused = run(free_port, **{variable: url.format(taken=number)})
 
-    assert (refused.code, refused.said) == (1, "")
-    assert re.fullmatch(rf"Not started: {line.format(taken=number)}.*\n", refused.complained)
+    assert (refused.code, refused.stdout) == (1, "")
+    assert re.fullmatch(rf"Not started: {line.format(taken=number)}.*\n", refused.stderr)
 
 
 @pytest.mark.parametrize("url", ["fakeredis://", "fakeredis://127.0.0.1/0", "fakeredis://127.0.0.1:port/0", "fakeredis://:6380/0"])
-def test_a_fakeredis_that_a_second_terminal_could_not_find_is_refused(url: str) -> None:
-    """It would be a cache of its own, and what the second terminal writes would never reach it."""
+def test_a_fakeredis_without_host_and_port_is_refused(url: str) -> None:
+    """Each process would get its own cache, so a write in the second terminal would not invalidate the first one's entries."""
     with pytest.raises(Refused, match=f"REDIS_URL is {url}, .* Name a host and a port"):
         cache_address(url)

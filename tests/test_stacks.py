@@ -1,4 +1,6 @@
-"""The stacks: the same specs on SQLite and fakeredis, and on PostgreSQL and Redis. What cannot be had is said in one line, and nothing is left behind."""
+"""The stacks. The same specs run on SQLite and fakeredis, and on PostgreSQL and Redis. An unavailable server fails the run with one line, and a run
+leaves nothing behind.
+"""
 
 import os
 import re
@@ -17,17 +19,18 @@ ONE_SPEC = "tests/test_cost.py::test_a_cold_read_costs_one_query"
 
 
 def run_specs(*arguments, **environment):
-    """Run pytest in a process of its own, whose environment names no servers but these."""
+    """Run pytest in its own process, whose environment has no server URLs except those in `environment`."""
     clean = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", "DJANGO_SETTINGS_MODULE")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 NOBODY = "127.0.0.1:1"
+"""An address at which no server listens."""
 
 
-def test_a_real_stack_that_cannot_be_had_is_one_line_and_a_failure():
-    """Never a silent skip: green would mean promised."""
+def test_a_real_stack_without_a_docker_engine_fails_with_one_line():
+    """If the specs were skipped, a green run would claim promises that were not tried."""
     ended = run_specs("--stack=real", ONE_SPEC, DOCKER_HOST="unix:///nowhere/docker.sock")
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
@@ -35,7 +38,7 @@ def test_a_real_stack_that_cannot_be_had_is_one_line_and_a_failure():
     assert re.fullmatch(r"ERROR: --stack=real needs a Docker engine, or both DATABASE_URL and REDIS_URL: .*\n\n", ended.stderr)
 
 
-HALF = "set both DATABASE_URL and REDIS_URL, or neither for Testcontainers to start servers."
+HALF = "only one server is set. Set both DATABASE_URL and REDIS_URL, or neither to start servers with Testcontainers."
 
 
 @pytest.mark.parametrize(
@@ -43,56 +46,59 @@ HALF = "set both DATABASE_URL and REDIS_URL, or neither for Testcontainers to st
     [
         (f"postgres://{NOBODY}/x", "", HALF),
         ("", f"redis://{NOBODY}/0", HALF),
-        (f"postgres://{NOBODY}/x", f"redis://{NOBODY}/0", "the server of DATABASE_URL does not answer: "),
-        ("nonsense", f"redis://{NOBODY}/0", "the server of DATABASE_URL does not answer: "),
+        (f"postgres://{NOBODY}/x", f"redis://{NOBODY}/0", "the server of DATABASE_URL is unreachable: "),
+        ("nonsense", f"redis://{NOBODY}/0", "the server of DATABASE_URL is unreachable: "),
     ],
-    ids=["only a database", "only a Redis", "nobody there", "no URL"],
+    ids=["only a database", "only a Redis", "unreachable", "an invalid URL"],
 )
-def test_the_line_says_which_server_is_missing(monkeypatch, database, cache, line):
-    """Each ends pytest as the one above does."""
+def test_the_error_says_which_server_is_missing(monkeypatch, database, cache, line):
+    """Both URLs, or neither, must be set."""
     monkeypatch.setenv("DATABASE_URL", database)
     monkeypatch.setenv("REDIS_URL", cache)
 
     with ExitStack() as servers, pytest.raises(pytest.UsageError) as refused:
         stacks.real(servers)
 
-    assert re.fullmatch(f"--stack=real: {re.escape(line)}.*", str(refused.value)), "it is more than a line"
+    assert re.fullmatch(f"--stack=real: {re.escape(line)}.*", str(refused.value)), "the message is longer than one line"
 
 
-def test_a_browser_that_cannot_be_had_is_one_line_and_a_failure():
-    """The line says what to install."""
+def test_a_missing_browser_fails_with_one_line():
+    """The error says what to install."""
     ended = run_specs("--browser", ONE_SPEC, CHROMIUM="/nowhere/chromium")
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
-    assert ended.stderr == "ERROR: --browser needs Chromium. Install it (Debian: apt install chromium), or name its program with CHROMIUM=…\n\n"
+    assert ended.stderr == "ERROR: --browser needs Chromium. Install it (Debian: apt install chromium), or set CHROMIUM to its path.\n\n"
 
 
-def test_a_browser_is_the_one_that_the_environment_names(monkeypatch):
+def test_the_environment_selects_the_browser(monkeypatch):
+    """Chromium has another name or path on other systems."""
     monkeypatch.setenv("CHROMIUM", sys.executable)
 
     assert stacks.chromium() == sys.executable
 
 
-def test_a_stack_that_nobody_knows_is_refused():
+def test_an_unknown_stack_is_refused():
+    """A typo must not select the default stack."""
     ended = run_specs("--stack=imaginary")
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
     assert "invalid choice: 'imaginary' (choose from" in ended.stderr
 
 
-def test_a_server_that_never_answers_is_not_waited_for_for_ever(monkeypatch):
-    """What it says last is what is told."""
+def test_waiting_for_an_unreachable_server_ends_after_the_timeout(monkeypatch):
+    """The server's last error is raised."""
     monkeypatch.setattr(stacks, "TIMEOUT", 0)
-    responses = iter([OSError("not yet"), OSError("still not")])
+    errors = iter([OSError("not yet"), OSError("still not")])
 
-    def ask():
-        raise next(responses)
+    def connect():
+        raise next(errors)
 
     with pytest.raises(OSError, match="not"):
-        stacks.wait_for(ask, OSError)
+        stacks.wait_for(connect, OSError)
 
 
-def test_a_server_that_answers_at_last_is_waited_for():
+def test_a_run_waits_for_a_server_that_is_starting():
+    """A new container accepts connections only after some time."""
     responses = iter([1, 0])
 
     stacks.wait_for(lambda: 1 // (1 - next(responses)), ZeroDivisionError)
@@ -101,8 +107,8 @@ def test_a_server_that_answers_at_last_is_waited_for():
 
 
 @pytest.mark.only("real")
-def test_an_image_that_cannot_be_had_is_one_line_and_a_failure():
-    """Only where an engine answers can it say that it has no such image."""
+def test_an_unavailable_image_fails_with_one_line():
+    """Only a reachable Docker engine can report that an image does not exist."""
     ended = run_specs("--stack=real", ONE_SPEC, POSTGRES_IMAGE="nobody/has-this:1", REDIS_IMAGE="nobody/has-this:1")
 
     assert ended.returncode == pytest.ExitCode.USAGE_ERROR
@@ -111,46 +117,46 @@ def test_an_image_that_cannot_be_had_is_one_line_and_a_failure():
 
 
 @pytest.mark.only("real")
-def test_servers_that_were_handed_in_are_left_as_they_were():
-    """A database and keys of their own for the specs, gone at the end: whatever else is there is somebody's. (Embedded servers are handed in by nobody.)"""
+def test_the_servers_of_the_environment_are_left_unchanged():
+    """The specs create their own database and keys, and delete them at the end. Other data on the servers belongs to others. (Only a real server has a URL.)"""
     with ExitStack() as servers:
         database, (cache, _) = stacks.start_postgres(servers), stacks.start_redis(servers)
 
-        def there():
-            with psycopg.connect(database) as asked, redis.Redis.from_url(cache) as client:
-                databases = {name for (name,) in asked.execute("SELECT datname FROM pg_database")}
+        def contents():
+            with psycopg.connect(database) as server, redis.Redis.from_url(cache) as client:
+                databases = {name for (name,) in server.execute("SELECT datname FROM pg_database")}
                 return databases, {key: client.get(key) for key in client.scan_iter()}
 
         with redis.Redis.from_url(cache) as client:
-            client.set("somebody's", "key")
-        before = there()
+            client.set("another user's", "key")
+        before = contents()
         ended = run_specs("--stack=real", ONE_SPEC, DATABASE_URL=database, REDIS_URL=cache)
 
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        assert there() == before
+        assert contents() == before
 
 
-def test_specs_of_the_other_stack_are_counted_and_not_skipped():
-    """pytest says how many it left out; each says in its docstring why."""
-    ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_server_that_answers_at_last_is_waited_for")
+def test_specs_of_the_other_stack_are_deselected_and_counted():
+    """pytest prints their number. The docstring of each one says why it needs the other stack."""
+    ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_run_waits_for_a_server_that_is_starting")
 
     assert ended.returncode == 0
     assert "1 passed, 30 deselected" in ended.stdout
 
 
 @pytest.mark.only("real")
-def test_a_run_takes_an_empty_database_of_redis_or_none(new_redis):
-    """What is in the others is somebody's. (fakeredis is nobody else's.)"""
+def test_a_run_uses_only_an_empty_database_of_redis(new_redis):
+    """The other databases may hold other people's data. (fakeredis is used by one process alone.)"""
     url = new_redis().url.removesuffix("/0")
     for number in (15, *range(14)):
         with redis.Redis.from_url(f"{url}/{number}") as client:
-            client.set("somebody's", 1)
+            client.set("another user's", 1)
 
     with ExitStack() as servers:
         own = stacks.own_number(servers, f"{url}/0")
         with redis.Redis.from_url(own) as client:
             client.set("ours", 1)
-            with pytest.raises(pytest.UsageError, match=r"All sixteen databases of the Redis of REDIS_URL are in use\."):
+            with pytest.raises(pytest.UsageError, match=r"All sixteen databases of the Redis at REDIS_URL are in use\."):
                 stacks.own_number(servers, f"{url}/0")
 
     assert own == f"{url}/14"

@@ -1,7 +1,7 @@
-"""Django system checks: settings, servers and views with which the promise cannot be kept.
+"""Django system checks of the settings, servers and views on which freshness depends.
 
-An error is a promise broken, a warning one that is kept at a price. What asks a server does so only where it is wanted: Redis under
-`check --deploy`, the database under `check --database`. All others read settings and metadata, because `check` and `runserver` wait for nobody.
+An error means that responses may be stale, or never cached. A warning means that they are fresh at a cost. Redis is queried only under `check --deploy`, and a
+database only under `check --database`. All other checks read settings and metadata, because `check` and `runserver` must not wait for a server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .tracking import tables, tracked
 from .views import CachedView
 
 ENGINE = __name__.rpartition(".")[0]
-"""Where this folder stands."""
+"""The dotted path of this package."""
 
 Found = list[checks.CheckMessage]
 
@@ -63,8 +63,8 @@ def databases_have_the_engines_backend(app_configs: Any, **_: Any) -> Found:
     """Every database with tracked tables opens a lease before COMMIT."""
     return [
         checks.Error(
-            f"The database '{alias}' commits past the cache: its engine is {connections[alias].settings_dict['ENGINE']}.",
-            hint=f"Use {ENGINE}.postgresql or {ENGINE}.sqlite3, or keep the tracked tables away from it with a database router.",
+            f"The database '{alias}' bypasses the cache: its engine is {connections[alias].settings_dict['ENGINE']}.",
+            hint=f"Use {ENGINE}.postgresql or {ENGINE}.sqlite3, or keep the tracked tables out of this database with a database router.",
             id="freshness.E001",
         )
         for alias in _tracked_databases()
@@ -73,7 +73,7 @@ def databases_have_the_engines_backend(app_configs: Any, **_: Any) -> Found:
 
 
 def reads_go_where_writes_go(app_configs: Any, **_: Any) -> Found:
-    """A replica may not have yet what was committed, and a fill that reads there would be remembered as fresh."""
+    """A replica may lag behind a committed write, and a fill that reads from it would be cached as fresh."""
     return [
         checks.Error(
             f"{model.__name__} is read from the database '{router.db_for_read(model)}' and written to '{router.db_for_write(model)}'.",
@@ -86,7 +86,7 @@ def reads_go_where_writes_go(app_configs: Any, **_: Any) -> Found:
 
 
 def database_is_primary(app_configs: Any, databases: Iterable[str] | None = None, **_: Any) -> Found:
-    """The same where the address itself is a replica's. Asks the databases that are named, and those alone."""
+    """A replica lags behind, even if reads and writes have the same address. Queries only the databases of `check --database`."""
     return [message for alias in databases or () if alias in _tracked_databases() and connections[alias].vendor == "postgresql" for message in _recovery(alias)]
 
 
@@ -97,15 +97,15 @@ def _recovery(alias: str) -> Iterator[checks.CheckMessage]:
             [is_replica] = cursor.fetchone()
     except OperationalError as error:
         yield checks.Warning(
-            f"The database '{alias}' could not be asked whether it is a primary ({' '.join(str(error).split())}).",
-            hint="Check again where the database can be reached.",
+            f"Could not query the database '{alias}' for its role ({' '.join(str(error).split())}).",
+            hint="Run the check again from a host that can reach the database.",
             id="freshness.W008",
         )
     else:
         if is_replica:
             yield checks.Error(
-                f"The database '{alias}' is a replica, which follows another server: it lags behind, and takes no writes.",
-                hint="Connect to the primary's address.",
+                f"The database '{alias}' is a replica. It lags behind its primary, and accepts no writes.",
+                hint="Connect to the primary.",
                 id="freshness.E004",
             )
 
@@ -125,22 +125,22 @@ def _has_redis() -> bool:
 
 
 def cache_is_one_server(app_configs: Any, **_: Any) -> Found:
-    """Of several, django-redis takes the first for the primary and the others for its replicas."""
+    """Django-redis treats the first of several servers as the primary, and the others as its replicas."""
     location = settings.CACHES[conf.CACHE].get("LOCATION", "")
     servers = location.split(",") if isinstance(location, str) else location
     if not _has_redis() or len(servers) == 1:
         return []
     return [
         checks.Warning(
-            f"The cache '{conf.CACHE}' has {len(servers)} servers. The journal and the entries are on the first alone, because replicas lag behind.",
-            hint="Name only the primary in LOCATION.",
+            f"The cache '{conf.CACHE}' has {len(servers)} servers. The journal and the entries use only the first one, because replicas lag behind.",
+            hint="List only the primary in LOCATION.",
             id="freshness.W001",
         )
     ]
 
 
 def redis_is_a_primary_that_keeps_the_journal(app_configs: Any, **_: Any) -> Found:
-    """What only the server can say. INFO says all of it, and the journal needs INFO too, so nothing else has to be allowed."""
+    """Only the server knows its role and eviction policy. The check sends only INFO, which the journal needs, too, so no other permission is required."""
     if not _has_redis():
         return []
     try:
@@ -150,8 +150,8 @@ def redis_is_a_primary_that_keeps_the_journal(app_configs: Any, **_: Any) -> Fou
     except Unreachable as error:
         return [
             checks.Warning(
-                f"Redis could not be asked whether it is a primary and what it evicts ({error.__cause__}).",
-                hint="Check again where Redis can be reached.",
+                f"Could not query Redis for its role and eviction policy ({error.__cause__}).",
+                hint="Run the check again from a host that can reach Redis.",
                 id="freshness.W002",
             )
         ]
@@ -163,25 +163,23 @@ def _eviction(info: dict[str, str]) -> Iterator[checks.CheckMessage]:
         return  # without a limit it evicts nothing
     if policy.startswith("allkeys-"):
         yield checks.Warning(
-            f"Redis may evict the journal ({policy}). No answer is stale then, but every entry is disowned, and none stored for {conf.LEASE:g} s.",
+            f"Redis may evict the journal ({policy}). No response becomes stale, but all entries are invalidated, and nothing is cached for {conf.LEASE:g} s.",
             hint=hint,
             id="freshness.W003",
         )
     elif policy == "noeviction":
-        yield checks.Warning(
-            "Redis evicts nothing (noeviction). Once it is full, it takes no lease, and a write without one fails.", hint=hint, id="freshness.W004"
-        )
+        yield checks.Warning("Redis evicts nothing (noeviction). When it is full, no lease can be opened, and all writes fail.", hint=hint, id="freshness.W004")
 
 
 # The views
 
 
 def cached_views_are_outside_transactions(app_configs: Any, **_: Any) -> Found:
-    """Inside a transaction the cache is passed by, so under ATOMIC_REQUESTS a cached view would never be warm."""
+    """A transaction bypasses the cache, so with ATOMIC_REQUESTS a cached view would never be a hit."""
     return [
         checks.Error(
-            f"{route} is answered inside a transaction, which passes the cache by: the database '{alias}' has ATOMIC_REQUESTS.",
-            hint=f"Decorate what {view.cls.__name__}.as_view() returns with django.db.transaction.non_atomic_requests, as CachedView does.",
+            f"{route} runs inside a transaction, which bypasses the cache. The database '{alias}' has ATOMIC_REQUESTS.",
+            hint=f"Decorate the result of {view.cls.__name__}.as_view() with django.db.transaction.non_atomic_requests, as CachedView does.",
             id="freshness.E008",
         )
         for alias in _tracked_databases()
@@ -192,7 +190,7 @@ def cached_views_are_outside_transactions(app_configs: Any, **_: Any) -> Found:
 
 
 def _routes(resolver: URLResolver, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every route with its view, included ones too."""
+    """Every route with its view, including those of included URLconfs."""
     for pattern in resolver.url_patterns:
         route = above + str(pattern.pattern)
         if isinstance(pattern, URLResolver):
@@ -202,10 +200,10 @@ def _routes(resolver: URLResolver, above: str = "") -> Iterator[tuple[str, Any]]
 
 
 def cached_views_read_what_is_tracked(app_configs: Any, **_: Any) -> Found:
-    """The response of a view that shows rows of another model would be served, and never stored."""
+    """A response with rows of an untracked model is never stored."""
     return [
         checks.Error(
-            f"{route} is cached and shows rows of {model._meta.label}, whose writes are not tracked: it would never be stored.",
+            f"{route} is cached and shows rows of {model._meta.label}, whose writes are not tracked. Its responses would never be stored.",
             hint=f'Add "{model._meta.label}" to FRESHNESS_MODELS.',
             id="freshness.E009",
         )
@@ -218,25 +216,25 @@ def cached_views_read_what_is_tracked(app_configs: Any, **_: Any) -> Found:
 
 
 def _models_of(queryset: QuerySet[Any]) -> Iterator[type[Model]]:
-    """The models whose rows a queryset reads, as far as it says so itself."""
+    """The models whose rows a queryset reads, as far as its query and prefetches show."""
     by_table = {model._meta.db_table: model for model in apps.get_models(include_auto_created=True) if not model._meta.proxy}
     compiler = queryset.query.get_compiler(queryset.db)
-    with suppress(EmptyResultSet):  # of none(), which joins nothing
+    with suppress(EmptyResultSet):  # raised for none(), which joins nothing
         compiler.as_sql()
     yield from (by_table[join.table_name] for join in compiler.query.alias_map.values() if join.table_name in by_table)
     for lookup in queryset._prefetch_related_lookups:  # type: ignore[attr-defined]  # not in the stubs
         named = lookup if isinstance(lookup, Prefetch) else Prefetch(lookup)
-        yield from _models_on_the_way(queryset.model, named.prefetch_through.split("__"))
+        yield from _models_on_path(queryset.model, named.prefetch_through.split("__"))
         if named.queryset is not None:
             yield from _models_of(named.queryset)
 
 
-def _models_on_the_way(model: type[Model], names: list[str]) -> Iterator[type[Model]]:
+def _models_on_path(model: type[Model], names: list[str]) -> Iterator[type[Model]]:
     for name in names:
         fields = {getattr(field, "get_accessor_name", lambda field=field: field.name)(): field for field in model._meta.get_fields()}
         field: Any = fields.get(name)
         if field is None or not field.related_model:
-            return  # a generic relation, or an attribute: known only once it is read
+            return  # a generic relation or an attribute, whose model is known only when it is read
         many = field if field.many_to_many and not field.auto_created else getattr(field, "field", None)
         if field.many_to_many and many is not None:
             yield many.remote_field.through
@@ -248,15 +246,15 @@ def _models_on_the_way(model: type[Model], names: list[str]) -> Iterator[type[Mo
 
 
 def django_is_as_the_engine_knows_it(app_configs: Any, **_: Any) -> Found:
-    """A private method of Django's that takes something else now would be called wrongly, or not at all."""
+    """A private method of Django whose signature has changed would be called with wrong arguments, or not at all."""
     return [checks.Error(sentence, hint="Use Django 5.2, 6.0 or 6.1 until the engine knows this one.", id="freshness.E007") for sentence in private.changed()]
 
 
-# What stands in a key
+# Keys
 
 
 def database_has_an_identity(app_configs: Any, databases: Iterable[str] | None = None, **_: Any) -> Found:
-    """Without an identity nothing is cached. A database that was never migrated has none yet, and `migrate` says nothing about that."""
+    """Without an identity nothing is cached. A database that was never migrated is not reported, because `migrate` runs the checks first."""
     ours = [connection for alias in databases or () if isinstance(connection := connections[alias], IdentifiedMixin)]
     return [message for connection in ours for message in _identity_of(connection)]
 
@@ -266,8 +264,8 @@ def _identity_of(connection: Any) -> Iterator[checks.CheckMessage]:
         connection.database_identity()
         if why := getattr(connection, "why_cluster_unknown", ""):
             yield checks.Warning(
-                f"The database '{connection.alias}' does not tell which cluster it is in ({why}). "
-                "A cluster that was restored from a backup or promoted serves the responses that were cached before.",
+                f"The cluster of the database '{connection.alias}' is unknown ({why}). "
+                "After a restore from a backup or a promotion, responses that were cached before it would be served.",
                 hint="As a superuser, GRANT EXECUTE ON FUNCTION pg_control_system(), pg_control_checkpoint() TO the role of the service.",
                 id="freshness.W006",
             )
@@ -279,12 +277,11 @@ def _identity_of(connection: Any) -> Iterator[checks.CheckMessage]:
 
 
 def settings_have_a_text(app_configs: Any, **_: Any) -> Found:
-    """A setting that cannot be compared between processes might shape their responses, so each process keeps to itself."""
+    """A setting that cannot be compared between processes might change responses, so processes do not share entries."""
     return [
         checks.Warning(
-            f"The setting {name} holds a {type(value).__qualname__}, which cannot be compared with that of another process. "
-            "No two processes share cached responses.",
-            hint=f"If {name} shapes no response, add its name to FRESHNESS_IGNORED_SETTINGS. Otherwise use a value that pickle can take apart.",
+            f"The setting {name} holds a {type(value).__qualname__}, which cannot be compared between processes. Processes do not share cached responses.",
+            hint=f"If {name} does not affect responses, add it to FRESHNESS_IGNORED_SETTINGS. Otherwise use a value that can be pickled.",
             id="freshness.W007",
         )
         for name, value in settings_without_text()
