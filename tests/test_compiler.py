@@ -10,7 +10,7 @@ from django.db.models.expressions import RawSQL
 from django.db.models.sql.where import WhereNode
 
 from housing.freshness import Select, tracking
-from housing.freshness.checks import _models_on_the_way
+from housing.freshness.checks import _models_on_path
 from housing.freshness.dependencies import Unreadable, read_off, recorded
 from housing.freshness.requests import Headers
 from housing.freshness.tracking import MANY_ROWS
@@ -188,7 +188,7 @@ def test_a_condition_of_a_kind_that_nobody_knows_is_refused(transactional_db):
 
 def test_a_prefetch_of_something_that_is_no_relation_leads_to_no_model():
     """A check looks at metadata alone; what it cannot follow shows when it is read."""
-    assert list(_models_on_the_way(Property, ["neighbours"])) == []
+    assert list(_models_on_path(Property, ["neighbours"])) == []
 
 
 def test_a_header_that_is_everybodys_may_be_looked_at(rf_noted):
