@@ -32,6 +32,8 @@ CHAPTERS = (
     "statements",
     "precision",
     "races",
+    "waiting",
+    "journal",
     "schedules",
     "faults",
     "scripts",

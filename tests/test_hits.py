@@ -355,7 +355,7 @@ def test_atomic_requests_leaves_the_cached_variants_out(home, read, monkeypatch)
 def unreachable():
     """What is said of a Redis that is away: which one, and what happened."""
     redis = get_redis_connection("default").connection_pool.connection_kwargs
-    return f"Redis at {redis['host']}:{redis['port']} is out of reach (connection refused)."
+    return f"Redis at {redis['host']}:{redis['port']} is unreachable (connection refused)."
 
 
 def test_without_redis_reads_are_answered_from_the_database(twenty_properties, read, redis_away, queries, caplog):
@@ -404,7 +404,7 @@ def test_redis_lost_between_the_query_and_the_store_costs_nothing_but_the_store(
 
     assert response.came_from == "fwd=bypass; detail=unreachable"
     assert len(response.rows) == 20
-    assert caplog.messages == [f"Answered, but not remembered: {unreachable()}"]
+    assert caplog.messages == [f"Served, but not stored: {unreachable()}"]
 
 
 # The connection to Redis, of which each thread has one
