@@ -22,10 +22,9 @@ PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 
 @pytest.fixture
 def reprice(home):
-    """Give the newest property a price, as any process would."""
+    """Set the price of the newest property, as any process would."""
 
     def reprice(price):
-        """Set the price of the newest property, as any process would."""
         mine = Property.objects.get(pk=home.pk)
         mine.price = price
         mine.save(update_fields=["price"])
@@ -35,10 +34,9 @@ def reprice(home):
 
 @pytest.fixture
 def price(read):
-    """The price that a reader is shown, and where the answer came from."""
+    """The price that a reader sees, and its Cache-Status."""
 
     def price():
-        """The price that a reader sees, and its Cache-Status."""
         response = read("cached")
         return response.rows[0]["price"], response.came_from
 
@@ -170,10 +168,9 @@ def test_a_lease_that_ran_out_does_not_hide_a_later_close(home, redis_clock, set
 
 @pytest.fixture
 def leases(capsys):
-    """What `manage.py leases` shows."""
+    """The lines that `manage.py leases` prints."""
 
     def leases():
-        """The lines that `manage.py leases` prints."""
         call_command("leases")
         return capsys.readouterr().out.splitlines()
 
@@ -193,7 +190,7 @@ def test_the_leases_command_lists_the_open_leases(leases):
 
 
 def test_the_leases_command_changes_nothing(leases):
-    """It takes no instant, and it does not create a journal where there is none."""
+    """It neither takes an instant nor creates a journal."""
     journal.lease({"t"})
     key = cache.make_key("journal")
     before = get_redis_connection("default").dump(key)
@@ -206,7 +203,7 @@ def test_the_leases_command_changes_nothing(leases):
 
 @pytest.mark.only("embedded")
 def test_the_remaining_time_of_a_lease_is_exact_to_the_microsecond(redis_clock, settings):
-    """(Embedded only: the spec sets Redis's clock.)"""
+    """Embedded only: the spec sets Redis's clock."""
     redis_clock.seconds += 1  # since the journal was created
     lease = journal.lease({"t", "u"})
     redis_clock.seconds += 2
@@ -247,7 +244,7 @@ def test_a_lease_from_before_a_restart_of_the_server_is_not_listed(leases, run_i
 
 @pytest.mark.only("embedded")
 def test_the_lease_of_a_recovering_journal_is_listed_as_a_lease_on_everything(leases, redis_clock):
-    """(Embedded only: the spec sets Redis's clock.)"""
+    """Embedded only: the spec sets Redis's clock."""
     evict_the_journal()
     journal.lookup(PAGE)
     assert leases() == ["recovering  5.0 s left  everything: the journal is new, and a writer may not know it"]

@@ -35,10 +35,9 @@ def an_open_cursor():
 
 @pytest.fixture
 def reprice(home):
-    """Give the newest property a price, as any process would."""
+    """Set the price of the newest property, as any process would."""
 
     def reprice(price):
-        """Set the price of the newest property, as any process would."""
         mine = Property.objects.get(pk=home.pk)
         mine.price = price
         mine.save(update_fields=["price"])
@@ -48,10 +47,9 @@ def reprice(home):
 
 @pytest.fixture
 def price(read):
-    """The price that a reader is shown, and where the answer came from."""
+    """The price that a reader sees, and its Cache-Status."""
 
     def price():
-        """The price that a reader sees, and its Cache-Status."""
         response = read("cached")
         return response.rows[0]["price"], response.came_from
 
