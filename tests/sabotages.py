@@ -109,7 +109,7 @@ JOURNAL = (
         "freshness/journal.lua",
         "call('ZREM', journal, over[i])",
         "",
-        "test_journal.py::test_the_journal_keeps_no_record_for_longer_than_the_ttl",
+        "test_journal.py::test_the_journal_keeps_only_what_was_written_within_a_ttl",
     ),
     Sabotage(
         "closed record: a close leaves none",
@@ -2027,7 +2027,7 @@ FILL = (
         "freshness/journal.lua",
         "(filling >= 0 or not lately)",
         "true",
-        "test_waiting.py::test_after_a_failed_fill_no_reader_waits_for_the_length_of_the_wait_timeout",
+        "test_waiting.py::test_no_reader_waits_within_one_wait_timeout_after_a_failed_fill",
     ),
     Sabotage(
         "a store ends another reader's fill",
@@ -2076,7 +2076,7 @@ FILL = (
         "freshness/journal.lua",
         "now + e[4] * draw <",
         "now <",
-        "test_waiting.py::test_an_entry_expires_early_as_often_as_the_formula_of_xfetch_says",
+        "test_waiting.py::test_an_entry_expires_early_as_often_as_the_xfetch_formula_says",
     ),
     Sabotage(
         "an answer's time is never up",
@@ -2097,14 +2097,14 @@ FILL = (
         "freshness/entries.py",
         " * conf.BETA",
         "",
-        "test_waiting.py::test_an_entry_expires_early_as_often_as_the_formula_of_xfetch_says",
+        "test_waiting.py::test_an_entry_expires_early_as_often_as_the_xfetch_formula_says",
     ),
     Sabotage(
         "what an answer cost is not remembered",
         "freshness/journal.py",
         "round(cost * 1_000_000)",
         "0",
-        "test_waiting.py::test_an_entry_expires_early_as_often_as_the_formula_of_xfetch_says",
+        "test_waiting.py::test_an_entry_expires_early_as_often_as_the_xfetch_formula_says",
     ),
 )
 

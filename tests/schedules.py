@@ -47,7 +47,7 @@ Footprint = frozenset[tuple[str, str]]
 
 
 def _footprint(*touched: str) -> Footprint:
-    return frozenset((what[:-2], what[-1]) for what in touched)
+    return frozenset((data[:-2], data[-1]) for data in touched)
 
 
 TOUCHED = {
@@ -81,7 +81,7 @@ class Actor:
     looked: int = -1
     fused: bool = False
     backend: int | None = None
-    said: str = ""
+    result: str = ""
     began: float = math.inf
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -145,7 +145,7 @@ class Node:
 
 def are_independent(one: Option, touches: Footprint, other: Option, touched: Footprint) -> bool:
     """Whether two steps of two actors lead to the same result in either order."""
-    return one[0] != other[0] and not any(what == that and "w" in (how, as_well) for what, how in touches for that, as_well in touched)
+    return one[0] != other[0] and not any(a == b and "w" in (how_a, how_b) for a, how_a in touches for b, how_b in touched)
 
 
 class Stage:
@@ -294,12 +294,12 @@ class Stage:
         actor.began = min(actor.began, before)
         actor.dead, actor.timed_out = kind == KILL, actor.timed_out or kind == TIMED_OUT
         self.lines.append("")
-        step, actor.said = {KILL: "is killed", TIMED_OUT: "stops waiting"}.get(kind, actor.at), ""
+        step, actor.result = {KILL: "is killed", TIMED_OUT: "stops waiting"}.get(kind, actor.at), ""
         actor.go.release()
         self._wait_for(actor)
         if step == BEGIN:
-            step, actor.said = actor.said, ""
-        self.lines[before] = f"T{number + 1} {step}{actor.said and ': '}{actor.said}{' …' if actor.blocked else ''}"
+            step, actor.result = actor.result, ""
+        self.lines[before] = f"T{number + 1} {step}{actor.result and ': '}{actor.result}{' …' if actor.blocked else ''}"
         for other in self.actors:
             if other.blocked:
                 self._wait_for(other)
@@ -360,7 +360,7 @@ class Stage:
 
     def _stand_or_go_on(self, actor: Actor, step: str) -> None:
         if actor.fused:
-            actor.fused, actor.said = False, step
+            actor.fused, actor.result = False, step
         else:
             actor.stand_before(step)
 
@@ -383,7 +383,7 @@ class Stage:
             self._stand_or_go_on(actor, verb)
             response = run(journal, verb, *args, **entry)
             verdict = (response[0] if isinstance(response, list) else response or b"").decode()
-            actor.said = f"{actor.said} {verdict}".strip()
+            actor.result = f"{actor.result} {verdict}".strip()
             self.idle |= verdict == "filling" and actor.looked >= 0
             self.changes += verdict not in ("hit", "filling")
             return response

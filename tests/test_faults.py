@@ -301,7 +301,7 @@ def wait_until_a_transaction_waits_for_a_lock():
 
 
 @pytest.mark.only("real")
-def test_an_unlocked_save_that_waited_for_another_writer_invalidates_the_page_of_its_old_status(home, warm, read_the_list, elsewhere):
+def test_an_unlocked_save_that_waited_for_another_writer_invalidates_the_page_that_its_row_leaves(home, warm, read_the_list, elsewhere):
     """T2 loads a row · T1 sets another status · T2 saves, waits for T1 · T1 COMMITs, closes · T2 writes the old status back. The row must then leave the
     page of T1's status.
     """

@@ -163,11 +163,11 @@ class History(RuleBasedStateMachine):
         """Repeat an earlier read. Its entry is likely to be there, so this would find a stale one."""
         self.read(sorted(self.warm)[choice % len(self.warm)])
 
-    def read(self, what):
+    def read(self, path):
         """Read from the cached and from the optimized endpoint, and compare the two. This is the promise."""
-        cached, truth = ask(self.client, f"cached{what}"), ask(self.client, f"optimized{what}")
+        cached, truth = ask(self.client, f"cached{path}"), ask(self.client, f"optimized{path}")
         assert (cached.status, cached.body) == (truth.status, truth.body)
-        self.warm.add(what)
+        self.warm.add(path)
         return cached
 
 

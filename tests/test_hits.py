@@ -365,7 +365,7 @@ def test_without_redis_reads_are_answered_from_the_database(twenty_properties, r
         response = read("cached")
 
     assert (response.came_from, response.body) == ("fwd=bypass; detail=unreachable", body)
-    assert caplog.messages == [f"Answered from the database: {unreachable()}"]
+    assert caplog.messages == [f"Served from the database: {unreachable()}"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""The journal survives killed processes, lost data, a wrong clock and restarts. Responses may be slower, but never stale.
+"""Crashes, lost data, clocks and restarts. The journal survives them: responses may be slower, but never stale.
 
-T1, T2, … are processes. Each docstring lists their steps in order.
+T1, T2, … are processes. Their steps are in order, separated by dots.
 """
 
 import re
@@ -351,7 +351,7 @@ def test_a_read_from_before_the_oldest_kept_record_is_not_stored(home, redis_clo
 
 
 @pytest.mark.only("embedded")
-def test_the_journal_keeps_no_record_for_longer_than_the_ttl(home, redis_clock, settings):
+def test_the_journal_keeps_only_what_was_written_within_a_ttl(home, redis_clock, settings):
     """Otherwise it would grow with every write. Every other writer of this spec is killed, because a lease that ran out becomes a record, too. (Embedded
     only: the spec sets Redis's clock.)
     """

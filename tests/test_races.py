@@ -1,6 +1,6 @@
 """Races of readers and writers. A response that a write raced is never stored, so no later reader gets it.
 
-T1, T2, … are processes. Each docstring lists their steps in order.
+T1, T2, … are processes. Their steps are in order, separated by dots.
 """
 
 from functools import partial
@@ -158,7 +158,7 @@ def test_a_transaction_after_a_detail_still_takes_the_write_lock_when_it_begins(
     assert statements[0]["sql"] == "BEGIN IMMEDIATE"
 
 
-def test_no_read_between_lease_and_close_is_stored(reprice, price, around_commit, meanwhile):
+def test_no_read_between_lease_and_close_is_stored(reprice, price, around_commit):
     """T1 leases · T2 reads · T1 COMMITs · T3 reads · T1 closes."""
     seen = []
 
@@ -207,7 +207,7 @@ def test_a_slow_reader_does_not_overwrite_a_newer_entry(home, price):
     assert journal.lookup(PAGE) == Hit('"new"', b"new")
 
 
-# The connection has an unfinished read
+# The connection reads an older state
 
 
 @pytest.mark.only("embedded")

@@ -106,16 +106,16 @@ OLD = "before Redis 7.0 a script survives a restart and a failover, and an old d
 MUTE = "its INFO lacks the run_id or the version, so an old dump looks like the current data."
 CLUSTER = "it is a cluster, in which the journal and the entries are on several nodes."
 REPLICA = "it is a replica, which lags behind another server and takes no lease."
-NEWER, GIVES_BOTH = "Use Redis 7.0 or newer, or Valkey 7.2 or newer.", "Use a server that gives both."
+NEWER, HAS_BOTH = "Use Redis 7.0 or newer, or Valkey 7.2 or newer.", "Use a server whose INFO has both."
 
 REFUSED = {
     "Redis 6.2": (info("6.2.14"), "Redis 6.2.14", OLD, NEWER),
     "Redis 6.0": (info("6.0.20"), "Redis 6.0.20", OLD, NEWER),
     "an older Valkey": (valkey("7.1.9"), "Valkey 7.1.9", OLD, NEWER),
-    "no run_id": (info(run_id=None), "Redis 8.0.6", MUTE, GIVES_BOTH),
-    "an empty run_id": (info(run_id=""), "Redis 8.0.6", MUTE, GIVES_BOTH),
-    "no version": (info(None), "Redis", MUTE, GIVES_BOTH),
-    "no INFO": (None, "Redis", MUTE, GIVES_BOTH),
+    "no run_id": (info(run_id=None), "Redis 8.0.6", MUTE, HAS_BOTH),
+    "an empty run_id": (info(run_id=""), "Redis 8.0.6", MUTE, HAS_BOTH),
+    "no version": (info(None), "Redis", MUTE, HAS_BOTH),
+    "no INFO": (None, "Redis", MUTE, HAS_BOTH),
     "a cluster": (info(redis_mode="cluster"), "Redis 8.0.6", CLUSTER, "Use a server without cluster-enabled."),
     "a cluster of Valkey": (valkey(server_mode="cluster"), "Valkey 9.1.2", CLUSTER, "Use a server without cluster-enabled."),
     "a replica": (info(role="slave"), "Redis 8.0.6", REPLICA, "Use the primary's address."),
@@ -150,7 +150,7 @@ def test_a_read_bypasses_a_server_that_cannot_keep_the_promise(twenty_properties
     """It is served from the database, and the log says why."""
     assert read("cached").body == read("optimized").body
     assert read("cached").came_from == "fwd=bypass; detail=unreachable"
-    assert caplog.messages == [f"Answered from the database: {' '.join(refused)}"] * 2
+    assert caplog.messages == [f"Served from the database: {' '.join(refused)}"] * 2
 
 
 def test_check_deploy_refuses_a_server_that_cannot_keep_the_promise(stub, refused):

@@ -1,6 +1,6 @@
 """Many readers of one entry. One of them fills it, the others wait, and nobody waits longer than the wait timeout.
 
-T1, T2, … are processes. Each docstring lists their steps in order.
+T1, T2, … are processes. Their steps are in order, separated by dots.
 """
 
 import random
@@ -142,7 +142,7 @@ def test_a_failed_fill_that_cannot_be_reported_to_redis_is_logged(transactional_
 
 
 @pytest.mark.only("embedded")
-def test_after_a_failed_fill_no_reader_waits_for_the_length_of_the_wait_timeout(home, redis_clock, settings):
+def test_no_reader_waits_within_one_wait_timeout_after_a_failed_fill(home, redis_clock, settings):
     """T1 misses, fails · T2 and T3 miss at once · the wait timeout passes · T4 misses, SELECTs · T5 waits for T4. (Embedded only: the spec sets Redis's
     clock.)
     """
@@ -224,7 +224,7 @@ def one_second_reads(monkeypatch):
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
-def test_an_entry_expires_early_as_often_as_the_formula_of_xfetch_says(transactional_db, read, redis_clock, settings, one_second_reads, beta):
+def test_an_entry_expires_early_as_often_as_the_xfetch_formula_says(transactional_db, read, redis_clock, settings, one_second_reads, beta):
     """A reader refills an entry early if cost × β × −ln(random) reaches the time that the entry has left. (Embedded only: the spec sets Redis's clock.)"""
     settings.FRESHNESS_BETA = beta
     draws.seed(7)

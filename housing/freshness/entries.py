@@ -68,7 +68,7 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
             key = key_in(database)
             found, waited = _look_up(key, etags, deadline)
         except (Unidentified, Unreachable) as why:
-            logger.warning("Answered from the database: %s", why)
+            logger.warning("Served from the database: %s", why)
             return _without_cache(read, etags, "unreachable" if isinstance(why, Unreachable) else "unverified")
         if isinstance(found, Hit):
             return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
@@ -118,7 +118,7 @@ def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -
 
 @contextmanager
 def watched(recording: Recorder, connection: ConnectionMixin) -> Iterator[None]:
-    """Note in the recording if a query reads a database whose backend is not the engine's, because writes there are not seen."""
+    """Refuse a recording that reads a database whose backend is not the engine's, because writes there are not seen."""
 
     def refuse(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         recording.refuse(f"It reads the database '{context['connection'].alias}', whose backend is not the engine's.")

@@ -34,7 +34,7 @@ def parsed(info: str) -> dict[str, str]:
 
 
 def server_name(info: Mapping[str, str]) -> str:
-    """The server's name, with its version if INFO gives one."""
+    """The server's name, with its version if INFO has one."""
     name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
     return f"{name} {info.get(f'{name.lower()}_version', '')}".strip()
 
@@ -44,7 +44,7 @@ def objection(info: Mapping[str, str]) -> Objection | None:
     server = server_name(info)
     name, *version = re.findall(r"[A-Z]\w+|\d+", server)
     if not info.get("run_id") or not version:
-        why, remedy = "its INFO lacks the run_id or the version, so an old dump looks like the current data.", "Use a server that gives both."
+        why, remedy = "its INFO lacks the run_id or the version, so an old dump looks like the current data.", "Use a server whose INFO has both."
     elif tuple(map(int, version[:2])) < OLDEST[name]:
         why = "before Redis 7.0 a script survives a restart and a failover, and an old dump looks like the current data."
         remedy = "Use Redis 7.0 or newer, or Valkey 7.2 or newer."
