@@ -36,7 +36,7 @@ def an_hour_to_wait(settings):
 
 
 def test_only_one_of_fifty_cold_readers_queries_the_database(twenty_properties, handler, waiting, an_hour_to_wait):
-    """T1 misses, SELECTs · T2 to T50 look up, wait · T1 stores · T2 to T50 look up again, hit."""
+    """T1 misses, SELECTs · T2 to T50 look up, wait · T1 stores · T2 to T50 look up again, get the response of T1."""
     everybody_waits, stored, queried = Barrier(50), Event(), []
 
     def wait_for_the_others():
