@@ -1,13 +1,13 @@
-"""Is a history of reads and writes linearizable? For any project: copy this file. It needs nothing but Python.
+"""Check whether a history of reads and writes is linearizable. Copy this file into any project; it needs only Python.
 
-A register is linearizable if each operation can be given one instant between its beginning and its end, so that in the order of these instants
-each read sees the last write before it (Herlihy and Wing, 1990). Many registers are linearizable if each is, so check them one by one.
+A register is linearizable if each operation can have one instant between its beginning and its end, so that in the order of these instants
+each read sees the last write before it (Herlihy and Wing, 1990). Many registers are linearizable if each of them is, so check them one by one.
 
     violation([Operation("T1", "write", 5, 0.0, 0.1), Operation("T2", "read", 4, 0.2, 0.3)], initial=4)
 
-The search is Wing and Gong's (1993), just in time and with a memory as in Lowe, "Testing for linearizability" (2017). Three things that are true
-of registers keep it short: a read may take effect as soon as its value is there; of the writes that are still open, one need only take effect now
-if it ends now, or if an open read waits for its value; and a write that nobody saw may have been overwritten by the last one that overlapped it.
+The search is Wing and Gong's (1993), made just-in-time and with memoization as in Lowe, "Testing for linearizability" (2017). Three properties of
+registers keep it short. A read can take effect as soon as its value is there. An open write need only take effect now if it ends now, or if an
+open read waits for its value. A write that no read has seen can have been overwritten at once by the last write that overlapped it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Operation:
-    """What somebody did to a register: `kind` is "read" or "write", `began` and `ended` are instants of one monotonic clock.
+    """A read or a write of a register by a client. `kind` is "read" or "write". `began` and `ended` are instants of one monotonic clock.
 
-    Where nobody knows whether a write happened, say because its process was killed, `ended` is infinite: it took effect at some time, or never.
+    If it is not known whether a write happened, because its process was killed, `ended` is infinite: it took effect at some time, or never.
     """
 
     who: str
@@ -39,18 +39,18 @@ class Operation:
 
 
 def violation(history: Sequence[Operation], initial: Hashable) -> str | None:
-    """None where this history of one register is linearizable, else the story of why not, from which no line can be left out.
+    """None if this history of one register is linearizable. Otherwise a report with the fewest operations that show why not.
 
-    `initial` is the register's value before the history. Operations may come in any order; one that ends as another begins overlaps it.
+    `initial` is the register's value before the history. Operations may be in any order. If one ends at the instant another begins, they overlap.
     """
     if (impossible := _impossible(history, initial)) is None:
         return None
     known = [operation for operation in history if (operation.began if operation.kind == "write" else operation.ended) <= impossible.ended]
-    story = sorted(_shortest(sorted(known, key=_beginning), initial), key=_beginning)
-    start = story[0].began
-    width = max(len(operation.who) for operation in story)
-    lines = [_line(operation, start, width) for operation in story]
-    return "\n".join([f"No order of these explains all that was read. It was {initial!r}; seconds count from the first line:", *lines])
+    operations = sorted(_shortest(sorted(known, key=_beginning), initial), key=_beginning)
+    start = operations[0].began
+    width = max(len(operation.who) for operation in operations)
+    lines = [_line(operation, start, width) for operation in operations]
+    return "\n".join([f"No order of these operations explains all reads. The value was {initial!r} before them. Seconds count from the first line:", *lines])
 
 
 def _beginning(operation: Operation) -> float:
@@ -64,9 +64,9 @@ def _line(operation: Operation, start: float, width: int) -> str:
 
 
 def _shortest(history: list[Operation], initial: Hashable) -> list[Operation]:
-    """A part of an impossible history that is as impossible, and would not be without any operation of it.
+    """A part of an impossible history that is impossible, too, and from which no operation can be left out.
 
-    A write stays for as long as a read of its value does: what is left out must not be missed.
+    A write stays as long as a read of its value stays; otherwise the read would be impossible for the wrong reason.
     """
     size = len(history)
     while size:
@@ -74,10 +74,10 @@ def _shortest(history: list[Operation], initial: Hashable) -> list[Operation]:
         while at < len(history):
             rest = history[:at] + history[at + size :]
             seen = {operation.value for operation in rest if operation.kind == "read"}
-            missed = [operation for operation in history[at : at + size] if operation.kind == "write" and operation.value in seen]
-            rest[at:at] = missed
+            needed = [operation for operation in history[at : at + size] if operation.kind == "write" and operation.value in seen]
+            rest[at:at] = needed
             if len(rest) < len(history) and _impossible(rest, initial):
-                history, at = rest, at + len(missed)
+                history, at = rest, at + len(needed)
             else:
                 at += size
         size = size // 2 if size > 1 or len(history) == before else 1
@@ -85,7 +85,7 @@ def _shortest(history: list[Operation], initial: Hashable) -> list[Operation]:
 
 
 def _impossible(history: Sequence[Operation], initial: Hashable) -> Operation | None:
-    """The first operation, by its end, that nothing explains."""
+    """The operation whose end no order explains, or None. The earliest such end is found."""
     search = _Search(initial)
     for ends, number in _events(history):
         operation = history[number]
@@ -97,16 +97,16 @@ def _impossible(history: Sequence[Operation], initial: Hashable) -> Operation | 
 
 
 def _events(history: Sequence[Operation]) -> Iterator[tuple[bool, int]]:
-    """Beginnings and ends in order of time. At the same instant beginnings go first, so that the two overlap."""
+    """Beginnings and ends in order of time. At the same instant beginnings come first, so that the two operations overlap."""
     events = [(operation.began, False, number) for number, operation in enumerate(history)]
     events += [(operation.ended, True, number) for number, operation in enumerate(history) if operation.ended < math.inf]
     return ((ends, number) for _, ends, number in sorted(events))
 
 
 class _Search:
-    """All that can have happened so far: the register's value, which open operations have taken effect, and when the last write did.
+    """All possible states: the register's value, the open operations that have taken effect, and the instant of the last write.
 
-    Of two that differ in the last alone, the later allows all that the earlier does.
+    If two states differ only in this instant, the later one allows everything that the earlier one allows.
     """
 
     def __init__(self, initial: Hashable) -> None:
@@ -114,7 +114,7 @@ class _Search:
         self.open: dict[str, dict[Hashable, set[int]]] = {"read": defaultdict(set), "write": defaultdict(set)}  # by value
 
     def begin(self, number: int, operation: Operation) -> None:
-        """A read takes effect at once where it can."""
+        """Add an operation. A read takes effect at once if its value is there."""
         self.open[operation.kind][operation.value].add(number)
         if operation.kind == "read":
             self.possible = {(value, done | {number} if value == operation.value else done): written_at for (value, done), written_at in self.possible.items()}
@@ -139,7 +139,7 @@ class _Search:
         return bool(self.possible)
 
     def _next_writes(self, number: int, operation: Operation, done: frozenset[int]) -> Iterator[tuple[int, Hashable]]:
-        """The open writes that need to be thought of before `operation` ends: those that an open read waits for, and itself."""
+        """The open writes that may have to take effect before `operation` ends: those that an open read waits for, and itself."""
         for value, reads in list(self.open["read"].items()):
             if not reads <= done:
                 yield from ((write, value) for write in self.open["write"].get(value, set()) - done - {number})

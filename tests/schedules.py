@@ -1,16 +1,16 @@
-"""Every order in which processes can take their steps, through the real code.
+"""Run the real code in every order in which processes can take their steps.
 
-Each actor runs in a thread of its own, and stands still before each step: an SQL statement, a COMMIT, a script in Redis, another look at what some
-reader is filling. One actor at a time takes its step. A schedule is who took which, and can be replayed; all of them are found depth first, each
-from a fresh start, as stateless model checkers do (Godefroid, "Model Checking for Programming Languages using VeriSoft", POPL 1997).
+Each actor runs in a thread of its own, and stops before each step: an SQL statement, a COMMIT, a script in Redis, or another look at an entry that is
+being filled. One actor at a time takes a step. A schedule lists which actor took each step, and can be replayed. All schedules are found depth first,
+each from a fresh start, as stateless model checkers do (Godefroid, "Model Checking for Programming Languages using VeriSoft", POPL 1997).
 
-Of schedules that differ only in the order of neighbouring steps that cannot tell who was first, one is run (sleep sets: Godefroid, "Partial-Order Methods
-for the Verification of Concurrent Systems", LNCS 1032, chapter 5). A SELECT and a script cannot tell; two scripts can, and a SELECT and a COMMIT; and the
-first step of whoever begins and the last of whoever ends, for the judgement of a history looks at who had ended before who began. Of readers, which are
-all alike, and of writers, which differ in what they write, the first always begins.
+If two schedules differ only in the order of neighbouring steps that are independent, one is run (sleep sets: Godefroid, "Partial-Order Methods for the
+Verification of Concurrent Systems", LNCS 1032, chapter 5). A SELECT and a script are independent. Two scripts are not, and neither are a SELECT and a
+COMMIT, nor the first step of one actor and the last of another, because the check of a history needs to know which operation ended before which began.
+All readers are alike, and writers differ only in the value that they write, so the first of each kind always begins.
 
-An actor that waits for a database lock cannot take a step. One that waits for another's answer looks again when a script has run since, or loses
-its patience at any time. A killed actor takes no further step, and when it died nobody can tell: so it is killed right after its last one.
+An actor that waits for a database lock cannot take a step. An actor that waits for another's fill looks again after a script has run, or stops waiting
+at any time. A killed actor takes no further step. Nobody can see when it died, so it is killed right after its last step.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ from housing.freshness.journal import Journal
 from tests.linearizability import Operation, violation
 
 TIMEOUT = 60
-"""Seconds after which an actor that neither comes to its next step nor waits for a lock counts as stuck."""
+"""Seconds after which an actor counts as stuck if it neither reaches its next step nor waits for a lock."""
 
 BEGIN, WAITING = "BEGIN", "looks again"
 
 STEP, KILL, TIMED_OUT = "", "†", "…"
-"""What may be chosen for an actor: its step; its end; that it waits no longer. A schedule's name is the numbers of the actors, with these."""
+"""An option for an actor: it takes its step, is killed, or stops waiting. The name of a schedule is the numbers of the actors, each with one of these."""
 
 Footprint = frozenset[tuple[str, str]]
-"""What a step touches: ("redis", "w"), ("rows", "r"), …. Two steps can tell who was first where one writes what the other touches."""
+"""The data that a step touches: ("redis", "w"), ("rows", "r"), …. Two steps are dependent if one writes what the other touches."""
 
 
 def _footprint(*touched: str) -> Footprint:
-    return frozenset((what[:-2], what[-1]) for what in touched)
+    return frozenset((data[:-2], data[-1]) for data in touched)
 
 
 TOUCHED = {
     **dict.fromkeys(("lookup", "store", "abandon", "lease", "close", "withdraw", WAITING), _footprint("redis:w")),
     "SELECT": _footprint("rows:r"),
-    "UPDATE": _footprint("locks:w"),  # nobody sees it before its COMMIT
+    "UPDATE": _footprint("locks:w"),  # not visible before its COMMIT
     BEGIN: _footprint("locks:w"),
     "COMMIT": _footprint("rows:w", "locks:w"),
 }
-"""What each step touches; another, whatever there is."""
+"""The footprint of each step. Any other step counts as ANYTHING."""
 
 ANYTHING = _footprint("redis:w", "rows:w", "locks:w", "kills:w")
 
 here = threading.local()
-"""`here.actor`: the actor of this thread, if there is one."""
+"""`here.actor` is the actor of this thread, if there is one."""
 
 
 @dataclass(eq=False)
 class Actor:
-    """A process. `act` returns what a reader read; `writes` is what a writer writes. A fault does neither."""
+    """A process. `act` returns what a reader read, and `writes` is what a writer writes. A fault has neither."""
 
     kind: Literal["read", "write", "fault"]
     act: Callable[[], Any]
@@ -81,37 +81,37 @@ class Actor:
     looked: int = -1
     fused: bool = False
     backend: int | None = None
-    said: str = ""
+    result: str = ""
     began: float = math.inf
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def stand_before(self, step: str) -> None:
-        """Wait for the turn to take this step. Raises Killed if it never comes."""
+        """Wait for the turn to take this step. Raises Killed if the actor is killed instead."""
         if not self.dead:
             self.at = step
             self.back.release()
             self.go.acquire()
         if self.dead:
-            connection.close()  # as the end of a process does; Django would go on talking to the server
+            connection.close()  # as the end of a process does; otherwise Django would go on using it
             raise Killed
 
 
 def stand_before(step: str) -> None:
-    """Within `act`: a step of the spec's own."""
+    """Add a step of the spec's own to `act`."""
     here.actor.stand_before(step)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who took which step, in order; what came of it; and where another could have been chosen."""
+    """The steps of one run in order, and the history of what was read and written."""
 
     name: str
     lines: list[str]
     history: list[Operation]
 
     def violation(self, initial: Any) -> str | None:
-        """None where the answers are linearizable; else the schedule as lines, and what is wrong with it."""
+        """None if the responses are linearizable. Otherwise the steps of the schedule, and what is wrong."""
         wrong = violation(self.history, initial)
         return wrong and "\n".join([f"Schedule {self.name}:", *self.lines, "", wrong])
 
@@ -120,58 +120,58 @@ Option = tuple[int, str]
 """The number of an actor, from 0, and STEP, KILL or TIMED_OUT."""
 
 Choose = Callable[[int, Sequence[Option]], Option | None]
-"""At a position, one of these options; None to leave it at that."""
+"""Chooses one of these options at a position, or None to end the schedule there."""
 
 
 @dataclass
 class Node:
-    """Where a schedule could go on in several ways: each with what it touches, and those that need not be gone (`asleep`)."""
+    """A position of a schedule with several options, each with its footprint. The options in `asleep` need not be tried."""
 
     options: dict[Option, Footprint]
     asleep: set[Option]
     taken: Option | None = None
 
     def go_on(self) -> Option | None:
-        """The next way; None if there is none."""
+        """The next option to try, or None after the last."""
         if self.taken:
             self.asleep.add(self.taken)
         self.taken = next((option for option in self.options if option not in self.asleep), None)
         return self.taken
 
-    def asleep_behind(self) -> set[Option]:
-        """What was gone from here before, and would lead to the same from behind the way that is taken: neither can tell who was first."""
+    def asleep_after_it(self) -> set[Option]:
+        """The options that were tried here before and are independent of the one taken: after it they would lead to the same."""
         return {option for option in self.asleep if self.taken and are_independent(option, self.options[option], self.taken, self.options[self.taken])}
 
 
 def are_independent(one: Option, touches: Footprint, other: Option, touched: Footprint) -> bool:
-    """Whether two steps of two actors lead to the same in either order."""
-    return one[0] != other[0] and not any(what == that and "w" in (how, as_well) for what, how in touches for that, as_well in touched)
+    """Whether two steps of two actors lead to the same result in either order."""
+    return one[0] != other[0] and not any(a == b and "w" in (how_a, how_b) for a, how_a in touches for b, how_b in touched)
 
 
 class Stage:
-    """Where actors take their steps. `new_cast` makes them, and what they meet, anew for each schedule; `afterwards` gives what is read when all is over.
+    """Schedules the steps of actors. `new_actors` makes actors and data for each schedule, and `afterwards` returns what is read when all have ended.
 
-    At most so many actors are killed (`kills`), and so many times at most is one that could go on made to wait for another (`preemptions`: Musuvathi
-    and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded Programs", PLDI 2007).
+    `kills` limits how many actors are killed. `preemptions` limits how often an actor that could go on has to wait for another (Musuvathi and Qadeer,
+    "Iterative Context Bounding for Systematic Testing of Multithreaded Programs", PLDI 2007).
     """
 
     def __init__(
         self,
-        new_cast: Callable[[], Sequence[Actor]],
+        new_actors: Callable[[], Sequence[Actor]],
         afterwards: Callable[[], Sequence[Any]] = list,
         kills: int = 0,
         preemptions: float = math.inf,
         reduced: bool = True,
     ) -> None:
-        self.new_cast, self.afterwards, self.kills, self.preemptions = new_cast, afterwards, kills, preemptions
-        self.reduced = reduced and preemptions == math.inf  # of two that lead to the same one may have more preemptions
+        self.new_actors, self.afterwards, self.kills, self.preemptions = new_actors, afterwards, kills, preemptions
+        self.reduced = reduced and preemptions == math.inf  # one of two equivalent schedules may have more preemptions
         self.threads: list[ThreadPoolExecutor] = []
         self.failed: list[BaseException] = []
         self._begin(())
 
     def _begin(self, actors: Sequence[Actor]) -> None:
         self.actors, self.lines, self.changes, self.preempted, self.killed = actors, [], 0, 0, 0
-        self.idle = False  # whether somebody looked again, and saw that nothing had come of it: whatever follows could have done so without
+        self.idle = False  # whether an actor looked again in vain: the schedule without this look leads to the same
         self.last: Actor | None = None
         self.history: list[Operation] = []
 
@@ -193,7 +193,7 @@ class Stage:
         self.patches.close()
 
     def every(self) -> Iterator[Schedule]:
-        """All schedules, each once; where `reduced`, one of those that lead to the same."""
+        """All schedules, each once. If `reduced`, only one of those that are equivalent."""
         path: list[Node] = []
 
         def choose(position: int, options: Sequence[Option]) -> Option | None:
@@ -201,7 +201,7 @@ class Stage:
                 return path[position].taken
             if self.reduced and self.idle:
                 return None
-            asleep = path[-1].asleep_behind() if path else set()
+            asleep = path[-1].asleep_after_it() if path else set()
             node = Node({option: self._touches(option) for option in options}, asleep.intersection(options))
             path.append(node)
             return node.go_on()
@@ -220,28 +220,28 @@ class Stage:
         if not self.reduced:
             return ANYTHING
         if kind == KILL:
-            return _footprint("kills:w", "locks:w")  # another may not be killed now, and may have been waiting
+            return _footprint("kills:w", "locks:w")  # no other may be killed now, and another may have waited for its lock
         touched = TOUCHED.get(str(actor.at), ANYTHING)
         return touched | TOUCHED["lookup"] if actor.began == math.inf else touched
 
     def replay(self, name: str) -> Schedule:
-        """The schedule of this name. Raises ValueError where it cannot be followed: the code takes other steps now."""
+        """The schedule of this name. Raises ValueError if the code no longer takes these steps."""
         wanted = [(int(number) - 1, kind) for number, kind in re.findall(rf"(\d)([{KILL}{TIMED_OUT}]?)", name)]
 
         def follow(position: int, options: Sequence[Option]) -> Option:
             if position == len(wanted) or wanted[position] not in options:
-                raise ValueError("\n".join([*self.lines, f"and there schedule {name} cannot be followed."]))
+                raise ValueError("\n".join([*self.lines, f"schedule {name} cannot be followed from here: the code takes other steps now."]))
             return wanted[position]
 
         return cast(Schedule, self.run(follow))
 
     def run(self, choose: Choose) -> Schedule | None:
-        """One schedule, chosen step by step; None if it was left."""
-        self._begin(self.new_cast())
+        """One schedule, chosen step by step, or None if `choose` returned None."""
+        self._begin(self.new_actors())
         try:
             schedule = self._perform(choose)
         finally:
-            for actor in self.actors:  # whoever stands there still, because something is wrong
+            for actor in self.actors:  # still waiting, because of an error or an early end
                 actor.dead = True
                 actor.go.release()
         if schedule:
@@ -256,7 +256,7 @@ class Stage:
         while any(actor.at for actor in self.actors):
             options = self._options()
             if not options:
-                raise RuntimeError("\n".join([*self.lines, "and there nobody can go on."]))
+                raise RuntimeError("\n".join([*self.lines, "no actor can take a step: all of them wait."]))
             taken = choose(position, options)
             if taken is None:
                 return None
@@ -271,7 +271,7 @@ class Stage:
             able = [self.last]
         killable = [actor for actor in self.actors if actor is self.last and actor.killable and actor.at and not actor.blocked and self.killed < self.kills]
         waiting = [actor for actor in self.actors if actor.at == WAITING]
-        kinds = ((killable, KILL), (able, STEP), (waiting, TIMED_OUT))  # the end first: once another has taken a step it is no option any longer
+        kinds = ((killable, KILL), (able, STEP), (waiting, TIMED_OUT))  # kills first, because they are no option after another actor's step
         return [(self.actors.index(actor), kind) for actors, kind in kinds for actor in actors]
 
     def _is_able(self, actor: Actor) -> bool:
@@ -282,7 +282,7 @@ class Stage:
         return actor.at != WAITING or actor.looked < self.changes
 
     def _is_second_of_two_alike(self, actor: Actor) -> bool:
-        """Of two readers, or two writers, that have not begun, the first begins: were it the second, the story would be the same with other names."""
+        """Of two readers, or two writers, that have not begun, only the first may begin: the other schedule is the same with their names swapped."""
         before = self.actors[: self.actors.index(actor)]
         return actor.kind != "fault" and actor.began == math.inf and any(other.began == math.inf and other.kind == actor.kind for other in before)
 
@@ -294,12 +294,12 @@ class Stage:
         actor.began = min(actor.began, before)
         actor.dead, actor.timed_out = kind == KILL, actor.timed_out or kind == TIMED_OUT
         self.lines.append("")
-        step, actor.said = {KILL: "is killed", TIMED_OUT: "loses its patience"}.get(kind, actor.at), ""
+        step, actor.result = {KILL: "is killed", TIMED_OUT: "stops waiting"}.get(kind, actor.at), ""
         actor.go.release()
         self._wait_for(actor)
         if step == BEGIN:
-            step, actor.said = actor.said, ""
-        self.lines[before] = f"T{number + 1} {step}{actor.said and ': '}{actor.said}{' …' if actor.blocked else ''}"
+            step, actor.result = actor.result, ""
+        self.lines[before] = f"T{number + 1} {step}{actor.result and ': '}{actor.result}{' …' if actor.blocked else ''}"
         for other in self.actors:
             if other.blocked:
                 self._wait_for(other)
@@ -311,7 +311,7 @@ class Stage:
         self._wait_for(actor)
 
     def _play(self, number: int, actor: Actor) -> None:
-        """In the actor's thread, which keeps its connection to the database: act, and say what came of it."""
+        """Run the actor in its own thread, which keeps its connection to the database, and add the result to the history."""
         read = error = None
         try:
             connection.ensure_connection()
@@ -320,7 +320,7 @@ class Stage:
             with connection.execute_wrapper(self._statement):
                 here.actor = actor
                 read = actor.act()
-        except BaseException as raised:  # noqa: BLE001  # in another thread nobody would see it: it goes into the lines
+        except BaseException as raised:  # noqa: BLE001  # in this thread nobody would see it, so _wait_for raises it
             error = raised
             here.actor = None
             connection.close()
@@ -335,32 +335,32 @@ class Stage:
         actor.back.release()
 
     def _wait_for(self, actor: Actor) -> None:
-        """Until it stands before its next step, has none, or waits for a lock."""
+        """Wait until the actor stands before its next step, has ended, or waits for a database lock."""
         end = time.monotonic() + TIMEOUT
         while not actor.back.acquire(timeout=0.005):
             if actor.backend is not None and is_blocked(actor.backend):
                 actor.blocked = True
                 return
             if time.monotonic() > end:
-                raise RuntimeError("\n".join([*self.lines, f"and there T{self.actors.index(actor) + 1} does not come back."]))
+                raise RuntimeError("\n".join([*self.lines, f"T{self.actors.index(actor) + 1} is stuck: no step and no lock within {TIMEOUT} s."]))
         actor.blocked = False
         if self.failed:
             raise self.failed.pop()
 
-    # Where an actor stands still. Other threads pass.
+    # Where actors stop. Other threads do not.
 
     def _statement(self, execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
         actor, verb = here.actor, sql.split(maxsplit=1)[0]
         if verb == BEGIN and "IMMEDIATE" in sql:
             actor.stand_before(BEGIN)
-            actor.holds_lock = actor.fused = True  # what is written first tells nobody more than that
+            actor.holds_lock = actor.fused = True  # its first write shows no more than its BEGIN
         else:
             self._stand_or_go_on(actor, verb)
         return execute(sql, *rest)
 
     def _stand_or_go_on(self, actor: Actor, step: str) -> None:
         if actor.fused:
-            actor.fused, actor.said = False, step
+            actor.fused, actor.result = False, step
         else:
             actor.stand_before(step)
 
@@ -383,7 +383,7 @@ class Stage:
             self._stand_or_go_on(actor, verb)
             response = run(journal, verb, *args, **entry)
             verdict = (response[0] if isinstance(response, list) else response or b"").decode()
-            actor.said = f"{actor.said} {verdict}".strip()
+            actor.result = f"{actor.result} {verdict}".strip()
             self.idle |= verdict == "filling" and actor.looked >= 0
             self.changes += verdict not in ("hit", "filling")
             return response
@@ -396,13 +396,13 @@ class Stage:
         here.actor.fused = True
 
     def _clock(self) -> float:
-        """Who is no actor never waits: those for whom it would wait may be dead."""
+        """Time passes only for an actor that stopped waiting. A thread that is no actor never waits, because the reader that it would wait for may be dead."""
         actor = getattr(here, "actor", None)
         return math.inf if actor is None or actor.timed_out else 0.0
 
 
 def is_blocked(backend: int) -> bool:
-    """Whether this process of PostgreSQL's waits for a lock."""
+    """Whether this backend process of PostgreSQL waits for a lock."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", [backend])
         return bool(cursor.fetchone()[0])

@@ -33,6 +33,8 @@ CHAPTERS = (
     "statements",
     "precision",
     "races",
+    "waiting",
+    "journal",
     "schedules",
     "faults",
     "scripts",
@@ -92,6 +94,12 @@ SPELLED = {
     "lease and commit": "lease and COMMIT",
     "commit and close": "COMMIT and close",
     "select and store": "SELECT and store",
+    "info and script load": "INFO and SCRIPT LOAD",
+    "asks for info": "asks for INFO",
+    "run id": "run ID",
+    "xfetch": "XFetch",
+    "acl": "ACL",
+    "check deploy": "check --deploy",
 }
 
 HEAD = """# What is promised

@@ -1,7 +1,7 @@
-"""What only real servers do: die for real, restart, evict, wait for each other's locks. Slower, never stale.
+"""Faults of real servers. Processes are killed, servers restart, evict keys and wait for locks: responses may be slower, but never stale.
 
-T1, T2, … are connections or processes. Whatever breaks Redis here breaks one of its own. Embedded servers die with the process, restart
-empty and know no locks: all of this is of the real stack alone.
+T1, T2, … are connections or processes. A spec that breaks Redis has a Redis of its own. All specs are for the real stack only, because
+embedded servers die with the process, restart empty and have no row locks.
 """
 
 import importlib
@@ -26,12 +26,12 @@ from housing.models import Office, Property
 from tests.stacks import wait_for
 
 SOON = 2_000
-"""How many reads a page may take to be warm again once its lease has run out."""
+"""The number of reads within which a page must be warm again after its writer was killed."""
 
 
 @pytest.fixture
 def price(read, home):
-    """The price of the newest property, and where the answer came from."""
+    """The price that a reader sees, and its Cache-Status."""
 
     def price():
         response = read("cached")
@@ -42,7 +42,7 @@ def price(read, home):
 
 @pytest.fixture
 def reprice(home):
-    """Give the newest property a price, as any process would."""
+    """Set the price of the newest property, as any process would."""
 
     def reprice(price):
         Property.objects.filter(pk=home.pk).update(price=price)
@@ -75,13 +75,13 @@ if where == "before":
     BaseDatabaseWrapper._commit = die
 Property.objects.filter(pk=pk).update(price=1)
 """
-"""A process that writes a price, and is killed before COMMIT or after it."""
+"""A process that writes a price, and kills itself before or after its COMMIT."""
 
 
 @pytest.mark.only("real")
 @pytest.mark.parametrize(("where", "expected"), [("before", "300000.00"), ("after", "1.00")], ids=["before COMMIT", "after COMMIT"])
-def test_a_process_killed_with_sigkill(home, price, where, expected):
-    """T1 leases, (COMMITs,) is killed · T2 reads what is true, again and again, and after the lease from the cache."""
+def test_no_response_is_stale_after_a_writer_is_killed_with_sigkill(home, price, where, expected):
+    """T1 leases, COMMITs or not, is killed · T2 reads the current price from the database until the lease runs out · T2 reads, stores, hits."""
     price()
     url = "postgres://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format_map(connection.settings_dict)
     killed = subprocess.run(
@@ -106,8 +106,10 @@ def test_a_process_killed_with_sigkill(home, price, where, expected):
 
 
 @pytest.mark.only("real")
-def test_redis_restarts_from_an_old_dump(own_redis, price, reprice):
-    """Its dump holds the page of before the write, and a journal that knows nothing of it: the run id is another, so both are disowned."""
+def test_a_redis_that_restarts_from_an_old_dump_begins_cold(own_redis, price, reprice):
+    """T1 reads, stores · Redis saves its dump · T2 writes · Redis restarts · T3 reads the new price. The dump has the old page and a journal without the
+    write, but the run ID has changed, so neither is trusted.
+    """
     server = own_redis()
     price()
     get_redis_connection("default").save()
@@ -116,12 +118,13 @@ def test_redis_restarts_from_an_old_dump(own_redis, price, reprice):
 
     server.restart()
 
-    assert cache.make_key("journal").encode() in set(redis.Redis.from_url(server.url).scan_iter()), "the dump was not loaded"
+    assert cache.make_key("journal").encode() in set(redis.Redis.from_url(server.url).scan_iter()), "Redis did not load its dump"
     assert price() == ("1.00", "fwd=miss; detail=recovering")
 
 
 @pytest.mark.only("real")
-def test_redis_restarts_empty(own_redis, price, reprice):
+def test_a_redis_that_restarts_empty_begins_cold(own_redis, price, reprice):
+    """T1 reads, stores · T2 writes · Redis restarts · T3 reads, may not store, because a lease may have been lost."""
     server = own_redis()
     price()
     reprice(1)
@@ -132,8 +135,8 @@ def test_redis_restarts_empty(own_redis, price, reprice):
 
 
 @pytest.mark.only("real")
-def test_redis_restarts_while_a_write_commits(own_redis, price, reprice, around_commit):
-    """T1 leases · Redis restarts from a dump of before the lease · T2 reads, and its answer is not kept · T1 COMMITs, closes."""
+def test_no_read_is_stored_after_redis_restarts_during_a_write(own_redis, price, reprice, around_commit):
+    """T1 leases · Redis restarts from a dump from before the lease · T2 reads twice, may not store · T1 COMMITs, closes."""
     server = own_redis()
     price()
     get_redis_connection("default").save()
@@ -151,8 +154,8 @@ def test_redis_restarts_while_a_write_commits(own_redis, price, reprice, around_
 
 
 @pytest.mark.only("real")
-def test_flushall_while_a_write_commits(own_redis, price, reprice, around_commit):
-    """T1 leases · FLUSHALL takes the lease away · T2 reads, and its answer is not kept · T1 COMMITs, closes."""
+def test_no_read_is_stored_after_flushall_during_a_write(own_redis, price, reprice, around_commit):
+    """T1 leases · FLUSHALL deletes the lease · T2 reads twice, may not store · T1 COMMITs, closes."""
     own_redis()
     price()
     seen = []
@@ -170,18 +173,20 @@ def test_flushall_while_a_write_commits(own_redis, price, reprice, around_commit
 
 @pytest.mark.only("real")
 @pytest.mark.parametrize("policy", ["volatile-lru", "allkeys-random"])
-def test_redis_evicts_whatever_it_likes(twenty_properties, own_redis, read, policy):
-    """`volatile-*` evicts entries; `allkeys-*` the journal too, and then everything begins cold. Each answer is the database's."""
-    own_redis("--maxmemory-policy", policy, "--latency-tracking", "no", "--slowlog-log-slower-than", "-1")  # which take memory, too, and keep it
+def test_no_response_is_stale_while_redis_evicts_keys(twenty_properties, own_redis, read, policy):
+    """A `volatile-*` policy evicts entries. An `allkeys-*` policy evicts the journal, too, and then everything begins cold. Every response equals the
+    database's.
+    """
+    own_redis("--maxmemory-policy", policy, "--latency-tracking", "no", "--slowlog-log-slower-than", "-1")  # which would take memory, too
     client = get_redis_connection("default")
     twenty_properties[0].save()
     read("cached")
     client.config_set("maxmemory", client.info("memory")["used_memory"] + 200_000)
     for number in range(100):
-        asked = {"max_price": 400_000 + number % 40}
+        parameters = {"max_price": 400_000 + number % 40}
         if number % 10 == 0:
             twenty_properties[number % 20].save()
-        assert read("cached", **asked).body == read("optimized", **asked).body
+        assert read("cached", **parameters).body == read("optimized", **parameters).body
 
     assert client.info("stats")["evicted_keys"] > 0
 
@@ -190,19 +195,19 @@ def test_redis_evicts_whatever_it_likes(twenty_properties, own_redis, read, poli
 
 
 def cut_redis():
-    """Every connection to Redis but this one, cut by the server."""
+    """Let Redis cut every connection but this one."""
     get_redis_connection("default").client_kill_filter(_type="normal", skipme=True)
 
 
 def cut_postgres():
-    """Every connection to this database but this one, cut by the server."""
+    """Let PostgreSQL cut every connection to this database but this one."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
 
 
 @pytest.mark.only("real")
-def test_redis_cuts_every_connection_between_select_and_store(own_redis, price, reprice, meanwhile):
-    """T1 misses, SELECTs · its connection is cut · the answer is given, whether it is kept or not."""
+def test_a_reader_responds_if_redis_cuts_its_connection_between_select_and_store(own_redis, price, reprice, meanwhile):
+    """T1 misses, SELECTs · Redis cuts its connection · T1 responds, whether it can store or not."""
     own_redis()
     with meanwhile(cut_redis):
         assert price()[0] == "300000.00"
@@ -211,8 +216,8 @@ def test_redis_cuts_every_connection_between_select_and_store(own_redis, price, 
 
 
 @pytest.mark.only("real")
-def test_redis_cuts_every_connection_while_a_write_commits(own_redis, price, reprice, around_commit):
-    """T1 leases · its connection is cut · T1 COMMITs, and closes over a new one, or leaves the lease to run out."""
+def test_a_write_is_not_missed_if_redis_cuts_the_connection_of_its_writer(own_redis, price, reprice, around_commit):
+    """T1 leases · Redis cuts its connection · T1 COMMITs, closes over a new connection or lets the lease run out · T2 reads the new price."""
     own_redis()
     price()
     with around_commit(before=cut_redis, after=cut_redis):
@@ -221,8 +226,8 @@ def test_redis_cuts_every_connection_while_a_write_commits(own_redis, price, rep
 
 
 @pytest.mark.only("real")
-def test_postgresql_cuts_the_connection_of_a_write_before_its_commit(home, price, elsewhere):
-    """Nothing is written, nothing is stale, and the next write has a connection of its own."""
+def test_a_write_whose_connection_postgresql_cuts_makes_nothing_stale(home, price, elsewhere):
+    """T1 writes · PostgreSQL cuts its connection before COMMIT · T2 hits. The next write gets a new connection."""
     price()
     with pytest.raises(OperationalError), transaction.atomic():
         home.save()
@@ -237,8 +242,10 @@ def test_postgresql_cuts_the_connection_of_a_write_before_its_commit(home, price
 
 
 @pytest.mark.only("real")
-def test_postgresql_cuts_the_connection_of_a_commit(price, reprice, around_commit):
-    """T1 leases · its connection is cut · COMMIT fails, and nobody knows how it ended: the lease is left to run out."""
+def test_a_commit_whose_outcome_is_unknown_leaves_its_lease_open(price, reprice, around_commit):
+    """T1 leases · PostgreSQL cuts its connection · COMMIT fails, and T1 cannot know whether it took effect · T2 reads, may not store until the lease runs
+    out.
+    """
     price()
     with pytest.raises(OperationalError), around_commit(before=cut_postgres):
         reprice(1)
@@ -250,14 +257,16 @@ def test_postgresql_cuts_the_connection_of_a_commit(price, reprice, around_commi
 
 
 @pytest.mark.only("real")
-def test_two_overlapping_writes_of_one_row_and_a_reader_between_all_their_steps(home, price, elsewhere):
-    """T2 waits for T1's lock. Nobody is shown what is not committed, and nobody the old after the new."""
+def test_two_overlapping_writes_of_one_row_are_seen_in_their_order(home, price, elsewhere):
+    """T1 writes · T2 waits for T1's lock · T1 COMMITs, closes · T2 writes, COMMITs, closes. A reader between all these steps sees no uncommitted price, and
+    no old price after a new one.
+    """
     seen, t2_writes = [price()], threading.Event()
 
     def t2():
         try:
             with transaction.atomic():
-                Property.objects.filter(pk=home.pk).update(price=2)  # waits for T1
+                Property.objects.filter(pk=home.pk).update(price=2)  # waits for T1's lock
                 t2_writes.set()
                 seen.append(elsewhere(price))
         finally:
@@ -268,10 +277,10 @@ def test_two_overlapping_writes_of_one_row_and_a_reader_between_all_their_steps(
         Property.objects.filter(pk=home.pk).update(price=1)  # T1 writes
         seen.append(elsewhere(price))
         second.start()
-        elsewhere(until_somebody_waits_for_a_lock)  # T2 begins, and waits
+        elsewhere(wait_until_a_transaction_waits_for_a_lock)  # T2 begins, and waits
         seen.append(elsewhere(price))
         assert not t2_writes.is_set()
-    # T1 has COMMITted and closed; T2 goes on, is seen by a reader, COMMITs and closes
+    # T1 has COMMITted and closed. T2 goes on, a reader reads, T2 COMMITs and closes.
     second.join(30)
     seen += [price(), price()]
 
@@ -280,8 +289,8 @@ def test_two_overlapping_writes_of_one_row_and_a_reader_between_all_their_steps(
     assert seen[-1] == ("2.00", "hit")
 
 
-def until_somebody_waits_for_a_lock():
-    """Ask PostgreSQL, again and again, but not for ever."""
+def wait_until_a_transaction_waits_for_a_lock():
+    """Ask PostgreSQL until one does. Raises after some time."""
 
     def ask():
         with connection.cursor() as cursor:
@@ -292,26 +301,28 @@ def until_somebody_waits_for_a_lock():
 
 
 @pytest.mark.only("real")
-def test_a_blind_save_that_waited_for_another_writer(home, warm, read_the_list, elsewhere):
-    """T2 loaded the row, T1 changes its status, T2's save waits and then writes the old status back: the page of that status knows."""
+def test_an_unlocked_save_that_waited_for_another_writer_invalidates_the_page_that_its_row_leaves(home, warm, read_the_list, elsewhere):
+    """T2 loads a row · T1 sets another status · T2 saves, waits for T1 · T1 COMMITs, closes · T2 writes the old status back. The row must then leave the
+    page of T1's status.
+    """
     t2_copy = Property.objects.get(pk=home.pk)
     second = threading.Thread(target=lambda: (t2_copy.save(), connections.close_all()))
     with transaction.atomic():
         Property.objects.filter(pk=home.pk).update(status="sold")
         second.start()
-        elsewhere(until_somebody_waits_for_a_lock)
+        elsewhere(wait_until_a_transaction_waits_for_a_lock)
     second.join(30)
 
     assert read_the_list(status="sold") == []
     assert read_the_list(status="available")[0]["id"] == home.pk
 
 
-# What only PostgreSQL can
+# Writes that only PostgreSQL has
 
 
 @pytest.mark.only("real")
 def test_copy_makes_the_whole_model_stale(home, price, warm, read):
-    """It writes rows that no statement names."""
+    """COPY writes rows that no statement lists."""
     warm()
     with connection.cursor() as cursor, cursor.copy("COPY housing_office (name) FROM STDIN") as copy:
         copy.write_row(["Copied"])
@@ -324,6 +335,7 @@ def test_copy_makes_the_whole_model_stale(home, price, warm, read):
 
 @pytest.mark.only("real")
 def test_a_do_block_makes_everything_stale(home, price, warm, read):
+    """Its text does not show which tables it writes."""
     warm()
     with connection.cursor() as cursor:
         cursor.execute("DO $$ BEGIN EXECUTE 'UPDATE housing_' || 'property SET price = 7'; END $$")
@@ -333,7 +345,7 @@ def test_a_do_block_makes_everything_stale(home, price, warm, read):
 
 @pytest.mark.only("real")
 def test_a_procedure_makes_everything_stale(home, warm, read):
-    """What it does, nobody says."""
+    """The name of a procedure does not show which tables it writes."""
     with connection.cursor() as cursor:
         cursor.execute("CREATE OR REPLACE FUNCTION nightly() RETURNS void LANGUAGE sql AS 'UPDATE housing_property SET price = 5'")
         warm()
@@ -342,24 +354,24 @@ def test_a_procedure_makes_everything_stale(home, warm, read):
     assert read("cached").rows[0]["price"] == "5.00"
 
 
-# A city and an office, which PostgreSQL copies into each property's row
+# The city and the office that PostgreSQL copies into each property's row
 
 
 @dataclass(frozen=True)
 class Copy:
-    """The column of a row that a property refers to by this field."""
+    """The column of a referenced row that PostgreSQL copies into a property, and the field that refers to this row."""
 
     field: str
     column: str
     value: Callable[[str], Any]
-    """One of it, by a name."""
+    """Returns a value of the column, by a name."""
 
     def owner(self, name, **fields):
-        """A new row to refer to, not saved yet."""
+        """A new row to refer to, which is not saved yet."""
         return Property._meta.get_field(self.field).related_model(**{self.column: self.value(name)}, **fields)
 
-    def owners(self, **asked):
-        return Property._meta.get_field(self.field).related_model.objects.filter(**asked)
+    def owners(self, **conditions):
+        return Property._meta.get_field(self.field).related_model.objects.filter(**conditions)
 
     def move(self, home, owner):
         Property.objects.filter(pk=home.pk).update(**{self.field: owner})
@@ -368,7 +380,7 @@ class Copy:
         owners.update(**{self.column: self.value(name)})
 
     def copies(self):
-        """Property → what is in its row."""
+        """The copied value of each property, by its ID."""
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT id, {self.column} FROM housing_property")
             return dict(cursor.fetchall())
@@ -383,8 +395,8 @@ def copy(request):
 
 
 @pytest.mark.only("real")
-def test_a_property_has_the_city_of_its_location_and_the_office_of_its_agent_however_they_are_written(copy, twenty_properties):
-    """PostgreSQL's triggers and foreign keys of two columns see to it; SQLite has no copies."""
+def test_the_copied_city_and_office_of_a_property_follow_every_write(copy, twenty_properties):
+    """Triggers and two-column foreign keys in PostgreSQL keep the copies correct. (Real only: SQLite has no copies.)"""
     home, second, *_, last = twenty_properties
     there, late = copy.owner("There"), copy.owner("Late", pk=10_000)
     there.save()
@@ -404,23 +416,25 @@ def test_a_property_has_the_city_of_its_location_and_the_office_of_its_agent_how
 
 @pytest.mark.only("real")
 @pytest.mark.parametrize("other", ["'0'", "NULL"])
-def test_nobody_can_write_a_property_another_city_or_office_than_its_own(copy, home, other):
-    """Not even by SQL."""
+def test_postgresql_refuses_a_wrong_copy_of_a_city_or_office(copy, home, other):
+    """Raw SQL cannot write one either. (Real only: SQLite has no copies.)"""
     with pytest.raises(IntegrityError, match=f"property_{copy.column}"), connection.cursor() as cursor:
         cursor.execute(f"UPDATE housing_property SET {copy.column} = {other}")
 
 
 @pytest.mark.only("real")
 @pytest.mark.parametrize("moves_first", [False, True], ids=["the city or office changes first", "the property moves first"])
-def test_who_moves_a_property_and_who_changes_where_it_goes_wait_for_each_other(copy, home, elsewhere, moves_first):
-    """Else the property would have what was there before. SQLite has one writer at a time."""
+def test_moving_a_property_and_changing_its_target_wait_for_each_other(copy, home, elsewhere, moves_first):
+    """T1 moves a property to a location or an agent, or changes that row's city or office · T2 does the other, waits for T1 · T1 COMMITs. Otherwise the
+    property would keep a copy of the old value. (Real only: SQLite has one writer at a time.)
+    """
     there = copy.owner("Old")
     there.save()
     new = copy.value("New")
     writes = [lambda: copy.rename(copy.owners(pk=there.pk), "New"), lambda: copy.move(home, there)]
     first, second = reversed(writes) if moves_first else writes
 
-    def impatiently():
+    def write_with_a_short_timeout():
         with connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '1ms'")
         second()
@@ -428,15 +442,17 @@ def test_who_moves_a_property_and_who_changes_where_it_goes_wait_for_each_other(
     with transaction.atomic():
         first()
         with pytest.raises(OperationalError, match="lock timeout"):
-            elsewhere(impatiently)
-    elsewhere(impatiently)
+            elsewhere(write_with_a_short_timeout)
+    elsewhere(write_with_a_short_timeout)
 
     assert copy.copies()[home.pk] == new
 
 
 @pytest.mark.only("real")
-def test_who_changes_a_city_or_an_office_in_an_older_state_is_refused_and_not_misled(copy, home, elsewhere):
-    """REPEATABLE READ does not see who has moved there since, and PostgreSQL says so. SQLite has one writer at a time."""
+def test_a_change_of_a_city_or_office_in_an_outdated_snapshot_is_refused(copy, home, elsewhere):
+    """T1 begins in REPEATABLE READ, SELECTs · T2 moves a property there, COMMITs · T1 changes the city or office. T1 cannot see T2's property, so
+    PostgreSQL raises a serialization error. (Real only: SQLite has one writer at a time.)
+    """
     there = copy.owner("Old")
     there.save()
 
@@ -451,8 +467,8 @@ def test_who_changes_a_city_or_an_office_in_an_older_state_is_refused_and_not_mi
 
 
 @pytest.mark.only("real")
-def test_what_was_there_before_the_copies_has_them_afterwards(twenty_properties):
-    """The migration fills them, and takes them away again. (On SQLite it does nothing.)"""
+def test_the_migration_adds_the_copies_to_existing_properties(twenty_properties):
+    """It runs in both directions here. (Real only: it does nothing on SQLite.)"""
     migration = importlib.import_module("housing.migrations.0004_city_and_office")
     with transaction.atomic():
         for statements in (migration.BACKWARDS, migration.FORWARDS):

@@ -1,7 +1,7 @@
-"""Histories that nobody thought of. Whatever is written, in whatever order: the cached answer is the database's, byte for byte.
+"""Random histories of reads and writes. After any writes in any order, the cached response equals the database's, byte for byte.
 
-What happens at once has no one order. There an answer is true if each read and write can be given an instant, while it went on, at which it happened
-at once: if the history is linearizable.
+Concurrent operations have no single order. Their responses are correct if the history is linearizable: each read and write can have one instant,
+between its beginning and its end, at which it took effect.
 """
 
 import json
@@ -66,17 +66,17 @@ FILTERS = st.fixed_dictionaries(
     },
 )
 
-# One after another
+# One operation after another
 
 
 class History(RuleBasedStateMachine):
-    """Writes of every kind, inside transactions and out, and readers in between."""
+    """Writes of every kind, inside and outside transactions, with reads in between."""
 
     warm: set[str]
 
     @initialize()
     def a_small_portal(self):
-        """Three properties, and nothing remembered."""
+        """Three properties, and a cold cache."""
         for model in (PropertyImage, Property, Agent, Office, Location):
             model.objects.all().delete()
         homes = saved(*(a_property(number, price=PRICES[number], location=Location(city=CITIES[number % 2])) for number in range(3)))
@@ -85,18 +85,18 @@ class History(RuleBasedStateMachine):
         self.client, self.warm = Client(), set()
 
     def some(self, model, choice):
-        """One of the rows there are; a new one where there is none."""
-        rows = list(model.objects.order_by("pk")) or [self.anew()[model]]
+        """One of the model's rows, or a new one if there are no rows."""
+        rows = list(model.objects.order_by("pk")) or [self.new_rows()[model]]
         return rows[choice % len(rows)]
 
-    def anew(self):
-        """A property with all that hangs on it, by model."""
+    def new_rows(self):
+        """A new property and the rows that belong to it, by model."""
         [home] = saved(a_property(price=PRICES[0]))
         image = PropertyImage.objects.create(property=home, url="https://images.example.com/0.jpg")
         return {Property: home, Agent: home.agent, Office: home.agent.office, Location: home.location, PropertyImage: image}
 
     def saves(self, data):
-        """A save that Hypothesis draws: which row, which column or owner, blind or not, after a locked read or not."""
+        """Save a row. Hypothesis draws the row, the column or owner, `update_fields` or not, and whether the row was read with select_for_update()."""
         model, choice = data.draw(MODELS), data.draw(st.integers(0, 9))
         row = self.some(model, choice)
         locked = data.draw(st.booleans())
@@ -111,70 +111,70 @@ class History(RuleBasedStateMachine):
             row.save(update_fields=data.draw(st.sampled_from([None, [column]])))
 
     def creates_an_image(self, data):
-        """A new image of some property."""
+        """Create an image of a property."""
         PropertyImage.objects.create(property=self.some(Property, data.draw(st.integers(0, 9))), url="https://images.example.com/new.jpg")
 
     def creates_a_property(self, data):
-        """A new property, by a save."""
+        """Create a property by a save."""
         some = a_property(data.draw(st.integers(0, 3)), price=data.draw(st.sampled_from(PRICES)), agent=self.some(Agent, 0), location=self.some(Location, 0))
         some.save()
 
     def deletes(self, data):
-        """A row, with what hangs on it."""
+        """Delete a row, with the rows that depend on it."""
         self.some(data.draw(MODELS), data.draw(st.integers(0, 9))).delete()
 
     def updates(self, data):
-        """Rows at once, of which no signal speaks."""
+        """Update many rows at once, which sends no signal."""
         Property.objects.filter(price=data.draw(st.sampled_from(PRICES))).update(price=data.draw(st.sampled_from(PRICES)))
 
     WRITES = ("saves", "saves", "saves", "creates_an_image", "creates_a_property", "deletes", "updates")
 
     @rule(data=st.data())
     def write(self, data):
-        """One write, committed by itself."""
+        """One write in autocommit mode."""
         getattr(self, data.draw(st.sampled_from(self.WRITES)))(data)
 
-    @rule(data=st.data(), fates=st.lists(st.booleans(), min_size=1, max_size=3), commits=st.booleans())
-    def write_in_a_transaction(self, data, fates, commits):
-        """Several, each under a savepoint with a fate of its own."""
+    @rule(data=st.data(), releases=st.lists(st.booleans(), min_size=1, max_size=3), commits=st.booleans())
+    def write_in_a_transaction(self, data, releases, commits):
+        """Several writes, each in a savepoint that is released or rolled back."""
         with transaction.atomic():
-            for released in fates:
+            for released in releases:
                 with transaction.atomic():
                     getattr(self, data.draw(st.sampled_from(self.WRITES)))(data)
                     transaction.set_rollback(not released)
             transaction.set_rollback(not commits)
 
-    @rule(asked=FILTERS, steps=st.lists(st.sampled_from(["next", "next", "previous"]), max_size=3))
-    def read_a_list(self, asked, steps):
-        """A page, and pages beside it; where there is none, the same again."""
-        link = f"?{urlencode(asked)}"
+    @rule(parameters=FILTERS, steps=st.lists(st.sampled_from(["next", "next", "previous"]), max_size=3))
+    def read_a_list(self, parameters, steps):
+        """Read a page, then the pages that it links to, or itself if it has no such link."""
+        link = f"?{urlencode(parameters)}"
         for step in steps:
             link = self.read(link).json[step] or link
         self.read(link)
 
     @rule(choice=st.integers(0, 9))
     def read_a_detail(self, choice):
-        """One property."""
+        """Read one property."""
         self.read(f"/{self.some(Property, choice).pk}")
 
     @precondition(lambda self: self.warm)
     @rule(choice=st.integers(0, 99))
     def read_again(self, choice):
-        """What was read before: most likely to be remembered, and so to be stale."""
+        """Repeat an earlier read. Its entry is likely to be there, so this would find a stale one."""
         self.read(sorted(self.warm)[choice % len(self.warm)])
 
-    def read(self, what):
-        """The promise."""
-        cached, truth = ask(self.client, f"cached{what}"), ask(self.client, f"optimized{what}")
+    def read(self, path):
+        """Read from the cached and from the optimized endpoint, and compare the two. This is the promise."""
+        cached, truth = ask(self.client, f"cached{path}"), ask(self.client, f"optimized{path}")
         assert (cached.status, cached.body) == (truth.status, truth.body)
-        self.warm.add(what)
+        self.warm.add(path)
         return cached
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("transactional_db")
 def test_no_history_of_writes_makes_a_response_stale():
-    """Drawn by Hypothesis, the same in every run; a failing history shrinks to its shortest."""
+    """Hypothesis draws the histories, the same in every run. A failing one shrinks to the shortest."""
     assert set(VARIANTS) >= {"cached", "optimized"}
     run_state_machine_as_test(
         History,
@@ -182,7 +182,7 @@ def test_no_history_of_writes_makes_a_response_stale():
     )
 
 
-# Is a history linearizable?
+# Checking that a history is linearizable
 
 
 LINEARIZABLE = {
@@ -212,7 +212,7 @@ LINEARIZABLE = {
         T2   |--write 2--|
         T3                 |-read 1-|
     """,
-    "two writes at once, both seen meanwhile": """
+    "two writes at once, both seen while they run": """
         T1  |---------write 1----------|
         T2  |---------write 2----------|
         T3    |-read 2-|  |-read 1-|
@@ -249,7 +249,7 @@ NOT_LINEARIZABLE = {
         T1  |-write 1-|
         T2              |-read 0-|
     """,
-    "a stale read of one's own write": """
+    "a stale read after a write of the same client": """
         T1  |-write 1-| |-read 0-|
     """,
     "new, then old, to two readers during one write": """
@@ -290,8 +290,8 @@ NOT_LINEARIZABLE = {
 }
 
 
-def drawn(history):
-    """A history as it is drawn: a line for each process, a column for each instant; what ends in ">" may have happened at any time later, or never."""
+def parsed(history):
+    """The operations of a drawn history. It has a line per process and a column per instant. A ">" marks an end that is not known."""
     for line in history.split("\n"):
         for found in re.finditer(r"\|-*(read|write) (\d)-*([|>])", line):
             kind, value, end = found.groups()
@@ -299,24 +299,27 @@ def drawn(history):
 
 
 @pytest.mark.parametrize("history", LINEARIZABLE.values(), ids=LINEARIZABLE)
-def test_a_history_that_is_linearizable(history):
-    assert violation([*drawn(history)], initial=0) is None
+def test_a_linearizable_history_is_accepted(history):
+    """Otherwise the spec of the eight clients would fail for no reason."""
+    assert violation([*parsed(history)], initial=0) is None
 
 
 @pytest.mark.parametrize("history", NOT_LINEARIZABLE.values(), ids=NOT_LINEARIZABLE)
-def test_a_history_that_is_not_linearizable(history):
-    assert violation([*drawn(history)], initial=0)
+def test_a_history_that_is_not_linearizable_is_rejected(history):
+    """Otherwise the spec of the eight clients could pass with a stale response."""
+    assert violation([*parsed(history)], initial=0)
 
 
-def test_a_violation_is_told_without_a_line_too_many():
+def test_the_report_of_a_violation_has_no_needless_line():
+    """A history may have 100,000 operations, and a few of them explain the violation."""
     history = """
         T1   |-write 1-|             |-write 2-|   |-write 3->
         T10   |-read 0-| |-read 1-|              |-read 1-|  |-read 2-|
         T3       |-read 1-|            |-read 2-|
     """
-    assert violation([*drawn(history)], initial=0) == "\n".join(
+    assert violation([*parsed(history)], initial=0) == "\n".join(
         [
-            "No order of these explains all that was read. It was 0; seconds count from the first line:",
+            "No order of these operations explains all reads. The value was 0 before them. Seconds count from the first line:",
             "  T1     0.000000 –  10.000000 write 1",
             "  T1    24.000000 –  34.000000 write 2",
             "  T10   36.000000 –  45.000000 read 1",
@@ -324,22 +327,24 @@ def test_a_violation_is_told_without_a_line_too_many():
     )
 
 
-def test_an_unknown_outcome_is_told_as_one():
-    story = violation([*drawn(NOT_LINEARIZABLE["a killed write that shows, and disappears"])], initial=0)
-    assert "  T1    0.000000 –            write 1, or never\n" in story
+def test_the_report_of_a_violation_marks_an_unknown_outcome():
+    """A killed write has no end, and may not have happened: "or never"."""
+    report = violation([*parsed(NOT_LINEARIZABLE["a killed write that shows, and disappears"])], initial=0)
+    assert "  T1    0.000000 –            write 1, or never\n" in report
 
 
-@pytest.mark.parametrize(("facts", "said"), [(("delete", 1, 0, 1), "not 'delete'"), (("read", 1, 1, 0), "from one monotonic clock")], ids=["kind", "clock"])
-def test_an_operation_that_cannot_be(facts, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("facts", "message"), [(("delete", 1, 0, 1), "not 'delete'"), (("read", 1, 1, 0), "from one monotonic clock")], ids=["kind", "clock"])
+def test_an_impossible_operation_is_refused(facts, message):
+    """The check of a history with such an operation would mean nothing."""
+    with pytest.raises(ValueError, match=message):
         Operation("T1", *facts)
 
 
-def explained(value, history):
-    """The same question, answered by trying every order."""
+def is_explained(value, history):
+    """The same check by trying every order."""
     first = [operation for operation in history if not any(other.ended < operation.began for other in history)]
     return all(operation.ended == math.inf for operation in history) or any(
-        explained(value if operation.kind == "read" else operation.value, [other for other in history if other is not operation])
+        is_explained(value if operation.kind == "read" else operation.value, [other for other in history if other is not operation])
         for operation in first
         if operation.kind == "write" or operation.value == value
     )
@@ -347,18 +352,19 @@ def explained(value, history):
 
 @st.composite
 def operations(draw):
-    """One operation among few instants and values, so that many overlap and some agree."""
+    """One operation among few instants and values, so that many overlap and some values are equal."""
     kind, value, began = draw(st.sampled_from(["write", "read"])), draw(st.integers(0, 3)), draw(st.integers(0, 8))
     return Operation("T1", kind, value, began, began + draw(st.sampled_from([0, 1, 2, 3, 5, *([math.inf] * 2 if kind == "write" else [])])))
 
 
 @given(history=st.lists(operations(), max_size=6))
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-def test_the_search_agrees_with_trying_every_order(history):
-    assert (violation(history, initial=0) is None) == explained(0, history)
+def test_the_check_agrees_with_trying_every_order(history):
+    """Its shortcuts change no result."""
+    assert (violation(history, initial=0) is None) == is_explained(0, history)
 
 
-# At once, while processes and Redis die
+# Concurrent operations, with faults
 
 
 CLIENT = """
@@ -372,8 +378,8 @@ from housing.wsgi import application
 from housing.freshness.connection import NotLeased
 from housing.models import Property
 
-def say(*what):
-    os.write(1, (json.dumps(what) + "\\n").encode())
+def report(*line):
+    os.write(1, (json.dumps(line) + "\\n").encode())
 
 def get(path):
     environ = {"PATH_INFO": path}
@@ -382,49 +388,56 @@ def get(path):
     response.close()
     return response
 
-def write(key, price, named):
-    if named:
-        mine = Property.objects.get(pk=key)
-        mine.price = price
-        mine.save(update_fields=["price"])
-    else:
+def write(key, price, by_save):
+    if not by_save:
         Property.objects.filter(pk=key).update(price=price)
+        return
+    mine = Property.objects.get(pk=key)
+    mine.price = price
+    mine.save(update_fields=["price"])
 
-def work(who, number, operations):
+def write_once(client, key, price, dice):
+    report("begins", client, key, price, time.monotonic())
+    try:
+        write(key, price, by_save=dice.random() < 0.8)
+    except NotLeased:
+        report("refused", client)
+        return
+    report("wrote", client, time.monotonic())
+
+def read_once(client, key, dice):
+    path, began = endpoint + f"{key}/" * (dice.random() < 0.8), time.monotonic()
+    response = get(path)
+    ended, found = time.monotonic(), json.loads(response.content)
+    prices = {home["id"]: int(home["price"].split(".")[0]) for home in found.get("results", [found])}
+    report("read", client, prices, began, ended, response.headers["Cache-Status"])
+
+def work(client, number, operations):
     dice = random.Random(number)
     for price in range(number, number + operations):
-        key, began = dice.choice(keys), time.monotonic()
+        key = dice.choice(keys)
         if dice.random() < 0.03:
-            say("begins", who, key, price, began)
-            try:
-                write(key, price, named=dice.random() < 0.8)
-            except NotLeased:
-                say("refused", who)
-            else:
-                say("wrote", who, time.monotonic())
-        else:
-            answer = get(door + (f"{key}/" if dice.random() < 0.8 else ""))
-            ended, found = time.monotonic(), json.loads(answer.content)
-            prices = {home["id"]: int(home["price"].split(".")[0]) for home in found.get("results", [found])}
-            say("read", who, prices, began, ended, answer.headers["Cache-Status"])
+            write_once(client, key, price, dice)
+            continue
+        read_once(client, key, dice)
 
-door, keys, workers = json.loads(sys.argv[1])
+endpoint, keys, workers = json.loads(sys.argv[1])
 with ThreadPoolExecutor() as threads:
     list(threads.map(work, *zip(*workers)))
 """
-"""Reads and writes prices, each written once, and says so: a line for each read, for each beginning of a write, and for its end.
+"""A process that reads and writes prices, each of which is written only once. It prints a line for each read, and for each beginning and end of a write.
 
 `time.monotonic()` is CLOCK_MONOTONIC on Linux: one clock for all processes.
 """
 
 CLIENTS = [("T1",), ("T2",), ("T3",), ("T4",), ("T5", "T6"), ("T7", "T8")]
-"""Who reads and writes, by process: the last two are of two threads."""
+"""The clients, by process. The last two processes have two threads each."""
 
 OPERATIONS = 104_000
-"""How many are begun, unless `--operations` says less; a write that is refused is none."""
+"""The number of operations, without refused writes. `--operations` sets a smaller number."""
 
-BEFALLS = ["kill"] * 20 + ["flush"] * 4 + ["save"] * 2 + ["restart"] * 3
-"""What happens meanwhile, each after so many operations as a seed says. Killed is who begins the next write, when a few more operations have ended.
+FAULTS = ["kill"] * 20 + ["flush"] * 4 + ["save"] * 2 + ["restart"] * 3
+"""The faults of a run, each after a seeded number of operations. A kill hits the process that begins the next write, a few operations later.
 
 After a SAVE Redis restarts from an old dump.
 """
@@ -432,7 +445,7 @@ After a SAVE Redis restarts from an old dump.
 
 @dataclass
 class Process:
-    """One that runs, for some of the clients; `rest` is what it has said of its next line."""
+    """A running process of some clients. `rest` is the incomplete last line of its output."""
 
     running: subprocess.Popen
     clients: tuple[str, ...]
@@ -440,7 +453,7 @@ class Process:
 
 
 class Run:
-    """Clients that read and write, what befalls them, and the histories that they tell, by key."""
+    """A run of all clients with its faults, and the history of each property."""
 
     def __init__(self, server, keys, log, operations):
         self.server, self.keys, self.log = server, keys, log
@@ -452,28 +465,28 @@ class Run:
             "REDIS_URL": server.url,
         }
         self.selector, self.numbers, self.dice = selectors.DefaultSelector(), count(1_000_000, OPERATIONS), random.Random(8)
-        self.left = {who: operations // 8 for clients in CLIENTS for who in clients}
+        self.left = {client: operations // 8 for clients in CLIENTS for client in clients}
         self.histories, self.open = {key: [] for key in keys}, {}
-        instants = self.dice.sample(range(operations // 20, operations * 9 // 10), len(BEFALLS))
-        self.due = dict(zip(instants, self.dice.sample(BEFALLS, len(BEFALLS)), strict=True))
+        instants = self.dice.sample(range(operations // 20, operations * 9 // 10), len(FAULTS))
+        self.due = dict(zip(instants, self.dice.sample(FAULTS, len(FAULTS)), strict=True))
         self.to_kill, self.doomed, self.counted = 0, [], Counter()
 
     def go(self):
-        """From the first beginning to the last end."""
+        """Run all clients to their end."""
         began = time.monotonic()
         with ExitStack() as self.ends:
             for clients in CLIENTS:
                 self.start(clients)
             while self.selector.get_map():
                 heard = self.selector.select(TIMEOUT)
-                assert heard, "the clients hang"
+                assert heard, f"No client has printed a line for {TIMEOUT} s."
                 for key, _ in heard:
                     self.hear(key.data)
         self.counted["seconds"] = round(time.monotonic() - began)
 
     def start(self, clients):
-        """A process for these, with prices of its own."""
-        work = [(who, next(self.numbers), self.left[who]) for who in clients]
+        """Start a process for these clients, whose prices are all different."""
+        work = [(client, next(self.numbers), self.left[client]) for client in clients]
         command = [sys.executable, "-c", CLIENT, json.dumps([VARIANTS["cached"], self.keys, work])]
         with self.log.open("a") as log:
             running = self.ends.enter_context(subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=log))
@@ -481,67 +494,67 @@ class Run:
         self.selector.register(running.stdout, selectors.EVENT_READ, Process(running, clients))
 
     def hear(self, process):
-        """What it has said since; or that it ended, as it was to."""
-        said = os.read(process.running.stdout.fileno(), 1 << 16)
-        *lines, process.rest = (process.rest + said).split(b"\n")
+        """Read the output of a process. At its end check the exit code, and replace it if it was killed."""
+        output = os.read(process.running.stdout.fileno(), 1 << 16)
+        *lines, process.rest = (process.rest + output).split(b"\n")
         for line in lines:
             self.note(process, *json.loads(line))
-        if not said:
+        if not output:
             self.selector.unregister(process.running.stdout)
             killed = process.running.wait() == -signal.SIGKILL
             self.counted["kills"] += killed
             assert killed or process.running.returncode == 0, self.log.read_text()[-2_000:]
-            for who in process.clients:
-                self.end(who, math.inf)
-            if killed and any(self.left[who] for who in process.clients):
+            for client in process.clients:
+                self.end(client, math.inf)
+            if killed and any(self.left[client] for client in process.clients):
                 self.start(process.clients)
 
-    def note(self, process, what, who, *facts):
-        """One line."""
-        if what == "begins":
-            self.open[who] = facts
+    def note(self, process, event, client, *facts):
+        """Record one line of output."""
+        if event == "begins":
+            self.open[client] = facts
             if self.to_kill:
                 self.to_kill -= 1
                 self.doomed.append((self.counted["operations"] + self.dice.randrange(1, 8), process.running))
-        elif what == "wrote":
-            self.end(who, *facts)
-        elif what == "refused":
-            del self.open[who]
-            self.left[who] -= 1
+        elif event == "wrote":
+            self.end(client, *facts)
+        elif event == "refused":
+            del self.open[client]
+            self.left[client] -= 1
             self.counted["refused"] += 1
         else:
             prices, began, ended, came_from = facts
             for key, price in prices.items():
-                self.histories[int(key)].append(Operation(who, "read", price, began, ended))
+                self.histories[int(key)].append(Operation(client, "read", price, began, ended))
             self.counted["hits"] += came_from == "housing; hit"
-            self.operation(who)
+            self.operation(client)
 
-    def end(self, who, ended):
-        """The end of the write that is open, if one is."""
-        if who in self.open:
-            key, price, began = self.open.pop(who)
-            self.histories[key].append(Operation(who, "write", price, began, ended))
+    def end(self, client, ended):
+        """Record the end of the client's open write, if it has one."""
+        if client in self.open:
+            key, price, began = self.open.pop(client)
+            self.histories[key].append(Operation(client, "write", price, began, ended))
             self.counted["unknown writes" if ended == math.inf else "writes"] += 1
-            self.operation(who)
+            self.operation(client)
 
-    def operation(self, who):
-        """One more, and what befalls after so many."""
-        self.left[who] -= 1
+    def operation(self, client):
+        """Count one operation, and cause the fault that is due after it."""
+        self.left[client] -= 1
         self.counted["operations"] += 1
         for at, running in self.doomed:
             if at == self.counted["operations"]:
                 running.kill()
-        befalls = self.due.get(self.counted["operations"])
-        if befalls == "kill":
+        fault = self.due.get(self.counted["operations"])
+        if fault == "kill":
             self.to_kill += 1
-        elif befalls:
-            with redis.Redis.from_url(self.server.url) as client:
-                {"flush": client.flushall, "save": client.save, "restart": self.server.restart}[befalls]()
-            self.counted[befalls] += 1
+        elif fault:
+            with redis.Redis.from_url(self.server.url) as admin:
+                {"flush": admin.flushall, "save": admin.save, "restart": self.server.restart}[fault]()
+            self.counted[fault] += 1
 
 
 def overlaps(history):
-    """How many pairs of a read and a write overlapped; those whose end nobody knows are in none."""
+    """The number of overlapping pairs of a read and a write. Operations whose end is unknown are not counted."""
     known = [operation for operation in history if operation.ended < math.inf]
     events = [(operation.began, 1, operation.kind) for operation in known] + [(operation.ended, -1, operation.kind) for operation in known]
     going_on, pairs = {"read": 0, "write": 0}, 0
@@ -552,14 +565,16 @@ def overlaps(history):
 
 
 AT_LEAST = {"operations": 100_000, "overlaps": 8_000, "hits": 50_000, "writes": 2_500}
-"""Of what a run of all `OPERATIONS` that found nothing may speak; a shorter one, of so much less. All that befalls it does in either."""
+"""The least that a run of all `OPERATIONS` must count, and a shorter run in proportion. Otherwise its result says nothing. Both have all faults."""
 
 
 @pytest.mark.slow
 @pytest.mark.only("real")
 @pytest.mark.usefixtures("transactional_db")
-def test_eight_clients_see_one_history_while_processes_are_killed_and_redis_forgets(new_redis, tmp_path, record_property, pytestconfig):
-    """Each price is one register, whether a list or a detail shows it: nobody is shown an old one, nor the new before the old. 100,000 operations."""
+def test_eight_clients_see_a_linearizable_history_while_processes_are_killed_and_redis_loses_its_data(new_redis, tmp_path, record_property, pytestconfig):
+    """The price of each property is one register, whether a list or a detail shows it. In 100,000 operations no client sees an outdated price, or an old
+    price after a new one.
+    """
     homes = make_properties(4)
     operations = pytestconfig.option.operations or OPERATIONS
     run = Run(new_redis(), [home.pk for home in homes], tmp_path / "clients.log", operations)
@@ -567,7 +582,7 @@ def test_eight_clients_see_one_history_while_processes_are_killed_and_redis_forg
     run.counted["overlaps"] = sum(map(overlaps, run.histories.values()))
     record_property("counted", ", ".join(f"{number:,} {what}" for what, number in sorted(run.counted.items())))
 
-    stories = [story for home in homes if (story := violation(run.histories[home.pk], initial=int(home.price)))]
-    assert not stories, "\n".join(stories)
+    violations = [found for home in homes if (found := violation(run.histories[home.pk], initial=int(home.price)))]
+    assert not violations, "\n".join(violations)
     assert {what: run.counted[what] for what, least in AT_LEAST.items() if run.counted[what] < least * operations // OPERATIONS} == {}
     assert (run.counted["kills"], run.counted["flush"], run.counted["restart"]) == (20, 4, 3)

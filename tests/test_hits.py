@@ -370,7 +370,7 @@ def test_the_cached_variants_run_outside_atomic_requests(home, read, monkeypatch
 def unreachable():
     """The log message about an unreachable Redis, with its address and the error."""
     redis = get_redis_connection("default").connection_pool.connection_kwargs
-    return f"Redis at {redis['host']}:{redis['port']} is out of reach (connection refused)."
+    return f"Redis at {redis['host']}:{redis['port']} is unreachable (connection refused)."
 
 
 def test_without_redis_reads_are_answered_from_the_database(twenty_properties, read, redis_unreachable, queries, caplog):
@@ -381,7 +381,7 @@ def test_without_redis_reads_are_answered_from_the_database(twenty_properties, r
         response = read("cached")
 
     assert (response.came_from, response.body) == ("fwd=bypass; detail=unreachable", body)
-    assert caplog.messages == [f"Answered from the database: {unreachable()}"]
+    assert caplog.messages == [f"Served from the database: {unreachable()}"]
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_a_response_survives_the_loss_of_redis_before_its_store(twenty_propertie
 
     assert response.came_from == "fwd=bypass; detail=unreachable"
     assert len(response.rows) == 20
-    assert caplog.messages == [f"Answered, but not remembered: {unreachable()}"]
+    assert caplog.messages == [f"Served, but not stored: {unreachable()}"]
 
 
 # Thread-local connections to Redis

@@ -1292,7 +1292,7 @@ def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, red
     """Committed, it would stay invisible to readers for as long as entries live."""
     warm()
 
-    with redis_unreachable(), pytest.raises(NotLeased, match=r"Not committed: Redis at .* is out of reach"):
+    with redis_unreachable(), pytest.raises(NotLeased, match=r"Not committed: Redis at .* is unreachable"):
         Property.objects.filter(pk=home.pk).update(price=1)
 
     assert read("optimized").rows[0]["price"] == "300000.00"

@@ -734,7 +734,7 @@ def test_a_database_without_an_identity_is_read_without_the_cache(home, warm, re
         response = read("cached")
         assert (response.came_from, response.body) == ("fwd=bypass; detail=unverified", read("optimized").body)
         [line] = caplog.messages
-        assert line.startswith("Answered from the database: The identity of the database 'default' cannot be read: ")
+        assert line.startswith("Served from the database: The identity of the database 'default' cannot be read: ")
         assert line.endswith(". Run `manage.py migrate`, and let the role of the service SELECT from the table.")
 
         [message] = database_has_an_identity(None, databases=["default"])

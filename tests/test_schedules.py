@@ -1,6 +1,6 @@
-"""Every order. What `test_races.py` tells one by one holds in each order of the steps of two or three processes, also if one is killed, or Redis forgets.
+"""Every order of steps. No response is stale in any order of the steps of two or three processes, even if one is killed or Redis loses its data.
 
-Of orders that nobody could tell apart one is run. The long ones run with `make races`; of more than three processes they are drawn, for they are too many.
+Equivalent orders are run once. The long specs run with `make races`. Orders of more than three processes are drawn, because there are too many.
 """
 
 import math
@@ -23,22 +23,22 @@ READER, REDIS = "a reader", "Redis"
 
 
 def first(_, options):
-    """Whoever comes first, until it is done."""
+    """The first option, so that each actor finishes before the next one begins."""
     return options[0]
 
 
 LONG = pytest.mark.races
 
 
-def forget():
-    """What it knew is gone between two steps of others."""
-    stand_before("forgets everything")
+def lose_everything():
+    """Redis loses all its data between two steps of other actors."""
+    stand_before("loses all data")
     flush()
 
 
 @pytest.fixture
-def timeless(settings):
-    """No lease runs out, and nobody's patience, because the machine is slow."""
+def no_timeouts(settings):
+    """Let no lease run out and no reader stop waiting because the machine is slow."""
     settings.FRESHNESS_LEASE = settings.FRESHNESS_WAIT_TIMEOUT = 3600.0
     journal.forget_server()  # the settings are in the script's text
     yield
@@ -46,8 +46,10 @@ def timeless(settings):
 
 
 @pytest.fixture
-def perform(transactional_db, handler, timeless):
-    """`perform("reader", 1, 2, warm=True, …)`: a stage for a reader of the list and two writers of its one property's price, which is 0 at first."""
+def new_stage(transactional_db, handler, no_timeouts):
+    """`new_stage("a reader", 1, 2, warm=True, …)` returns a stage for a reader of the list and two writers, who set the price of its one property from
+    0 to 1 and 2.
+    """
     [home] = saved(a_property())
     home = Property.objects.get()
 
@@ -61,40 +63,41 @@ def perform(transactional_db, handler, timeless):
         mine.price = price
         mine.save(update_fields=["price"])
 
-    def actor(what):
-        if what == READER:
+    def actor(name):
+        if name == READER:
             return Actor("read", read)
-        if what == REDIS:
-            return Actor("fault", forget, killable=False)
-        return Actor("write", lambda: write(what), writes=what)
+        if name == REDIS:
+            return Actor("fault", lose_everything, killable=False)
+        return Actor("write", lambda: write(name), writes=name)
 
-    def perform(*who, warm=False, **bounds):
-        def cast():
-            connection.connection.execute("UPDATE housing_property SET price = 0")  # past the journal, for a new one begins
+    def new_stage(*names, warm=False, **bounds):
+
+        def new_actors():
+            connection.connection.execute("UPDATE housing_property SET price = 0")  # past the journal, which is new in each schedule
             clear_the_cache()
             if warm:
                 read()
-            return list(map(actor, who))
+            return list(map(actor, names))
 
-        return Stage(cast, lambda: [int(Property.objects.get().price), read()], **bounds)
+        return Stage(new_actors, lambda: [int(Property.objects.get().price), read()], **bounds)
 
-    return perform
+    return new_stage
 
 
 @pytest.fixture
-def holds(request):
-    """See a schedule to be linearizable. Where it is not, the failure is its story, and how it is told again."""
+def is_linearizable(request):
+    """Assert that a schedule is linearizable. Otherwise the failure shows its steps, and how to replay it."""
 
-    def holds(schedule):
+    def is_linearizable(schedule):
         if wrong := schedule.violation(initial=0):
-            pytest.fail(f"{wrong}\n\nAgain, alone: pytest '{request.node.nodeid}' --schedule={schedule.name}", pytrace=False)
+            pytest.fail(f"{wrong}\n\nReplay it: pytest '{request.node.nodeid}' --schedule={schedule.name}", pytrace=False)
         return True
 
-    return holds
+    return is_linearizable
 
 
 @pytest.mark.parametrize(
-    ("who", "schedules", "bounds"),
+    ("actors", "schedules", "bounds"),
     [
         pytest.param([READER, 1], 16, {}, id="a reader and a writer"),
         pytest.param([READER, 1], 7, {"warm": True}, id="a reader and a writer; warm"),
@@ -110,34 +113,36 @@ def holds(request):
         pytest.param(
             [READER, 1, 2], {"embedded": 1052, "real": 2311}, {"warm": True, "kills": 1}, id="a reader and two writers, one of them killed; warm", marks=LONG
         ),
-        pytest.param([READER, READER, 1, 2], 1640, {"preemptions": 1}, id="two readers and two writers, one of them made to wait", marks=LONG),
-        pytest.param([READER, 1, REDIS], 323, {}, id="a reader and a writer, Redis forgets", marks=LONG),
+        pytest.param([READER, READER, 1, 2], 1640, {"preemptions": 1}, id="two readers and two writers, one of them preempted", marks=LONG),
+        pytest.param([READER, 1, REDIS], 323, {}, id="a reader and a writer, Redis loses its data", marks=LONG),
     ],
 )
-def test_in_every_order_the_answers_are_linearizable(perform, holds, pytestconfig, record_property, who, schedules, bounds):
-    """How many orders there are is promised, too: none was left out."""
-    with perform(*who, **bounds) as stage:
+def test_responses_are_linearizable_in_every_order_of_steps(new_stage, is_linearizable, pytestconfig, record_property, actors, schedules, bounds):
+    """The number of schedules is promised, too, so none was left out."""
+    with new_stage(*actors, **bounds) as stage:
         name = pytestconfig.option.schedule
-        tried = sum(map(holds, [stage.replay(name)] if name else stage.every()))
+        tried = sum(map(is_linearizable, [stage.replay(name)] if name else stage.every()))
     record_property("counted", f"{tried:,} schedules")
     assert name or tried == (schedules if isinstance(schedules, int) else schedules[pytestconfig.option.stack])
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], print_blob=True)
 @given(data=st.data())
-def test_in_any_order_of_many_the_answers_are_linearizable(perform, holds, data):
-    """Three readers, two writers, a kill, and Redis forgets: too many orders for all. They are drawn as data, so that one that fails shrinks."""
-    with perform(READER, READER, READER, 1, 2, REDIS, kills=1) as stage:
-        assert holds(stage.run(lambda _, options: data.draw(st.sampled_from(options))))
+def test_responses_are_linearizable_in_drawn_orders_of_six_actors(new_stage, is_linearizable, data):
+    """Three readers, two writers, a kill and the loss of all of Redis's data have too many schedules to run each. They are drawn as Hypothesis's data, so
+    that a failing one shrinks.
+    """
+    with new_stage(READER, READER, READER, 1, 2, REDIS, kills=1) as stage:
+        assert is_linearizable(stage.run(lambda _, options: data.draw(st.sampled_from(options))))
 
 
 # The scheduler itself
 
 
 def outcome(schedule):
-    """What the judgement looks at, whoever is called T1 of those who are alike: what was read and written, and how many had ended before who began."""
+    """All that the check of a history depends on, whichever of two equal actors is T1: values, and which operations ended before others began."""
 
-    def told(prices):
+    def renamed(prices):
         done = schedule.history
         return sorted(
             (
@@ -150,39 +155,39 @@ def outcome(schedule):
             for one in done
         )
 
-    return str(min(told({0: 0, 1: 1, 2: 2}), told({0: 0, 1: 2, 2: 1})))
+    return str(min(renamed({0: 0, 1: 1, 2: 2}), renamed({0: 0, 1: 2, 2: 1})))
 
 
 @pytest.mark.parametrize(
-    ("who", "bounds"),
+    ("actors", "bounds"),
     [
         pytest.param([READER, 1], {"warm": True, "kills": 1}, id="a reader and a writer, one of them killed; warm"),
         pytest.param([READER, READER], {}, id="two readers"),
         pytest.param([1, 2], {"warm": True}, id="two writers; warm"),
         pytest.param([READER, 1], {"kills": 1}, id="a reader and a writer, one of them killed", marks=LONG),
         pytest.param([READER, READER], {"kills": 1}, id="two readers, one of them killed", marks=LONG),
-        pytest.param([READER, 1, REDIS], {}, id="a reader and a writer, Redis forgets", marks=LONG),
+        pytest.param([READER, 1, REDIS], {}, id="a reader and a writer, Redis loses its data", marks=LONG),
     ],
 )
-def test_the_schedules_that_are_left_out_end_as_others_do(perform, who, bounds):
-    """Else the reduction would hide something."""
-    with perform(*who, **bounds) as stage:
-        tried = list(stage.every())
-    with perform(*who, reduced=False, **bounds) as stage:
+def test_every_schedule_that_is_left_out_ends_like_one_that_runs(new_stage, actors, bounds):
+    """Otherwise the reduction could hide a stale response."""
+    with new_stage(*actors, **bounds) as stage:
+        run = list(stage.every())
+    with new_stage(*actors, reduced=False, **bounds) as stage:
         all_of_them = list(stage.every())
 
-    assert len(tried) < len(all_of_them)
-    assert set(map(outcome, tried)) == set(map(outcome, all_of_them))
+    assert len(run) < len(all_of_them)
+    assert set(map(outcome, run)) == set(map(outcome, all_of_them))
 
 
 @pytest.fixture
 def no_close(monkeypatch):
-    """A service that forgets to say that something was written."""
+    """Break the service: it withdraws each lease and never closes it, so no write makes an entry stale."""
     monkeypatch.setattr(journal, "close", journal.withdraw)
 
 
-def test_a_look_that_finds_nothing_new_leads_nowhere(transactional_db, timeless):
-    """Whoever looked again, and was told to wait on, could as well not have looked."""
+def test_a_schedule_with_a_look_that_finds_nothing_new_is_left_out(transactional_db, no_timeouts):
+    """It leads to the same as the schedule without this look, because a reader that must go on waiting has changed nothing."""
 
     def fill():
         journal.lookup("an entry")
@@ -194,52 +199,55 @@ def test_a_look_that_finds_nothing_new_leads_nowhere(transactional_db, timeless)
     def write():
         journal.close(journal.lease({"another's tag"}))
 
-    def cast():
+    def new_actors():
         clear_the_cache()
         return [Actor("fault", act, killable=False) for act in (fill, wait, write)]
 
     counts = []
     for reduced in (True, False):
-        with Stage(cast, reduced=reduced) as stage:
+        with Stage(new_actors, reduced=reduced) as stage:
             counts.append(sum(1 for _ in stage.every()))
     assert counts == [30, 78]
 
 
-def test_a_schedule_with_a_stale_response_is_a_story_that_can_be_told_again(perform, no_close):
-    """Its name is who took each step."""
-    with perform(READER, 1, warm=True) as stage:
-        story = next(schedule for schedule in stage.every() if schedule.violation(initial=0))
-        again = stage.replay(story.name)
+def test_a_schedule_with_a_stale_response_can_be_replayed(new_stage, no_close):
+    """The name of a schedule says which actor took each step."""
+    with new_stage(READER, 1, warm=True) as stage:
+        stale = next(schedule for schedule in stage.every() if schedule.violation(initial=0))
+        again = stage.replay(stale.name)
 
-    assert story.name == "12222"
-    assert (again.lines, again.history) == (story.lines, story.history)
-    assert story.violation(initial=0).startswith("Schedule 12222:\nT1 lookup: hit\nT2 UPDATE\nT2 lease\nT2 COMMIT\nT2 withdraw\n\n")
+    assert stale.name == "12222"
+    assert (again.lines, again.history) == (stale.lines, stale.history)
+    assert stale.violation(initial=0).startswith("Schedule 12222:\nT1 lookup: hit\nT2 UPDATE\nT2 lease\nT2 COMMIT\nT2 withdraw\n\n")
 
 
-def test_a_stale_response_fails_with_its_story(perform, no_close, holds):
-    """And says how it is told again."""
+def test_a_stale_response_fails_with_its_schedule(new_stage, no_close, is_linearizable):
+    """The failure also says how to replay it."""
     with (
-        perform(READER, 1, warm=True) as stage,
-        pytest.raises(pytest.fail.Exception, match=r"Schedule 12222:(.|\n)*Again, alone: pytest '.*' --schedule=12222"),
+        new_stage(READER, 1, warm=True) as stage,
+        pytest.raises(pytest.fail.Exception, match=r"Schedule 12222:(.|\n)*Replay it: pytest '.*' --schedule=12222"),
     ):
-        holds(stage.replay("12222"))
+        is_linearizable(stage.replay("12222"))
 
 
-def test_a_schedule_that_the_code_does_not_follow_any_longer_says_where(perform):
-    with perform(READER, 1) as stage:
+def test_a_schedule_that_the_code_no_longer_follows_fails_at_the_step(new_stage):
+    """The error shows the steps up to there."""
+    with new_stage(READER, 1) as stage:
         for name in ("11", "2222222"):
-            with pytest.raises(ValueError, match=f"and there schedule {name} cannot be followed"):
+            with pytest.raises(ValueError, match=f"schedule {name} cannot be followed from here"):
                 stage.replay(name)
 
 
-def test_who_is_no_actor_passes(perform):
-    """The spec itself may write, and waits for nobody's turn."""
-    with perform(READER) as stage:
+def test_a_thread_that_is_no_actor_never_waits_for_its_turn(new_stage):
+    """The spec itself may write between two schedules."""
+    with new_stage(READER) as stage:
         Property.objects.update(price=7)
         assert stage.run(first).violation(initial=0) is None
 
 
-def test_what_an_actor_raises_is_raised(perform):
+def test_an_error_in_an_actor_is_raised_in_the_spec(new_stage):
+    """It would otherwise be lost with the actor's thread."""
+
     def act():
         raise LookupError("no such property")
 
@@ -247,20 +255,23 @@ def test_what_an_actor_raises_is_raised(perform):
         stage.run(first)
 
 
-def test_actors_that_all_wait_for_each_other_are_named(perform):
+def test_actors_that_all_wait_for_each_other_raise_an_error(new_stage):
+    """The error shows the steps that led to the deadlock."""
+
     def act():
         here.actor.holds_lock = True
         stand_before(BEGIN)
 
-    with Stage(lambda: [Actor("fault", act), Actor("fault", act)]) as stage, pytest.raises(RuntimeError, match="nobody can go on"):
+    with Stage(lambda: [Actor("fault", act), Actor("fault", act)]) as stage, pytest.raises(RuntimeError, match="no actor can take a step"):
         stage.run(first)
 
 
-def test_an_actor_that_does_not_come_back_is_named(monkeypatch, transactional_db):
+def test_an_actor_that_is_stuck_raises_an_error(monkeypatch, transactional_db):
+    """The spec would otherwise hang without saying why."""
     monkeypatch.setattr("tests.schedules.TIMEOUT", 0.01)
     forever = Event()
     stage = Stage(lambda: [Actor("fault", forever.wait)])
-    with pytest.raises(RuntimeError, match="and there T1 does not come back"):
+    with pytest.raises(RuntimeError, match="T1 is stuck"):
         stage.run(first)
     forever.set()
     monkeypatch.undo()

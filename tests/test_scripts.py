@@ -1,6 +1,6 @@
-"""Scripts that break half way. Redis keeps what a script wrote before it broke, so every verb is safe after each of its commands.
+"""Scripts that fail half way. Redis keeps what a script wrote before it failed, so every verb is safe after each of its commands.
 
-T1, T2, … are processes. A verb that breaks raises: its caller reads from the database, or rolls back.
+T1, T2, … are processes. A verb that fails raises an error, so its caller reads from the database, or rolls back.
 """
 
 import re
@@ -18,17 +18,17 @@ from housing.freshness.journal import Hit, Unreachable, journal
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 MANY = [f"row:{number:05}" for number in range(2_500)]
-"""Tags that sort before "t": whatever splits a list comes to "t" last."""
+"""Tags that sort before "t", so that "t" is in the last part of a list that is split."""
 
 
 @contextmanager
-def broken_after(commands, monkeypatch):
-    """Within, the script raises an error instead of running another command."""
+def failing_after(commands, monkeypatch):
+    """Within this, the script raises an error after this many commands."""
     counting = f"""
         local made = 0
         local function call(...)
           made = made + 1
-          if made > {commands} then error('broken on purpose') end
+          if made > {commands} then error('fails on purpose') end
           return redis.call(...)
         end"""
     assert module.SCRIPT.count("local call = redis.call\n") == 1
@@ -41,24 +41,24 @@ def broken_after(commands, monkeypatch):
 
 @contextmanager
 def leases_that_run_out_at_once():
-    """Within, a lease lasts for a microsecond."""
+    """Within this, a lease lasts for a microsecond."""
     with override_settings(FRESHNESS_LEASE=0.000_001):
         journal.forget_server()
         yield
     journal.forget_server()
 
 
-def broken_at_every_command(act, prepare, monkeypatch):
-    """For each command of `act`: prepare, break `act` after so many commands, and yield what was prepared. Ends when `act` is not broken."""
+def failing_at_every_command(act, prepare, monkeypatch):
+    """Prepare, and let `act` fail after its first command, its second, and so on. Yields what was prepared, each time, until `act` succeeds."""
     for commands in count():
         prepared = prepare()
-        with broken_after(commands, monkeypatch):
+        with failing_after(commands, monkeypatch):
             try:
                 act(*prepared)
             except Unreachable as error:
-                assert "broken on purpose" in str(error), error
+                assert "fails on purpose" in str(error), error
             else:
-                assert commands > 0, "no command was broken"
+                assert commands > 0, "act ran no command"
                 return
         yield prepared
 
@@ -74,19 +74,20 @@ VERBS = {
     "leases": lambda fill, lease: journal.leases(),
     "forbidden": lambda fill, lease: journal._run("forbidden", "time"),
 }
-"""Every verb of the script. `fill` read the old value, `lease` is of the writer of the new one."""
+"""Calls of every verb. `fill` is the miss of a reader of the old value, and `lease` is that of the writer of the new value."""
 
 COMMANDLESS = {"forbidden"}
-"""The verbs that run no command of Redis."""
+"""The verbs that run no Redis command."""
 
 
-def test_every_verb_of_the_script_is_broken_here():
+def test_these_specs_break_every_verb_of_the_script():
+    """A new verb must not be forgotten."""
     assert set(re.findall(r"function verbs\.(\w+)", module.SCRIPT)) == VERBS.keys()
 
 
 @pytest.fixture(params=["a lease is open", "a lease ran out", "the journal was lost"])
 def prepare(request):
-    """T1 stores the old value, T2 reads it for the same entry, T3 leases its tag and thousands of others. Then the rest of the name."""
+    """T1 stores the old value · T2 misses, SELECTs it for the same entry · T3 leases its tag and thousands of others · what the parameter says."""
 
     def prepare():
         clear_the_cache()
@@ -105,9 +106,9 @@ def prepare(request):
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS.keys() - COMMANDLESS))
-def test_a_script_that_breaks_at_any_command_never_makes_an_old_value_a_hit(verb, prepare, monkeypatch):
-    """T3 COMMITs, and its close or another's verb breaks · neither the entry of T1 nor the fill of T2 is served, nor stored."""
-    for fill, _ in broken_at_every_command(VERBS[verb], prepare, monkeypatch):
+def test_a_script_that_fails_at_any_command_never_makes_an_old_value_a_hit(verb, prepare, monkeypatch):
+    """T1 stores · T2 misses, SELECTs · T3 leases, COMMITs · a verb of T3 or T4 fails · T5 does not hit T1's entry · T2 may not store."""
+    for fill, _ in failing_at_every_command(VERBS[verb], prepare, monkeypatch):
         assert not isinstance(journal.lookup(PAGE), Hit)
         assert journal.store(PAGE, fill, {"t"}, '"old"', b"old") != "stored"
         assert not isinstance(journal.lookup(PAGE), Hit)
@@ -115,42 +116,44 @@ def test_a_script_that_breaks_at_any_command_never_makes_an_old_value_a_hit(verb
 
 @pytest.mark.parametrize("prepare", ["a lease is open", "the journal was lost"], indirect=True)
 @pytest.mark.parametrize("verb", sorted(VERBS.keys() - COMMANDLESS - {"close", "begin"}))
-def test_a_script_that_breaks_at_any_command_ends_no_lease(verb, prepare, monkeypatch):
-    """Another's verb breaks · T4 reads the old value · T3 COMMITs and is killed · T4 does not store it. (`begin` is for when nobody writes.)"""
-    for _ in broken_at_every_command(VERBS[verb], prepare, monkeypatch):
+def test_a_script_that_fails_at_any_command_ends_no_lease(verb, prepare, monkeypatch):
+    """T3 leases · a verb of T4 fails · T5 misses, SELECTs the old value · T3 COMMITs, is killed · T5 may not store. (`begin` is left out, because it is for
+    times when nobody writes.)
+    """
+    for _ in failing_at_every_command(VERBS[verb], prepare, monkeypatch):
         fill = journal.lookup(PAGE)
         assert journal.store(PAGE, fill, {"t"}, '"old"', b"old") in ("leased", "recovering")
         assert not isinstance(journal.lookup(PAGE), Hit)
 
 
-def test_a_store_that_breaks_never_leaves_new_bytes_under_old_tags(monkeypatch):
-    """T1 fills the page from "t" · T2 fills it from "u", and breaks · T3 writes "u": what T2 read is stale."""
+def test_a_store_that_fails_never_leaves_new_bytes_with_old_tags(monkeypatch):
+    """T1 stores a response with tag "t" · T2 stores one with tag "u", and fails · T3 writes "u" · T4 does not hit what T2 read."""
 
     def prepare():
         clear_the_cache()
         journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", cost=1.0)
         return [journal.lookup(PAGE, draw=1e12)]
 
-    for _ in broken_at_every_command(lambda fill: journal.store(PAGE, fill, {"u"}, '"2"', b"2"), prepare, monkeypatch):
+    for _ in failing_at_every_command(lambda fill: journal.store(PAGE, fill, {"u"}, '"2"', b"2"), prepare, monkeypatch):
         journal.close(journal.lease({"u"}))
         assert journal.lookup(PAGE) != Hit('"2"', b"2")
 
 
-def test_a_close_that_breaks_drops_no_record_that_is_still_needed(monkeypatch):
-    """T1 reads "t" · T2 writes it · T3's close drops the records that are older than the TTL, and breaks · T1 does not store what it read."""
+def test_a_close_that_fails_drops_no_record_that_is_still_needed(monkeypatch):
+    """T1 misses, SELECTs "t" · T2 writes "t" · T3 closes, which drops the records older than the TTL, and fails · T1 may not store."""
 
     def prepare():
         clear_the_cache()
         fill = journal.lookup(PAGE)
         journal.close(journal.lease({"t"}))
-        get_redis_connection("default").zadd(cache.make_key("journal"), {"low": -1})  # so that it is time to drop records
+        get_redis_connection("default").zadd(cache.make_key("journal"), {"low": -1})  # so that the close drops records
         return fill, journal.lease({"u"})
 
     def close(_, lease):
         with override_settings(FRESHNESS_TTL=0.000_001):
             journal.close(lease)
 
-    for fill, _ in broken_at_every_command(close, prepare, monkeypatch):
+    for fill, _ in failing_at_every_command(close, prepare, monkeypatch):
         assert journal.store(PAGE, fill, {"t"}, '"old"', b"old") == "raced"
 
 
@@ -159,7 +162,7 @@ def test_a_close_that_breaks_drops_no_record_that_is_still_needed(monkeypatch):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_passes_only_keys_of_the_cache(verb, monkeypatch):
-    """A Redis user who may use the keys of the cache alone may not pass an empty one."""
+    """A Redis user with permission only for the keys of the cache may not even pass an empty key."""
     lease, fill = journal.lease({"t"}), journal.lookup(PAGE)
     passed, send = [], get_redis_connection("default").connection_pool.connection_class.send_command
 
@@ -181,13 +184,13 @@ SIZES = pytest.mark.parametrize("size", [1, 999, 1_000, 1_001, 4_500, 20_000])
 
 
 def tags(size):
-    """So many, "t" the last of them."""
+    """This many tags. The last one is "t"."""
     return [f"row:{number:05}" for number in range(size - 1)] + ["t"]
 
 
 @SIZES
 def test_a_transaction_may_have_any_number_of_tags(size):
-    """Lua's stack holds some thousand values. A script that fails there would have removed the lease and recorded nothing."""
+    """Lua's stack holds a few thousand values. A script that fails on them could remove the lease without recording its tags."""
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"old"', b"old") == "stored"
     assert journal.store(ANOTHER, journal.lookup(ANOTHER), {"another"}, '"1"', b"1") == "stored"
     lease = journal.lease(tags(size))
@@ -202,7 +205,7 @@ def test_a_transaction_may_have_any_number_of_tags(size):
 
 @SIZES
 def test_a_lease_that_ran_out_may_have_any_number_of_tags(size):
-    """Its writer was killed. The next reader records what it leased."""
+    """T1 leases, is killed, its lease runs out · T2 misses, which records all tags of the lease."""
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"old"', b"old") == "stored"
     with leases_that_run_out_at_once():
         journal.lease(tags(size))
@@ -213,7 +216,7 @@ def test_a_lease_that_ran_out_may_have_any_number_of_tags(size):
 
 @SIZES
 def test_an_entry_may_have_any_number_of_tags(size):
-    """The last of them counts as much as the first."""
+    """The first and the last of them make it stale."""
     for written in (tags(size)[0], "t"):
         assert journal.store(PAGE, journal.lookup(PAGE), tags(size), '"1"', b"1") == "stored"
         journal.close(journal.lease({"another"}))

@@ -1,6 +1,6 @@
-"""How a read comes by its answer: remembered and fresh, or read from the database and remembered.
+"""Respond to a read, with a fresh entry of the cache or from the database.
 
-Of many readers of one answer that is not there one asks the database (single flight); the others look up again until it is there.
+If many readers miss the same entry, one of them queries the database (single flight). The others look again until it has stored the response.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from .settings import conf
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often an answer is read again because a write overtook it; then it is given as it is, and not remembered."""
+"""How often a response is read before a reader gives up because writes raced it every time. The last one is served, and not stored."""
 
 PAUSES = (0.002, 0.004, 0.008, 0.016, 0.032)
-"""Seconds between one look and the next for what another reader is filling; the last is repeated."""
+"""Seconds that a waiting reader pauses between two looks; the last pause is repeated."""
 
 draws = random.Random()
-"""Who reads an answer again before its time is up."""
+"""Draws that decide which reader refills an entry before it expires."""
 
 Read = Callable[[], bytes]
-"""Reads a response from the database. What it depends on is read off its queries."""
+"""Reads a response from the database. Its queries tell what it depends on."""
 
 NOT_STORED = "unverified"
-"""The verdict on a response whose dependencies are not known: it is served, and never stored."""
+"""The detail in Cache-Status if the dependencies of a response are not known: it is served, and never stored."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """`body` is None where the reader has it already. `status` is the value of Cache-Status (RFC 9211)."""
+class CachedResponse:
+    """The response to a reader. `body` is None if the reader has these bytes already. `status` is the value of Cache-Status (RFC 9211)."""
 
     etag: str
     body: bytes | None
@@ -50,16 +50,16 @@ class Answer:
 
 
 def etag_of(body: bytes) -> str:
-    """A strong validator: the same bytes, the same text (RFC 9110, section 8.8.3)."""
+    """A strong validator: equal bytes have equal ETags (RFC 9110, section 8.8.3)."""
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-def response(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin) -> Answer:
-    """The answer under the key that `key_in` makes of the identity of a database, never older than the last write that was complete when this began.
+def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin) -> CachedResponse:
+    """The response under the key that `key_in` returns for the database's identity. It is never older than the last write that ended before this call.
 
-    `etags` are those that the reader has. Raises what `read` raises, and then remembers nothing.
+    `etags` are those that the reader has. Raises whatever `read` raises, and then stores nothing.
     """
-    if connection.reads_the_past:  # its snapshot may be older than any instant of ours, and hold writes nobody else sees
+    if connection.reads_the_past:  # its snapshot may be older than every instant of the journal, or contain uncommitted writes
         return _without_cache(read, etags, "transaction")
     deadline = monotonic() + conf.WAIT_TIMEOUT
     for _ in range(ATTEMPTS):
@@ -68,33 +68,33 @@ def response(key_in: Callable[[str], str], etags: Collection[str], read: Read, c
             key = key_in(database)
             found, waited = _look_up(key, etags, deadline)
         except (Unidentified, Unreachable) as why:
-            logger.warning("Answered from the database: %s", why)
+            logger.warning("Served from the database: %s", why)
             return _without_cache(read, etags, "unreachable" if isinstance(why, Unreachable) else "unverified")
         if isinstance(found, Hit):
-            return Answer(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
+            return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
         body, recording, seconds = _read_after(found, key, read, connection)
         if recording.complaint:
             _abandon(key, found)
             logger.error("Served, but not stored: %s", recording.complaint)
-            return _given(body, etags, f"{conf.NAME}; fwd=bypass; detail={NOT_STORED}")
-        if connection.identity != database:  # the connection was made for this read, and leads to another database
+            return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail={NOT_STORED}")
+        if connection.identity != database:  # the connection was opened for this read, and leads to another database
             _abandon(key, found)
             verdict = "raced"
             continue
         try:
             verdict = journal.store(key, found, recording.tags, etag_of(body), body, seconds)
-        except Unreachable as away:
-            logger.warning("Answered, but not remembered: %s", away)
-            return _given(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")
+        except Unreachable as unreachable:
+            logger.warning("Served, but not stored: %s", unreachable)
+            return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")
         if verdict == "stored":
-            return _given(body, etags, f"{conf.NAME}; fwd={'stale' if found.stale else 'miss'}; stored")
+            return _response(body, etags, f"{conf.NAME}; fwd={'stale' if found.stale else 'miss'}; stored")
         if verdict != "raced":
             break
-    return _given(body, etags, f"{conf.NAME}; fwd=miss; detail={verdict}")
+    return _response(body, etags, f"{conf.NAME}; fwd=miss; detail={verdict}")
 
 
 def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | Miss, bool]:
-    """What there is under `key`, and whether another reader was waited for; nobody waits beyond `deadline`."""
+    """The entry under `key` or a miss, and whether this waited for another reader. It never waits after `deadline`."""
     draw = draws.expovariate(1.0) * conf.BETA
     looks = 0
     while isinstance(found := journal.lookup(key, etags, draw=draw, may_wait=monotonic() < deadline), Filling):
@@ -104,10 +104,10 @@ def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | M
 
 
 def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -> tuple[bytes, Recorder, float]:
-    """What `read` gives, what it depends on, and how many seconds it took. Where it raises, nobody waits for it any longer."""
+    """The result of `read`, its dependencies, and the seconds that it took. If `read` raises, no other reader waits for this fill any longer."""
     started = perf_counter()
     try:
-        connection.ensure_connection()  # whose identity belongs to what is read
+        connection.ensure_connection()  # so that its identity belongs to what is read
         with recorded() as recording, watched(recording, connection):
             body = read()
     except BaseException:
@@ -118,7 +118,7 @@ def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -
 
 @contextmanager
 def watched(recording: Recorder, connection: ConnectionMixin) -> Iterator[None]:
-    """Refuse what is read from a database whose backend is not the engine's: its writes are not seen."""
+    """Refuse a recording that reads a database whose backend is not the engine's, because writes there are not seen."""
 
     def refuse(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         recording.refuse(f"It reads the database '{context['connection'].alias}', whose backend is not the engine's.")
@@ -134,14 +134,14 @@ def watched(recording: Recorder, connection: ConnectionMixin) -> Iterator[None]:
 def _abandon(key: str, miss: Miss) -> None:
     try:
         journal.abandon(key, miss)
-    except Unreachable as away:
-        logger.warning("Not answered, and others may wait for it until their patience is at its end: %s", away)
+    except Unreachable as unreachable:
+        logger.warning("The fill failed and could not be reported, so other readers may wait up to FRESHNESS_WAIT_TIMEOUT: %s", unreachable)
 
 
-def _without_cache(read: Read, etags: Collection[str], why: str) -> Answer:
-    return _given(read(), etags, f"{conf.NAME}; fwd=bypass; detail={why}")
+def _without_cache(read: Read, etags: Collection[str], why: str) -> CachedResponse:
+    return _response(read(), etags, f"{conf.NAME}; fwd=bypass; detail={why}")
 
 
-def _given(body: bytes, etags: Collection[str], status: str) -> Answer:
+def _response(body: bytes, etags: Collection[str], status: str) -> CachedResponse:
     etag = etag_of(body)
-    return Answer(etag, None if etag in etags or "*" in etags else body, status)
+    return CachedResponse(etag, None if etag in etags or "*" in etags else body, status)

@@ -1,11 +1,11 @@
-"""The freshness journal: when each tag was last written, as Redis's own clock tells it.
+"""The freshness journal records when each tag was last written, by Redis's own clock.
 
-A reader that misses is handed an instant, `read_at`, before it asks the database; a writer leases its tags before COMMIT and
+A reader that misses gets an instant, `read_at`, before it queries the database. A writer leases its tags before COMMIT and
 closes the lease after it. An entry is fresh if and only if no close and no lease of any of its tags is at or after its
-`read_at`. So nothing is ever deleted to invalidate, and a write costs the same however much is cached.
+`read_at`. This way nothing is ever deleted to invalidate it, and a write costs the same however much is cached.
 
-Leases against the race of a fill with a write: Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, section 3.2.1;
-here it is the writer who takes them. The script is `journal.lua`: every verb is one round trip, and may run twice.
+Leases against the race of a fill with a write come from Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, section
+3.2.1. Here the writer takes them. The script is `journal.lua`: every verb is one round trip, and may run twice.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from django_redis import get_redis_connection
 from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
 
-from .servers import SCRIPTED, Objection, described, named, objection, permission_objection
+from .servers import SCRIPTED, Objection, objection, parsed, permission_objection, server_name
 from .settings import conf
 
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
 
 REFUSED_FOR = 1.0
-"""Seconds until a server that was refused is asked again: each time takes a new connection, and each read would."""
+"""Seconds until a refused server is checked again. A check takes a new connection, so not every read should make one."""
 
 
 class Unreachable(Exception):
-    """Redis did not answer, or refused; the message says which server, and what it said."""
+    """Redis sent no reply, or an error. The message says which server it was, and the error."""
 
 
 class Refused(Unreachable):
-    """Redis answers but cannot keep the promise, so it is not used. `reason` says which server and why, `remedy` what to do."""
+    """Redis is reachable but cannot keep the promise, so it is not used. `reason` says which server and why, `remedy` what to do."""
 
     def __init__(self, where: str, why: Objection) -> None:
         self.reason, self.remedy = f"{why.server} at {where} cannot keep the promise: {why.reason}", why.remedy
@@ -57,7 +57,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Hit:
-    """An entry, fresh. `body` is None where the reader has it already."""
+    """A fresh entry. `body` is None if the reader has these bytes already."""
 
     etag: str
     body: bytes | None
@@ -65,7 +65,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Miss:
-    """No fresh entry; `stale` says that there is one no longer fresh. `read_at` and `epoch` go with what is stored instead."""
+    """No fresh entry. `stale` says whether there is a stale one. The new response is stored with `read_at` and `epoch`."""
 
     stale: bool
     epoch: bytes
@@ -73,23 +73,23 @@ class Miss:
 
 
 class Filling:
-    """Nothing to be had yet: another reader is asking the database. Look up again, later."""
+    """No entry yet, because another reader is filling it. Look again later."""
 
 
 class Journal:
-    """The verbs of `journal.lua`. Each is one round trip, and raises Unreachable where Redis is."""
+    """The verbs of `journal.lua`. Each is one round trip, and raises Unreachable if Redis is unreachable."""
 
     def __init__(self) -> None:
         self._sha: str | None = None
         self._server = "Redis"
         self._refused: tuple[float, str, Objection] | None = None
-        self._line = Line()
+        self._line = ThreadConnection()
 
     def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, may_wait: bool = False) -> Hit | Miss | Filling:
-        """The entry under this key, if it is fresh; without its body if the reader's `etags` name it.
+        """The entry under this key if it is fresh. Its body is left out if its ETag is one of the reader's `etags`.
 
-        `draw`, from the exponential distribution, times the seconds that the entry cost: so long before its time is up it counts as over.
-        Whoever is `patient` may be told that another is filling it.
+        The entry expires early by `draw`, from the exponential distribution, times the seconds that it cost. With `may_wait` the result is
+        Filling while another reader fills the entry.
         """
         verdict, *rest = self._run("lookup", int(may_wait), repr(draw), *etags, entry=entry)
         if verdict == b"filling":
@@ -99,37 +99,37 @@ class Journal:
         return Miss(verdict == b"stale", *rest)
 
     def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0) -> str:
-        """Remember what was read after `miss`, in `cost` seconds: "stored"; or why not, "raced", "leased" or "recovering"."""
+        """Store what was read after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering"."""
         args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000))
         return bytes(self._run("store", *args, entry=entry)).decode()
 
     def abandon(self, entry: str, miss: Miss) -> None:
-        """Say that nothing will be stored after `miss`, so that nobody waits for it."""
+        """Report that nothing will be stored after `miss`, so that nobody waits for it."""
         self._run("abandon", miss.read_at, entry=entry)
 
     def lease(self, tags: Collection[str]) -> Lease:
-        """Say that reads of these tags cannot be trusted until the lease is closed or, in `FRESHNESS_LEASE` seconds, runs out."""
+        """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds."""
         lease = Lease(os.urandom(8).hex(), tuple(sorted(tags)))
         self._run("lease", lease.id, "\n".join(lease.tags))
         return lease
 
     def close(self, lease: Lease) -> None:
-        """Say that what was leased is written: what was read of it before now is stale, what is read from now on is not."""
+        """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh."""
         self._run("close", lease.id, "\n".join(lease.tags))
 
     def withdraw(self, lease: Lease) -> None:
-        """Say that what was leased was not written after all; nothing becomes stale."""
+        """Report that the leased write did not happen, so nothing becomes stale."""
         self._run("withdraw", lease.id, "\n".join(lease.tags))
 
     def begin(self) -> None:
-        """Begin a new journal, without the lease on everything that one found missing begins with.
+        """Begin a new journal without the lease on everything, with which a missing one is created.
 
-        Only for who knows that nobody writes meanwhile. Every entry of the old journal is disowned.
+        Call it only while nobody writes. No entry of the old journal is trusted afterwards.
         """
         self._run("begin")
 
     def leases(self) -> dict[Lease, float]:
-        """The leases that are open, each with the seconds until it runs out, the first to run out first."""
+        """The open leases, each with the seconds until it runs out. The first to run out comes first."""
         listed = iter([bytes(part).decode() for part in self._run("leases")])
         leases = {}
         for held in listed:
@@ -138,10 +138,10 @@ class Journal:
         return leases
 
     def inspect_server(self) -> dict[str, str]:
-        """Ask the server whether it can keep the promise, and load the script. → its INFO; nothing where FRESHNESS_RUN_ID stands for it.
+        """Check whether the server can keep the promise, and load the script. Returns its INFO, or {} if FRESHNESS_RUN_ID replaces it.
 
-        Raises Refused where it cannot. The first call of any verb does this, too, and so does the next one after an error.
-        A refusal holds for REFUSED_FOR; this asks at once.
+        Raises Refused if it cannot. The first call of any verb does the same, and so does the next call after an error.
+        A refusal lasts for REFUSED_FOR seconds, but this method asks at once.
         """
         client: Redis = get_redis_connection(conf.CACHE)
         try:
@@ -150,7 +150,7 @@ class Journal:
             raise self._failed(client, error) from error
 
     def forget_server(self) -> None:
-        """Learn anew, at the next call, which server this is."""
+        """Ask the server what it is at the next call."""
         self._sha = self._refused = None
 
     def _run(self, verb: str, *args: Any, entry: str = "") -> Any:
@@ -159,10 +159,10 @@ class Journal:
         try:
             try:
                 return self._evaluate(client, verb, entry, nonce, args)
-            except (refusals.NoScriptError, refusals.ConnectionError):  # another incarnation of the server, or of the address: ask which, and once more
+            except (refusals.NoScriptError, refusals.ConnectionError):  # the server restarted, or the address leads to another: try once more
                 self._sha = None
                 return self._evaluate(client, verb, entry, nonce, args)
-        except refusals.RedisError as error:  # away, full, read-only, or holding something else under our key
+        except refusals.RedisError as error:  # unreachable, full, read-only, or another type of value under the journal's key
             raise self._failed(client, error) from error
 
     def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any]) -> Any:
@@ -171,15 +171,15 @@ class Journal:
         return self._line.ask(client, "EVALSHA", sha, *keys, verb, nonce, *args)
 
     def _learn(self, client: Redis) -> str:
-        """The SHA of the script, loaded. Raises Refused, without asking, where the server was refused a moment ago."""
+        """The SHA of the loaded script. Raises Refused, without a round trip, if the server was refused a moment ago."""
         if self._refused and monotonic() < self._refused[0]:
             raise Refused(*self._refused[1:])
         return self._load(client)[0]
 
     def _load(self, client: Redis) -> tuple[str, dict[str, str]]:
-        """Load the script with the server's run id as a literal in it, so that its SHA belongs to this incarnation alone. → the SHA, and INFO.
+        """Load the script with the server's run ID as a literal in it, so that its SHA changes when the server restarts. Returns the SHA and INFO.
 
-        Over one connection, which ends with the server: the id that was asked for is that of the server that loads.
+        Both commands go over one connection, which ends with its server, so the run ID is that of the server that loads the script.
         """
         connection = self._line.borrow(client.connection_pool)
         try:
@@ -192,7 +192,7 @@ class Journal:
             connection.read_response()
             if info and (forbidden := connection.read_response()):
                 raise refusals.NoPermissionError(f"it may not run {b', '.join(forbidden).decode()}")
-        except BaseException:  # a reply that nobody has read would be taken for the next one, and the address may lead to another server next time
+        except BaseException:  # the next command would read the reply to this one, and the address may lead to another server by then
             self._sha = None
             connection.disconnect()
             raise
@@ -200,32 +200,32 @@ class Journal:
         return sha, info
 
     def _suitable(self, client: Redis, connection: Any) -> dict[str, str]:
-        """The INFO of a server that can keep the promise."""
+        """The INFO of the server. Raises Refused if it cannot keep the promise."""
         connection.send_command("INFO")
         try:
-            info = described(connection.read_response().decode())
+            info = parsed(connection.read_response().decode())
         except refusals.ResponseError as error:
             if "unknown command" not in str(error):
                 raise
             info = {}
-        self._server = named(info)
+        self._server = server_name(info)
         if why := objection(info):
             raise self._refuse(client, why)
         return info
 
     def _refuse(self, client: Redis, why: Objection) -> Refused:
-        """The error to raise, now and for a while."""
+        """The error to raise now and for the next REFUSED_FOR seconds."""
         self._refused = monotonic() + REFUSED_FOR, _address(client), why
         return Refused(*self._refused[1:])
 
     def _failed(self, client: Redis, error: refusals.RedisError) -> Unreachable:
-        """The error to raise for one of redis-py's. Except where the server is only full, it may be another one by now: the next call asks."""
+        """The error to raise for an error of redis-py. The address may lead to another server now, so the next call asks, unless the server is only full."""
         if not isinstance(error, refusals.OutOfMemoryError):
             self._sha = None
-            self._line.hang_up()
+            self._line.disconnect()
         if isinstance(error, refusals.NoPermissionError) or "ACL failure" in str(error):
             return self._refuse(client, permission_objection(self._server, str(error), caches[conf.CACHE].make_key("*")))
-        return Unreachable(f"Redis at {_address(client)} is out of reach ({error}).")
+        return Unreachable(f"Redis at {_address(client)} is unreachable ({error}).")
 
 
 def _address(client: Redis) -> str:
@@ -233,10 +233,10 @@ def _address(client: Redis) -> str:
     return where.get("path") or f"{where.get('host')}:{where.get('port')}"
 
 
-class Line(threading.local):
-    """This thread's own connection: borrowed from the client's pool once, for the pool looks every time whether a connection is alive.
+class ThreadConnection(threading.local):
+    """The thread's own connection, borrowed from the client's pool only once, because the pool checks at every loan whether a connection is alive.
 
-    Through it a command costs half of what it costs through redis-py's client, which measures and tries again, too.
+    A command costs half of what it costs through redis-py's client, which also measures and retries.
     """
 
     pool: ConnectionPool | None = None
@@ -245,27 +245,27 @@ class Line(threading.local):
     give_back: Callable[[], Any] = bool
 
     def ask(self, client: Redis, *command: Any) -> Any:
-        """The reply to one command. Without a reply the connection ends; the next command makes a new one, to wherever the address leads by then."""
-        if self.pool is not client.connection_pool or self.process != os.getpid():  # another server; or a fork, which must not share a socket
+        """The reply to one command. If there is no reply, the connection ends, and the next command opens a new one."""
+        if self.pool is not client.connection_pool or self.process != os.getpid():  # another server, or a forked process, which must not share a socket
             self.borrow(client.connection_pool)
         try:
             self.connection.send_command(*command)
             return self.connection.read_response()
         except refusals.ResponseError:
             raise
-        except BaseException:  # a reply that nobody has read would be taken for the next one
+        except BaseException:  # the next command would read the reply to this one
             self.connection.disconnect()
             raise
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """End the connection."""
         if self.connection is not None:
             self.connection.disconnect()
 
     def borrow(self, pool: ConnectionPool) -> Any:
-        """The connection of this thread to another server, or to the same after the pool has looked whether it is alive."""
+        """Borrow a connection from the pool, which checks that it is alive, and return the thread's previous one."""
         self.give_back()
-        self.pool = self.connection = None  # another thread may have it by now, also where this one gets none
+        self.pool = self.connection = None  # another thread may have it by now, even if this one gets no other
         self.connection = pool.get_connection()
         self.pool, self.process = pool, os.getpid()
         self.give_back = finalize(threading.current_thread(), pool.release, self.connection)
@@ -273,7 +273,7 @@ class Line(threading.local):
 
 
 def script(run: str) -> str:
-    """The text of `journal.lua` for one incarnation of a server; the settings are in seconds, the script's instants in µs."""
+    """The text of `journal.lua` for one run of a server. The settings are in seconds, the script's instants in microseconds."""
     text = SCRIPT.replace("@RUN@", run)
     for name in ("LEASE", "TTL", "WAIT_TIMEOUT"):
         text = text.replace(f"@{name}@", str(round(getattr(conf, name) * 1_000_000)))

@@ -26,7 +26,7 @@ from rest_framework.settings import api_settings
 from rest_framework.views import APIView
 
 from .connection import ours
-from .entries import NOT_STORED, Answer, Read, response
+from .entries import NOT_STORED, CachedResponse, Read, respond
 from .keys import entry_key
 from .requests import JSON, noted, parameters
 from .settings import conf
@@ -163,10 +163,10 @@ class CachedView(GenericAPIView[Any]):
         headers = _headers(found.status) | {"ETag": found.etag}
         return HttpResponseNotModified(headers=headers) if found.body is None else HttpResponse(found.body, content_type=JSON, headers=headers)
 
-    def cached(self, request: HttpRequest, etags: Collection[str]) -> Answer:
+    def cached(self, request: HttpRequest, etags: Collection[str]) -> CachedResponse:
         """The response to this request, from the cache or from the database. Raises what `asked` and its reading raise."""
         kind, asked, read = self.asked(request)
-        return response(partial(entry_key, kind, asked), etags, read, ours(self.using))
+        return respond(partial(entry_key, kind, asked), etags, read, ours(self.using))
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
         """Which view, what is asked of it in one canonical text, and how that is read from the database.
