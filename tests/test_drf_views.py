@@ -58,20 +58,20 @@ def test_paginations_filters_annotations_prefetches_and_viewsets_are_cached(blog
         "Post.objects.get(id=1).likes.all().delete()",
     ],
 )
-def test_every_one_of_these_pages_shows_every_write(blog: Blog, write: str) -> None:
+def test_every_write_is_in_the_next_read_of_each_of_these_pages(blog: Blog, write: str) -> None:
     """Each is compared with the database after the write."""
     seen = blog.after(write, tuple(OTHER))
 
     assert seen.warm < seen.pages.keys()
 
 
-def test_what_no_page_shows_leaves_them_all_warm(blog: Blog) -> None:
+def test_a_write_that_no_page_shows_leaves_every_page_warm(blog: Blog) -> None:
     seen = blog.after("Series.objects.create(name='Empty'); Label.objects.create(name='New')", ("/other/paged/", "/other/counted/", "/other/set/1/"))
 
     assert seen.warm == seen.pages.keys()
 
 
-def test_a_deleted_row_moves_the_ranks_of_the_rows_that_stay(blog: Blog) -> None:
+def test_a_deletion_moves_the_ranks_of_the_remaining_rows(blog: Blog) -> None:
     """The page did not even read the deleted post: a window looks at more rows than it returns."""
     blog.run("Post.objects.create(author_id=1, title='Fourth')")
 
@@ -92,30 +92,30 @@ def test_the_browsable_page_is_rendered_around_the_cached_bytes(blog: Blog, path
 
 
 @pytest.mark.parametrize("path", ["/posts/1/?format=api", "/other/set/?format=api", "/other/set.api", "/other/set/1.api"])
-def test_an_address_that_asks_for_the_browsable_page_gets_it(blog: Blog, path: str) -> None:
+def test_a_url_that_requests_the_browsable_page_gets_it(blog: Blog, path: str) -> None:
     """What is stored under such an address is JSON all the same."""
     assert [blog.read(path).came_from for _ in range(2)] == ["fwd=miss; stored", "hit"]
     assert "HTTP 200 OK" in blog.read(path).body
 
 
-def test_a_view_that_prefers_another_format_gives_it_to_a_client_without_preference(blog: Blog) -> None:
+def test_a_client_without_a_preference_gets_the_format_that_the_view_prefers(blog: Blog) -> None:
     """Its JSON is cached for a client that asks for JSON."""
     assert "HTTP 200 OK" in blog.read("/other/pages-first/").body
     assert blog.read("/other/pages-first/", accept="application/json").came_from == "hit"
 
 
-def test_a_view_without_get_answers_405(blog: Blog) -> None:
+def test_a_view_without_get_returns_405(blog: Blog) -> None:
     for accept in ("application/json", "text/html"):
         assert (blog.read("/other/post-only/", accept=accept).status, blog.read("/other/post-only/").came_from) == (405, "")
 
 
-def test_links_lead_to_the_host_that_was_asked(blog: Blog) -> None:
+def test_links_lead_to_the_host_of_the_request(blog: Blog) -> None:
     """CursorPagination writes the host into its links, so the host is part of the key."""
     for host in ("localhost", "127.0.0.1"):
         assert blog.read("/other/cursor/", host=host).json["next"].startswith(f"http://{host}/other/cursor/?cursor=")
 
 
-def test_the_order_of_the_parameters_does_not_reach_the_bytes(blog: Blog) -> None:
+def test_the_order_of_the_query_parameters_does_not_change_the_response(blog: Blog) -> None:
     """Otherwise the first reader's order would be in everybody's links."""
     first = blog.read("/other/searched/?search=ada&ordering=title&page=1")
     second = blog.read("/other/searched/?page=1&ordering=title&search=ada")
@@ -123,7 +123,7 @@ def test_the_order_of_the_parameters_does_not_reach_the_bytes(blog: Blog) -> Non
     assert (second.came_from, second.body) == ("hit", first.body)
 
 
-def test_each_language_and_each_time_zone_has_its_own_response(blog: Blog) -> None:
+def test_each_language_and_each_time_zone_has_its_own_entry(blog: Blog) -> None:
     """A middleware may choose them for each reader, and DRF renders dates in the current time zone."""
     words = [blog.run(f"with translation.override({language!r}): found = read('/other/translated/')\nfound")["json"] for language in ("en", "de")]
     assert words == ["Yes", "Ja"]
@@ -191,7 +191,7 @@ def test_a_view_that_not_everybody_may_read_is_refused_when_it_is_loaded(blog: B
 
 
 @pytest.mark.parametrize("permission", [each.__name__ for each in READ_BY_EVERYBODY])
-def test_a_permission_that_everybody_has_to_read_is_accepted_and_readme_names_it(blog: Blog, permission: str) -> None:
+def test_a_permission_that_lets_everybody_read_is_accepted_and_listed_in_readme(blog: Blog, permission: str) -> None:
     """These are DRF's own. Of another class nobody knows what it allows."""
     blog.run(f"from rest_framework import permissions; PagedPosts.as_view(permission_classes=[permissions.{permission}])")
 
@@ -236,14 +236,14 @@ def test_a_reader_with_a_session_costs_no_query(blog: Blog, accept: str) -> None
         ("by-user", r"request\.user"),
     ],
 )
-def test_a_view_that_looks_at_its_reader_is_served_and_never_stored(blog: Blog, path: str, what: str) -> None:
+def test_a_view_that_depends_on_its_reader_is_served_and_never_cached(blog: Blog, path: str, what: str) -> None:
     """The key carries the address alone, so another reader would get this one's response. The log says so."""
     assert [blog.read(f"/other/{path}/").came_from for _ in range(2)] == ["fwd=bypass; detail=unverified"] * 2
     assert re.fullmatch(rf"Served, but not stored: The view reads {what}, and a cached response is the same for everybody\. .*", blog.logged[0])
 
 
 @pytest.mark.parametrize(("path", "headers"), [("by-header", "headers={'x-author': 'grace'}"), ("by-user", "")])
-def test_a_view_that_looks_at_its_reader_gives_each_their_own(blog: Blog, path: str, headers: str) -> None:
+def test_a_view_that_depends_on_its_reader_gives_each_reader_their_own_response(blog: Blog, path: str, headers: str) -> None:
     """Not stored means that it works as it does without a cache."""
     response = blog.run(f"a_client('grace').get('/other/{path}/', {headers}).json()")
 
@@ -251,7 +251,7 @@ def test_a_view_that_looks_at_its_reader_gives_each_their_own(blog: Blog, path: 
     assert [row["by"]["username"] for row in blog.read(f"/other/{path}/").json] == ["ada", "ada"]
 
 
-def test_inside_a_transaction_a_view_that_looks_at_its_reader_is_served_like_any_other(blog: Blog) -> None:
+def test_inside_a_transaction_a_view_that_depends_on_its_reader_is_served_like_any_other(blog: Blog) -> None:
     """Nothing would be stored, so there is nothing to say."""
     assert blog.run("with transaction.atomic():\n    found = read('/other/by-header/')\nfound")["came_from"] == "fwd=bypass; detail=transaction"
     assert blog.logged == []
@@ -260,7 +260,7 @@ def test_inside_a_transaction_a_view_that_looks_at_its_reader_is_served_like_any
 # What cannot be cached says so.
 
 
-def test_a_model_that_is_not_registered_keeps_the_response_out_of_the_cache_and_the_log_says_which(blog: Blog) -> None:
+def test_a_response_that_shows_an_untracked_model_is_never_cached_and_the_log_says_which(blog: Blog) -> None:
     """Its writes are not seen. Serving is right, storing would be stale."""
     read = blog.run("""
         from django.test import override_settings
@@ -275,7 +275,7 @@ def test_a_model_that_is_not_registered_keeps_the_response_out_of_the_cache_and_
     ]
 
 
-def test_a_content_type_that_is_shown_has_to_be_registered(blog: Blog) -> None:
+def test_a_response_that_shows_an_untracked_content_type_is_never_cached(blog: Blog) -> None:
     response = "Likes.as_view()(RequestFactory().get('/'))"  # `manage.py check` would name it in a URLconf
 
     assert blog.run(f"{response}.headers['Cache-Status']") == "freshness; fwd=bypass; detail=unverified"
@@ -291,14 +291,14 @@ def test_a_content_type_that_is_shown_has_to_be_registered(blog: Blog) -> None:
         ("with-stream", "a streamed body"),
     ],
 )
-def test_a_response_that_is_more_than_json_is_served_whole_and_never_stored(blog: Blog, path: str, more: str) -> None:
+def test_a_response_that_is_more_than_json_is_served_whole_and_never_cached(blog: Blog, path: str, more: str) -> None:
     """A hit has the bytes alone, so a header for the pages or a cookie would be there for the first reader and for no other."""
     for _ in range(2):
         assert blog.read(f"/other/{path}/").came_from == "fwd=bypass; detail=unverified"
         assert blog.logged[-1] == f"Served, but not stored: The response of RespondedPosts has {more}, and a cached response is JSON and nothing else."
 
 
-def test_a_response_that_is_not_stored_keeps_its_headers(blog: Blog) -> None:
+def test_a_response_that_is_not_cached_keeps_its_headers(blog: Blog) -> None:
     assert blog.run("a_client().get('/other/with-header/').headers['X-Total']") == "3"
 
 
@@ -320,7 +320,7 @@ def test_a_database_with_another_engine_is_refused_and_the_error_says_which_to_s
     )
 
 
-def test_a_random_order_is_not_stored(blog: Blog) -> None:
+def test_a_response_in_random_order_is_not_cached(blog: Blog) -> None:
     """It would be the same for everybody until the next write."""
     assert blog.read("/other/shuffled/").came_from == "fwd=bypass; detail=unverified"
     assert "It is random (order_by('?'))" in blog.logged[0]
@@ -335,7 +335,7 @@ def test_a_get_that_writes_is_refused(blog: Blog) -> None:
 
 
 @pytest.mark.only("embedded")
-def test_a_get_that_writes_in_sql_is_never_stored_and_writes_once(blog: Blog) -> None:
+def test_a_get_that_writes_with_sql_is_never_cached_and_writes_once(blog: Blog) -> None:
     """Its own write would overtake the fill, which would be read again. On PostgreSQL a fill is READ ONLY, and the server raises."""
     assert blog.read("/other/viewed-in-sql/").came_from == "fwd=bypass; detail=unverified"
     assert blog.run("Post.objects.get(id=1).body") == "x"

@@ -22,14 +22,9 @@ from housing.freshness.postgresql import base as postgresql_backend
 from housing.freshness.sqlite3 import base as sqlite3_backend
 from housing.freshness.statements import text_of, written_tables
 from housing.models import Office, Property
+from tests.rows import execute
 
 RENAME = "UPDATE housing_office SET name = 'Else'"
-
-
-def execute(text, params=None):
-    """Execute one statement through a cursor."""
-    with connection.cursor() as cursor:
-        cursor.execute(text, params)
 
 
 # Every way to send a write
@@ -204,7 +199,7 @@ def test_a_write_through_a_copy_of_the_connection_is_in_the_next_read(twenty_pro
 
 
 @pytest.mark.only("real")
-def test_rows_copied_in_are_in_the_next_read(twenty_properties, warm, read_the_list):
+def test_rows_loaded_by_copy_are_in_the_next_read(twenty_properties, warm, read_the_list):
     """SQLite has no COPY."""
     columns = ("title", "property_type", "status", "price", "location_id", "agent_id", "created_at", "updated_at")
     [values] = Property.objects.order_by("-created_at").values_list(*columns)[:1]
@@ -222,7 +217,7 @@ def test_rows_copied_in_are_in_the_next_read(twenty_properties, warm, read_the_l
 
 
 @pytest.mark.only("real")
-def test_a_copy_that_fails_leaves_every_page_warm(twenty_properties, warm, read):
+def test_a_failed_copy_leaves_every_page_warm(twenty_properties, warm, read):
     """An error inside the block, or of the server, is Django's error and rolls back. (SQLite has no COPY.)"""
     warm()
 
@@ -252,7 +247,7 @@ def test_a_streamed_write_is_committed_after_its_last_row(twenty_properties, war
 
 
 @pytest.mark.only("real")
-def test_a_streamed_write_whose_rows_are_not_read_is_carried_out(twenty_properties, warm, read):
+def test_a_streamed_write_is_committed_even_if_its_rows_are_not_read(twenty_properties, warm, read):
     """Psycopg cancels what the server still sends, here 20 megabytes. The server had carried it out before. (SQLite's driver does not stream.)"""
     Office.objects.create(name="Another")
     warm()
@@ -266,7 +261,7 @@ def test_a_streamed_write_whose_rows_are_not_read_is_carried_out(twenty_properti
 
 
 @pytest.mark.only("real")
-def test_a_streamed_write_that_fails_leaves_every_page_warm(twenty_properties, warm, read):
+def test_a_failed_streamed_write_leaves_every_page_warm(twenty_properties, warm, read):
     """The error is Django's, as it is from `execute()`. (SQLite's driver does not stream.)"""
     warm()
 
@@ -277,7 +272,7 @@ def test_a_streamed_write_that_fails_leaves_every_page_warm(twenty_properties, w
 
 
 @pytest.mark.only("real")
-def test_a_streamed_read_is_no_write(twenty_properties, warm, read):
+def test_a_streamed_read_does_not_count_as_a_write(twenty_properties, warm, read):
     """It opens no transaction, and may be broken off. (SQLite's driver does not stream.)"""
     warm()
 
@@ -294,7 +289,7 @@ def test_a_streamed_read_is_no_write(twenty_properties, warm, read):
 
 
 @pytest.mark.only("embedded")
-def test_a_procedure_may_write_anything(twenty_properties, warm, read_the_list, monkeypatch):
+def test_a_write_by_a_procedure_is_in_the_next_read(twenty_properties, warm, read_the_list, monkeypatch):
     """SQLite has none, so its cursor is given one here. (PostgreSQL's is among the ways to send a write.)"""
     warm()
     called = []
@@ -327,7 +322,7 @@ def test_a_procedure_may_write_anything(twenty_properties, warm, read_the_list, 
     ],
     ids=["a SELECT of bytes", "a SELECT", "a literal", "an UPDATE of images", "an UPDATE of bytes", "several"],
 )
-def test_a_text_that_is_not_str_is_judged_by_what_it_says(twenty_properties, warm, read, query, stale):
+def test_a_statement_that_is_not_a_str_is_judged_by_its_text(twenty_properties, warm, read, query, stale):
     """`str()` of bytes or of psycopg's Composed is not their text. (SQLite's driver takes str alone.)"""
     home = twenty_properties[0]
     warm()
@@ -343,7 +338,7 @@ def test_a_text_that_is_not_str_is_judged_by_what_it_says(twenty_properties, war
 
 @pytest.mark.only("real")
 @pytest.mark.parametrize("query", [b"COMMIT", SQL("COMMIT"), SQL("{}").format(SQL("/* done */ commit")), SQL("SELECT 1; ROLLBACK")], ids=repr)
-def test_ending_a_transaction_with_a_text_that_is_not_str_is_refused(transactional_db, query):
+def test_ending_a_transaction_with_a_statement_that_is_not_a_str_is_refused(transactional_db, query):
     """It is the same statement. (SQLite's driver takes str alone.)"""
     refused = pytest.raises(NotSupportedError, match=r"(COMMIT|ROLLBACK) as SQL would pass the cache by")
 
@@ -359,7 +354,7 @@ def test_ending_a_transaction_with_a_text_that_is_not_str_is_refused(transaction
 
 
 @pytest.mark.parametrize("query", [7, None, ["SELECT 1"], object], ids=repr)
-def test_a_statement_without_a_text_is_refused(transactional_db, query):
+def test_a_statement_of_an_unknown_type_is_refused(transactional_db, query):
     """It cannot be judged."""
     with pytest.raises(TypeError, match=f"A statement of type {type(query).__name__} is refused, because its text cannot be read. Pass str, bytes"):
         execute(query)
@@ -453,7 +448,7 @@ def test_every_method_that_sends_sql_has_its_text_judged(backend, a_cursor):
     assert public_names(*backend[1], *backend[2]) - send.keys() - a_cursor.sends_no_sql - {"executescript", "debug_sql"} <= {"results", "set_result"}
 
 
-def test_no_method_that_is_allowed_takes_a_statement(backend, a_cursor):
+def test_no_allowed_method_takes_a_statement(backend, a_cursor):
     """`mogrify()` and `convert_query()` make a text of one, and send nothing."""
     statement = {"sql", "query", "statement", "script", "sql_script", "operation", "procname"}
     allowed = [(each, name) for each in backend[1] for name in a_cursor.sends_no_sql if callable(getattr(each, name, None))]
@@ -462,7 +457,7 @@ def test_no_method_that_is_allowed_takes_a_statement(backend, a_cursor):
     assert {"fetchone", "fetchmany", "fetchall", "close"} <= {name for _, name in allowed}
 
 
-def test_a_method_that_a_driver_adds_is_refused_until_somebody_has_looked_at_it(backend, a_cursor, monkeypatch):
+def test_a_new_method_of_a_driver_is_refused_until_it_is_reviewed(backend, a_cursor, monkeypatch):
     """`hasattr()` says no, so code that asks first takes another way."""
     monkeypatch.setattr(backend[1][0], "broadcast", lambda *_: None, raising=False)
 
@@ -474,13 +469,13 @@ def test_a_method_that_a_driver_adds_is_refused_until_somebody_has_looked_at_it(
 
 
 @pytest.mark.only("embedded")
-def test_a_cursor_does_not_hand_out_the_drivers_connection(transactional_db):
+def test_a_cursor_does_not_expose_the_drivers_connection(transactional_db):
     """(On PostgreSQL Django itself takes it from there, for the text of a query in its log.)"""
     with pytest.raises(MethodRefused, match=r"cursor\.connection is refused"):
         connection.cursor().connection  # noqa: B018
 
 
-def test_a_cursor_that_django_or_another_app_reads_from_is_as_it_was(transactional_db):
+def test_reading_from_a_cursor_works_as_in_django(transactional_db):
     with connection.cursor() as cursor:
         assert cursor.execute("SELECT 1 UNION SELECT 2 ORDER BY 1") is cursor
         assert cursor.description[0][0]
@@ -519,14 +514,14 @@ SEND_NOTHING = {
 }
 
 
-def test_every_public_name_of_djangos_connection_was_looked_at():
+def test_every_public_name_of_djangos_connection_was_reviewed():
     """A name that a new Django adds is not on these lists. Find out whether it sends SQL past the cursor, and put it on one of them."""
     known = THROUGH_A_CURSOR | PAST_THE_CURSOR | HANDS_OUT | SEND_NOTHING
 
     assert {name for each in (SQLite, PostgreSQL) for name in dir(each) if not name.startswith("_")} - known == set()
 
 
-def test_nothing_that_the_connection_sends_past_the_cursor_is_a_write(transactional_db, monkeypatch):
+def test_the_connection_sends_no_write_past_the_cursor(transactional_db, monkeypatch):
     """Settings of the session and health checks: the driver itself is watched here."""
     sent = []
 
@@ -567,7 +562,7 @@ NOT_PROMISED = {
 
 
 @pytest.mark.only("embedded")
-def test_a_script_inside_a_transaction_is_refused_whatever_it_says(transactional_db):
+def test_every_script_inside_a_transaction_is_refused(transactional_db):
     """It commits first. (Scripts are SQLite's.)"""
     with transaction.atomic(), pytest.raises(NotSupportedError, match="executescript commits past the cache"):
         connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")
@@ -594,7 +589,7 @@ def test_a_script_that_may_write_a_tracked_table_is_refused(transactional_db, sc
 
 
 @pytest.mark.only("embedded")
-def test_a_script_that_would_commit_what_was_written_before_it_is_refused(twenty_properties):
+def test_a_script_that_would_commit_an_earlier_write_is_refused(twenty_properties):
     """Whatever it says itself. (PostgreSQL's driver has none.)"""
     with pytest.raises(NotSupportedError, match="executescript commits past the cache"), transaction.atomic():
         twenty_properties[0].save()

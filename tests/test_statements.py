@@ -8,13 +8,7 @@ from django.db import NotSupportedError, connection, models, transaction
 
 from housing.freshness import statements, tracking
 from housing.freshness.statements import written_tables
-
-
-def execute(text, params=None):
-    """Execute one statement through a cursor."""
-    with connection.cursor() as cursor:
-        cursor.execute(text, params)
-
+from tests.rows import execute
 
 # Which statements are writes
 
@@ -194,7 +188,7 @@ def odd_tables():
     }.items(),
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_table_is_known_by_its_name_as_the_server_reads_it(odd_tables, text, written):
+def test_a_table_name_is_read_as_the_server_reads_it(odd_tables, text, written):
     """A name without quotes is in lower case; a schema is part of the name. A name in any other form may be that of a view."""
     assert written_tables(text) == (set(tracking.tables()) if written is None else written)
 
@@ -213,7 +207,7 @@ def test_a_table_is_known_by_its_name_as_the_server_reads_it(odd_tables, text, w
         ("housing.PropertyImage", "INSERT INTO housing_agent VALUES (1)", NOTHING),
     ],
 )
-def test_a_deletion_writes_the_tables_to_which_the_database_itself_cascades(monkeypatch, settings, tracked, text, written):
+def test_a_deletion_invalidates_the_tables_that_the_database_cascades_to(monkeypatch, settings, tracked, text, written):
     """From any table, tracked or not. (Django 6.1 has such foreign keys; here those of Django itself are taken for them.)"""
     monkeypatch.setattr(tracking, "WRITTEN_BY_THE_DATABASE", (types.FunctionType,))
     settings.FRESHNESS_MODELS = [tracked]
@@ -225,7 +219,7 @@ def test_a_deletion_writes_the_tables_to_which_the_database_itself_cascades(monk
         tracking.forget()
 
 
-def test_a_text_is_judged_once_unless_it_is_long():
+def test_a_statement_is_judged_once_unless_it_is_long():
     """A long one names many rows and is not sent again. To keep a thousand of them would be a leak."""
     short = f"UPDATE housing_office SET name = '{'x' * (statements.LONG - 42)}'"
     long = f"UPDATE housing_office SET name = '{'x' * (statements.LONG - 35)}'"
@@ -238,7 +232,7 @@ def test_a_text_is_judged_once_unless_it_is_long():
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
 
 
-def test_a_text_is_judged_again_when_other_models_are_tracked(settings):
+def test_a_statement_is_judged_again_when_other_models_are_tracked(settings):
     assert written_tables("UPDATE auth_user SET email = 'x'") == NOTHING
 
     settings.FRESHNESS_MODELS = ["auth.User"]
@@ -278,14 +272,14 @@ def test_ending_a_transaction_with_sql_is_refused_under_a_savepoint_too(twenty_p
             execute("COMMIT")
 
 
-def test_commit_as_sql_is_refused_before_anything_is_written_too(transactional_db):
+def test_commit_as_sql_is_refused_even_before_a_write(transactional_db):
     """Django would go on as if inside its transaction, commit what comes next statement by statement, and believe locks that are gone."""
     with transaction.atomic(), pytest.raises(NotSupportedError, match="COMMIT as SQL would pass the cache by"):
         execute("COMMIT")
 
 
 @pytest.mark.parametrize("text", ["COMMIT; CALL nightly()", "COMMIT; DELETE FROM housing_property", "SELECT 1; COMMIT", "COMMIT PREPARED 'x'"])
-def test_ending_a_transaction_among_other_statements_is_refused_everywhere(transactional_db, text):
+def test_a_commit_among_other_statements_is_refused_even_outside_a_transaction(transactional_db, text):
     """A COMMIT of ours would come too late for them. COMMIT PREPARED cannot run inside a transaction, so it cannot wait for a lease."""
     with pytest.raises(NotSupportedError, match="COMMIT as SQL would pass the cache by"):
         execute(text)
@@ -299,13 +293,13 @@ def test_ending_a_transaction_that_wrote_no_tracked_table_is_allowed(transaction
 @pytest.mark.parametrize(
     "text", ["CREATE TRIGGER mine BEGIN DELETE FROM elsewhere; END", "DO $$ BEGIN PERFORM 1; END $$", "SELECT '; COMMIT'", "ROLLBACK TO mine"]
 )
-def test_the_end_of_a_body_or_of_a_literal_ends_no_transaction(text):
+def test_a_keyword_inside_a_body_or_a_literal_ends_no_transaction(text):
     assert not statements.ends_transaction(text)
 
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_the_release_of_a_savepoint_that_holds_a_write_is_refused_outside_of_atomic(transactional_db, autocommit):
+def test_releasing_a_savepoint_that_holds_a_write_is_refused_outside_of_atomic(transactional_db, autocommit):
     """SQLite may have begun the transaction with the savepoint, and then RELEASE is a COMMIT. (PostgreSQL has no savepoint outside a transaction.)"""
     transaction.set_autocommit(autocommit)
     try:
@@ -318,7 +312,7 @@ def test_the_release_of_a_savepoint_that_holds_a_write_is_refused_outside_of_ato
         transaction.set_autocommit(True)
 
 
-def test_a_savepoint_of_sql_is_allowed(twenty_properties, warm, read):
+def test_a_savepoint_made_with_sql_is_allowed(twenty_properties, warm, read):
     """A rollback to it leaves the tags of its writes: slower, never stale."""
     warm()
 

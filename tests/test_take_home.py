@@ -38,7 +38,7 @@ def test_the_blog_needs_at_most_40_lines_about_caching() -> None:
 
 
 @pytest.mark.parametrize("name", ["models.py", "serializers.py", "urls.py"])
-def test_nothing_else_in_the_blog_knows_the_cache(name: str) -> None:
+def test_nothing_else_in_the_blog_mentions_the_cache(name: str) -> None:
     """No model has a base class of the engine's, and no signal is connected."""
     assert not re.search("freshness|CachedView|cache_page|signals", (BLOG / name).read_text(encoding="utf-8"))
 
@@ -78,7 +78,7 @@ def test_a_detail_costs_3_queries_and_then_0(blog: Blog) -> None:
     blog.costs(COMPILERS, 3, because="the post is read with its author and user, then its labels, then its comments")
 
 
-def test_a_warm_read_is_what_redis_holds(blog: Blog) -> None:
+def test_a_warm_read_returns_what_redis_holds(blog: Blog) -> None:
     """Zero queries must prove itself: an entry that was changed in Redis comes back."""
     blog.read(ALL)
     blog.run("""
@@ -91,7 +91,7 @@ def test_a_warm_read_is_what_redis_holds(blog: Blog) -> None:
     assert blog.read(ALL).json == ["planted"]
 
 
-def test_a_404_is_not_stored(blog: Blog) -> None:
+def test_a_404_is_not_cached(blog: Blog) -> None:
     """A post that is created must not be hidden by an entry that says there is none."""
     for _ in range(2):
         missing = blog.read("/posts/4/")
@@ -191,7 +191,7 @@ def test_cleared_labels_are_in_the_next_read(blog: Blog) -> None:
     assert seen.warm >= {ALL, ADA, GRACE, NOTES, ENGINES}
 
 
-def test_posts_that_are_set_from_the_side_of_their_label_are_in_the_next_read(blog: Blog) -> None:
+def test_posts_set_from_their_label_are_in_the_next_read(blog: Blog) -> None:
     seen = after(blog, "Label.objects.get(name='maths').posts.set([2])")
 
     assert [row["title"] for row in seen[MATHS]] == ["Engines"]
@@ -215,7 +215,7 @@ def test_a_renamed_user_is_in_the_next_read_of_the_posts_that_show_them(blog: Bl
     assert seen.warm >= {SHIPS, COMPILERS}
 
 
-def test_a_deleted_user_takes_author_and_posts_out_of_the_next_read(blog: Blog) -> None:
+def test_the_posts_of_a_deleted_user_are_gone_from_the_next_read(blog: Blog) -> None:
     """A cascade over three tables."""
     seen = after(blog, "User.objects.get(username='ada').delete()")
 
@@ -231,7 +231,7 @@ def test_a_new_comment_is_in_the_next_read_of_its_post_alone(blog: Blog) -> None
     assert seen.warm == set(PAGES) - {NOTES}
 
 
-def test_what_is_rolled_back_leaves_every_page_warm(blog: Blog) -> None:
+def test_a_rollback_leaves_every_page_warm(blog: Blog) -> None:
     seen = after(
         blog,
         """
@@ -271,7 +271,7 @@ def test_raw_sql_leaves_pages_of_other_tables_warm(blog: Blog) -> None:
     assert seen.warm == {ALL, ADA, GRACE, MATHS, SHIPS}
 
 
-def test_a_post_that_is_sent_to_the_list_is_in_the_next_read(blog: Blog) -> None:
+def test_a_post_created_through_the_list_view_is_in_the_next_read(blog: Blog) -> None:
     """The view is a ListCreateAPIView: only its GET is cached."""
     seen = after(blog, "a_client().post('/posts/', {'title': 'Posted', 'author': 2})")
 
@@ -295,7 +295,7 @@ def test_a_post_saved_in_the_admin_is_in_the_next_read(blog: Blog) -> None:
 
 
 @pytest.mark.only("real")
-def test_a_write_of_another_process_is_in_the_next_read(blog: Blog) -> None:
+def test_a_write_by_another_process_is_in_the_next_read(blog: Blog) -> None:
     """A second terminal, with the same settings. fakeredis is each process's own, so this holds for a real Redis."""
     blog.read(NOTES)
 
