@@ -546,7 +546,7 @@ TAGS = (
         "freshness/dependencies.py",
         "self.selecting[parent].update(left for left, _ in join.join_cols)",
         "pass",
-        "test_invalidation.py::test_a_property_moved_to_another_agent_is_in_the_next_read_of_both",
+        "test_invalidation.py::test_a_property_moved_to_another_agent_is_in_the_next_read_of_both_agents",
     ),
     Sabotage(
         "an UPDATE does not say which columns it writes",
@@ -616,7 +616,7 @@ TAGS = (
         "freshness/connection.py",
         "return self.managed and self.begun",
         "return True",
-        "test_saves.py::test_select_for_update_before_the_driver_begins_a_transaction_is_no_lock",
+        "test_saves.py::test_a_select_for_update_before_the_driver_begins_a_transaction_is_no_lock",
     ),
     Sabotage(
         "a lock is held after its savepoint",

@@ -38,6 +38,7 @@ def test_a_rollback_leaves_every_page_warm(home, warm, read):
 
 
 def test_a_rollback_to_a_savepoint_leaves_the_pages_of_its_own_writes_warm(twenty_properties, warm, read):
+    """The tags of a write are dropped together with the write."""
     first, second = twenty_properties[:2]
     warm(f"cached/{first.pk}")
     warm(f"cached/{second.pk}")
@@ -53,6 +54,7 @@ def test_a_rollback_to_a_savepoint_leaves_the_pages_of_its_own_writes_warm(twent
 
 
 def test_a_write_under_a_released_savepoint_invalidates_its_page(twenty_properties, warm, read):
+    """A released savepoint becomes part of the transaction around it."""
     first, second = twenty_properties[:2]
     warm(f"cached/{first.pk}")
     warm(f"cached/{second.pk}")
@@ -86,6 +88,7 @@ def test_a_write_under_a_savepoint_that_is_never_released_invalidates_its_page(t
 
 
 def test_a_write_before_an_empty_savepoint_invalidates_its_page(home, warm, read):
+    """The open savepoint must not hide the tags that were there before it."""
     warm()
 
     with transaction.atomic():
@@ -123,6 +126,7 @@ def test_a_lock_taken_under_a_savepoint_ends_with_a_rollback_to_it(home, warm, r
 
 
 def test_a_failed_write_leaves_every_page_warm(home, warm, read):
+    """The database wrote nothing."""
     warm()
 
     with pytest.raises(IntegrityError):
@@ -150,6 +154,8 @@ def test_a_failed_write_inside_a_transaction_undoes_only_itself(twenty_propertie
 
 
 def test_an_uncommitted_write_is_neither_shown_nor_cached(home, read, elsewhere, client):
+    """Other connections read the old price until COMMIT, and the new price right after it."""
+
     def read_elsewhere():
         return read("cached").rows[0]["price"]
 
@@ -267,6 +273,7 @@ def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, red
 
 
 def test_the_connection_still_works_after_a_save_was_refused_without_redis(home, redis_away):
+    """The transaction is rolled back, so the next write begins a new one."""
     with redis_away(), pytest.raises(NotLeased):
         home.save()
 
@@ -329,6 +336,7 @@ def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, warm, read, r
 
 
 def test_a_write_in_a_transaction_managed_by_hand_is_in_the_next_read(home, warm, read_the_list):
+    """`transaction.commit()` takes a lease as the end of `atomic()` does."""
     warm()
     transaction.set_autocommit(False)
     try:
@@ -400,6 +408,7 @@ def test_a_table_with_many_written_rows_is_tagged_as_a_whole(transactional_db, c
 
 
 def test_a_transaction_that_writes_many_rows_is_in_the_next_read(twenty_properties, warm, read_the_list):
+    """The journal stays small, because each table is one tag."""
     warm()
 
     with transaction.atomic():
@@ -426,6 +435,7 @@ def test_a_change_is_one_line_in_the_log(home, caplog):
 
 
 def test_a_change_under_a_savepoint_is_logged_if_the_savepoint_is_kept(twenty_properties, caplog):
+    """A rollback to the savepoint undoes the change, so there is nothing to log."""
     released, dropped, left_open = twenty_properties[:3]
     with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
         for home in (released, dropped):
@@ -441,6 +451,7 @@ def test_a_change_under_a_savepoint_is_logged_if_the_savepoint_is_kept(twenty_pr
 
 
 def test_a_creation_and_a_deletion_are_one_line_each_in_the_log(home, caplog):
+    """Both also tag the property whose page shows the image."""
     with caplog.at_level(logging.INFO, "housing"):
         image = PropertyImage.objects.create(property=home, url="https://images.example.com/x.jpg")
         key = image.pk
@@ -454,6 +465,7 @@ def test_a_creation_and_a_deletion_are_one_line_each_in_the_log(home, caplog):
 
 
 def test_a_write_that_invalidates_nothing_is_not_logged(home, caplog):
+    """No cached page depends on an untracked table."""
     with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
         home.save(update_fields=["price"])
         User.objects.create_user("somebody")
@@ -462,6 +474,7 @@ def test_a_write_that_invalidates_nothing_is_not_logged(home, caplog):
 
 
 def test_repeated_writes_to_unknown_rows_are_one_line_in_the_log(home, caplog):
+    """One line for each of many such statements would flood the log."""
     with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
         for price in range(3):
             Property.objects.update(price=price)

@@ -166,6 +166,7 @@ def test_a_lock_does_not_follow_an_object_to_another_id(twenty_properties, warm,
 
 @pytest.mark.parametrize("way", ["save", "delete"])
 def test_a_locked_image_with_another_id_counts_as_another_image(twenty_properties, warm, read, way):
+    """The lock is on the row that was read, and not on the one that is written."""
     first, second = twenty_properties[:2]
     warm(f"cached/{second.pk}")
 
@@ -178,7 +179,7 @@ def test_a_locked_image_with_another_id_counts_as_another_image(twenty_propertie
 
 
 @pytest.mark.only("embedded")
-def test_select_for_update_before_the_driver_begins_a_transaction_is_no_lock(home, warm, read, elsewhere):
+def test_a_select_for_update_before_the_driver_begins_a_transaction_is_no_lock(home, warm, read, elsewhere):
     """With autocommit off, SQLite's driver begins a transaction at the first write, so the read locks nothing. (PostgreSQL's driver begins one at once.)"""
     transaction.set_autocommit(False)
     try:
@@ -225,6 +226,7 @@ FORMS_OF_AN_ID = {"a float": float, "with a leading zero": "0{}".format, "with a
 
 @pytest.mark.parametrize("form", FORMS_OF_AN_ID)
 def test_an_image_whose_property_id_has_another_form_is_in_the_next_read(home, warm, read, form):
+    """The tag must be made from the id as it is in the database."""
     warm(f"cached/{home.pk}")
 
     PropertyImage.objects.create(property_id=FORMS_OF_AN_ID[form](home.pk), url="https://images.example.com/new.jpg")
@@ -234,6 +236,7 @@ def test_an_image_whose_property_id_has_another_form_is_in_the_next_read(home, w
 
 @pytest.mark.parametrize("form", FORMS_OF_AN_ID)
 def test_a_row_whose_id_has_another_form_is_in_the_next_read(home, warm, read, form):
+    """The tag must be made from the id as it is in the database."""
     warm(f"cached/{home.pk}")
 
     Property(pk=FORMS_OF_AN_ID[form](home.pk), title="Other", price=1, location=home.location, agent=home.agent).save()
@@ -242,6 +245,7 @@ def test_a_row_whose_id_has_another_form_is_in_the_next_read(home, warm, read, f
 
 
 def test_an_image_whose_property_id_is_an_expression_is_in_the_next_read(twenty_properties, warm, read):
+    """Only the database evaluates an expression."""
     first, second = twenty_properties[:2]
     warm(f"cached/{second.pk}")
 

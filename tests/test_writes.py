@@ -307,16 +307,18 @@ def test_a_save_and_a_deletion_in_the_admin_are_in_the_next_read(home, client, w
 
 
 def test_an_update_of_images_is_in_the_next_read_of_the_detail_and_leaves_the_list_warm(home, warm, read):
+    """`update()` sends no signal. Only the detail shows images."""
     warm(f"cached/{home.pk}")
     warm()
 
     PropertyImage.objects.update(caption="Renamed")
 
     assert {image["caption"] for image in read(f"cached/{home.pk}").json["images"]} == {"Renamed"}
-    assert read("cached").came_from == "hit"  # a list shows no images
+    assert read("cached").came_from == "hit"
 
 
-def test_executemany_invalidates_only_the_table_that_it_writes(home, warm, read):
+def test_a_batch_of_statements_invalidates_only_the_table_that_it_writes(home, warm, read):
+    """`executemany()` sends one text with many parameters, and the text shows the table."""
     warm()
 
     connection.cursor().executemany("UPDATE housing_propertyimage SET caption = %s", [("Renamed",), ("Other",)])
@@ -324,7 +326,8 @@ def test_executemany_invalidates_only_the_table_that_it_writes(home, warm, read)
     assert read("cached").came_from == "hit"
 
 
-def test_loaddata_is_in_the_next_read(home, warm, read_the_list, tmp_path):
+def test_a_fixture_loaded_by_loaddata_is_in_the_next_read(home, warm, read_the_list, tmp_path):
+    """`loaddata` skips the `save()` of the model."""
     fixture = tmp_path / "offices.json"
     call_command("dumpdata", "housing.office", output=str(fixture), verbosity=0)
     fixture.write_text(fixture.read_text().replace(home.agent.office.name, "Loaded"))
@@ -367,6 +370,7 @@ def test_an_update_by_a_signal_receiver_is_not_mistaken_for_the_save(twenty_prop
 
 
 def test_an_update_after_a_save_is_not_mistaken_for_the_save(home, warm, read_the_list):
+    """Both are an UPDATE of the same table on the same connection."""
     home.save(update_fields=["title"])
     warm()
 
@@ -424,6 +428,7 @@ def test_an_image_moved_by_a_signal_receiver_is_in_the_next_read_of_its_new_prop
     ids=["by property", "by id, together with the announced row", "by the id of the announced row, or any other"],
 )
 def test_a_deletion_by_a_signal_receiver_is_not_mistaken_for_the_deletion_that_sent_the_signal(twenty_properties, warm, read, delete):
+    """The deletion tagged its own row, but the receiver deleted others."""
     first, second = twenty_properties[:2]
     image = first.images.first()
     warm(f"cached/{second.pk}")
@@ -438,6 +443,26 @@ def test_a_deletion_by_a_signal_receiver_is_not_mistaken_for_the_deletion_that_s
         pre_delete.disconnect(listener, sender=PropertyImage)
 
     assert read(f"cached/{second.pk}").json["images"] == []
+
+
+def test_deleting_the_images_of_a_property_is_not_mistaken_for_deleting_the_image_with_its_id(home, warm, read):
+    """The signal announces the deletion of image N. Here a receiver deletes the images of property N, whose DELETE has the same parameters."""
+    same = 10**9
+    owner = Property.objects.create(pk=same, title="Same", price=1, location=home.location, agent=home.agent)
+    PropertyImage.objects.create(property=owner, url="https://images.example.com/owned.jpg")
+    image = PropertyImage.objects.create(pk=same, property=home, url="https://images.example.com/other.jpg")
+    warm(f"cached/{same}")
+
+    def listener(**_):
+        PropertyImage.objects.filter(property__in=[same])._raw_delete("default")
+
+    pre_delete.connect(listener, sender=PropertyImage)
+    try:
+        image.delete()
+    finally:
+        pre_delete.disconnect(listener, sender=PropertyImage)
+
+    assert read(f"cached/{same}").json["images"] == []
 
 
 @pytest.mark.parametrize("muted", [pre_save, post_save], ids=["pre_save", "post_save"])
