@@ -101,6 +101,10 @@ SPELLED = {
     "refresh from db": "refresh_from_db()",
     "on COMMIT hook": "on_commit hook",
     "created at": "created_at",
+    "many to many": "many-to-many",
+    "over invalidates": "over-invalidates",
+    "hooked allowed": "hooked, allowed",
+    "paginations filters annotations prefetches": "paginations, filters, annotations, prefetches",
     "commit and close": "COMMIT and close",
     "select and store": "SELECT and store",
 }

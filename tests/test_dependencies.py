@@ -22,7 +22,7 @@ from rest_framework.serializers import ModelSerializer
 from housing.filters import PropertyFilter, Query
 from housing.freshness import CachedView, Select
 from housing.models import Agent, Office, Property, PropertyImage
-from tests import random_queries as play
+from tests import random_queries
 from tests.rows import ids, image, office_renamed, put, renamed, retitled
 
 pytest_plugins = ["tests.kinds"]
@@ -373,14 +373,14 @@ EXAMPLES = int(os.environ.get("DEPENDENCIES_EXAMPLES", "200"))
 
 
 @pytest.fixture
-def played(kinds, transactional_db, monkeypatch):
+def filled_tables(kinds, transactional_db, monkeypatch):
     """A few rows of the models that random queries use."""
-    monkeypatch.setattr(play, "POOL", [*kinds.zoo, *play.HOUSING])
+    monkeypatch.setattr(random_queries, "POOL", [*kinds.zoo, *random_queries.HOUSING])
     with transaction.atomic():
-        play.fill(kinds.zoo)
+        random_queries.fill(kinds.zoo)
 
 
-def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(played, caplog):
+def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(filled_tables, caplog):
     """Queries and writes are random. Every row that a write changes must be tagged, too."""
     caplog.set_level("CRITICAL")
     counted = Counter()
@@ -390,7 +390,7 @@ def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(played, capl
     )
     @given(st.data())
     def explore(data):
-        counted[play.example(lambda options: options[data.draw(st.integers(0, len(options) - 1))])] += 1
+        counted[random_queries.example(lambda options: options[data.draw(st.integers(0, len(options) - 1))])] += 1
 
     explore()
 

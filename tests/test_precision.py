@@ -1,4 +1,4 @@
-"""The table of writes and pages. Every column of every model is written in two ways, and 24 pages are read before and after each write."""
+"""The precision of invalidation. Every column of every model is written in two ways. A table lists which of 24 pages each write invalidates."""
 
 import itertools
 import re
@@ -267,7 +267,7 @@ def test_every_column_of_every_model_is_in_the_table():
     assert list(PROMISED) == [name for model in MODELS for name in writes_of(model)]
 
 
-def test_a_save_that_names_its_columns_over_invalidates_hardly_any_page():
+def test_a_save_that_names_its_columns_over_invalidates_few_pages():
     """An unlocked save() writes every column and cannot tell which of them changed. An update() cannot tell which rows it writes."""
     counted = {way: Counter({"stale": 0, "over-invalidated": 0, "warm": 0}) for way in PRECISION}
     for line in PROMISED.values():

@@ -590,8 +590,8 @@ def test_a_script_that_may_write_a_tracked_table_is_refused(transactional_db, sc
 
 
 @pytest.mark.only("embedded")
-def test_a_script_that_would_commit_an_earlier_write_is_refused(twenty_properties):
-    """The script itself writes no tracked table, but its implicit COMMIT would commit the earlier write. (PostgreSQL's driver has no such method.)"""
+def test_a_script_after_an_uncommitted_write_is_refused(twenty_properties):
+    """The script itself writes no tracked table, but it would commit the earlier write first. (PostgreSQL's driver has no such method.)"""
     with pytest.raises(NotSupportedError, match="executescript commits past the cache"), transaction.atomic():
         twenty_properties[0].save()
         connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")

@@ -165,6 +165,7 @@ def test_an_upsert_is_in_the_next_read(blog: Blog) -> None:
 
 
 def test_an_added_label_is_in_the_next_read(blog: Blog) -> None:
+    """Only the through table is written, and the detail and the filtered lists read it."""
     seen = after(blog, "Post.objects.get(id=2).labels.add(2)")
 
     assert seen[ENGINES]["labels"] == ["ships"]
@@ -204,6 +205,7 @@ def test_posts_set_from_their_label_are_in_the_next_read(blog: Blog) -> None:
 
 
 def test_a_renamed_label_is_in_the_next_read_of_the_posts_that_show_it(blog: Blog) -> None:
+    """Other posts do not depend on the row."""
     seen = after(blog, "label = Label.objects.get(name='ships'); label.name = 'boats'; label.save()")
 
     assert (seen[COMPILERS]["labels"], seen[SHIPS]) == (["maths", "boats"], [])
@@ -237,6 +239,7 @@ def test_a_new_comment_is_in_the_next_read_of_its_post_alone(blog: Blog) -> None
 
 
 def test_a_rollback_leaves_every_page_warm(blog: Blog) -> None:
+    """Redis first hears of a write at COMMIT."""
     seen = after(
         blog,
         """
@@ -270,6 +273,7 @@ def test_raw_sql_is_in_the_next_read(blog: Blog, sql: str, stale: set[str]) -> N
 
 
 def test_raw_sql_leaves_pages_of_other_tables_warm(blog: Blog) -> None:
+    """The text of the statement shows which table it writes."""
     seen = after(blog, "with connection.cursor() as cursor: cursor.execute('DELETE FROM posts_comment')")
 
     assert seen[NOTES]["comments"] == []
