@@ -271,7 +271,7 @@ def facts(row: Model, follow: Sequence[str] = (), depth: int = 1) -> str:
     """The columns of an object, with the related objects that were loaded."""
     names = [field.attname for field in row._meta.concrete_fields if field.attname in row.__dict__]
     kept = {name: getattr(row, name) for name in names} | ({"extra": row.extra} if "extra" in row.__dict__ else {})
-    beside = {name: facts(other, (), depth + 1) for name, other in row._state.fields_cache.items() if other is not None and depth < 4}
+    loaded = {name: facts(other, (), depth + 1) for name, other in row._state.fields_cache.items() if other is not None and depth < 4}
     many = {
         name: sorted(facts(each, (), depth + 1) for each in each_of) for name, each_of in getattr(row, "_prefetched_objects_cache", {}).items() if depth < 4
     }
@@ -283,7 +283,7 @@ def facts(row: Model, follow: Sequence[str] = (), depth: int = 1) -> str:
         except models.ObjectDoesNotExist:
             other = None
         many[name] = [facts(other)] if isinstance(other, Model) else sorted(facts(each) for each in other.all()) if other is not None else None
-    return repr((kept, beside, many))
+    return repr((kept, loaded, many))
 
 
 # Writes

@@ -333,14 +333,14 @@ def elsewhere_too(tmp_path):
 def test_a_response_whose_dependencies_are_unknown_is_served_and_never_cached(it, page, caplog, elsewhere_too, query):
     """A log line says why, and what to do about it. Other pages are still cached."""
     look, why = UNKNOWN[query]
-    response, beside = page(look), page(lambda: ids(BY_ID.all()))
-    beside()
+    response, other_page = page(look), page(lambda: ids(BY_ID.all()))
+    other_page()
 
     for _ in range(2):
         caplog.clear()
         assert (response().status, response().came_from) == (200, NOT_STORED)
         assert [(record.levelname, why in record.message) for record in caplog.records] == [("ERROR", True)] * 2
-    assert beside().came_from == HIT
+    assert other_page().came_from == HIT
 
 
 def test_a_raw_queryset_is_refused_when_its_view_is_loaded(it):

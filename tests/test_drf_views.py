@@ -34,7 +34,7 @@ OTHER = {
 
 @pytest.mark.parametrize("path", OTHER)
 def test_paginations_filters_annotations_prefetches_and_viewsets_are_cached(blog: Blog, path: str) -> None:
-    """None of these views has a line about caching besides its base class."""
+    """None of these views needs more than `CachedView` as a base class."""
     queries, because = OTHER[path]
 
     blog.costs(path, queries, because=because)
@@ -66,6 +66,7 @@ def test_every_write_is_in_the_next_read_of_each_of_these_pages(blog: Blog, writ
 
 
 def test_a_write_that_no_page_shows_leaves_every_page_warm(blog: Blog) -> None:
+    """A series without posts and a label without posts are on none of these pages."""
     seen = blog.after("Series.objects.create(name='Empty'); Label.objects.create(name='New')", ("/other/paged/", "/other/counted/", "/other/set/1/"))
 
     assert seen.warm == seen.pages.keys()
@@ -105,6 +106,7 @@ def test_a_client_without_a_preference_gets_the_format_that_the_view_prefers(blo
 
 
 def test_a_view_without_get_returns_405(blog: Blog) -> None:
+    """`CachedView` must not add a GET that the view does not have."""
     for accept in ("application/json", "text/html"):
         assert (blog.read("/other/post-only/", accept=accept).status, blog.read("/other/post-only/").came_from) == (405, "")
 
@@ -199,6 +201,7 @@ def test_a_permission_that_lets_everybody_read_is_accepted_and_listed_in_readme(
 
 
 def test_a_raw_queryset_is_refused_when_the_view_is_loaded(blog: Blog) -> None:
+    """The engine cannot know which tables a raw query reads."""
     message = blog.error("PagedPosts.as_view(queryset=Post.objects.raw('SELECT * FROM posts_post'))")
 
     assert message.startswith("ImproperlyConfigured: PagedPosts is cached, and the tables that a RawQuerySet reads are not known.")
@@ -301,6 +304,7 @@ def test_a_response_that_is_more_than_json_is_served_whole_and_never_cached(blog
 
 
 def test_a_response_that_is_not_cached_keeps_its_headers(blog: Blog) -> None:
+    """Only cached responses are limited to their bytes."""
     assert blog.run("a_client().get('/other/with-header/').headers['X-Total']") == "3"
 
 

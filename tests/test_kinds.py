@@ -224,7 +224,7 @@ def labels_of(it, key):
 
 def test_a_write_through_a_database_view_is_in_the_next_read(furnished, page):
     """A view may be updatable. Its statement does not show which tables it writes, so every tracked table is invalidated."""
-    it, every = furnished, written_tables("UPDATE somebodys_view SET x = 1")
+    it, every = furnished, written_tables("UPDATE legacy_view SET x = 1")
     assert {"housing_property", "housing_cheap"} <= every
 
     assert written_tables("UPDATE housing_cheap SET title = 'x'") == every
@@ -239,13 +239,13 @@ def test_a_write_through_a_database_view_is_in_the_next_read(furnished, page):
 def test_sql_that_writes_a_table_with_capital_letters_invalidates_it(it, page):
     """PostgreSQL folds unquoted names to lower case, and both servers keep the case of quoted ones."""
     town = it.Town.objects.create(slug="a")
-    response, beside = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
-    response(), beside()
+    response, other_page = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
+    response(), other_page()
 
     with connection.cursor() as cursor:
         cursor.execute("""UPDATE "Towns" SET slug = 'b' WHERE id = %s""", [town.pk])
 
-    assert (response().json, beside().came_from) == (["b"], HIT)
+    assert (response().json, other_page().came_from) == (["b"], HIT)
 
 
 def test_tracking_a_model_also_tracks_its_parents_and_many_to_many_tables(kinds, settings):

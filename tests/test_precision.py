@@ -65,8 +65,8 @@ def portal(transactional_db):
 def pages(portal, read):
     """Letter → the page, as `read()` takes it after the name of a variant."""
     found = {letter: page.format(row=portal[1], other=portal[0]) for letter, page in PAGES.items()}
-    for letter, (beside, link) in NEIGHBOURS.items():
-        found[letter] = read(f"optimized{found[beside]}").json[link]
+    for letter, (neighbour, link) in NEIGHBOURS.items():
+        found[letter] = read(f"optimized{found[neighbour]}").json[link]
     return found
 
 

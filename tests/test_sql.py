@@ -102,7 +102,7 @@ WAYS_OF_ONE_SERVER = {
         "a debug cursor for a Composed": lambda: debugged(composed(RENAME)),
         "executemany() of bytes": lambda: connection.cursor().executemany(b"UPDATE housing_office SET name = %s", [("Renamed",)]),
         "executemany() of a Composed": lambda: connection.cursor().executemany(composed(RENAME), [()]),
-        "callproc()": lambda: connection.cursor().callproc("somebodys_function"),
+        "callproc()": lambda: connection.cursor().callproc("legacy_function"),
         "stream()": lambda: streamed(f"{RENAME} RETURNING id"),
         "stream() in chunks": lambda: streamed(f"{RENAME} RETURNING id", size=2),
         "stream() of bytes": lambda: streamed(f"{RENAME} RETURNING id".encode()),
@@ -112,18 +112,18 @@ WAYS_OF_ONE_SERVER = {
         "PREPARE and EXECUTE": prepared,
         "MERGE": lambda: execute("MERGE INTO housing_office o USING housing_office n ON o.id = n.id WHEN MATCHED THEN UPDATE SET name = 'Renamed'"),
         "a view, merged from a tracked table": lambda: (
-            execute("MERGE INTO somebodys_view o USING housing_agent a ON o.id = a.office_id WHEN MATCHED THEN UPDATE SET name = 'Renamed'")
+            execute("MERGE INTO legacy_view o USING housing_agent a ON o.id = a.office_id WHEN MATCHED THEN UPDATE SET name = 'Renamed'")
             if connection.pg_version >= 170000
-            else execute("UPDATE somebodys_view SET name = 'Renamed' WHERE id IN (SELECT office_id FROM housing_agent)")
+            else execute("UPDATE legacy_view SET name = 'Renamed' WHERE id IN (SELECT office_id FROM housing_agent)")
         ),
-        "CALL with the name of another table": lambda: execute("CALL somebodys_procedure('housing_agent')"),
-        "DO with the name of another table": lambda: execute("DO $$ BEGIN PERFORM 'housing_agent'; CALL somebodys_procedure(''); END $$"),
+        "CALL with the name of another table": lambda: execute("CALL legacy_procedure('housing_agent')"),
+        "DO with the name of another table": lambda: execute("DO $$ BEGIN PERFORM 'housing_agent'; CALL legacy_procedure(''); END $$"),
         "a CTE before an INSERT into another table": lambda: execute(
-            "WITH x AS (UPDATE somebodys_view SET name = 'Renamed' RETURNING id) "
+            "WITH x AS (UPDATE legacy_view SET name = 'Renamed' RETURNING id) "
             "INSERT INTO django_content_type (app_label, model) SELECT 'other', id FROM x ON CONFLICT DO NOTHING"
         ),
-        "EXPLAIN ANALYZE of a view": lambda: execute("EXPLAIN (COSTS false, ANALYZE) UPDATE somebodys_view SET name = 'Renamed' FROM housing_agent"),
-        "several statements in one text": lambda: execute("SELECT 'housing_agent'; CALL somebodys_procedure('housing_agent')"),
+        "EXPLAIN ANALYZE of a view": lambda: execute("EXPLAIN (COSTS false, ANALYZE) UPDATE legacy_view SET name = 'Renamed' FROM housing_agent"),
+        "several statements in one text": lambda: execute("SELECT 'housing_agent'; CALL legacy_procedure('housing_agent')"),
         "a line that ends with CR": lambda: execute(f"-- nightly\r{RENAME};--\nSELECT 1"),
     },
 }
@@ -132,26 +132,26 @@ WAYS_OF_ONE_SERVER = {
 SETUP = {
     "sqlite": [],
     "postgresql": [
-        "CREATE OR REPLACE FUNCTION somebodys_function() RETURNS void LANGUAGE sql AS 'UPDATE housing_office SET name = ''Renamed'''",
-        "CREATE OR REPLACE PROCEDURE somebodys_procedure(text) LANGUAGE sql AS 'UPDATE housing_office SET name = ''Renamed'''",
-        "CREATE VIEW somebodys_view AS SELECT * FROM housing_office",
+        "CREATE OR REPLACE FUNCTION legacy_function() RETURNS void LANGUAGE sql AS 'UPDATE housing_office SET name = ''Renamed'''",
+        "CREATE OR REPLACE PROCEDURE legacy_procedure(text) LANGUAGE sql AS 'UPDATE housing_office SET name = ''Renamed'''",
+        "CREATE VIEW legacy_view AS SELECT * FROM housing_office",
     ],
 }
 """Vendor of the database → statements that create a function, a procedure and a view, if the server has them."""
 
 
 @pytest.fixture
-def somebodys(transactional_db):
+def legacy_objects(transactional_db):
     """A function, a procedure and a view that write offices, if the server has them."""
     for statement in SETUP[connection.vendor]:
         execute(statement)
     yield
     if connection.vendor == "postgresql":
-        execute("DROP VIEW somebodys_view")
+        execute("DROP VIEW legacy_view")
 
 
 @pytest.fixture
-def every_way(somebodys, twenty_properties, read):
+def every_way(legacy_objects, twenty_properties, read):
     """`every_way(carry_out)`: for each way, the name of the office in the next read, and its Cache-Status."""
 
     def outcome(write, carry_out):
@@ -166,6 +166,7 @@ def every_way(somebodys, twenty_properties, read):
 
 @contextmanager
 def rolled_back():
+    """Roll back what the body wrote."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
@@ -393,6 +394,7 @@ BACKENDS = {
 
 
 def public_names(*classes):
+    """The names of the public methods of these classes."""
     return {name for each in classes for name in dir(each) if not name.startswith("_") and callable(getattr(each, name))}
 
 
@@ -574,7 +576,7 @@ def test_every_script_inside_a_transaction_is_refused(transactional_db):
     "script",
     [
         "DELETE FROM housing_property;",
-        "SELECT 1; UPDATE somebodys_view SET price = 1;",
+        "SELECT 1; UPDATE legacy_view SET price = 1;",
         "/* ; SELECT */ DELETE FROM housing_property",
         "-- ; SELECT\nDELETE FROM housing_property",
         "BEGIN; DELETE FROM housing_property; COMMIT",

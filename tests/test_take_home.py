@@ -44,7 +44,7 @@ def test_nothing_else_in_the_blog_mentions_the_cache(name: str) -> None:
 
 
 def test_the_folder_imports_nothing_of_this_project(blog: Blog) -> None:
-    """The folder is copied alone. An import of `housing` would fail in your project, and a lazy one only at the first request."""
+    """Only this folder is copied. An import of `housing` would fail in your project, and a lazy one only at the first request."""
     imports = [line for file in (blog.folder / "freshness").rglob("*.py") for line in file.read_text(encoding="utf-8").splitlines() if "housing" in line]
 
     assert [line for line in imports if re.match(r"\s*(from|import)\s", line)] == []

@@ -160,9 +160,9 @@ WAYS = {
     "SQL on locations": lambda home, _: execute("UPDATE housing_location SET zip_code = 'Renamed' WHERE id = %s", home.location_id),
     "executemany()": lambda home, _: connection.cursor().executemany("UPDATE housing_office SET name = %s WHERE id = %s", [("Renamed", home.agent.office_id)]),
     "an updatable view, with a subquery on a tracked table": lambda home, _: execute(
-        "UPDATE somebodys_view SET price = 4 WHERE id IN (SELECT property_id FROM housing_propertyimage WHERE property_id = %s)", home.pk
+        "UPDATE legacy_view SET price = 4 WHERE id IN (SELECT property_id FROM housing_propertyimage WHERE property_id = %s)", home.pk
     ),
-    "an updatable view": lambda home, _: execute("UPDATE somebodys_view SET price = 4 WHERE id = %s", home.pk),
+    "an updatable view": lambda home, _: execute("UPDATE legacy_view SET price = 4 WHERE id = %s", home.pk),
 }
 """Name of a way to write a row that the list shows → a function that does it. It gets the newest property and another one."""
 
@@ -190,8 +190,8 @@ WAYS_WITH_IMAGES = {
 WAYS_OF_ONE_SERVER = {
     "sqlite": {},
     "postgresql": {
-        "callproc()": lambda home, _: connection.cursor().callproc("somebodys_function"),
-        "CALL": lambda home, _: execute("CALL somebodys_procedure()"),
+        "callproc()": lambda home, _: connection.cursor().callproc("legacy_function"),
+        "CALL": lambda home, _: execute("CALL legacy_procedure()"),
         "DO": lambda home, _: execute("DO $$ BEGIN EXECUTE 'UPDATE housing_' || 'property SET price = 7'; END $$"),
         "COPY": lambda home, _: copied(
             "COPY housing_property (title, property_type, status, price, location_id, agent_id, created_at, updated_at) FROM STDIN",
@@ -203,10 +203,10 @@ WAYS_OF_ONE_SERVER = {
 
 
 SETUP = {
-    "sqlite": ["CREATE TRIGGER through INSTEAD OF UPDATE ON somebodys_view BEGIN UPDATE housing_property SET price = NEW.price WHERE id = NEW.id; END"],
+    "sqlite": ["CREATE TRIGGER through INSTEAD OF UPDATE ON legacy_view BEGIN UPDATE housing_property SET price = NEW.price WHERE id = NEW.id; END"],
     "postgresql": [
-        "CREATE OR REPLACE FUNCTION somebodys_function() RETURNS void LANGUAGE sql AS 'UPDATE housing_property SET price = 5'",
-        "CREATE OR REPLACE PROCEDURE somebodys_procedure() LANGUAGE sql AS 'UPDATE housing_property SET price = 6'",
+        "CREATE OR REPLACE FUNCTION legacy_function() RETURNS void LANGUAGE sql AS 'UPDATE housing_property SET price = 5'",
+        "CREATE OR REPLACE PROCEDURE legacy_procedure() LANGUAGE sql AS 'UPDATE housing_property SET price = 6'",
     ],
 }
 """Vendor of the database → the trigger that makes the view updatable (PostgreSQL needs none), and the functions to call."""
@@ -231,10 +231,10 @@ def every_way(transactional_db, read, a_proxy):
         return truth.body != before, after.body == truth.body, after.came_from
 
     ways = WAYS | WAYS_WITH_IMAGES | WAYS_OF_ONE_SERVER[connection.vendor]
-    for statement in ["CREATE VIEW somebodys_view AS SELECT * FROM housing_property", *SETUP[connection.vendor]]:
+    for statement in ["CREATE VIEW legacy_view AS SELECT * FROM housing_property", *SETUP[connection.vendor]]:
         execute(statement)
     yield every_way
-    execute("DROP VIEW somebodys_view")
+    execute("DROP VIEW legacy_view")
 
 
 IN_THE_NEXT_READ, UNDONE = (True, True, "fwd=stale; stored"), (False, True, "hit")
@@ -242,12 +242,14 @@ IN_THE_NEXT_READ, UNDONE = (True, True, "fwd=stale; stored"), (False, True, "hit
 
 @contextmanager
 def in_a_durable_transaction():
+    """Run the body in `atomic()` inside a durable one."""
     with transaction.atomic(durable=True), transaction.atomic():
         yield
 
 
 @contextmanager
 def rolled_back():
+    """Roll back what the body wrote."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
