@@ -1,6 +1,6 @@
-"""A new blog with the engine in it: how it is made, and the process that runs what a spec types.
+"""A new blog with the engine in it, and the process that runs the code of a spec in it.
 
-`tests/blog/` has what is not about caching, and other views that people build. The settings and the cached views are README's.
+`tests/blog/` holds the parts that are not about caching, and more views. The settings and the cached views come from the README.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ BLOG = ROOT / "tests" / "blog"
 
 
 def readme() -> str:
-    """README's "Take the cache home"."""
+    """The section "Take the cache home" of the README."""
     return (ROOT / "README.md").read_text(encoding="utf-8").partition("## Take the cache home\n")[2].partition("\n## ")[0]
 
 
 def steps() -> dict[str, str]:
-    """Its blocks of Python: the file that the first line of a block names → its text."""
+    """The blocks of Python in that section: the file in the first line of a block → the text of the block."""
     return dict(re.findall(r"```python\n# (\S+)\n(.*?)```", readme(), re.DOTALL))
 
 
@@ -46,18 +46,18 @@ ROOT_URLCONF = "posts.urls"
 DATABASES["default"] |= environ.Env.db_url_config({database!r}) | {{"ENGINE": {engine!r}}}
 CACHES["default"] |= {cache!r}
 """
-"""What this run adds to README's settings: its servers, and the addresses of the blog."""
+"""The settings that this run adds to those of the README: its servers, and the URLs of the blog."""
 
 FAKEREDIS = """
 from fakeredis import FakeRedisConnection
 
 CACHES["default"]["OPTIONS"] = {"CONNECTION_POOL_KWARGS": {"connection_class": FakeRedisConnection}}
-FRESHNESS_RUN_ID = "fakeredis"  # it cannot say which run it is, and always starts empty
+FRESHNESS_RUN_ID = "fakeredis"  # fakeredis has no run_id, and always starts empty
 """
 
 
 def new_blog(folder: Path, database: str, cache: str) -> None:
-    """Start a project, and add the blog, the engine's folder, README's lines and this run's servers."""
+    """Start a project, and add the blog, the folder of the engine, the code of the README and the servers of this run."""
     started = python("-m", "django", "startproject", PROJECT, ".", folder=folder)
     assert started.code == 0, started.complained
     shutil.copytree(ROOT / "housing" / "freshness", folder / "freshness", ignore=shutil.ignore_patterns("__pycache__"))
@@ -73,7 +73,7 @@ def new_blog(folder: Path, database: str, cache: str) -> None:
 
 @dataclass(frozen=True)
 class Response:
-    """What a reader of the blog got. `came_from` is Cache-Status without its first word; `queries` is the SQL that was sent."""
+    """A response of the blog. `came_from` is Cache-Status without its first word, and `queries` is the SQL of the request."""
 
     status: int
     came_from: str
@@ -84,12 +84,12 @@ class Response:
 
 @dataclass(frozen=True)
 class After:
-    """The pages of the blog after a write, each already compared with the database."""
+    """The responses of the blog after a write, each already compared with the database."""
 
     pages: dict[str, Response]
 
     def __getitem__(self, page: str) -> Any:
-        """What a page says now."""
+        """The JSON of a page after the write."""
         return self.pages[page].json
 
     @property
@@ -100,13 +100,13 @@ class After:
 
 @dataclass
 class Blog:
-    """The blog's own process."""
+    """The process of the blog."""
 
     process: subprocess.Popen[str]
     folder: Path
 
     def run(self, source: str) -> Any:
-        """Type this into its shell; the value, if it ends with an expression. Raises AssertionError with the traceback of what it raises."""
+        """Run this code in the blog and return the value of its last expression. Raises AssertionError with the traceback if the code raises."""
         assert self.process.stdin
         assert self.process.stdout
         with killed_after(TIMEOUT, self.process):
@@ -117,20 +117,20 @@ class Blog:
         return reply["value"]
 
     def error(self, source: str) -> str:
-        """Type this, which raises; what the error says."""
+        """Run this code, which must raise, and return the message of the error."""
         return str(self.run(f"def it():\n{_indented(source)}\nmessage_of(it)"))
 
     def read(self, path: str, **headers: str) -> Response:
-        """GET, as a program does."""
+        """Send a GET request for JSON."""
         return Response(**self.run(f"read({path!r}, **{headers!r})"))
 
     @property
     def logged(self) -> list[str]:
-        """What the engine logged since the spec began."""
+        """The messages that the engine has logged since the spec began."""
         return list(self.run("logged"))
 
     def costs(self, path: str, queries: int, *, because: str) -> None:
-        """Fail unless a cold read of this path costs so many queries, and the next one none, with the same body."""
+        """Fail unless a cold read of this path costs this number of queries, and the next read costs none and has the same body."""
         cold, warm = self.read(path), self.read(path)
         assert (cold.status, cold.came_from) == (200, "fwd=miss; stored"), cold
         assert len(cold.queries) == queries, f"promised: {queries}, because {because}\nhappened: {len(cold.queries)}\n" + "\n".join(cold.queries)
@@ -138,15 +138,15 @@ class Blog:
         assert warm.body == cold.body
 
     def after(self, write: str, pages: tuple[str, ...]) -> After:
-        """Warm these pages, type a write, and read them again. Fail unless each says what the database says."""
+        """Warm these pages, run a write, and read them again. Fail unless each page equals the database."""
         seen = {}
         for page, responses in self.run(f"after({write!r}, {pages!r})").items():
             cold, seen[page], true = (Response(**response) for response in responses)
             assert cold.came_from == "fwd=miss; stored", f"{page} was not stored: {cold}"
             assert true.came_from in ("fwd=bypass; detail=transaction", ""), f"{page} was not read from the database: {true}"
             assert (seen[page].queries == []) is (seen[page].came_from == "hit"), seen[page]
-            told = f"{page} is stale after: {write}\n{seen[page].came_from}: {seen[page].body}\nin the database: {true.body}"
-            assert (seen[page].status, seen[page].body) == (true.status, true.body), told
+            stale = f"{page} is stale after: {write}\n{seen[page].came_from}: {seen[page].body}\nin the database: {true.body}"
+            assert (seen[page].status, seen[page].body) == (true.status, true.body), stale
         return After(seen)
 
 
@@ -156,7 +156,7 @@ def _indented(source: str) -> str:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Blog]:
-    """The blog's process, from its migrations to the end of the body."""
+    """Start the process of the blog, which migrates first, and end it afterwards."""
     process = subprocess.Popen(
         [sys.executable, "shell.py", PROJECT],
         cwd=folder,
@@ -179,7 +179,7 @@ def running(folder: Path) -> Iterator[Blog]:
 
 @contextmanager
 def started(folder: Path) -> Iterator[Blog]:
-    """A new blog in this folder, migrated, in a process of its own, on a database and under keys of its own."""
+    """Start a new blog in this folder, with its own process, database and prefix of keys."""
     database, cache = os.environ["DATABASE_URL"], os.environ["REDIS_URL"]
     with ExitStack() as servers:
         if database.startswith("sqlite:"):

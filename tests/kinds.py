@@ -1,4 +1,4 @@
-"""Models of every kind that Django has, and cached views of whatever they hold: the fixtures for the specs of what a response depends on."""
+"""Fixtures for the specs of dependencies: models of every kind that Django has, and cached views that read them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from housing.models import Agent, Office, Property
 ADDRESSES = count(1)
 
 THROUGH = "UPDATE housing_property SET title = NEW.title WHERE id = NEW.id"
-"""The write that a write through the view becomes."""
+"""The statement that a trigger runs instead of an UPDATE of the view."""
 
 
 class Kind(models.Model):
-    """A model of another app, with the label of ours."""
+    """The base class of these models. They belong to the app housing, so that the engine tracks them."""
 
     class Meta:
         abstract = True
@@ -42,7 +42,7 @@ class Kind(models.Model):
 
 @contextmanager
 def registered(*made: type[Model]) -> Iterator[None]:
-    """Tables for these models, which were made just now, and which nobody knows afterwards."""
+    """Create the tables of these new models, and afterwards drop them and forget the models."""
     with connection.schema_editor() as editor:
         for model in made:
             if model._meta.managed and not model._meta.proxy:
@@ -59,7 +59,7 @@ def registered(*made: type[Model]) -> Iterator[None]:
 
 
 def forget(model: type[Model]) -> None:
-    """Take a model, and the tables of its many-to-many fields, out of Django's registry, and have the engine look again."""
+    """Remove a model and its through models from Django's registry, and make the engine read the models again."""
     for each in (model, *(field.remote_field.through for field in model._meta.local_many_to_many)):
         apps.all_models[each._meta.app_label].pop(each._meta.model_name, None)
     apps.clear_cache()
@@ -67,7 +67,7 @@ def forget(model: type[Model]) -> None:
 
 
 def zoo() -> list[type[Model]]:
-    """Models of every kind: text keys, references to oneself, to a text, to nothing, one to one, many to many, inherited, generated."""
+    """Models with text keys, foreign keys to the same model, to text and without a constraint, one-to-one and many-to-many fields, and inheritance."""
 
     class Label(Kind):
         code = models.CharField(max_length=20, primary_key=True)
@@ -106,7 +106,7 @@ def zoo() -> list[type[Model]]:
 
 
 def others() -> list[type[Model]]:
-    """Models of further kinds: a parent's child, one between two, a composite key, a UUID, generic relations, a reference to a text, a view."""
+    """Models with a parent in the service, a through model, a composite key, a UUID, generic relations, DB_CASCADE, and a database view."""
 
     class Villa(Property):
         pools = models.IntegerField(default=1)
@@ -172,22 +172,22 @@ def others() -> list[type[Model]]:
 
 @contextmanager
 def every_kind() -> Iterator[SimpleNamespace]:
-    """All of them by name, and as `zoo` those that are played with."""
-    played, further = zoo(), others()
+    """All of these models by name. Random queries use those in `zoo`."""
+    random, further = zoo(), others()
     view = further[-1]
-    with registered(*played, *further):
+    with registered(*random, *further):
         with connection.cursor() as cursor:
             cursor.execute(f"CREATE VIEW {view._meta.db_table} AS SELECT id, title FROM housing_property WHERE price < 100")
-            if connection.vendor == "sqlite":  # PostgreSQL can write through a view of one table by itself
+            if connection.vendor == "sqlite":  # PostgreSQL needs no trigger to write through a view of one table
                 cursor.execute(f"CREATE TRIGGER through_cheap INSTEAD OF UPDATE ON {view._meta.db_table} BEGIN {THROUGH}; END")
-        yield SimpleNamespace(zoo=played, **{model.__name__: model for model in (*played, *further)})
+        yield SimpleNamespace(zoo=random, **{model.__name__: model for model in (*random, *further)})
         with connection.cursor() as cursor:
             cursor.execute(f"DROP VIEW {view._meta.db_table}")
 
 
 @pytest.fixture(scope="module")
 def kinds(django_db_setup, django_db_blocker):
-    """Models of other kinds than the service's own, with tables for as long as this chapter lasts."""
+    """Models of every kind, with tables that exist during one chapter."""
     with django_db_blocker.unblock():
         with every_kind() as made:
             yield made
@@ -198,13 +198,13 @@ def kinds(django_db_setup, django_db_blocker):
 def it(kinds, twenty_properties, settings):
     """The models, and twenty properties: `it.home`, `it.other`, `it.homes`."""
     settings.FRESHNESS_MODELS = ["housing", "contenttypes", "auth.User"]
-    ContentType.objects.get_for_models(Property, kinds.Notice)  # Django keeps them for as long as the process lives
+    ContentType.objects.get_for_models(Property, kinds.Notice)  # Django caches these in memory
     return SimpleNamespace(homes=twenty_properties, home=twenty_properties[0], other=twenty_properties[1], **vars(kinds))
 
 
 @pytest.fixture
 def page(settings, read):
-    """`page(look)`: a cached view that answers with what `look()` returns; a call reads it."""
+    """`page(look)`: a cached view whose response is the result of `look()`. Call the returned function to read it."""
 
     def page(look):
         class Looking(GenericAPIView):
@@ -226,7 +226,7 @@ def page(settings, read):
 
 @pytest.fixture
 def fresh(page):
-    """`fresh(look, write, untouched)`: what `untouched` writes leaves the page warm, and what `write` writes is in the next read."""
+    """`fresh(look, write, untouched)`: the write `untouched()` leaves the page of `look()` warm, and `write()` is in its next read."""
 
     def fresh(look, write, untouched=None):
         response = page(look)
@@ -234,12 +234,12 @@ def fresh(page):
         assert (before.came_from, response().came_from) == ("fwd=miss; stored", "hit")
         if untouched:
             untouched()
-            assert response().came_from == "hit", "a write that it does not touch made it stale"
+            assert response().came_from == "hit", "The page is stale after a write that does not touch it."
         write()
         after = response()
         with transaction.atomic():
             truth = response()
-        assert truth.body != before.body, "the write was meant to change the page"
+        assert truth.body != before.body, "The write did not change the page, so this example proves nothing."
         assert (after.body, after.came_from) == (truth.body, "fwd=stale; stored")
 
     return fresh

@@ -1,7 +1,7 @@
-"""Random querysets and random writes over models of every kind, for the specs of what a response depends on.
+"""Random querysets and random writes on models of every kind, for the specs of dependencies.
 
-`queryset(draw, model)` makes a queryset, `write(draw, model)` a write, `shown(found)` all that a response could show of it, and
-`not_covered(…)` the changes to rows that no tag stands for.
+`queryset(draw, model)` makes a queryset, `write(draw, model)` carries out a write, `shown(found)` returns everything that a response could
+show of a queryset, and `not_covered(…)` returns the tags that a write lacks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from housing.freshness.tracking import Table, tables, tracked
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
 Draw = Callable[[Sequence[Any]], Any]
-"""Chooses one of these."""
+"""A function that chooses one of these options."""
 
 WORDS = ["a", "b", "c*|\n'\""]
 NUMBERS = [0, 1, 2]
@@ -30,7 +30,7 @@ HOUSING = [Office, Agent, Property, PropertyImage]
 
 
 def fill(made: Sequence[type[Model]]) -> None:
-    """A few rows of each, whose values meet often."""
+    """Create a few rows of each model, with values that match each other often."""
     label, node, profile, badge, castle = made
     offices = [Office.objects.create(pk=n, name=WORDS[n % 2], city=WORDS[0]) for n in (1, 2)]
     agents = [Agent.objects.create(pk=n, name=WORDS[n % 3], office=offices[n % 2]) for n in (1, 2, 3)]
@@ -56,34 +56,34 @@ def fill(made: Sequence[type[Model]]) -> None:
 
 
 def scalars(model: type[Model]) -> list[str]:
-    """The columns of a model whose values meet."""
+    """The columns of a model whose values match those of other rows often."""
     kept = (models.CharField, models.IntegerField, models.DecimalField, models.GeneratedField)
     names = {"title", "price", "bedrooms", "status", "word", "rank", "double", "towers", "name", "city", "position", "caption", "url"}
     return [field.name for field in model._meta.concrete_fields if field.name in names and isinstance(field, kept)]
 
 
 def relations(model: type[Model], *, many: bool = True) -> list[Any]:
-    """The relations of a model to models that are played with."""
+    """The relations of a model to models of POOL."""
     found = [each for each in model._meta.get_fields() if each.is_relation and each.related_model in POOL]
     return [each for each in found if many or each.many_to_one or each.one_to_one]
 
 
 def queried(relation: Any) -> str:
-    """The name by which a filter follows a relation."""
+    """The name of a relation in a filter."""
     return str(relation.name)
 
 
 def attribute(relation: Any) -> str:
-    """The name by which an object, or a prefetch, follows it."""
+    """The name of a relation on an object, and in a prefetch."""
     return str(relation.get_accessor_name() if relation.auto_created and not relation.concrete else relation.name)
 
 
 POOL: list[type[Model]] = []
-"""The models that are played with."""
+"""The models of these queries and writes."""
 
 
 def column(draw: Draw, model: type[Model], *, depth: int = 2, many: bool = True) -> tuple[str, type[Model], str]:
-    """A column, through relations: its prefix, its model and its name."""
+    """A column, possibly through relations: its prefix, its model and its name."""
     prefix = ""
     while depth and draw([False, False, True]) and (found := relations(model, many=many)):
         relation = draw(found)
@@ -92,7 +92,7 @@ def column(draw: Draw, model: type[Model], *, depth: int = 2, many: bool = True)
 
 
 def value(draw: Draw, model: type[Model], name: str) -> Any:
-    """One that a row may have."""
+    """A value that a row may have in this column."""
     field = model._meta.pk if name == "pk" else model._meta.get_field(name)
     while field.is_relation:
         field = field.target_field
@@ -122,7 +122,7 @@ def condition(draw: Draw, model: type[Model], depth: int = 2) -> Q:
 
 
 def reference(draw: Draw, relation: Any) -> Q:
-    """A condition on what a relation refers to."""
+    """A condition on the foreign key of a relation, or on the related rows."""
     there = relation.related_model
     if draw([False, False, False, False, True]):
         return Q(**{f"{queried(relation)}__in": there._default_manager.filter(condition(draw, there, 0))})
@@ -145,13 +145,13 @@ def correlated(draw: Draw, relation: Any) -> QuerySet[Any]:
 
 
 def ordered(draw: Draw, found: QuerySet[Any], *names: str) -> QuerySet[Any]:
-    """In some order, and always the same; `names` are those of its columns that a key does not tell apart."""
+    """Order the queryset randomly but unambiguously. `names` are columns that the primary key does not determine."""
     prefix, _, name = column(draw, found.model, many=False)
     return found.order_by(draw(["", "-"]) + prefix + name, "pk", *names)
 
 
 def queryset(draw: Draw, model: type[Model]) -> QuerySet[Any]:
-    """Any queryset of this model; a slice has an order that tells all rows apart."""
+    """A random queryset of this model. A slice has an unambiguous order."""
     found = model._default_manager.all()
     for _ in range(draw([0, 1, 1, 2])):
         chosen = condition(draw, model)
@@ -196,7 +196,7 @@ def combined(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
 
 
 def annotated(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
-    """With something that is computed, or not."""
+    """Add a random annotation, or none."""
     kind = draw(["F", "Count", "Max", "Subquery", "Exists", "Upper", "Window", "Window filtered"])
     model = found.model
     plural = relations(model)
@@ -217,7 +217,7 @@ def annotated(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
     if kind == "Exists" and single:
         return found.annotate(extra=Exists(correlated(draw, draw(single))))
     if kind.startswith("Window"):
-        function, order = draw([(RowNumber(), "pk"), (Count("pk"), None), (Count("pk"), "pk")])  # ROW_NUMBER() over no order is the database's whim
+        function, order = draw([(RowNumber(), "pk"), (Count("pk"), None), (Count("pk"), "pk")])  # ROW_NUMBER() without an order is arbitrary
         made = Window(function, order_by=order, partition_by=draw([None, *map(F, scalars(model)[:2])]))
         with_it = found.annotate(extra=made)
         return with_it.filter(extra__lte=draw([1, 2, 3])) if kind == "Window filtered" else with_it
@@ -225,7 +225,7 @@ def annotated(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
 
 
 def related(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
-    """With what it loads beside its rows."""
+    """Add select_related(), prefetch_related() or only(), or none of them."""
     model = found.model
     single = relations(model, many=False)
     if draw([False, True]) and single:
@@ -250,7 +250,7 @@ def related(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
 
 
 def shown(found: QuerySet[Any], follow: Sequence[str] = ()) -> Any:
-    """All that there is to see of a queryset, and of the relations to follow from each of its objects."""
+    """Everything that a response could show of a queryset, and of the relations in `follow` of each object."""
     shape = getattr(found, "shape", "objects")
     if shape == "count":
         return found.count()
@@ -268,10 +268,10 @@ def shown(found: QuerySet[Any], follow: Sequence[str] = ()) -> Any:
 
 
 def facts(row: Model, follow: Sequence[str] = (), depth: int = 1) -> str:
-    """The columns of an object, with the objects that were loaded beside it."""
+    """The columns of an object, with the related objects that were loaded."""
     names = [field.attname for field in row._meta.concrete_fields if field.attname in row.__dict__]
     kept = {name: getattr(row, name) for name in names} | ({"extra": row.extra} if "extra" in row.__dict__ else {})
-    beside = {name: facts(other, (), depth + 1) for name, other in row._state.fields_cache.items() if other is not None and depth < 4}
+    loaded = {name: facts(other, (), depth + 1) for name, other in row._state.fields_cache.items() if other is not None and depth < 4}
     many = {
         name: sorted(facts(each, (), depth + 1) for each in each_of) for name, each_of in getattr(row, "_prefetched_objects_cache", {}).items() if depth < 4
     }
@@ -283,18 +283,18 @@ def facts(row: Model, follow: Sequence[str] = (), depth: int = 1) -> str:
         except models.ObjectDoesNotExist:
             other = None
         many[name] = [facts(other)] if isinstance(other, Model) else sorted(facts(each) for each in other.all()) if other is not None else None
-    return repr((kept, beside, many))
+    return repr((kept, loaded, many))
 
 
 # Writes
 
 
 class Undone(Exception):
-    """The end of a transaction, or of a savepoint, that is rolled back."""
+    """Raised to roll back a transaction or a savepoint."""
 
 
 def assigned(draw: Draw, model: type[Model], here: Any = None, *, local: bool = False) -> dict[str, Any]:
-    """Columns of a model, and values for them."""
+    """Random columns of a model, with values to assign."""
     fields = [
         field
         for field in (model._meta.local_concrete_fields if local else model._meta.concrete_fields)
@@ -313,12 +313,12 @@ def assigned(draw: Draw, model: type[Model], here: Any = None, *, local: bool = 
 
 
 def one_of(draw: Draw, model: type[Model]) -> Any:
-    """A row."""
+    """A random row of this model, or None."""
     return draw(list(model._default_manager.order_by("pk")) or [None])
 
 
 def new(draw: Draw, model: type[Model]) -> Any:
-    """A row that is not there yet, most likely."""
+    """An object to insert. Its id may exist already."""
     fields = {"word": "a", "rank": 1, "towers": 1, "name": "a", "title": "a", "price": 1, "url": "https://x/0"}
     known = {field.name for field in model._meta.concrete_fields}
     made = {name: given for name, given in fields.items() if name in known}
@@ -334,7 +334,7 @@ def new(draw: Draw, model: type[Model]) -> Any:
 
 
 def write(draw: Draw, near: type[Model]) -> str:
-    """Some write, carried out, of this model most likely; what it was."""
+    """Carry out a random write, usually on this model or near it, and describe it."""
     model = draw([near, near, *(each.related_model for each in relations(near)), draw(POOL)])
     kind = draw(sorted(WRITES))
     WRITES[kind](draw, model)
@@ -342,7 +342,7 @@ def write(draw: Draw, near: type[Model]) -> str:
 
 
 def perhaps(draw: Draw, near: type[Model]) -> str:
-    """A write under a savepoint, which is rolled back now and then; what it was."""
+    """Carry out a random write under a savepoint, which is sometimes rolled back, and describe it."""
     try:
         with transaction.atomic():
             done = write(draw, near)
@@ -442,25 +442,25 @@ WRITES: dict[str, Callable[[Draw, type[Model]], Any]] = {
     "delete() of a queryset": lambda draw, model: model._default_manager.filter(condition(draw, model)).delete(),
     "_raw_delete()": lambda draw, model: model._default_manager.filter(condition(draw, model))._raw_delete("default"),
     "_raw_delete() by key": lambda draw, model: model._default_manager.filter(pk=value(draw, model, "pk"))._raw_delete("default"),
-    "many to many": _many_to_many,
-    "many to many, again": _many_to_many,
+    "many-to-many": _many_to_many,
+    "many-to-many, to draw it twice as often": _many_to_many,
     "update_or_create()": lambda draw, model: (
         model._meta.parents or model._default_manager.update_or_create(pk=value(draw, model, "pk"), defaults=assigned(draw, model))
     ),
     "SQL": _sql,
 }
-"""Way to write → how."""
+"""Name of a way to write → a function that does it."""
 
 
 # The rows that a write changed
 
 
 State = dict[str, dict[Any, dict[str, Any]]]
-"""table → key → column → value."""
+"""Table → primary key → column → value."""
 
 
 def state() -> State:
-    """All rows of all tracked tables, as the database has them. Columns that no model has are left out, because triggers fill them."""
+    """All rows of all tracked tables. Columns without a field are left out, because triggers fill them."""
     found: State = {}
     columns_of = {model._meta.db_table: [str(field.column) for field in model._meta.local_concrete_fields] for model in tracked()}
     for table in tables().values():
@@ -473,7 +473,7 @@ def state() -> State:
 
 
 def not_covered(before: State, after: State, tags: set[str]) -> list[str]:
-    """The tags that these changes lack."""
+    """The tags that are missing for these changes."""
     missing: list[str] = []
     for name, table in tables().items():
         for key in before[name].keys() | after[name].keys():
@@ -497,7 +497,7 @@ def _due(table: Table, key: Any, old: dict[str, Any] | None, now: dict[str, Any]
             if old[column] == given:
                 continue
             yield f"{table.name}.{column}"
-        is_moved = now is None and f"{table.name}.{column}" in tags  # first, and deleted then: whoever showed it depends on the row or on the column
+        is_moved = now is None and f"{table.name}.{column}" in tags  # moved, then deleted: a page that showed the row depends on the row or on the column
         if given is not None and column in table.references and not is_moved:
             yield f"{table.name}.{column}={table.references[column](given)}"
 
@@ -506,16 +506,16 @@ def _due(table: Table, key: Any, old: dict[str, Any] | None, now: dict[str, Any]
 
 
 def example(draw: Draw) -> str:
-    """One queryset, one write, and the queryset again. Returns whether their tags met, and whether the result changed.
+    """Run a queryset, one to three writes, and the queryset again. Returns whether their tags met, and whether the result changed.
 
-    Raises AssertionError for a result that changed though they did not meet, and for a row that changed and was not tagged.
+    Raises AssertionError if the result changed although no tags met, or if a row changed and was not tagged.
     """
     try:
         with transaction.atomic():
             raise Undone(_example(draw))
     except Undone as undone:
         return str(undone)
-    except (FieldError, TypeError, NotSupportedError, DatabaseError):  # Django, or the server, has no such query or write
+    except (FieldError, TypeError, NotSupportedError, DatabaseError):  # Django or the server rejects this query or write
         return "not possible"
 
 

@@ -1,22 +1,28 @@
-"""Acts on rows that several chapters share. Their argument `it` is the fixture of this name."""
+"""Reads and writes that several chapters share. The argument `it` is the fixture of this name."""
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from housing.models import PropertyImage
 
 
+def execute(text, *parameters):
+    """Execute one statement through a cursor."""
+    with connection.cursor() as cursor:
+        cursor.execute(text, parameters or None)
+
+
 def ids(found):
-    """The keys of a queryset's rows."""
+    """The primary keys of a queryset's rows."""
     return [row.pk for row in found]
 
 
 def put(row, **fields):
-    """An UPDATE of this row."""
+    """Update this row with one UPDATE statement."""
     type(row)._base_manager.filter(pk=row.pk).update(**fields)
 
 
 def image(home, number=0):
-    """One of the images of a property."""
+    """One image of this property."""
     return PropertyImage.objects.filter(property=home).order_by("id")[number]
 
 
@@ -37,7 +43,7 @@ def office_renamed(it):
 
 
 def save(row, **fields):
-    """This row, read again, changed and saved."""
+    """Read this row again, change it and save it."""
     row = type(row)._base_manager.get(pk=row.pk)
     for name, value in fields.items():
         setattr(row, name, value)
@@ -46,6 +52,6 @@ def save(row, **fields):
 
 @transaction.atomic
 def locked_save(row, **fields):
-    """The same after a lock, by which the engine knows what the row held."""
+    """The same after select_for_update(), so that the engine knows the values that the row had."""
     type(row)._base_manager.select_for_update().get(pk=row.pk)
     save(row, **fields)

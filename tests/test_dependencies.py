@@ -1,4 +1,4 @@
-"""The dependencies of a response. They are read off its queries, so a view stays fresh with no edit anywhere else."""
+"""The dependencies of a response. The engine derives them from its queries, so a new view is fresh without any other edit."""
 
 import os
 from collections import Counter
@@ -22,7 +22,7 @@ from rest_framework.serializers import ModelSerializer
 from housing.filters import PropertyFilter, Query
 from housing.freshness import CachedView, Select
 from housing.models import Agent, Office, Property, PropertyImage
-from tests import random_queries as play
+from tests import random_queries
 from tests.rows import ids, image, office_renamed, put, renamed, retitled
 
 pytest_plugins = ["tests.kinds"]
@@ -30,11 +30,11 @@ pytest_plugins = ["tests.kinds"]
 STORED, HIT, STALE, NOT_STORED = "fwd=miss; stored", "hit", "fwd=stale; stored", "fwd=bypass; detail=unverified"
 
 
-# One more of what the service has
+# New filters
 
 
-def test_one_more_filter_is_fresh_without_another_edit(it, page, read):
-    """A property whose area is raised enters the page, though no list of columns has `area` in it."""
+def test_a_new_filter_is_fresh_without_any_other_edit(it, page, read):
+    """A property whose area grows enters the page, although no list of columns mentions `area`."""
 
     class AreaFilter(django_filters.FilterSet):
         min_area = django_filters.NumberFilter("area", "gte")
@@ -54,14 +54,16 @@ def test_one_more_filter_is_fresh_without_another_edit(it, page, read):
     large = partial(page.served(Homes), min_area=200)
     assert (large().json, large().came_from) == ([], HIT)
 
-    put(it.home, description="Not shown.")
+    put(it.home, description="This is not shown.")
     assert large().came_from == HIT
 
     put(it.home, area=250)
     assert [row["id"] for row in large().json] == [it.home.pk]
 
 
-def test_one_more_filter_of_the_service_itself_is_fresh_without_another_edit(it, read, warm, monkeypatch):
+def test_a_new_filter_of_the_service_is_fresh_without_any_other_edit(it, read, warm, monkeypatch):
+    """The service derives its tags from its queries, too."""
+
     class AreaFilter(PropertyFilter):
         min_area = django_filters.NumberFilter("area", "gte")
 
@@ -70,7 +72,7 @@ def test_one_more_filter_of_the_service_itself_is_fresh_without_another_edit(it,
     monkeypatch.setattr(Query, "form_class", filters.get_form_class())
     warm(min_area=123)
 
-    put(it.home, description="Not shown.")
+    put(it.home, description="This is not shown.")
     assert read("cached", min_area=123).came_from == HIT
 
     put(it.home, area=250)
@@ -95,7 +97,7 @@ READS = {
         lambda it: put(it.home.agent.office, name="Harbour"),
         lambda it: put(it.home.agent.office, city="Harbour"),
     ),
-    "a reference that leads to what selects": (
+    "a foreign key that leads to the filtered column": (
         lambda it: ids(BY_ID.filter(agent__name="Agent 1")),
         lambda it: put(it.home, agent=it.other.agent),
         lambda it: put(it.home, location=it.other.location),
@@ -129,7 +131,7 @@ READS = {
         lambda it: it.homes[9].images.create(url="https://x/"),
         renamed,
     ),
-    "an inner query of a condition": (
+    "a subquery in a filter": (
         lambda it: ids(BY_ID.filter(agent__in=Agent.objects.filter(office__city="Harbour"))),
         lambda it: put(it.home.agent.office, city="Harbour"),
         lambda it: put(image(it.home), url="https://x/"),
@@ -144,27 +146,27 @@ READS = {
         lambda it: it.homes[9].images.create(url="https://x/"),
         None,
     ),
-    "a group": (
+    "GROUP BY": (
         lambda it: list(Property.objects.order_by("status").values("status").annotate(many=Count("id"))),
         lambda it: put(it.home, status="sold"),
         retitled,
     ),
-    "a group by a column that is not shown": (
+    "GROUP BY a column that is not shown": (
         lambda it: sorted(Property.objects.order_by().values("status").annotate(many=Count("id")).values_list("many")),
         lambda it: put(it.home, status="sold"),
         retitled,
     ),
-    "a join without a key": (
+    "a join without a primary key": (
         lambda it: sorted(Property.objects.values_list("agent__office__name").order_by()),
         lambda it: put(it.home.agent, office=it.other.agent.office),
         renamed,
     ),
-    "a window": (
+    "a window function": (
         lambda it: list(BY_ID.annotate(of=Window(Count("pk"))).values_list("id", "of")[:2]),
         lambda it: it.homes[9].delete(),
         lambda it: put(it.homes[9], title="Other"),
     ),
-    "a filter by a window": (
+    "a filter by a window function": (
         lambda it: ids(it.homes[2].agent.properties.annotate(place=Window(RowNumber(), order_by="-price")).filter(place=1)),
         lambda it: put(it.homes[2], agent=it.other.agent),
         lambda it: put(it.homes[9], title="Other"),
@@ -175,8 +177,8 @@ READS = {
         lambda it: put(image(it.home), position=9),
     ),
     "values()": (lambda it: list(BY_ID.values("id", "status")), lambda it: put(it.home, status="sold"), renamed),
-    "values_list() without a key": (lambda it: list(BY_ID.values_list("status")), lambda it: put(it.home, status="sold"), retitled),
-    "values() of a joined row by the reference to it": (
+    "values_list() without a primary key": (lambda it: list(BY_ID.values_list("status")), lambda it: put(it.home, status="sold"), retitled),
+    "values_list() of a joined row and its foreign key": (
         lambda it: list(BY_ID.values_list("agent_id", "agent__name")[:2]),
         renamed,
         lambda it: put(it.homes[9].agent, name="Other"),
@@ -191,33 +193,33 @@ READS = {
         office_renamed,
         lambda it: put(image(it.home), url="https://x/"),
     ),
-    "rows beyond an offset": (lambda it: ids(BY_ID[5:10]), lambda it: it.home.delete(), retitled),
-    "a reference's rows beyond an offset, of which one is moved away": (
+    "a slice with an offset": (lambda it: ids(BY_ID[5:10]), lambda it: it.home.delete(), retitled),
+    "a slice of related rows, one of which is moved away": (
         lambda it: ids(it.home.images.order_by("id")[1:]),
         lambda it: put(image(it.home), property=it.other),
         lambda it: it.other.images.create(url="https://x/"),
     ),
-    "named rows beyond an offset, of which one is deleted": (
+    "a slice of rows by id, one of which is deleted": (
         lambda it: ids(BY_ID.filter(pk__in=[it.home.pk, it.other.pk])[1:]),
         lambda it: it.home.delete(),
         lambda it: put(it.homes[9], title="Other"),
     ),
-    "a reference's rows of which one is read and not shown": (
+    "related rows, one of which is read and not shown": (
         lambda it: len(list(Select(it.home.images.order_by("id").values_list("id")).rows(shown=1))),
         lambda it: put(image(it.home, 1), property=it.other),
         lambda it: it.other.images.create(url="https://x/"),
     ),
-    "named rows of which one is read and not shown": (
+    "rows by id, one of which is read and not shown": (
         lambda it: len(list(Select(BY_ID.filter(pk__in=[it.home.pk, it.other.pk]).values_list("id")).rows(shown=1))),
         lambda it: it.other.delete(),
         lambda it: put(it.homes[9], title="Other"),
     ),
-    "the first of rows that are all read": (
+    "the first row shown of many that are read": (
         lambda it: [row[0] for row in Select(Property.objects.order_by("price").values_list("id")).rows(shown=1)],
         lambda it: put(it.homes[9], price=1),
         lambda it: put(it.homes[9], title="Other"),
     ),
-    "a row by a key that another one takes": (
+    "a row by an id that another row takes": (
         lambda it: sorted(Property.objects.in_bulk([it.home.pk, 10**6])),
         lambda it: put(it.homes[9], id=10**6),
         lambda it: put(it.homes[9], title="Other"),
@@ -238,17 +240,17 @@ READS = {
         lambda it: put(it.other, title="Other"),
     ),
     "iterator()": (lambda it: [home.title for home in BY_ID.iterator()], lambda it: put(it.other, title="Other"), renamed),
-    "relations loaded one by one": (
+    "relations that are loaded lazily": (
         lambda it: [[home.agent.office.name, [one.url for one in home.images.all()]] for home in BY_ID[:2]],
         office_renamed,
         lambda it: put(it.homes[9].agent.office, name="Other"),
     ),
 }
-"""A shape of query → a page that shows it, a write that changes the page, and one that does not."""
+"""Shape of query → a function that runs it for a page, a write that changes the page, and one that does not."""
 
 
-def test_a_row_that_only_appears_in_a_join_leaves_the_page_warm(it, page):
-    """Its reference had to be written first, and that write counts."""
+def test_a_new_row_of_a_joined_table_leaves_the_page_warm(it, page):
+    """No property refers to the new row yet. A write that makes one refer to it invalidates the page."""
     response = page(lambda: list(BY_ID.values_list("id", "agent__office__name", "location__city")))
     response()
 
@@ -257,29 +259,29 @@ def test_a_row_that_only_appears_in_a_join_leaves_the_page_warm(it, page):
     assert response().came_from == HIT
 
 
-def test_a_query_that_no_row_can_match_is_stored(it, page):
-    """Django sends no SQL for it, and no write can change that."""
+def test_a_response_whose_query_can_match_no_row_is_cached(it, page):
+    """Django sends no SQL for such a query, and no write can change its result."""
     response = page(lambda: ids(BY_ID.filter(pk__in=[])))
 
     assert [response().came_from, response().came_from] == [STORED, HIT]
 
 
-@pytest.mark.parametrize("what", READS)
-def test_every_shape_of_query_is_in_the_next_read(it, fresh, what):
+@pytest.mark.parametrize("shape", READS)
+def test_a_write_is_in_the_next_read_for_every_shape_of_query(it, fresh, shape):
     """A write that does not touch the page leaves it warm."""
-    look, write, untouched = READS[what]
+    look, write, untouched = READS[shape]
 
     fresh(partial(look, it), partial(write, it), untouched and partial(untouched, it))
 
 
-# Responses that are never stored
+# Responses that are never cached
 
-UNREADABLE = {
+UNKNOWN = {
     "a model that is not tracked": (lambda: ids(Permission.objects.filter(group__name="x")), "is not tracked. Add auth.Permission to FRESHNESS_MODELS."),
     "a join to a model that is not tracked": (lambda: ids(User.objects.filter(groups__name="x")), "is not tracked. Add auth.Group to FRESHNESS_MODELS."),
     "an unmanaged model that is not tracked": (lambda: ids(apps.get_model("housing.Cheap").objects.all()), "housing_cheap, which is not tracked"),
     "RawSQL": (lambda: list(BY_ID.annotate(x=RawSQL("SELECT 1", [])).values_list("x")), "It has SQL as text (RawSQL, extra()), which nobody can read."),
-    "RawSQL in an inner query": (
+    "RawSQL in a subquery": (
         lambda: ids(BY_ID.filter(agent__in=Agent.objects.annotate(x=RawSQL("1", [])).filter(x=1))),
         "It has SQL as text (RawSQL, extra()), which nobody can read.",
     ),
@@ -290,12 +292,12 @@ UNREADABLE = {
         lambda: list(BY_ID.annotate(x=Func(template="(SELECT MAX(id) FROM housing_office)", output_field=models.IntegerField())).values_list("x")),
         "It has SQL as text in the template of Func, which nobody can read.",
     ),
-    "a function of nothing": (
+    "a function without a column": (
         lambda: len(BY_ID.annotate(x=Func(function="RANDOM", output_field=models.FloatField()))),
         "It calls RANDOM() of no column, and nobody knows what that depends on.",
     ),
-    "the time of day": (lambda: ids(BY_ID.filter(created_at__lt=Now())), "It depends on the time of day (Now), which invalidates nothing as it passes."),
-    "the time of day in an inner query": (
+    "Now()": (lambda: ids(BY_ID.filter(created_at__lt=Now())), "It depends on the time of day (Now), which invalidates nothing as it passes."),
+    "Now() in a subquery": (
         lambda: ids(BY_ID.filter(agent__in=Agent.objects.filter(properties__created_at__lt=Now()))),
         "It depends on the time of day",
     ),
@@ -306,13 +308,13 @@ UNREADABLE = {
         "It is a union() whose parts have select_related()",
     ),
     "another database": (lambda: by_cursor("SELECT 1", "elsewhere"), "It reads the database 'elsewhere', whose backend is not the engine's."),
-    "no query at all": (lambda: "Hello", "No query was seen. A response that depends on no query would never be invalidated."),
+    "no query": (lambda: "Hello", "No query was seen. A response that depends on no query would never be invalidated."),
 }
-"""A read that the engine cannot follow → a page of it, and the reason in the log."""
+"""Query whose dependencies the engine cannot know → a function that runs it for a page, and the reason in the log."""
 
 
 def by_cursor(text, alias="default"):
-    """The rows of a text."""
+    """The rows of a statement in SQL."""
     with connections[alias].cursor() as cursor:
         cursor.execute(text)
         return cursor.fetchall()
@@ -327,22 +329,22 @@ def elsewhere_too(tmp_path):
     del connections["elsewhere"], connections.databases["elsewhere"]
 
 
-@pytest.mark.parametrize("what", UNREADABLE)
-def test_an_unreadable_response_is_served_and_never_stored(it, page, caplog, elsewhere_too, what):
-    """One line in the log says why, and what to do. The pages beside it are cached as ever."""
-    look, why = UNREADABLE[what]
-    response, beside = page(look), page(lambda: ids(BY_ID.all()))
-    beside()
+@pytest.mark.parametrize("query", UNKNOWN)
+def test_a_response_whose_dependencies_are_unknown_is_served_and_never_cached(it, page, caplog, elsewhere_too, query):
+    """A log line says why, and what to do about it. Other pages are still cached."""
+    look, why = UNKNOWN[query]
+    response, other_page = page(look), page(lambda: ids(BY_ID.all()))
+    other_page()
 
     for _ in range(2):
         caplog.clear()
         assert (response().status, response().came_from) == (200, NOT_STORED)
         assert [(record.levelname, why in record.message) for record in caplog.records] == [("ERROR", True)] * 2
-    assert beside().came_from == HIT
+    assert other_page().came_from == HIT
 
 
 def test_a_raw_queryset_is_refused_when_its_view_is_loaded(it):
-    """One error says which view, and what to do."""
+    """The error says which view it is, and what to do."""
 
     class Raw(CachedView, ListAPIView):
         queryset = Property.objects.raw("SELECT * FROM housing_property")
@@ -354,10 +356,12 @@ def test_a_raw_queryset_is_refused_when_its_view_is_loaded(it):
 
 
 NOT_PROMISED = {
-    "A response that compares with the view's own clock is fresh": "`filter(created_at__lte=timezone.now())` is a constant in its query. `Now()` is refused.",
-    "A response that depends on a file, a setting or another service is fresh": "Only queries are seen.",
-    "A response that shows rows which the process keeps is fresh": "A queryset that was evaluated before the request sends no query. Call `all()` on it.",
-    "A slice without an order is always the same": "The database chooses its rows, and any write may change its mind. Give it an `order_by()`.",
+    "A response that compares with the view's own clock is fresh": (
+        "`filter(created_at__lte=timezone.now())` is a constant in its query. With `Now()` the response is not cached."
+    ),
+    "A response that depends on a file, a setting or another service is fresh": "The engine sees only queries.",
+    "A response that shows rows kept in memory is fresh": "A queryset that was evaluated before the request sends no query. Call `all()` on it.",
+    "A slice without an order is always the same": "The database may choose other rows after any write. Add an `order_by()`.",
 }
 
 
@@ -365,19 +369,19 @@ NOT_PROMISED = {
 
 
 EXAMPLES = int(os.environ.get("DEPENDENCIES_EXAMPLES", "200"))
-"""The number of random queries. Set DEPENDENCIES_EXAMPLES for more of them, and for others on every run."""
+"""The number of random queries. If DEPENDENCIES_EXAMPLES is set, every run draws other ones."""
 
 
 @pytest.fixture
-def played(kinds, transactional_db, monkeypatch):
-    """A few rows of the models that are played with."""
-    monkeypatch.setattr(play, "POOL", [*kinds.zoo, *play.HOUSING])
+def filled_tables(kinds, transactional_db, monkeypatch):
+    """A few rows of the models that random queries use."""
+    monkeypatch.setattr(random_queries, "POOL", [*kinds.zoo, *random_queries.HOUSING])
     with transaction.atomic():
-        play.fill(kinds.zoo)
+        random_queries.fill(kinds.zoo)
 
 
-def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(played, caplog):
-    """Queries and writes are random. Each row that a write changes must be tagged, too."""
+def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(filled_tables, caplog):
+    """Queries and writes are random. Every row that a write changes must be tagged, too."""
     caplog.set_level("CRITICAL")
     counted = Counter()
 
@@ -386,7 +390,7 @@ def test_a_response_changes_only_if_a_write_tags_what_it_depends_on(played, capl
     )
     @given(st.data())
     def explore(data):
-        counted[play.example(lambda options: options[data.draw(st.integers(0, len(options) - 1))])] += 1
+        counted[random_queries.example(lambda options: options[data.draw(st.integers(0, len(options) - 1))])] += 1
 
     explore()
 

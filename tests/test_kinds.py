@@ -1,4 +1,4 @@
-"""Models of every kind. A write to any kind of relation, key or parent is in the next read, and other pages stay warm."""
+"""Every kind of model. A write to any kind of relation, key or parent is in the next read, and other pages stay warm."""
 
 from functools import partial
 
@@ -26,18 +26,22 @@ READS = {
         lambda it: it.node.labels.add(it.label),
         lambda it: put(it.node, word="Other"),
     ),
-    "a model with text for a key": (
+    "a text primary key": (
         lambda it: [one.word for one in it.Label.objects.filter(pk="a*|\n'\"")],
         lambda it: put(it.strange, word="Other"),
         relabelled,
     ),
-    "rows that refer to a text": (lambda it: ids(it.strange.nodes.all()), lambda it: put(it.node, label=it.strange), lambda it: put(it.node, label=it.label)),
-    "a model with a UUID for a key": (
+    "rows that refer to a text primary key": (
+        lambda it: ids(it.strange.nodes.all()),
+        lambda it: put(it.node, label=it.strange),
+        lambda it: put(it.node, label=it.label),
+    ),
+    "a UUID primary key": (
         lambda it: [[one.text, ids(one.responses.all())] for one in it.Remark.objects.filter(pk=it.remark.pk)],
         lambda it: it.Remark.objects.create(about=it.home, answered=it.remark),
         lambda it: it.Remark.objects.create(about=it.home),
     ),
-    "a foreign key to a column that is no primary key": (
+    "a foreign key with to_field": (
         lambda it: ids(it.town.streets.all()),
         lambda it: it.Street.objects.create(town=it.town),
         lambda it: it.Street.objects.create(town=it.Town.objects.create(slug="b")),
@@ -62,67 +66,67 @@ READS = {
         lambda it: put(it.villa, title="Other"),
         lambda it: put(it.villa, pools=9),
     ),
-    "an inherited row, from its parent": (
+    "a child row, reached from its parent": (
         lambda it: [home.villa.pools if hasattr(home, "villa") else None for home in BY_ID.select_related("villa")],
         lambda it: put(it.villa, pools=9),
         renamed,
     ),
-    "a column that the database generates": (
+    "a generated column": (
         lambda it: ids(it.Node.objects.filter(double=8)),
         lambda it: put(it.node, rank=4),
         lambda it: it.Label.objects.create(pk="new"),
     ),
-    "a reference to the same model": (
+    "a foreign key to the same model": (
         lambda it: [one.parent and one.parent.word for one in it.Node.objects.select_related("parent")],
         lambda it: it.Node.objects.filter(word="child").update(parent=it.Node.objects.create(word="late", rank=1)),
         relabelled,
     ),
-    "a reference that may be null": (
+    "a nullable foreign key": (
         lambda it: [one.agent and one.agent.name for one in it.Node.objects.select_related("agent")],
         lambda it: it.home.agent.delete(),
         lambda it: put(it.other.agent, name="Other"),
     ),
-    "a reference that the database does not enforce": (
+    "a foreign key without a constraint": (
         lambda it: list(it.Node.objects.order_by("id").values_list("id", "anywhere__word")),
         lambda it: it.Label.objects.create(pk="nowhere", word="Here"),
         lambda it: put(it.node, word="Other"),
     ),
-    "a reference that the database does not enforce and that comes to lead somewhere": (
+    "a foreign key without a constraint whose target appears": (
         lambda it: list(it.Node.objects.order_by("id").values_list("id", "anywhere__word")),
         lambda it: put(it.node.parent, anywhere_id="good"),
         lambda it: put(it.node.parent, word="Other"),
     ),
-    "a row that is created again under the key of one deleted in the same transaction": (
+    "a row created again under the key of one deleted in the same transaction": (
         lambda it: ids(it.Node.objects.filter(label__word="Again")),
         lambda it: replaced(it.strange, word="Again"),
         lambda it: put(it.node, word="Other"),
     ),
-    "a one-to-one reference": (
+    "a one-to-one field": (
         lambda it: it.Profile.objects.select_related("node").get().node.word,
         lambda it: put(it.node, word="Other"),
         lambda it: put(it.node.parent, word="Other"),
     ),
-    "the other end of a one-to-one reference, created later": (
+    "the reverse of a one-to-one field, created later": (
         lambda it: [hasattr(one, "badge") for one in it.Node.objects.order_by("id").select_related("badge")],
         lambda it: it.Badge.objects.create(node=it.node, rank=1),
         relabelled,
     ),
-    "the other end of a one-to-one reference, loaded by itself": (
+    "the reverse of a one-to-one field, loaded separately": (
         lambda it: hasattr(it.Node.objects.get(pk=it.node.pk), "badge"),
         lambda it: it.Badge.objects.create(node=it.node, rank=1),
         relabelled,
     ),
-    "the other end of a one-to-one reference, moved here": (
+    "the reverse of a one-to-one field, moved from another row": (
         lambda it: [hasattr(one, "profile") for one in it.Node.objects.filter(word="root").select_related("profile")],
         lambda it: put(it.node.profile, node=it.node.parent),
         lambda it: put(it.node.profile, word="Other"),
     ),
-    "a reference that the database fills in": (
+    "a foreign key with a db_default": (
         lambda it: it.label.guided.count(),
         lambda it: it.Stop.objects.create(tour=it.tour, home=it.home),
         lambda it: it.Stop.objects.create(tour=it.tour, home=it.home, guide=it.strange),
     ),
-    "rows that the database deletes with what they refer to, where Django has DB_CASCADE": (
+    "rows that the database deletes by cascade, where Django has DB_CASCADE": (
         lambda it: ids(it.Pet.objects.all()),
         lambda it: it.town.delete(),
         lambda it: it.Town.objects.create(slug="b"),
@@ -142,12 +146,12 @@ READS = {
         lambda it: it.notice.remarks.create(text="New"),
         lambda it: put(it.remark, data={"a": 2}),
     ),
-    "a generic relation to which a row of another one comes": (
+    "a generic relation that gains a row of another one": (
         lambda it: ids(it.Notice.objects.filter(remarks__text="home")),
         lambda it: put(it.another_remark, content_type=ContentType.objects.get_for_model(it.Notice)),
         retitled,
     ),
-    "a relation with a model between": (
+    "a many-to-many field with a through model": (
         lambda it: [[tour.name, ids(tour.stops.order_by("stop__minutes"))] for tour in it.Tour.objects.all()],
         lambda it: it.Stop.objects.filter(home=it.home).update(minutes=9),
         lambda it: put(it.homes[9], title="Other"),
@@ -159,26 +163,26 @@ READS = {
         lambda it: save(it.notice, created_at="2001-01-01T00:00:00Z"),
         retitled,
     ),
-    "JSON whose number becomes a truth": (
+    "JSON whose number becomes true": (
         lambda it: ids(it.Remark.objects.filter(data={"a": True})),
         lambda it: locked_save(it.remark, data={"a": True}),
         retitled,
     ),
 }
-"""A kind of model → a page that shows it, a write that changes the page, and one that does not."""
+"""Kind of model → a function that reads it for a page, a write that changes the page, and one that does not."""
 
 
-@pytest.mark.parametrize("what", READS)
-def test_every_kind_of_model_is_in_the_next_read(furnished, fresh, what):
+@pytest.mark.parametrize("kind", READS)
+def test_a_write_is_in_the_next_read_for_every_kind_of_model(furnished, fresh, kind):
     """A write that does not touch the page leaves it warm."""
-    look, write, untouched = READS[what]
+    look, write, untouched = READS[kind]
 
     fresh(partial(look, furnished), partial(write, furnished), untouched and partial(untouched, furnished))
 
 
 @transaction.atomic
 def replaced(row, **fields):
-    """Delete a row, and create another under its key. The database looks at the references to it at COMMIT, and finds them whole."""
+    """Delete a row and create another one under its key. The database checks the foreign keys at COMMIT and finds them intact."""
     type(row)._base_manager.filter(pk=row.pk)._raw_delete("default")
     type(row)._base_manager.create(pk=row.pk, **fields)
 
@@ -189,16 +193,16 @@ MANY_TO_MANY = {
     "set()": lambda node, label, other: node.labels.set([other]),
     "clear()": lambda node, label, other: node.labels.clear(),
     "create()": lambda node, label, other: node.labels.create(pk="new"),
-    "add() from the other end": lambda node, label, other: other.marked.add(node),
-    "remove() from the other end": lambda node, label, other: label.marked.remove(node),
-    "a row of the model between": lambda node, label, other: type(node).labels.through.objects.create(node=node, label=other),
-    "the deletion of what is referred to": lambda node, label, other: label.delete(),
+    "add() from the reverse side": lambda node, label, other: other.marked.add(node),
+    "remove() from the reverse side": lambda node, label, other: label.marked.remove(node),
+    "a row of the through model": lambda node, label, other: type(node).labels.through.objects.create(node=node, label=other),
+    "deletion of the related row": lambda node, label, other: label.delete(),
 }
-"""Way to change a many-to-many field → how."""
+"""Name of a way to change a many-to-many field → a function that does it."""
 
 
 @pytest.mark.parametrize("way", MANY_TO_MANY)
-def test_a_change_of_a_many_to_many_field_is_in_the_next_read(furnished, page, way):
+def test_a_change_to_a_many_to_many_field_is_in_the_next_read(furnished, page, way):
     """The page of another row stays warm."""
     it = furnished
     it.node.labels.add(it.label)
@@ -214,13 +218,13 @@ def test_a_change_of_a_many_to_many_field_is_in_the_next_read(furnished, page, w
 
 
 def labels_of(it, key):
-    """A many-to-many field, as a detail shows it."""
+    """The labels of a node, as a detail shows them."""
     return [[one.word, sorted(ids(one.labels.all()))] for one in it.Node.objects.filter(pk=key).prefetch_related("labels")]
 
 
-def test_a_write_through_a_view_of_the_database_is_in_the_next_read(furnished, page):
-    """It may be updatable. Nobody says which tables it writes, so every table is invalidated, whichever way it is written."""
-    it, every = furnished, written_tables("UPDATE somebodys_view SET x = 1")
+def test_a_write_through_a_database_view_is_in_the_next_read(furnished, page):
+    """A view may be updatable. Its statement does not show which tables it writes, so every tracked table is invalidated."""
+    it, every = furnished, written_tables("UPDATE legacy_view SET x = 1")
     assert {"housing_property", "housing_cheap"} <= every
 
     assert written_tables("UPDATE housing_cheap SET title = 'x'") == every
@@ -232,20 +236,20 @@ def test_a_write_through_a_view_of_the_database_is_in_the_next_read(furnished, p
     assert response().json[0] == "Other"
 
 
-def test_sql_that_writes_a_table_with_capitals_invalidates_it(it, page):
-    """PostgreSQL folds names without quotation marks, and both servers keep those in them."""
+def test_sql_that_writes_a_table_with_capital_letters_invalidates_it(it, page):
+    """PostgreSQL folds unquoted names to lower case, and both servers keep the case of quoted ones."""
     town = it.Town.objects.create(slug="a")
-    response, beside = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
-    response(), beside()
+    response, other_page = page(lambda: [one.slug for one in it.Town.objects.all()]), page(lambda: ids(BY_ID.all()))
+    response(), other_page()
 
     with connection.cursor() as cursor:
         cursor.execute("""UPDATE "Towns" SET slug = 'b' WHERE id = %s""", [town.pk])
 
-    assert (response().json, beside().came_from) == (["b"], HIT)
+    assert (response().json, other_page().came_from) == (["b"], HIT)
 
 
-def test_a_model_that_is_named_brings_its_parents_and_many_to_many_tables(kinds, settings):
-    """A row of it is in their tables, too."""
+def test_tracking_a_model_also_tracks_its_parents_and_many_to_many_tables(kinds, settings):
+    """A row of the model is in the tables of its parents, too."""
     settings.FRESHNESS_MODELS = ["housing.Castle"]
 
     assert tables().keys() == {"housing_castle", "housing_node", "housing_node_labels", "housing_node_friends"}
@@ -256,13 +260,13 @@ def test_a_model_that_is_named_brings_its_parents_and_many_to_many_tables(kinds,
     [models.CharField(db_collation="nocase"), models.EmailField(), models.DecimalField(), models.DateTimeField()],
     ids=lambda field: type(field).__name__,
 )
-def test_values_that_a_database_takes_for_equal_are_not_told_apart(field):
-    """`a` and `A` by a collation, 1.0 and 1.00, an instant in two time zones. EmailField stands for fields that the engine does not know."""
+def test_values_that_a_database_may_treat_as_equal_are_never_compared_as_text(field):
+    """Examples are `a` and `A` under a collation, 1.0 and 1.00, and one instant in two time zones. EmailField stands for unknown fields."""
     assert text_of(field) is None
 
 
-def test_two_models_of_one_table_are_one_table(kinds, settings):
-    """The engine relies only on columns that both of them describe alike."""
+def test_two_models_of_one_table_are_tracked_as_one(kinds, settings):
+    """The engine relies only on columns that both models define alike."""
 
     class Legacy(models.Model):
         agent_id = models.IntegerField()
@@ -282,4 +286,4 @@ def test_two_models_of_one_table_are_one_table(kinds, settings):
     finally:
         del apps.all_models["housing"]["legacy"]
         apps.clear_cache()
-        class_prepared.send(Legacy)  # the engine looks again
+        class_prepared.send(Legacy)  # the engine reads the models again

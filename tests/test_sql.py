@@ -1,4 +1,4 @@
-"""Every way to send SQL. All of it passes one place, where a write waits for its lease; other ways are refused."""
+"""Every way to send SQL. Every statement passes through one place, where a write waits for its lease. Any other way is refused."""
 
 import inspect
 import sqlite3
@@ -22,28 +22,23 @@ from housing.freshness.postgresql import base as postgresql_backend
 from housing.freshness.sqlite3 import base as sqlite3_backend
 from housing.freshness.statements import text_of, written_tables
 from housing.models import Office, Property
+from tests.rows import execute
 
-RENAME = "UPDATE housing_office SET name = 'Else'"
-
-
-def execute(text, params=None):
-    """Execute one statement through a cursor."""
-    with connection.cursor() as cursor:
-        cursor.execute(text, params)
+RENAME = "UPDATE housing_office SET name = 'Renamed'"
 
 
 # Every way to send a write
 
 
 def through_a_wrapper(send):
-    """One of Django's execute wrappers puts a statement in place of one that writes no tracked table."""
+    """Replace a harmless statement with a write by one of Django's execute wrappers."""
     harmless = "UPDATE auth_user SET email = ''"
     with connection.execute_wrapper(lambda execute, sql, *rest: execute(RENAME if sql == harmless else sql, *rest)):
         send(harmless)
 
 
 def through_a_copy(text):
-    """Django copies a connection under the same alias."""
+    """Execute on `connection.copy()`, which has the same alias."""
     copied = connection.copy()
     try:
         with copied.cursor() as cursor:
@@ -53,7 +48,7 @@ def through_a_copy(text):
 
 
 def debugged(text):
-    """Django has another cursor for DEBUG, and to capture queries."""
+    """Execute with the cursor that Django uses with DEBUG, and when queries are captured."""
     connection.force_debug_cursor = True
     try:
         execute(text)
@@ -62,13 +57,13 @@ def debugged(text):
 
 
 def composed(text):
-    """The same statement, put together by psycopg."""
-    head, _, name = text.rpartition("'Else'")
-    return SQL("{} {}{}").format(SQL(head), Literal("Else"), SQL(name))
+    """The same statement as psycopg's Composed."""
+    head, _, name = text.rpartition("'Renamed'")
+    return SQL("{} {}{}").format(SQL(head), Literal("Renamed"), SQL(name))
 
 
 def streamed(query, *, first_only=False, **options):
-    """Read the rows of a statement as they arrive, or the first of them alone."""
+    """Stream the rows of a statement, or only the first of them."""
     rows = connection.cursor().stream(query, **options)
     found = [next(rows)] if first_only else list(rows)
     rows.close()
@@ -76,7 +71,7 @@ def streamed(query, *, first_only=False, **options):
 
 
 def prepared():
-    """PREPARE the statement and EXECUTE it; its name says nothing of the table."""
+    """PREPARE the statement, then EXECUTE it by a name that does not show the table."""
     execute(f"PREPARE renaming AS {RENAME}")
     try:
         execute("EXECUTE renaming")
@@ -86,78 +81,78 @@ def prepared():
 
 WAYS = {
     "execute()": lambda: execute(RENAME),
-    "executemany()": lambda: connection.cursor().executemany("UPDATE housing_office SET name = %s", [("Other",), ("Else",)]),
+    "executemany()": lambda: connection.cursor().executemany("UPDATE housing_office SET name = %s", [("Other",), ("Renamed",)]),
     "the cursor that execute() returns": lambda: connection.cursor().execute("SELECT 1").execute(RENAME),
     "an execute wrapper": lambda: through_a_wrapper(execute),
     "an execute wrapper of executemany()": lambda: through_a_wrapper(lambda text: connection.cursor().executemany(text, [()])),
     "a debug cursor": lambda: debugged(RENAME),
 }
-"""Ways to give every office another name."""
+"""Name of a way to rename every office → a function that does it."""
 
-SERVERS_OWN = {
+WAYS_OF_ONE_SERVER = {
     "sqlite": {
         "the cursor that executemany() returns": lambda: connection.cursor().executemany("UPDATE auth_user SET email = ''", [()]).execute(RENAME),
-        "REPLACE": lambda: execute("REPLACE INTO housing_office (id, name, city) SELECT id, 'Else', city FROM housing_office"),
-        "UPDATE OR REPLACE": lambda: execute("UPDATE OR REPLACE housing_office SET name = 'Else'"),
+        "REPLACE": lambda: execute("REPLACE INTO housing_office (id, name, city) SELECT id, 'Renamed', city FROM housing_office"),
+        "UPDATE OR REPLACE": lambda: execute("UPDATE OR REPLACE housing_office SET name = 'Renamed'"),
     },
     "postgresql": {
         "bytes": lambda: execute(RENAME.encode()),
         "psycopg's SQL": lambda: execute(SQL(RENAME)),
         "psycopg's Composed": lambda: execute(composed(RENAME)),
         "a debug cursor for a Composed": lambda: debugged(composed(RENAME)),
-        "executemany() of bytes": lambda: connection.cursor().executemany(b"UPDATE housing_office SET name = %s", [("Else",)]),
+        "executemany() of bytes": lambda: connection.cursor().executemany(b"UPDATE housing_office SET name = %s", [("Renamed",)]),
         "executemany() of a Composed": lambda: connection.cursor().executemany(composed(RENAME), [()]),
-        "callproc()": lambda: connection.cursor().callproc("somebodys_function"),
+        "callproc()": lambda: connection.cursor().callproc("legacy_function"),
         "stream()": lambda: streamed(f"{RENAME} RETURNING id"),
         "stream() in chunks": lambda: streamed(f"{RENAME} RETURNING id", size=2),
         "stream() of bytes": lambda: streamed(f"{RENAME} RETURNING id".encode()),
         "stream() of a Composed": lambda: streamed(composed(f"{RENAME} RETURNING id")),
-        "stream() of a CTE": lambda: streamed("WITH x AS (UPDATE housing_office SET name = 'Else' RETURNING id) SELECT id FROM x"),
-        "stream() not read to its end": lambda: streamed(f"{RENAME} RETURNING id", first_only=True),
+        "stream() of a CTE": lambda: streamed("WITH x AS (UPDATE housing_office SET name = 'Renamed' RETURNING id) SELECT id FROM x"),
+        "stream() of which only one row is read": lambda: streamed(f"{RENAME} RETURNING id", first_only=True),
         "PREPARE and EXECUTE": prepared,
-        "MERGE": lambda: execute("MERGE INTO housing_office o USING housing_office n ON o.id = n.id WHEN MATCHED THEN UPDATE SET name = 'Else'"),
-        "a view, merged from a table of ours": lambda: (
-            execute("MERGE INTO somebodys_view o USING housing_agent a ON o.id = a.office_id WHEN MATCHED THEN UPDATE SET name = 'Else'")
+        "MERGE": lambda: execute("MERGE INTO housing_office o USING housing_office n ON o.id = n.id WHEN MATCHED THEN UPDATE SET name = 'Renamed'"),
+        "a view, merged from a tracked table": lambda: (
+            execute("MERGE INTO legacy_view o USING housing_agent a ON o.id = a.office_id WHEN MATCHED THEN UPDATE SET name = 'Renamed'")
             if connection.pg_version >= 170000
-            else execute("UPDATE somebodys_view SET name = 'Else' WHERE id IN (SELECT office_id FROM housing_agent)")
+            else execute("UPDATE legacy_view SET name = 'Renamed' WHERE id IN (SELECT office_id FROM housing_agent)")
         ),
-        "CALL with the name of another table": lambda: execute("CALL somebodys_procedure('housing_agent')"),
-        "DO with the name of another table": lambda: execute("DO $$ BEGIN PERFORM 'housing_agent'; CALL somebodys_procedure(''); END $$"),
+        "CALL with the name of another table": lambda: execute("CALL legacy_procedure('housing_agent')"),
+        "DO with the name of another table": lambda: execute("DO $$ BEGIN PERFORM 'housing_agent'; CALL legacy_procedure(''); END $$"),
         "a CTE before an INSERT into another table": lambda: execute(
-            "WITH x AS (UPDATE somebodys_view SET name = 'Else' RETURNING id) "
-            "INSERT INTO django_content_type (app_label, model) SELECT 'else', id FROM x ON CONFLICT DO NOTHING"
+            "WITH x AS (UPDATE legacy_view SET name = 'Renamed' RETURNING id) "
+            "INSERT INTO django_content_type (app_label, model) SELECT 'other', id FROM x ON CONFLICT DO NOTHING"
         ),
-        "EXPLAIN ANALYZE of a view": lambda: execute("EXPLAIN (COSTS false, ANALYZE) UPDATE somebodys_view SET name = 'Else' FROM housing_agent"),
-        "several statements in one text": lambda: execute("SELECT 'housing_agent'; CALL somebodys_procedure('housing_agent')"),
+        "EXPLAIN ANALYZE of a view": lambda: execute("EXPLAIN (COSTS false, ANALYZE) UPDATE legacy_view SET name = 'Renamed' FROM housing_agent"),
+        "several statements in one text": lambda: execute("SELECT 'housing_agent'; CALL legacy_procedure('housing_agent')"),
         "a line that ends with CR": lambda: execute(f"-- nightly\r{RENAME};--\nSELECT 1"),
     },
 }
-"""Ways that only one of the servers has."""
+"""Vendor of the database → ways that only this server has."""
 
-SOMEBODYS = {
+SETUP = {
     "sqlite": [],
     "postgresql": [
-        "CREATE OR REPLACE FUNCTION somebodys_function() RETURNS void LANGUAGE sql AS 'UPDATE housing_office SET name = ''Else'''",
-        "CREATE OR REPLACE PROCEDURE somebodys_procedure(text) LANGUAGE sql AS 'UPDATE housing_office SET name = ''Else'''",
-        "CREATE VIEW somebodys_view AS SELECT * FROM housing_office",
+        "CREATE OR REPLACE FUNCTION legacy_function() RETURNS void LANGUAGE sql AS 'UPDATE housing_office SET name = ''Renamed'''",
+        "CREATE OR REPLACE PROCEDURE legacy_procedure(text) LANGUAGE sql AS 'UPDATE housing_office SET name = ''Renamed'''",
+        "CREATE VIEW legacy_view AS SELECT * FROM housing_office",
     ],
 }
-"""What may be called or written in place of a table."""
+"""Vendor of the database → statements that create a function, a procedure and a view, if the server has them."""
 
 
 @pytest.fixture
-def somebodys(transactional_db):
-    """A function, a procedure and a view of somebody else's, where the server has them."""
-    for statement in SOMEBODYS[connection.vendor]:
+def legacy_objects(transactional_db):
+    """A function, a procedure and a view that write offices, if the server has them."""
+    for statement in SETUP[connection.vendor]:
         execute(statement)
     yield
     if connection.vendor == "postgresql":
-        execute("DROP VIEW somebodys_view")
+        execute("DROP VIEW legacy_view")
 
 
 @pytest.fixture
-def every_way(somebodys, twenty_properties, read):
-    """`every_way(carry_out)`: for each way, the name of the office in the next read, and where that read came from."""
+def every_way(legacy_objects, twenty_properties, read):
+    """`every_way(carry_out)`: for each way, the name of the office in the next read, and its Cache-Status."""
 
     def outcome(write, carry_out):
         Office.objects.update(name="Before")
@@ -166,11 +161,12 @@ def every_way(somebodys, twenty_properties, read):
         after = read("cached")
         return after.rows[0]["agent"]["office"]["name"], after.came_from
 
-    return lambda carry_out: {way: outcome(write, carry_out) for way, write in (WAYS | SERVERS_OWN[connection.vendor]).items()}
+    return lambda carry_out: {way: outcome(write, carry_out) for way, write in (WAYS | WAYS_OF_ONE_SERVER[connection.vendor]).items()}
 
 
 @contextmanager
 def rolled_back():
+    """Roll back what the body wrote."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
@@ -178,11 +174,11 @@ def rolled_back():
 
 @pytest.mark.parametrize(
     ("within", "outcome"),
-    [(nullcontext, ("Else", "fwd=stale; stored")), (transaction.atomic, ("Else", "fwd=stale; stored")), (rolled_back, ("Before", "hit"))],
+    [(nullcontext, ("Renamed", "fwd=stale; stored")), (transaction.atomic, ("Renamed", "fwd=stale; stored")), (rolled_back, ("Before", "hit"))],
     ids=["in autocommit", "in a transaction", "rolled back"],
 )
 def test_every_way_to_send_a_write_is_in_the_next_read(every_way, within, outcome):
-    """A text is judged as the server would read it, whatever it is made of and whichever method sends it. A rollback leaves the page warm."""
+    """A statement is judged as the server would read it, whatever its type and whichever method sends it. A rollback leaves the page warm."""
 
     def carry_out(write):
         with within():
@@ -192,7 +188,7 @@ def test_every_way_to_send_a_write_is_in_the_next_read(every_way, within, outcom
 
 
 def test_a_write_through_a_copy_of_the_connection_is_in_the_next_read(twenty_properties, warm, read_the_list):
-    """`connection.copy()` has the alias of the connection, and transactions of its own."""
+    """`connection.copy()` has the same alias, but its own transactions."""
     warm()
     held = connections["default"]
 
@@ -200,12 +196,12 @@ def test_a_write_through_a_copy_of_the_connection_is_in_the_next_read(twenty_pro
 
     assert connections["default"] is held
     assert not connection.in_atomic_block
-    assert read_the_list()[0]["agent"]["office"]["name"] == "Else"
+    assert read_the_list()[0]["agent"]["office"]["name"] == "Renamed"
 
 
 @pytest.mark.only("real")
-def test_rows_copied_in_are_in_the_next_read(twenty_properties, warm, read_the_list):
-    """SQLite has no COPY."""
+def test_rows_loaded_by_copy_are_in_the_next_read(twenty_properties, warm, read_the_list):
+    """COPY loads rows without an INSERT. (SQLite has no COPY.)"""
     columns = ("title", "property_type", "status", "price", "location_id", "agent_id", "created_at", "updated_at")
     [values] = Property.objects.order_by("-created_at").values_list(*columns)[:1]
     name = SQL("housing_property")
@@ -222,8 +218,8 @@ def test_rows_copied_in_are_in_the_next_read(twenty_properties, warm, read_the_l
 
 
 @pytest.mark.only("real")
-def test_a_copy_that_fails_leaves_every_page_warm(twenty_properties, warm, read):
-    """An error inside the block, or of the server, is Django's error and rolls back. (SQLite has no COPY.)"""
+def test_a_failed_copy_leaves_every_page_warm(twenty_properties, warm, read):
+    """An error of the server or inside the block rolls back, and Django converts the server's. (SQLite has no COPY.)"""
     warm()
 
     with pytest.raises(DatabaseError), connection.cursor() as cursor, cursor.copy("COPY housing_office (name, city) FROM STDIN") as copy:
@@ -237,7 +233,7 @@ def test_a_copy_that_fails_leaves_every_page_warm(twenty_properties, warm, read)
 
 @pytest.mark.only("real")
 def test_a_streamed_write_is_committed_after_its_last_row(twenty_properties, warm, read, elsewhere):
-    """Nobody else sees it before, and the entry stays until then. (SQLite's driver does not stream.)"""
+    """Other connections do not see the write before that, and the entry stays valid. (SQLite's driver does not stream.)"""
     warm()
     names = {name for (name,) in Office.objects.values_list("name").distinct()}
 
@@ -247,13 +243,13 @@ def test_a_streamed_write_is_committed_after_its_last_row(twenty_properties, war
     assert elsewhere(lambda: read("cached")).came_from == "hit"
     list(rows)
 
-    assert read("cached").rows[0]["agent"]["office"]["name"] == "Else"
+    assert read("cached").rows[0]["agent"]["office"]["name"] == "Renamed"
     assert not connection.in_atomic_block
 
 
 @pytest.mark.only("real")
-def test_a_streamed_write_whose_rows_are_not_read_is_carried_out(twenty_properties, warm, read):
-    """Psycopg cancels what the server still sends, here 20 megabytes. The server had carried it out before. (SQLite's driver does not stream.)"""
+def test_a_streamed_write_is_committed_even_if_its_rows_are_not_read(twenty_properties, warm, read):
+    """Psycopg cancels the rows that are left, here 20 megabytes. The server has carried out the write by then. (SQLite's driver does not stream.)"""
     Office.objects.create(name="Another")
     warm()
 
@@ -261,13 +257,13 @@ def test_a_streamed_write_whose_rows_are_not_read_is_carried_out(twenty_properti
     next(rows)
     rows.close()
 
-    assert read("cached").rows[0]["agent"]["office"]["name"] == "Else"
+    assert read("cached").rows[0]["agent"]["office"]["name"] == "Renamed"
     assert not connection.in_atomic_block
 
 
 @pytest.mark.only("real")
-def test_a_streamed_write_that_fails_leaves_every_page_warm(twenty_properties, warm, read):
-    """The error is Django's, as it is from `execute()`. (SQLite's driver does not stream.)"""
+def test_a_failed_streamed_write_leaves_every_page_warm(twenty_properties, warm, read):
+    """Django's error is raised, as by `execute()`. (SQLite's driver does not stream.)"""
     warm()
 
     with pytest.raises(DatabaseError):
@@ -277,8 +273,8 @@ def test_a_streamed_write_that_fails_leaves_every_page_warm(twenty_properties, w
 
 
 @pytest.mark.only("real")
-def test_a_streamed_read_is_no_write(twenty_properties, warm, read):
-    """It opens no transaction, and may be broken off. (SQLite's driver does not stream.)"""
+def test_a_streamed_read_does_not_count_as_a_write(twenty_properties, warm, read):
+    """It opens no transaction, and may be closed early. (SQLite's driver does not stream.)"""
     warm()
 
     assert len(list(connection.cursor().stream("SELECT id FROM housing_property"))) == 20
@@ -294,8 +290,8 @@ def test_a_streamed_read_is_no_write(twenty_properties, warm, read):
 
 
 @pytest.mark.only("embedded")
-def test_a_procedure_may_write_anything(twenty_properties, warm, read_the_list, monkeypatch):
-    """SQLite has none, so its cursor is given one here. (PostgreSQL's is among the ways to send a write.)"""
+def test_a_write_by_a_procedure_is_in_the_next_read(twenty_properties, warm, read_the_list, monkeypatch):
+    """SQLite has no procedures, so its cursor gets a callproc() here. (PostgreSQL's callproc() is one of the ways above.)"""
     warm()
     called = []
 
@@ -306,7 +302,7 @@ def test_a_procedure_may_write_anything(twenty_properties, warm, read_the_list, 
     monkeypatch.setattr(SQLiteCursorWrapper, "callproc", callproc, raising=False)
 
     connection.cursor().callproc("nightly")
-    assert read_the_list()[0]["agent"]["office"]["name"] == "Else"
+    assert read_the_list()[0]["agent"]["office"]["name"] == "Renamed"
 
     connection.cursor().callproc("nightly", [1])
     with pytest.raises(NotSupportedError, match="Keyword parameters for callproc"):
@@ -321,14 +317,14 @@ def test_a_procedure_may_write_anything(twenty_properties, warm, read_the_list, 
         (b"SELECT 1", set()),
         (SQL("SELECT 1"), set()),
         (SQL("SELECT {}").format(Literal("x; DELETE FROM housing_office")), set()),
-        (SQL("UPDATE {} SET caption = 'Else'").format(Identifier("housing_propertyimage")), {"the detail"}),
-        (b"UPDATE housing_propertyimage SET caption = 'Else'", {"the detail"}),
+        (SQL("UPDATE {} SET caption = 'Renamed'").format(Identifier("housing_propertyimage")), {"the detail"}),
+        (b"UPDATE housing_propertyimage SET caption = 'Renamed'", {"the detail"}),
         (SQL("SELECT {}").format(SQL("1; CALL f()")), {"the detail", "the list"}),
     ],
-    ids=["a SELECT of bytes", "a SELECT", "a literal", "an UPDATE of images", "an UPDATE of bytes", "several"],
+    ids=["a SELECT as bytes", "a SELECT", "a DELETE in a literal", "an UPDATE", "an UPDATE as bytes", "several statements"],
 )
-def test_a_text_that_is_not_str_is_judged_by_what_it_says(twenty_properties, warm, read, query, stale):
-    """`str()` of bytes or of psycopg's Composed is not their text. (SQLite's driver takes str alone.)"""
+def test_a_statement_that_is_not_a_str_is_judged_by_its_text(twenty_properties, warm, read, query, stale):
+    """`str()` of bytes or of psycopg's Composed is not the text of the statement. (SQLite's driver accepts only str.)"""
     home = twenty_properties[0]
     warm()
     warm(f"cached/{home.pk}")
@@ -343,8 +339,8 @@ def test_a_text_that_is_not_str_is_judged_by_what_it_says(twenty_properties, war
 
 @pytest.mark.only("real")
 @pytest.mark.parametrize("query", [b"COMMIT", SQL("COMMIT"), SQL("{}").format(SQL("/* done */ commit")), SQL("SELECT 1; ROLLBACK")], ids=repr)
-def test_ending_a_transaction_with_a_text_that_is_not_str_is_refused(transactional_db, query):
-    """It is the same statement. (SQLite's driver takes str alone.)"""
+def test_ending_a_transaction_with_a_statement_that_is_not_a_str_is_refused(transactional_db, query):
+    """Bytes and psycopg's objects send the same statement. (SQLite's driver accepts only str.)"""
     refused = pytest.raises(NotSupportedError, match=r"(COMMIT|ROLLBACK) as SQL would pass the cache by")
 
     with transaction.atomic():
@@ -359,8 +355,8 @@ def test_ending_a_transaction_with_a_text_that_is_not_str_is_refused(transaction
 
 
 @pytest.mark.parametrize("query", [7, None, ["SELECT 1"], object], ids=repr)
-def test_a_statement_without_a_text_is_refused(transactional_db, query):
-    """It cannot be judged."""
+def test_a_statement_of_an_unknown_type_is_refused(transactional_db, query):
+    """A statement whose text cannot be read cannot be judged."""
     with pytest.raises(TypeError, match=f"A statement of type {type(query).__name__} is refused, because its text cannot be read. Pass str, bytes"):
         execute(query)
 
@@ -378,13 +374,13 @@ if sys.version_info >= (3, 14):
 
 @pytest.mark.parametrize("kind", TEXTS)
 def test_the_text_of_a_statement_is_what_psycopg_sends(kind):
-    """Its `sql` objects, bytes, and from Python 3.14 on template strings."""
+    """Psycopg also sends bytes, its own `sql` objects, and template strings from Python 3.14 on."""
     statement, text = TEXTS[kind]
 
     assert text_of(statement, postgresql_backend.DatabaseWrapper({})) == text
 
 
-# Every method of the cursor is hooked, allowed by name, or refused
+# The methods of the cursor
 
 BACKENDS = {
     "SQLite": (sqlite3_backend, (SQLiteCursorWrapper, sqlite3.Cursor), (CursorWrapper, CursorDebugWrapper)),
@@ -394,22 +390,23 @@ BACKENDS = {
         (CursorWrapper, CursorDebugWrapper, PostgreSQLDebugWrapper),
     ),
 }
-"""Backend → its module, the classes of cursor that its driver has, and Django's wrappers of them."""
+"""Backend → its module, the cursor classes of its driver, and Django's wrappers of them."""
 
 
 def public_names(*classes):
+    """The names of the public methods of these classes."""
     return {name for each in classes for name in dir(each) if not name.startswith("_") and callable(getattr(each, name))}
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """Each backend on each stack, because what it hooks shows without a server."""
+    """Each backend on each stack, because its hooks can be checked without a server."""
     return BACKENDS[request.param]
 
 
 @pytest.fixture
 def a_cursor(backend):
-    """A cursor of this backend on a connection that judges a statement and sends none. `judged` holds the texts."""
+    """A cursor of this backend whose connection records each statement in `judged` and sends none."""
 
     class Judging(backend[0].DatabaseWrapper):
         judged = []
@@ -424,7 +421,7 @@ def a_cursor(backend):
 
 
 def test_every_method_of_a_drivers_cursor_is_hooked_allowed_by_name_or_refused(backend, a_cursor):
-    """Private ones too: whatever Django's wrapper passed on unseen could have sent a write."""
+    """Django's wrapper passes unknown methods on to the driver, private ones too, and any of them might send a write."""
     names = {name for each in backend[1] for name in dir(each) if not name.startswith("__")}
 
     left = {name for name in names if not hasattr(type(a_cursor), name)} - a_cursor.sends_no_sql
@@ -436,7 +433,7 @@ def test_every_method_of_a_drivers_cursor_is_hooked_allowed_by_name_or_refused(b
 
 
 def test_every_method_that_sends_sql_has_its_text_judged(backend, a_cursor):
-    """Those of Django's wrappers, and those that a driver adds."""
+    """This covers the methods of Django's wrappers and those of the drivers."""
     send = {
         "execute": lambda: a_cursor.execute("execute"),
         "executemany": lambda: a_cursor.executemany("executemany", []),
@@ -453,8 +450,8 @@ def test_every_method_that_sends_sql_has_its_text_judged(backend, a_cursor):
     assert public_names(*backend[1], *backend[2]) - send.keys() - a_cursor.sends_no_sql - {"executescript", "debug_sql"} <= {"results", "set_result"}
 
 
-def test_no_method_that_is_allowed_takes_a_statement(backend, a_cursor):
-    """`mogrify()` and `convert_query()` make a text of one, and send nothing."""
+def test_no_allowed_method_takes_a_statement(backend, a_cursor):
+    """The exceptions `mogrify()` and `convert_query()` return the text of a statement and send nothing."""
     statement = {"sql", "query", "statement", "script", "sql_script", "operation", "procname"}
     allowed = [(each, name) for each in backend[1] for name in a_cursor.sends_no_sql if callable(getattr(each, name, None))]
 
@@ -462,25 +459,26 @@ def test_no_method_that_is_allowed_takes_a_statement(backend, a_cursor):
     assert {"fetchone", "fetchmany", "fetchall", "close"} <= {name for _, name in allowed}
 
 
-def test_a_method_that_a_driver_adds_is_refused_until_somebody_has_looked_at_it(backend, a_cursor, monkeypatch):
-    """`hasattr()` says no, so code that asks first takes another way."""
+def test_a_new_method_of_a_driver_is_refused_until_it_is_reviewed(backend, a_cursor, monkeypatch):
+    """`hasattr()` returns False, so code that checks first can use another method."""
     monkeypatch.setattr(backend[1][0], "broadcast", lambda *_: None, raising=False)
 
     assert not hasattr(a_cursor, "broadcast")
     with pytest.raises(NotSupportedError, match=r"^cursor\.broadcast is refused, because it might send SQL that the cache does not see\. Use ") as refused:
-        a_cursor.broadcast("UPDATE housing_office SET name = 'Else'")
+        a_cursor.broadcast("UPDATE housing_office SET name = 'Renamed'")
     assert f"add its name to sends_no_sql in {backend[0].__name__}." in str(refused.value)
     assert getattr(a_cursor, "broadcast", "none") == "none"
 
 
 @pytest.mark.only("embedded")
-def test_a_cursor_does_not_hand_out_the_drivers_connection(transactional_db):
-    """(On PostgreSQL Django itself takes it from there, for the text of a query in its log.)"""
+def test_a_cursor_does_not_expose_the_drivers_connection(transactional_db):
+    """A write through it would bypass the cache. (On PostgreSQL, Django itself needs it to log a query.)"""
     with pytest.raises(MethodRefused, match=r"cursor\.connection is refused"):
         connection.cursor().connection  # noqa: B018
 
 
-def test_a_cursor_that_django_or_another_app_reads_from_is_as_it_was(transactional_db):
+def test_reading_from_a_cursor_works_as_in_django(transactional_db):
+    """Hooks for writes must not change how rows are read."""
     with connection.cursor() as cursor:
         assert cursor.execute("SELECT 1 UNION SELECT 2 ORDER BY 1") is cursor
         assert cursor.description[0][0]
@@ -491,7 +489,7 @@ def test_a_cursor_that_django_or_another_app_reads_from_is_as_it_was(transaction
         cursor.fetchone()
 
 
-# Every method of the connection
+# The methods of the connection
 
 THROUGH_A_CURSOR = {
     *("cursor", "chunked_cursor", "make_cursor", "make_debug_cursor", "copy", "schema_editor", "temporary_connection"),
@@ -499,16 +497,16 @@ THROUGH_A_CURSOR = {
     *("constraint_checks_disabled", "disable_constraint_checking", "enable_constraint_checking", "get_database_version", "pg_version"),
     *("check_database_version_supported", "prepare_database", "run_and_clear_commit_hooks", "on_commit"),
 }
-"""Public methods of Django's connection that send SQL through `cursor()`, or have a commit of ours."""
+"""Public methods of Django's connection that send SQL through `cursor()`, or commit through the engine."""
 
 PAST_THE_CURSOR = {
     *("connect", "ensure_connection", "get_new_connection", "init_connection_state"),
     *("close_if_health_check_failed", "close_if_unusable_or_obsolete", "ensure_timezone", "is_usable"),
 }
-"""Those that send settings and health checks through the driver itself."""
+"""Methods that send settings and health checks directly through the driver."""
 
-HANDS_OUT = {"create_cursor", "pool", "Database"}
-"""Those that give the driver's own cursor, connections or module to the caller: not promised, below."""
+EXPOSES = {"create_cursor", "pool", "Database"}
+"""Names that give the caller the driver's own cursor, connections or module. See NOT_PROMISED below."""
 
 SEND_NOTHING = {
     *("SchemaEditorClass", "allow_thread_sharing", "check_settings", "client_class", "close", "close_pool", "creation_class", "data_type_check_constraints"),
@@ -519,15 +517,15 @@ SEND_NOTHING = {
 }
 
 
-def test_every_public_name_of_djangos_connection_was_looked_at():
-    """A name that a new Django adds is not on these lists. Find out whether it sends SQL past the cursor, and put it on one of them."""
-    known = THROUGH_A_CURSOR | PAST_THE_CURSOR | HANDS_OUT | SEND_NOTHING
+def test_every_public_name_of_djangos_connection_was_reviewed():
+    """If this fails for a new version of Django, find out whether the new name sends SQL past the cursor, and add it to one of the lists."""
+    known = THROUGH_A_CURSOR | PAST_THE_CURSOR | EXPOSES | SEND_NOTHING
 
     assert {name for each in (SQLite, PostgreSQL) for name in dir(each) if not name.startswith("_")} - known == set()
 
 
-def test_nothing_that_the_connection_sends_past_the_cursor_is_a_write(transactional_db, monkeypatch):
-    """Settings of the session and health checks: the driver itself is watched here."""
+def test_the_connection_sends_no_write_past_the_cursor(transactional_db, monkeypatch):
+    """It sends only session settings and health checks. This spec records them in the driver."""
     sent = []
 
     class Traced(sqlite3.Connection):
@@ -535,14 +533,14 @@ def test_nothing_that_the_connection_sends_past_the_cursor_is_a_write(transactio
             super().__init__(*how, **options)
             self.set_trace_callback(sent.append)
 
-    class Watched(PostgreSQLCursor):
+    class TracedCursor(PostgreSQLCursor):
         def execute(self, query, *rest, **options):
             sent.append(text_of(query, connection))
             return super().execute(query, *rest, **options)
 
-    watch = {"sqlite": {"factory": Traced}, "postgresql": {"cursor_factory": Watched}}[connection.vendor]
+    traced = {"sqlite": {"factory": Traced}, "postgresql": {"cursor_factory": TracedCursor}}[connection.vendor]
     connect = type(connections["default"]).get_new_connection
-    monkeypatch.setattr(type(connections["default"]), "get_new_connection", lambda self, params: connect(self, params | watch))
+    monkeypatch.setattr(type(connections["default"]), "get_new_connection", lambda self, params: connect(self, params | traced))
     for name in sorted(PAST_THE_CURSOR):
         if name in {"connect", "ensure_connection"}:
             connection.close()
@@ -558,7 +556,7 @@ def test_nothing_that_the_connection_sends_past_the_cursor_is_a_write(transactio
 
 NOT_PROMISED = {
     "A write through the driver's own connection or cursor (`connection.connection`, `connection.create_cursor()`, `cursor.cursor`) is in the next read": (
-        "Django needs them itself and hands them out; neither driver tells who called. Use `connection.cursor()`."
+        "Django needs them and exposes them, and neither driver shows the caller. Use `connection.cursor()`."
     ),
 }
 
@@ -567,8 +565,8 @@ NOT_PROMISED = {
 
 
 @pytest.mark.only("embedded")
-def test_a_script_inside_a_transaction_is_refused_whatever_it_says(transactional_db):
-    """It commits first. (Scripts are SQLite's.)"""
+def test_every_script_inside_a_transaction_is_refused(transactional_db):
+    """SQLite's `executescript()` commits the transaction first. (PostgreSQL's driver has no such method.)"""
     with transaction.atomic(), pytest.raises(NotSupportedError, match="executescript commits past the cache"):
         connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")
 
@@ -578,14 +576,14 @@ def test_a_script_inside_a_transaction_is_refused_whatever_it_says(transactional
     "script",
     [
         "DELETE FROM housing_property;",
-        "SELECT 1; UPDATE somebodys_view SET price = 1;",
+        "SELECT 1; UPDATE legacy_view SET price = 1;",
         "/* ; SELECT */ DELETE FROM housing_property",
         "-- ; SELECT\nDELETE FROM housing_property",
         "BEGIN; DELETE FROM housing_property; COMMIT",
     ],
 )
 def test_a_script_that_may_write_a_tracked_table_is_refused(transactional_db, script):
-    """SQLite's executescript commits by itself, before and after. (PostgreSQL's driver has none.)"""
+    """`executescript()` commits before and after the script. (PostgreSQL's driver has no such method.)"""
     with pytest.raises(NotSupportedError, match=r"^executescript commits past the cache. Execute the statements one by one, inside transaction.atomic\(\).$"):
         connection.cursor().executescript(script)
 
@@ -594,8 +592,8 @@ def test_a_script_that_may_write_a_tracked_table_is_refused(transactional_db, sc
 
 
 @pytest.mark.only("embedded")
-def test_a_script_that_would_commit_what_was_written_before_it_is_refused(twenty_properties):
-    """Whatever it says itself. (PostgreSQL's driver has none.)"""
+def test_a_script_after_an_uncommitted_write_is_refused(twenty_properties):
+    """The script itself writes no tracked table, but it would commit the earlier write first. (PostgreSQL's driver has no such method.)"""
     with pytest.raises(NotSupportedError, match="executescript commits past the cache"), transaction.atomic():
         twenty_properties[0].save()
         connection.cursor().executescript("CREATE TABLE elsewhere (id integer); DROP TABLE elsewhere;")

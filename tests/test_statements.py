@@ -1,4 +1,4 @@
-"""Which statements are writes, and of which tables. The text says so; what it leaves open counts as a write."""
+"""Reading SQL. The text of a statement shows which tables it writes, and anything that the text leaves open counts as a write."""
 
 import types
 
@@ -8,15 +8,9 @@ from django.db import NotSupportedError, connection, models, transaction
 
 from housing.freshness import statements, tracking
 from housing.freshness.statements import written_tables
+from tests.rows import execute
 
-
-def execute(text, params=None):
-    """Execute one statement through a cursor."""
-    with connection.cursor() as cursor:
-        cursor.execute(text, params)
-
-
-# Which statements are writes
+# Which tables a statement writes
 
 NOTHING, EVERYTHING = set(), {"housing_agent", "housing_location", "housing_office", "housing_property", "housing_propertyimage"}
 STATEMENTS = {
@@ -64,10 +58,10 @@ STATEMENTS = {
     "EXPLAIN ANALYSE VERBOSE UPDATE housing_agent SET name = 'x'": {"housing_agent"},
     "EXPLAIN /* x */ (/* y */ ANALYZE) UPDATE housing_agent SET name = 'x'": {"housing_agent"},
     "EXPLAIN (ANALYZE false, ANALYZE) UPDATE housing_agent SET name = 'x'": {"housing_agent"},
-    "EXPLAIN ANALYZE UPDATE somebodys_view SET price = 1 WHERE id IN (SELECT id FROM housing_agent)": EVERYTHING,
+    "EXPLAIN ANALYZE UPDATE legacy_view SET price = 1 WHERE id IN (SELECT id FROM housing_agent)": EVERYTHING,
     "EXPLAIN ANALYZE EXECUTE mine('housing_agent')": EVERYTHING,
     "EXPLAIN /* \\ */ (ANALYZE) UPDATE django_session SET session_data = ''": EVERYTHING,
-    # judged by the target
+    # writes to the table that they target
     "UPDATE housing_propertyimage SET caption = 'x'": {"housing_propertyimage"},
     "UPDATE housing_office SET name = 'a;b'": {"housing_office"},
     "UPDATE OR IGNORE housing_office SET name = 'x'": {"housing_office"},
@@ -85,45 +79,45 @@ STATEMENTS = {
     "DELETE FROM django_migrations": NOTHING,
     "TRUNCATE django_session": NOTHING,
     "COPY django_session FROM STDIN": NOTHING,
-    # targets that no model has
-    "UPDATE somebodys_view SET price = 1": EVERYTHING,
-    "UPDATE somebodys_view SET price = 1 WHERE id IN (SELECT property_id FROM housing_propertyimage)": EVERYTHING,
-    "UPDATE django_session.somebodys_view SET price = 1": EVERYTHING,
-    "UPDATE django_session . somebodys_view SET price = 1": EVERYTHING,
-    "UPDATE django_session . [somebodys view] SET price = 1": EVERYTHING,
+    # writes to a target that has no model
+    "UPDATE legacy_view SET price = 1": EVERYTHING,
+    "UPDATE legacy_view SET price = 1 WHERE id IN (SELECT property_id FROM housing_propertyimage)": EVERYTHING,
+    "UPDATE django_session.legacy_view SET price = 1": EVERYTHING,
+    "UPDATE django_session . legacy_view SET price = 1": EVERYTHING,
+    "UPDATE django_session . [legacy view] SET price = 1": EVERYTHING,
     "UPDATE [housing_agent] SET name = 'x'": EVERYTHING,
     "UPDATE main.housing_agent SET name = 'x'": EVERYTHING,
     "UPDATE \"HOUSING_AGENT\" SET name = 'x'": EVERYTHING,
-    "MERGE INTO somebodys_view USING housing_agent a ON true WHEN MATCHED THEN DELETE": EVERYTHING,
-    "COPY somebodys_view FROM 'housing_agent.csv'": EVERYTHING,
-    "TRUNCATE somebodys_table, housing_agent": EVERYTHING,
-    # statements that write more than they say
+    "MERGE INTO legacy_view USING housing_agent a ON true WHEN MATCHED THEN DELETE": EVERYTHING,
+    "COPY legacy_view FROM 'housing_agent.csv'": EVERYTHING,
+    "TRUNCATE legacy_table, housing_agent": EVERYTHING,
+    # statements that may write more tables than their text shows
     "TRUNCATE housing_office CASCADE": EVERYTHING,
     "TRUNCATE django_session CASCADE": EVERYTHING,
     "CALL nightly()": EVERYTHING,
     "CALL nightly('housing_agent')": EVERYTHING,
     "EXECUTE mine('housing_agent')": EVERYTHING,
     "DO $$ BEGIN UPDATE housing_agent SET name = 'x'; PERFORM f(); END $$": EVERYTHING,
-    "WITH x AS (SELECT id FROM housing_propertyimage) UPDATE somebodys_view SET price = 1": EVERYTHING,
-    "WITH x AS (DELETE FROM somebodys_view RETURNING id) SELECT * FROM x, housing_agent": EVERYTHING,
-    "INSERT INTO django_session WITH x AS (DELETE FROM somebodys_view RETURNING id) SELECT * FROM x": EVERYTHING,
-    "INSERT INTO housing_office WITH x AS (DELETE FROM somebodys_view RETURNING id) SELECT * FROM x": EVERYTHING,
-    "COPY (DELETE FROM somebodys_view RETURNING 'housing_agent') TO STDOUT": EVERYTHING,
+    "WITH x AS (SELECT id FROM housing_propertyimage) UPDATE legacy_view SET price = 1": EVERYTHING,
+    "WITH x AS (DELETE FROM legacy_view RETURNING id) SELECT * FROM x, housing_agent": EVERYTHING,
+    "INSERT INTO django_session WITH x AS (DELETE FROM legacy_view RETURNING id) SELECT * FROM x": EVERYTHING,
+    "INSERT INTO housing_office WITH x AS (DELETE FROM legacy_view RETURNING id) SELECT * FROM x": EVERYTHING,
+    "COPY (DELETE FROM legacy_view RETURNING 'housing_agent') TO STDOUT": EVERYTHING,
     "COPY housing_agent TO PROGRAM 'nightly'": EVERYTHING,
     "ATTACH 'housing_agent.db' AS elsewhere": EVERYTHING,
-    "REFRESH MATERIALIZED VIEW somebodys_view": EVERYTHING,
+    "REFRESH MATERIALIZED VIEW legacy_view": EVERYTHING,
     "IMPORT FOREIGN SCHEMA housing_agent FROM SERVER elsewhere INTO public": EVERYTHING,
     "a word that no server has": EVERYTHING,
-    # several in one text
+    # several statements in one text
     "SELECT 1; UPDATE housing_agent SET name = 'x'": EVERYTHING,
     "SELECT 1; CALL nightly('housing_agent')": EVERYTHING,
     "DELETE FROM django_session; CALL nightly()": EVERYTHING,
     "SELECT 1; /* ; */ CALL nightly('housing_agent')": EVERYTHING,
-    # texts that servers read differently
+    # texts that the two servers read differently
     "/* /* */ DELETE FROM housing_agent; -- */ */ SELECT 1": EVERYTHING,
     "-- x\rDELETE FROM housing_agent\nSELECT 1": EVERYTHING,
-    "SELECT E'\\'', E'; SELECT '; DELETE FROM somebodys_view; --'": EVERYTHING,
-    "SELECT [it's]; DELETE FROM somebodys_view; --'": EVERYTHING,
+    "SELECT E'\\'', E'; SELECT '; DELETE FROM legacy_view; --'": EVERYTHING,
+    "SELECT [it's]; DELETE FROM legacy_view; --'": EVERYTHING,
     # the schema
     "CREATE VIEW mine AS SELECT 1": NOTHING,
     "CREATE TABLE mine (office_id integer REFERENCES elsewhere (id) ON DELETE CASCADE)": NOTHING,
@@ -146,13 +140,13 @@ STATEMENTS = {
 
 @pytest.mark.parametrize(("text", "written"), STATEMENTS.items(), ids=STATEMENTS)
 def test_a_statement_is_a_write_unless_its_text_says_otherwise(text, written):
-    """Only a plain statement on the table of a model is judged by its target. Several in one text are judged together."""
+    """Only a plain statement on the table of a model is judged by its target. Several statements in one text are judged together."""
     assert written_tables(text) == written
 
 
 @pytest.fixture
 def odd_tables():
-    """Tables whose names need quotes: with capitals, with a schema, with both."""
+    """Tables whose names need quotes: with a capital letter, with a schema, and with both."""
 
     class Capital(models.Model):  # noqa: DJ008
         class Meta:
@@ -181,11 +175,11 @@ def odd_tables():
     {
         'UPDATE "Capital" SET id = 1': {"Capital"},
         'ALTER TABLE "Capital" RENAME TO mine': {"Capital"},
-        "UPDATE Capital SET id = 1": None,  # PostgreSQL reads: capital
+        "UPDATE Capital SET id = 1": None,  # PostgreSQL folds it to: capital
         'UPDATE "elsewhere"."qualified" SET id = 1': {'"elsewhere"."qualified"'},
         "DELETE FROM elsewhere.QUALIFIED": {'"elsewhere"."qualified"'},
         'DELETE FROM "elsewhere" . qualified WHERE id = 1': {'"elsewhere"."qualified"'},
-        "UPDATE qualified SET id = 1": None,  # in whichever schema
+        "UPDATE qualified SET id = 1": None,  # in an unknown schema
         "UPDATE public.qualified SET id = 1": None,
         "UPDATE elsewhere.qualified.more SET id = 1": None,
         "ALTER TABLE qualified ADD COLUMN age integer": {'"elsewhere"."qualified"'},
@@ -194,8 +188,8 @@ def odd_tables():
     }.items(),
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_table_is_known_by_its_name_as_the_server_reads_it(odd_tables, text, written):
-    """A name without quotes is in lower case; a schema is part of the name. A name in any other form may be that of a view."""
+def test_a_table_name_is_read_as_the_server_reads_it(odd_tables, text, written):
+    """An unquoted name is in lower case, and a schema is part of the name. A name in any other form may be that of a view."""
     assert written_tables(text) == (set(tracking.tables()) if written is None else written)
 
 
@@ -213,8 +207,8 @@ def test_a_table_is_known_by_its_name_as_the_server_reads_it(odd_tables, text, w
         ("housing.PropertyImage", "INSERT INTO housing_agent VALUES (1)", NOTHING),
     ],
 )
-def test_a_deletion_writes_the_tables_to_which_the_database_itself_cascades(monkeypatch, settings, tracked, text, written):
-    """From any table, tracked or not. (Django 6.1 has such foreign keys; here those of Django itself are taken for them.)"""
+def test_a_deletion_invalidates_the_tables_that_the_database_cascades_to(monkeypatch, settings, tracked, text, written):
+    """The table itself may be untracked. (Such foreign keys come with Django 6.1. Until then, ordinary ones stand in for them here.)"""
     monkeypatch.setattr(tracking, "WRITTEN_BY_THE_DATABASE", (types.FunctionType,))
     settings.FRESHNESS_MODELS = [tracked]
     tracking.forget()
@@ -225,8 +219,8 @@ def test_a_deletion_writes_the_tables_to_which_the_database_itself_cascades(monk
         tracking.forget()
 
 
-def test_a_text_is_judged_once_unless_it_is_long():
-    """A long one names many rows and is not sent again. To keep a thousand of them would be a leak."""
+def test_a_statement_is_judged_once_unless_it_is_long():
+    """A long statement usually lists many values and is not sent again. Keeping a thousand of them would be a leak."""
     short = f"UPDATE housing_office SET name = '{'x' * (statements.LONG - 42)}'"
     long = f"UPDATE housing_office SET name = '{'x' * (statements.LONG - 35)}'"
     assert (len(short), len(long)) == (statements.LONG - 7, statements.LONG)
@@ -238,7 +232,8 @@ def test_a_text_is_judged_once_unless_it_is_long():
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
 
 
-def test_a_text_is_judged_again_when_other_models_are_tracked(settings):
+def test_a_statement_is_judged_again_when_other_models_are_tracked(settings):
+    """A verdict from before the change would miss the new tables."""
     assert written_tables("UPDATE auth_user SET email = 'x'") == NOTHING
 
     settings.FRESHNESS_MODELS = ["auth.User"]
@@ -249,7 +244,7 @@ def test_a_text_is_judged_again_when_other_models_are_tracked(settings):
 
 NOT_PROMISED = {
     "A write to a table through a name that hides it (a temporary view, another `search_path`, an attached database) is in the next read": (
-        "A name is judged as the models have it. Its meaning on this connection is in no text."
+        "A name is judged as the models define it. Its meaning on this connection is not in the text."
     ),
 }
 
@@ -265,33 +260,35 @@ NOT_PROMISED = {
     ],
 )
 def test_ending_a_transaction_with_sql_is_refused(twenty_properties, text):
-    """It would pass the lease by."""
+    """Its COMMIT would bypass the lease, so readers would never learn of the write."""
     with pytest.raises(NotSupportedError, match=r"Use transaction.atomic\(\)"), transaction.atomic():
         twenty_properties[0].save()
         execute(text)
 
 
 def test_ending_a_transaction_with_sql_is_refused_under_a_savepoint_too(twenty_properties):
+    """COMMIT ends the whole transaction, whatever savepoints are open."""
     with pytest.raises(NotSupportedError, match=r"Use transaction.atomic\(\)"), transaction.atomic():
         twenty_properties[0].save()
         with transaction.atomic():
             execute("COMMIT")
 
 
-def test_commit_as_sql_is_refused_before_anything_is_written_too(transactional_db):
-    """Django would go on as if inside its transaction, commit what comes next statement by statement, and believe locks that are gone."""
+def test_commit_as_sql_is_refused_even_before_a_write(transactional_db):
+    """Django would believe that its transaction and its locks still exist, while each following statement commits on its own."""
     with transaction.atomic(), pytest.raises(NotSupportedError, match="COMMIT as SQL would pass the cache by"):
         execute("COMMIT")
 
 
 @pytest.mark.parametrize("text", ["COMMIT; CALL nightly()", "COMMIT; DELETE FROM housing_property", "SELECT 1; COMMIT", "COMMIT PREPARED 'x'"])
-def test_ending_a_transaction_among_other_statements_is_refused_everywhere(transactional_db, text):
-    """A COMMIT of ours would come too late for them. COMMIT PREPARED cannot run inside a transaction, so it cannot wait for a lease."""
+def test_a_commit_among_other_statements_is_refused_even_outside_a_transaction(transactional_db, text):
+    """The text would commit before the engine can take a lease. COMMIT PREPARED cannot run inside a transaction, so it cannot wait for a lease."""
     with pytest.raises(NotSupportedError, match="COMMIT as SQL would pass the cache by"):
         execute(text)
 
 
 def test_ending_a_transaction_that_wrote_no_tracked_table_is_allowed(transactional_db):
+    """Such a COMMIT invalidates nothing, so it needs no lease."""
     execute("BEGIN")
     execute("COMMIT")
 
@@ -299,27 +296,28 @@ def test_ending_a_transaction_that_wrote_no_tracked_table_is_allowed(transaction
 @pytest.mark.parametrize(
     "text", ["CREATE TRIGGER mine BEGIN DELETE FROM elsewhere; END", "DO $$ BEGIN PERFORM 1; END $$", "SELECT '; COMMIT'", "ROLLBACK TO mine"]
 )
-def test_the_end_of_a_body_or_of_a_literal_ends_no_transaction(text):
+def test_a_keyword_inside_a_body_or_a_literal_ends_no_transaction(text):
+    """The END of a trigger and a COMMIT in quotes are not statements."""
     assert not statements.ends_transaction(text)
 
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_the_release_of_a_savepoint_that_holds_a_write_is_refused_outside_of_atomic(transactional_db, autocommit):
-    """SQLite may have begun the transaction with the savepoint, and then RELEASE is a COMMIT. (PostgreSQL has no savepoint outside a transaction.)"""
+def test_releasing_a_savepoint_that_holds_a_write_is_refused_outside_of_atomic(transactional_db, autocommit):
+    """If SQLite began the transaction with the savepoint, RELEASE is a COMMIT. (PostgreSQL has no savepoints outside a transaction.)"""
     transaction.set_autocommit(autocommit)
     try:
         execute("SAVEPOINT mine")
-        execute("UPDATE housing_office SET name = 'Else'")
-        with pytest.raises(NotSupportedError, match=r"^RELEASE as SQL could be a COMMIT that passes the cache by"):
+        execute("UPDATE housing_office SET name = 'Renamed'")
+        with pytest.raises(NotSupportedError, match=r"^RELEASE as SQL could be a COMMIT that passes the cache by"):  # plain-words: a message of the engine
             execute("RELEASE mine")
         connection.rollback()
     finally:
         transaction.set_autocommit(True)
 
 
-def test_a_savepoint_of_sql_is_allowed(twenty_properties, warm, read):
-    """A rollback to it leaves the tags of its writes: slower, never stale."""
+def test_a_savepoint_made_with_sql_is_allowed(twenty_properties, warm, read):
+    """A rollback to it keeps the tags of its writes. That over-invalidates, but nothing is stale."""
     warm()
 
     with transaction.atomic():

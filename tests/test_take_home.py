@@ -1,4 +1,4 @@
-"""The cache in a project of your own. A new blog gets the folder `housing/freshness` and README's lines, and keeps the same promises."""
+"""The cache in your own project. A new blog gets the folder `housing/freshness` and the code in the README, and keeps the same promises."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ ALL, ADA, GRACE, MATHS, SHIPS = (
     *(f"/posts/?labels__name={name}" for name in ("maths", "ships")),
 )
 NOTES, ENGINES, COMPILERS = "/posts/1/", "/posts/2/", "/posts/3/"
-"""Posts 1 and 2 are Ada's, post 3 is Grace's; 1 is about maths, 3 about maths and ships."""
+"""Posts 1 and 2 are by Ada, post 3 is by Grace. Post 1 has the label maths, post 3 has maths and ships."""
 
 PAGES = (ALL, ADA, GRACE, MATHS, SHIPS, NOTES, ENGINES, COMPILERS)
 
 
 def after(blog: Blog, write: str) -> After:
-    """Type a write while these pages are warm, and read them again."""
+    """Run a write while PAGES are warm, and read them again."""
     return blog.after(write, PAGES)
 
 
-# What it takes.
+# Setting it up
 
 
 def test_the_blog_needs_at_most_40_lines_about_caching() -> None:
-    """They are README's, and what is run here is README's text. Its views are counted whole, although half of their lines would be there anyway."""
+    """These specs run the text of the README. Its views count with all their lines, although half of them would be there without a cache."""
     lines = [line for text in steps().values() for line in text.splitlines() if line.strip()]
 
     assert steps().keys() == {f"{PROJECT}/settings.py", "posts/views.py"}
@@ -38,13 +38,13 @@ def test_the_blog_needs_at_most_40_lines_about_caching() -> None:
 
 
 @pytest.mark.parametrize("name", ["models.py", "serializers.py", "urls.py"])
-def test_nothing_else_in_the_blog_knows_the_cache(name: str) -> None:
-    """No model has a base class of the engine's, and no signal is connected."""
+def test_nothing_else_in_the_blog_mentions_the_cache(name: str) -> None:
+    """No model has a base class of the engine, and no signal is connected."""
     assert not re.search("freshness|CachedView|cache_page|signals", (BLOG / name).read_text(encoding="utf-8"))
 
 
 def test_the_folder_imports_nothing_of_this_project(blog: Blog) -> None:
-    """It is copied alone. An import of `housing` would fail in your project, and a lazy one only when a reader comes."""
+    """Only this folder is copied. An import of `housing` would fail in your project, and a lazy one only at the first request."""
     imports = [line for file in (blog.folder / "freshness").rglob("*.py") for line in file.read_text(encoding="utf-8").splitlines() if "housing" in line]
 
     assert [line for line in imports if re.match(r"\s*(from|import)\s", line)] == []
@@ -52,16 +52,16 @@ def test_the_folder_imports_nothing_of_this_project(blog: Blog) -> None:
 
 
 def test_django_finds_nothing_wrong_with_the_blog(blog: Blog) -> None:
-    """`manage.py check`, warnings included, is what a stranger runs first."""
+    """`manage.py check` must report neither an error nor a warning."""
     blog.run("call_command('check', fail_level='WARNING')")
 
 
 def test_no_migration_is_missing(blog: Blog) -> None:
-    """A folder that wants one more migration in your project would have you edit it."""
+    """`makemigrations` in your project must not create a migration inside the copied folder."""
     blog.run("call_command('makemigrations', check=True, dry_run=True, verbosity=0)")
 
 
-# What a read costs.
+# The cost of a read
 
 
 def test_a_list_costs_1_query_and_then_0(blog: Blog) -> None:
@@ -70,16 +70,16 @@ def test_a_list_costs_1_query_and_then_0(blog: Blog) -> None:
 
 @pytest.mark.parametrize("path", [ADA, MATHS])
 def test_a_filtered_list_costs_1_query_and_then_0(blog: Blog, path: str) -> None:
-    """The filter is django-filter's, over a join or a many-to-many relation, and its page is an entry of its own."""
-    blog.costs(path, 1, because="the same SELECT joins what it filters by")
+    """django-filter filters across a join or a many-to-many relation. Each filter has its own entry."""
+    blog.costs(path, 1, because="the same SELECT also joins the tables that it filters by")
 
 
 def test_a_detail_costs_3_queries_and_then_0(blog: Blog) -> None:
     blog.costs(COMPILERS, 3, because="the post is read with its author and user, then its labels, then its comments")
 
 
-def test_a_warm_read_is_what_redis_holds(blog: Blog) -> None:
-    """Zero queries must prove itself: an entry that was changed in Redis comes back."""
+def test_a_warm_read_returns_what_redis_holds(blog: Blog) -> None:
+    """This proves that zero queries means a hit: an entry that was changed in Redis is returned."""
     blog.read(ALL)
     blog.run("""
         from django_redis import get_redis_connection
@@ -91,8 +91,8 @@ def test_a_warm_read_is_what_redis_holds(blog: Blog) -> None:
     assert blog.read(ALL).json == ["planted"]
 
 
-def test_a_404_is_not_stored(blog: Blog) -> None:
-    """A post that is created must not be hidden by an entry that says there is none."""
+def test_a_404_is_not_cached(blog: Blog) -> None:
+    """A cached 404 would hide a post that is created later."""
     for _ in range(2):
         missing = blog.read("/posts/4/")
         assert (missing.status, missing.came_from, len(missing.queries)) == (404, "", 1)
@@ -102,7 +102,7 @@ def test_a_404_is_not_stored(blog: Blog) -> None:
     assert blog.read("/posts/4/").status == 200
 
 
-# What each write makes stale, and what stays warm.
+# Pages that a write invalidates, and pages that stay warm
 
 
 def test_a_saved_title_is_in_the_next_read(blog: Blog) -> None:
@@ -113,7 +113,7 @@ def test_a_saved_title_is_in_the_next_read(blog: Blog) -> None:
 
 
 def test_a_changed_date_is_in_the_next_read(blog: Blog) -> None:
-    """Every column counts alike, because none is listed by hand."""
+    """No column is listed by hand, so every column is covered."""
     seen = after(blog, "Post.objects.filter(id=2).update(created_at='2020-01-01T00:00Z')")
 
     assert seen[ENGINES]["created_at"] == seen[ALL][1]["created_at"] == "2020-01-01T00:00:00Z"
@@ -121,12 +121,14 @@ def test_a_changed_date_is_in_the_next_read(blog: Blog) -> None:
 
 
 def test_an_update_through_a_join_is_in_the_next_read(blog: Blog) -> None:
+    """`update()` sends no signal."""
     seen = after(blog, "Post.objects.filter(author__user__username='ada').update(title='Gone')")
 
     assert [row["title"] for row in seen[ALL]] == ["Compilers", "Gone", "Gone"]
 
 
 def test_bulk_created_posts_are_in_the_next_read(blog: Blog) -> None:
+    """`bulk_create()` sends no signal."""
     seen = after(blog, "Post.objects.bulk_create([Post(author_id=2, title='One'), Post(author_id=2, title='Two')])")
 
     assert [row["title"] for row in seen[GRACE]] == ["Two", "One", "Compilers"]
@@ -134,6 +136,7 @@ def test_bulk_created_posts_are_in_the_next_read(blog: Blog) -> None:
 
 
 def test_bulk_updated_posts_are_in_the_next_read(blog: Blog) -> None:
+    """`bulk_update()` sends no signal."""
     seen = after(
         blog,
         """
@@ -149,6 +152,7 @@ def test_bulk_updated_posts_are_in_the_next_read(blog: Blog) -> None:
 
 
 def test_an_upsert_is_in_the_next_read(blog: Blog) -> None:
+    """Only the database knows which rows an upsert updates."""
     seen = after(
         blog,
         """
@@ -161,6 +165,7 @@ def test_an_upsert_is_in_the_next_read(blog: Blog) -> None:
 
 
 def test_an_added_label_is_in_the_next_read(blog: Blog) -> None:
+    """Only the through table is written, and the detail and the filtered lists read it."""
     seen = after(blog, "Post.objects.get(id=2).labels.add(2)")
 
     assert seen[ENGINES]["labels"] == ["ships"]
@@ -191,7 +196,7 @@ def test_cleared_labels_are_in_the_next_read(blog: Blog) -> None:
     assert seen.warm >= {ALL, ADA, GRACE, NOTES, ENGINES}
 
 
-def test_posts_that_are_set_from_the_side_of_their_label_are_in_the_next_read(blog: Blog) -> None:
+def test_posts_set_from_their_label_are_in_the_next_read(blog: Blog) -> None:
     seen = after(blog, "Label.objects.get(name='maths').posts.set([2])")
 
     assert [row["title"] for row in seen[MATHS]] == ["Engines"]
@@ -200,6 +205,7 @@ def test_posts_that_are_set_from_the_side_of_their_label_are_in_the_next_read(bl
 
 
 def test_a_renamed_label_is_in_the_next_read_of_the_posts_that_show_it(blog: Blog) -> None:
+    """Other posts do not depend on the row."""
     seen = after(blog, "label = Label.objects.get(name='ships'); label.name = 'boats'; label.save()")
 
     assert (seen[COMPILERS]["labels"], seen[SHIPS]) == (["maths", "boats"], [])
@@ -207,7 +213,7 @@ def test_a_renamed_label_is_in_the_next_read_of_the_posts_that_show_it(blog: Blo
 
 
 def test_a_renamed_user_is_in_the_next_read_of_the_posts_that_show_them(blog: Blog) -> None:
-    """`auth.User` is Django's model, and naming it in FRESHNESS_MODELS is all it takes."""
+    """`auth.User` is a model of Django. Adding it to FRESHNESS_MODELS is enough."""
     seen = after(blog, "user = User.objects.get(username='ada'); user.username = 'augusta'; user.save()")
 
     assert seen[NOTES]["by"]["username"] == seen[ALL][1]["by"]["username"] == "augusta"
@@ -215,8 +221,8 @@ def test_a_renamed_user_is_in_the_next_read_of_the_posts_that_show_them(blog: Bl
     assert seen.warm >= {SHIPS, COMPILERS}
 
 
-def test_a_deleted_user_takes_author_and_posts_out_of_the_next_read(blog: Blog) -> None:
-    """A cascade over three tables."""
+def test_the_posts_of_a_deleted_user_are_gone_from_the_next_read(blog: Blog) -> None:
+    """The deletion cascades over three tables."""
     seen = after(blog, "User.objects.get(username='ada').delete()")
 
     assert [row["title"] for row in seen[ALL]] == ["Compilers"]
@@ -225,13 +231,15 @@ def test_a_deleted_user_takes_author_and_posts_out_of_the_next_read(blog: Blog) 
 
 
 def test_a_new_comment_is_in_the_next_read_of_its_post_alone(blog: Blog) -> None:
+    """No other page shows the comment."""
     seen = after(blog, "Comment.objects.create(post_id=1, text='Why?')")
 
     assert seen[NOTES]["comments"] == ["On Notes", "Why?"]
     assert seen.warm == set(PAGES) - {NOTES}
 
 
-def test_what_is_rolled_back_leaves_every_page_warm(blog: Blog) -> None:
+def test_a_rollback_leaves_every_page_warm(blog: Blog) -> None:
+    """Redis first hears of a write at COMMIT."""
     seen = after(
         blog,
         """
@@ -258,21 +266,22 @@ def test_what_is_rolled_back_leaves_every_page_warm(blog: Blog) -> None:
     ],
 )
 def test_raw_sql_is_in_the_next_read(blog: Blog, sql: str, stale: set[str]) -> None:
-    """Its rows are not known, so all pages that read the table are stale."""
+    """SQL does not show which rows it writes, so it invalidates every page that reads the table."""
     seen = after(blog, f"with connection.cursor() as cursor: cursor.execute({sql!r})")
 
     assert not stale & seen.warm
 
 
 def test_raw_sql_leaves_pages_of_other_tables_warm(blog: Blog) -> None:
+    """The text of the statement shows which table it writes."""
     seen = after(blog, "with connection.cursor() as cursor: cursor.execute('DELETE FROM posts_comment')")
 
     assert seen[NOTES]["comments"] == []
     assert seen.warm == {ALL, ADA, GRACE, MATHS, SHIPS}
 
 
-def test_a_post_that_is_sent_to_the_list_is_in_the_next_read(blog: Blog) -> None:
-    """The view is a ListCreateAPIView: only its GET is cached."""
+def test_a_post_created_through_the_list_view_is_in_the_next_read(blog: Blog) -> None:
+    """The view is a ListCreateAPIView, of which only GET is cached."""
     seen = after(blog, "a_client().post('/posts/', {'title': 'Posted', 'author': 2})")
 
     assert [row["title"] for row in seen[GRACE]] == ["Posted", "Compilers"]
@@ -295,8 +304,8 @@ def test_a_post_saved_in_the_admin_is_in_the_next_read(blog: Blog) -> None:
 
 
 @pytest.mark.only("real")
-def test_a_write_of_another_process_is_in_the_next_read(blog: Blog) -> None:
-    """A second terminal, with the same settings. fakeredis is each process's own, so this holds for a real Redis."""
+def test_a_write_by_another_process_is_in_the_next_read(blog: Blog) -> None:
+    """The write comes from `manage.py shell`. (Each process has its own fakeredis, so this needs a real Redis.)"""
     blog.read(NOTES)
 
     shell = python("manage.py", "shell", "-c", "from posts.models import Post; Post.objects.filter(id=1).update(title='Elsewhere')", folder=blog.folder)
@@ -306,10 +315,12 @@ def test_a_write_of_another_process_is_in_the_next_read(blog: Blog) -> None:
 
 
 NOT_PROMISED = {
-    "A filter on the time of day": (
-        "`filter(published__lte=timezone.now())` is a constant in the query: nothing is written when the moment comes. "
-        "With `Now()` the response is served and not stored."
+    "A filter on the time of day is fresh": (
+        "`filter(published__lte=timezone.now())` is a constant in the query, and nothing is written when that time comes. "
+        "With `Now()` the response is served and not cached."
     ),
-    "What a view keeps in memory": "`ContentType.objects.get_for_model()`, `Site.objects.get_current()` and `lru_cache` send no query that could be seen.",
-    "Pages that show a user stay warm when the user logs in": "A login writes `last_login`, and a row that is shown is one tag, whichever column is written.",
+    "A response that depends on an in-memory cache is fresh": (
+        "`ContentType.objects.get_for_model()`, `Site.objects.get_current()` and `lru_cache` send no query that the engine could see."
+    ),
+    "Pages that show a user stay warm when the user logs in": "A login writes `last_login`, and any write to a row invalidates the pages that show the row.",
 }

@@ -1,4 +1,4 @@
-"""The models of an ordinary blog. None of them knows that it is cached."""
+"""The models of an ordinary blog. They contain nothing about caching."""
 
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.fields import GenericForeignKey, GenericRelation

@@ -1,4 +1,4 @@
-"""What else people build with DRF, cached in the same way."""
+"""More DRF views, cached in the same way."""
 
 import json
 
@@ -108,14 +108,14 @@ class ThrottledPosts(PagedPosts):
 
 
 class PostsFor(CachedView, ListAPIView):
-    """What depends on the reader in one more way: `who` is set where a spec makes the view."""
+    """Posts of an author who depends on the request. The URLconf sets `author_of`, which returns the username."""
 
-    queryset = Post.objects.none()  # for what asks a view for its model
+    queryset = Post.objects.none()  # for the checks, which need the model of a view
     serializer_class = PostSerializer
-    who = None
+    author_of = None
 
     def get_queryset(self):
-        name = self.who(self.request)
+        name = self.author_of(self.request)
         return Post.objects.select_related("author__user").filter(author__user__username=name or "ada")
 
 
@@ -141,7 +141,7 @@ class ViewedPost(CachedView, RetrieveAPIView):
 
 
 class RespondedPosts(CachedView, APIView):
-    """A view without serializer, whose response a spec chooses."""
+    """A view without a serializer. The URLconf sets `respond`, which makes the response."""
 
     respond = Response
 

@@ -1,4 +1,4 @@
-"""What the blog's API shows of a post."""
+"""The serializers of the blog's API."""
 
 from rest_framework import serializers
 

@@ -1,4 +1,4 @@
-"""The blog's process: it runs what a spec types, as `manage.py shell` would, and says on stdout what came out, one line of JSON for each.
+"""The process of the blog. It runs the code of a spec, as `manage.py shell` would, and prints each result as one line of JSON.
 
 python shell.py mysite
 """
@@ -37,23 +37,23 @@ Labelled = Post.labels.through
 __all__ = ["CachedView", "F", "Likes", "ListAPIView", "PagedPosts", "Part", "Q", "RequestFactory", "timezone", "translation"]
 
 logged: list[str] = []
-"""The log since the last time that a spec began."""
+"""The messages that were logged since the spec began."""
 
 
-class Kept(logging.Handler):
-    """Keeps what the engine logs."""
+class Recorder(logging.Handler):
+    """Keeps the messages of the engine."""
 
     def emit(self, record):
         logged.append(record.getMessage())
 
 
 engine = logging.getLogger("freshness")
-engine.addHandler(Kept())
+engine.addHandler(Recorder())
 engine.setLevel(logging.WARNING)
 
 
 def a_client(user=None):
-    """A reader, logged in as this user if there is one."""
+    """A client, logged in as this user if one is given."""
     client = Client(HTTP_HOST="localhost")
     if user:
         client.force_login(User.objects.get(username=user))
@@ -61,7 +61,7 @@ def a_client(user=None):
 
 
 def read(path, **headers):
-    """GET, as a program does."""
+    """Send a GET request, and return the response with its queries."""
     client = headers.pop("client", None) or a_client()
     with CaptureQueriesContext(connection) as sent:
         response = client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
@@ -73,7 +73,7 @@ def read(path, **headers):
 
 
 def start():
-    """The same posts for every spec, and a cold cache."""
+    """Reset the blog to the same posts for every spec, and to a cold cache."""
     emptied = [table for table in connection.introspection.django_table_names() if table.startswith(("posts_", "auth_user", "django_admin", "django_session"))]
     names, posts = ["ada", "grace", "linus"], [(1, "Notes"), (1, "Engines"), (2, "Compilers")]
     with transaction.atomic():
@@ -93,13 +93,13 @@ def start():
 
 
 def cold():
-    """Nothing is stored, and the log is empty. Nobody else writes, so the new journal need not wait for anybody."""
+    """Begin a new journal and an empty log. No other process writes, so the journal need not recover."""
     journal.begin()
     logged.clear()
 
 
 def after(source, pages):
-    """Warm these pages, run a write, and read them again; and once more inside a transaction, where the cache is not asked."""
+    """Warm these pages, run a write, and read them again, once from the cache and once inside a transaction, which bypasses it."""
     cold = {page: read(page) for page in pages}
     run(source)
     seen = {page: read(page) for page in pages}
@@ -108,7 +108,7 @@ def after(source, pages):
 
 
 def message_of(act):
-    """What an act raises."""
+    """The message of the error that a function raises."""
     try:
         act()
     except Exception as error:  # noqa: BLE001
@@ -117,7 +117,7 @@ def message_of(act):
 
 
 def run(source):
-    """Run a text of Python; its value, if it ends with an expression."""
+    """Run Python code, and return the value of its last expression, if it ends with one."""
     tree = ast.parse(textwrap.dedent(source))
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "<spec>", "exec"), globals())
@@ -131,6 +131,6 @@ if __name__ == "__main__":
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 reply = {"value": run(json.loads(line))}
-        except Exception:  # noqa: BLE001  # the spec that typed it gets to see it
+        except Exception:  # noqa: BLE001  # the spec gets to see it
             reply = {"error": traceback.format_exc()}
         print(json.dumps(reply, default=str), flush=True)  # noqa: T201

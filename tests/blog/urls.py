@@ -1,4 +1,4 @@
-"""The blog's addresses."""
+"""The URLs of the blog."""
 
 from django.contrib import admin
 from django.http import HttpResponse
@@ -33,16 +33,16 @@ urlpatterns = [
     path("other/throttled/", other_views.ThrottledPosts.as_view()),
     path("other/ranked/", other_views.RankedPosts.as_view()),
     path("other/viewed/<int:pk>/", other_views.ViewedPost.as_view()),
-    path("other/by-header/", other_views.PostsFor.as_view(who=lambda request: request.headers.get("X-Author"))),
-    path("other/by-meta/", other_views.PostsFor.as_view(who=lambda request: request.META.get("HTTP_X_AUTHOR"))),
-    path("other/by-presence/", other_views.PostsFor.as_view(who=lambda request: "ada" if "HTTP_X_AUTHOR" in request.META else "grace")),
-    path("other/by-cookie/", other_views.PostsFor.as_view(who=lambda request: request.COOKIES.get("author"))),
-    path("other/by-body/", other_views.PostsFor.as_view(who=lambda request: request.data.get("author"))),
-    path("other/by-raw-body/", other_views.PostsFor.as_view(who=lambda request: request._request.body.decode())),
-    path("other/by-session/", other_views.PostsFor.as_view(who=lambda request: request.session.get("author"))),
-    path("other/by-address/", other_views.PostsFor.as_view(who=lambda request: {"127.0.0.1": "ada"}.get(request.META["REMOTE_ADDR"]))),
-    path("other/by-user/", other_views.PostsFor.as_view(who=lambda request: request.user.username)),
-    path("other/by-parameter/", other_views.PostsFor.as_view(who=lambda request: request.GET.get("author"))),
+    path("other/by-header/", other_views.PostsFor.as_view(author_of=lambda request: request.headers.get("X-Author"))),
+    path("other/by-meta/", other_views.PostsFor.as_view(author_of=lambda request: request.META.get("HTTP_X_AUTHOR"))),
+    path("other/by-presence/", other_views.PostsFor.as_view(author_of=lambda request: "ada" if "HTTP_X_AUTHOR" in request.META else "grace")),
+    path("other/by-cookie/", other_views.PostsFor.as_view(author_of=lambda request: request.COOKIES.get("author"))),
+    path("other/by-body/", other_views.PostsFor.as_view(author_of=lambda request: request.data.get("author"))),
+    path("other/by-raw-body/", other_views.PostsFor.as_view(author_of=lambda request: request._request.body.decode())),
+    path("other/by-session/", other_views.PostsFor.as_view(author_of=lambda request: request.session.get("author"))),
+    path("other/by-address/", other_views.PostsFor.as_view(author_of=lambda request: {"127.0.0.1": "ada"}.get(request.META["REMOTE_ADDR"]))),
+    path("other/by-user/", other_views.PostsFor.as_view(author_of=lambda request: request.user.username)),
+    path("other/by-parameter/", other_views.PostsFor.as_view(author_of=lambda request: request.GET.get("author"))),
     path("other/viewed-in-sql/", other_views.RespondedPosts.as_view(respond=other_views.counted_in_sql)),
     path("other/translated/", other_views.RespondedPosts.as_view(respond=lambda titles: Response(gettext("Yes")))),
     path("other/pages-first/", other_views.PagedPosts.as_view(renderer_classes=[BrowsableAPIRenderer, JSONRenderer])),
