@@ -546,6 +546,6 @@ NOT_PROMISED = {
     "A failover of Redis loses nothing": "The new primary may lack the last lease, and cannot know that.",
     "A COMMIT is safe if it outlasts its lease and its process is killed before the close": "Readers rely on the lease alone. "
     "FRESHNESS_LEASE is longer than a COMMIT takes on a bad day.",
-    "Two versions of the code that overlap in a deploy send each other every invalidation": "Each version has its own table of tags. "
-    "Their entries are separate, because the table is part of every key.",
+    "Two versions of the code that overlap in a deploy send each other every invalidation": "A version tags what its own "
+    "FRESHNESS_MODELS names. Their entries are separate, because the code and the settings are part of every key.",
 }
