@@ -1,5 +1,6 @@
 """The instruments: what they count, and what a failure tells. A message is read by somebody who has not read the code."""
 
+import ast
 import io
 import os
 import random
@@ -496,29 +497,74 @@ def test_the_proof_counts_what_is_found_and_what_is_not(monkeypatch, capsys, ala
 # The specification
 
 
-def test_the_specification_says_what_the_specs_say(capsys):
-    """A promise that nobody wrote down, or that nobody keeps any longer, fails here."""
+def test_spec_md_is_up_to_date(capsys):
+    """This fails for a promise that is not written down, and for a written one that no spec keeps any longer."""
     spec.main(["--check"])
     assert capsys.readouterr().out == ""
 
 
-def test_a_specification_that_says_something_else_is_shown_and_refused(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def two_chapters(tmp_path, monkeypatch):
+    """A tree with two chapters, one for each document."""
     (tmp_path / "tests").mkdir()
-    for name in spec.CHAPTERS:
-        (tmp_path / "tests" / f"test_{name}.py").write_text(f'"""{name}. More of it."""\n\n\ndef test_a_hit_is_one_redis_command():\n    """Why | not."""\n')
+    for name in ("cost", "tools"):
+        (tmp_path / "tests" / f"test_{name}.py").write_text(
+            f'"""{name.title()}, and `more` (of it). An introduction."""\n\n\ndef test_a_hit_is_one_redis_command():\n    """Why | not."""\n'
+        )
+    documents = [spec.Document("SPEC.md", "Promises", "Head.", ("cost",)), spec.Document("SPEC-TOOLS.md", "Tools", "Head.", ("tools",))]
+    monkeypatch.setattr(spec, "DOCUMENTS", documents)
     monkeypatch.setattr(spec, "ROOT", tmp_path)
+    return tmp_path
 
-    with pytest.raises(SystemExit, match="Run `make spec` and commit it"):
+
+def test_an_outdated_spec_md_is_shown_as_a_diff_and_refused(two_chapters, capsys):
+    with pytest.raises(SystemExit, match=r"Out of date: SPEC\.md, SPEC-TOOLS\.md\. Run `make spec`"):
         spec.main(["--check"])
-    assert "+| A hit is one Redis command | Why \\| not. | ✓ | ✓ |\n" in capsys.readouterr().out
+    assert "+| [A hit is one Redis command](tests/test_cost.py#L4) | Why \\| not. | ✓ | ✓ |\n" in capsys.readouterr().out
 
     spec.main([])
     spec.main(["--check"])
-    assert (tmp_path / "SPEC.md").read_text().startswith("# What is promised\n")
+    assert (two_chapters / "SPEC.md").read_text().startswith("# Promises\n")
 
 
-def test_each_sentence_of_the_series_names_specs_that_are_there():
-    """Else the table would rot: docs/series.md says which spec holds what."""
+def test_promises_about_the_tools_are_in_a_file_of_their_own(two_chapters):
+    spec.main([])
+
+    product, tools = ((two_chapters / name).read_text() for name in ("SPEC.md", "SPEC-TOOLS.md"))
+    assert ("tests/test_cost.py" in product, "tests/test_tools.py" in product) == (True, False)
+    assert ("tests/test_cost.py" in tools, "tests/test_tools.py" in tools) == (False, True)
+
+
+def test_the_contents_lead_to_each_chapter_and_its_heading_to_its_file(two_chapters):
+    spec.main([])
+
+    lines = (two_chapters / "SPEC.md").read_text().splitlines()
+    contents = lines[lines.index("## Contents") + 2 : lines.index("## Glossary") - 1]
+    assert contents == ["- [Glossary](#glossary)", "- [Cost, and `more` (of it)](#cost-and-more-of-it)"]
+    assert lines[lines.index("## [Cost, and `more` (of it)](tests/test_cost.py)") + 2] == "An introduction."
+
+
+@pytest.mark.parametrize("document", [document.name for document in spec.DOCUMENTS])
+def test_each_row_links_to_the_line_of_its_spec(document):
+    """A link to another line would show a reader the wrong spec."""
+    links = re.findall(r"^\| \[(.*?)\]\((tests/test_\w+\.py)#L(\d+)\)", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE)
+    linked = {(path, int(number)): sentence for sentence, path, number in links}
+
+    assert linked == {(path, line): sentence for path in {path for path, _ in linked} for line, sentence in promised_by(path)}
+    assert len(linked) > 50
+
+
+def promised_by(path):
+    """The line and the sentence of each spec and each limitation in a chapter."""
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.lineno, spec.sentence_of(node.name)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_PROMISED":
+            yield from ((key.lineno, key.value) for key in node.value.keys)
+
+
+def test_each_sentence_of_the_series_names_an_existing_spec():
+    """docs/series.md says which spec holds each sentence of the series. A renamed spec would otherwise stay in that table."""
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "series.md").read_text(encoding="utf-8"))
     texts = {name: (ROOT / "tests" / name).read_text(encoding="utf-8") for name, _ in named}
 
@@ -526,40 +572,74 @@ def test_each_sentence_of_the_series_names_specs_that_are_there():
     assert len(named) > 40
 
 
-def test_a_chapter_without_its_place_is_refused(monkeypatch):
-    monkeypatch.setattr(spec, "CHAPTERS", spec.CHAPTERS[1:])
+def test_a_chapter_that_is_in_no_document_is_refused(monkeypatch):
+    monkeypatch.setattr(spec, "DOCUMENTS", spec.DOCUMENTS[1:])
 
-    with pytest.raises(SystemExit, match=r"Say in tests/spec\.py where it is read: setup"):
+    with pytest.raises(SystemExit, match=r"Add or remove: browser, .*statements, take_home\."):
         spec.main([])
 
 
 def test_a_chapter_of_one_stack_says_so_in_each_row():
-    """As pytest does: a mark of the file is a mark of each of its specs."""
-    rows = spec.rows_of('pytestmark = [pytest.mark.browser, pytest.mark.only("embedded")]\n\ndef test_it_is_seen():\n    pass\n')
+    """pytest applies a mark of the file to each of its specs, and so does SPEC.md."""
+    rows = rows_of('pytestmark = [pytest.mark.browser, pytest.mark.only("embedded")]\n\ndef test_it_is_seen():\n    pass\n')
 
-    assert list(rows) == ["| It is seen |  | ✓ | — |"]
+    assert rows[2:] == ["| [It is seen](#L3) | ✓ | — |"]
 
 
-def test_a_promise_tells_its_reasons_and_its_stacks():
-    rows = spec.rows_of(
-        """
+def rows_of(source):
+    """The lines of the tables that a chapter becomes, without their headings."""
+    groups = spec.groups_of(source)
+    return [line for group in groups for line in spec.table_of(group.promises, spec.notes_of(groups))]
+
+
+def test_a_promise_shows_its_reasons_and_its_stacks():
+    source = """
+# A heading without promises
+
+HELPER = 1
+
 # What it costs
 
-ELSE = 1
-NOT_PROMISED = {"To be rich": "Nobody asked."}
+OTHER = 1
+NOT_PROMISED = {"Wealth": "Out of scope."}
 
 @pytest.mark.only("real")
 @pytest.mark.parametrize(("count", "because"), [(1, "one is enough"), (2, "two are more")])
-@pytest.mark.parametrize("door", DOORS)
-@doors
-def test_it_counts(count, because, door):
-    with queries.exactly(1, because="said"), queries.exactly(1, because=because):
+@pytest.mark.parametrize("variant", VARIANTS)
+@variants
+def test_it_counts(count, because, variant):
+    with queries.exactly(1, because="it is a promise"), queries.exactly(1, because=because):
         pass
 """
-    )
 
-    assert list(rows) == [
-        "| **What it costs** | | | |",
-        "| To be rich | Nobody asked. | — | — |",
-        "| It counts | *Because said.* *Because one is enough.* *Because two are more.* | — | ✓ |",
+    assert [group.title for group in spec.groups_of(source)] == ["What it costs"]
+    assert rows_of(source)[2:] == [
+        "| [Wealth](#L9) | Out of scope. | — | — |",
+        "| [It counts](#L15) | *Because it is a promise.* *Because one is enough.* *Because two are more.* | — | ✓ |",
     ]
+
+
+def test_a_table_without_reasons_has_no_column_for_them():
+    rows = rows_of("def test_it_is_seen():\n    pass\n")
+
+    assert rows == ["| promise | embedded | real |", "| --- | :-: | :-: |", "| [It is seen](#L1) | ✓ | ✓ |"]
+
+
+def test_a_remark_that_several_rows_repeat_is_a_note():
+    rows = rows_of('def test_a():\n    """(SQLite alone.)"""\n\ndef test_b():\n    """Why. (SQLite alone.)"""\n\ndef test_c():\n    """(Once.)"""\n')
+
+    assert rows[2:] == ["| [A](#L1) [¹](#notes) |  | ✓ | ✓ |", "| [B](#L4) [¹](#notes) | Why. | ✓ | ✓ |", "| [C](#L7) | (Once.) | ✓ | ✓ |"]
+    assert spec.notes_of(spec.groups_of('def test_a():\n    """(Once.)"""\n')) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("test_head_returns_the_same_headers_as_get", "HEAD returns the same headers as GET"),
+        ("test_the_engine_s_bytes_are_drfs", "The engine's bytes are DRF's"),
+        ("test_an_n_plus_1_of_sqlite", "An N+1 of SQLite"),
+        ("test_to_get_a_lock", "To get a lock"),
+    ],
+)
+def test_titles_keep_case_and_apostrophes(name, sentence):
+    assert spec.sentence_of(name) == sentence
