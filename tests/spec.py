@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import io
 import re
 import sys
+import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -108,13 +110,11 @@ SPELLED = {
         "ASCII",
         "ASGI",
         "COMMIT",
-        "COPY",
         "CSV",
         "DRF",
         "Django",
         "ETag",
         "ETags",
-        "EXPLAIN",
         "FLUSHALL",
         "HEAD",
         "HTML",
@@ -153,6 +153,8 @@ SPELLED = {
     "env is": ".env is",
     "redis py": "redis-py",
     "spec md": "SPEC.md",
+    "copy (makes|from|to)": r"COPY \1",
+    "explain analyze": "EXPLAIN ANALYZE",
     "king county": "King County",
     "(a|an|as|every|one|than|the|what|without) get": r"\1 GET",
     "as view": "as_view()",
@@ -233,7 +235,8 @@ def stacks_of(marks: Iterable[ast.expr]) -> frozenset[str]:
 def groups_of(source: str, path: str = "") -> list[Group]:
     """The promises of one chapter, grouped by the comments that divide it. A comment without a promise below it is left out."""
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.Assign)]
-    headings = [(number, line.removeprefix("# ")) for number, line in enumerate(source.splitlines(), 1) if line.startswith("# ")]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    headings = [(token.start[0], token.string[2:]) for token in tokens if token.type == tokenize.COMMENT and token.start[1] == 0 and token.string[:2] == "# "]
     marks = [mark for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark" for mark in ast.walk(node.value)]
     groups = [Group("")]
     for node in nodes:
