@@ -127,6 +127,7 @@ def test_counting_changes_nothing(home, read, queries, redis_commands):
 
 
 def test_statements_that_differ_only_in_values_have_the_same_shape():
+    """An N+1 sends one shape with another value for each row."""
     assert shape_of("SELECT a FROM t WHERE b = 'it''s' AND c IN (1, 2.5, %s)  LIMIT 20") == shape_of("SELECT a FROM t WHERE b = 'x' AND c IN (%s)\nLIMIT 1")
     assert shape_of("SELECT a FROM t") != shape_of("SELECT a FROM u")
 
@@ -394,6 +395,7 @@ def test_a_process_of_a_tree_runs_the_given_operations_and_reports_their_times(t
 
 
 def test_a_verdict_is_one_line():
+    """It shows both times, their ratio and its interval, so the output of a comparison is a table."""
     verdict = compare.Verdict("warm", Timings(this=[0.003] * 9, baseline=[0.002] * 9))
 
     assert str(verdict) == "warm       2.00 ms     3.00 ms    1.500   1.500 to 1.500   slower"
@@ -402,6 +404,7 @@ def test_a_verdict_is_one_line():
 
 
 def test_a_slower_tree_fails_with_advice(monkeypatch, capsys):
+    """CI fails, and its log says how to find the cause."""
     verdicts = [
         compare.Verdict("warm", Timings(this=[0.003] * 9, baseline=[0.002] * 9)),
         compare.Verdict("cold", Timings(this=[0.002] * 9, baseline=[0.002] * 9)),
@@ -432,6 +435,7 @@ def test_a_slowdown_that_a_second_comparison_does_not_confirm_is_no_alarm(monkey
 
 
 def test_a_tree_that_is_as_fast_is_compared_only_once(monkeypatch):
+    """The second comparison only confirms a slowdown."""
     comparisons = [[compare.Verdict("warm", Timings(this=[0.002] * 9, baseline=[0.002] * 9))]]
     monkeypatch.setattr(compare, "compare", lambda *_: comparisons.pop(0))
 
@@ -464,6 +468,7 @@ def test_the_base_runs_with_the_packages_of_its_own_lock(tmp_path, monkeypatch, 
 
 
 def test_a_tree_that_cannot_be_compared_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
+    """The exit code is 2, so CI can distinguish it from a slowdown."""
     assert compare.main(["no such branch"]) == 2
     assert capsys.readouterr().err.startswith("Not compared: “no such branch” is not a commit, branch or tag of this repository.")
 
@@ -522,6 +527,7 @@ def two_chapters(tmp_path, monkeypatch):
 
 
 def test_an_outdated_spec_md_is_shown_as_a_diff_and_refused(two_chapters, capsys):
+    """The diff shows which promise was changed without `make spec`."""
     with pytest.raises(SystemExit, match=r"Out of date: SPEC\.md, SPEC-TOOLS\.md\. Run `make spec`"):
         spec.main(["--check"])
     assert "+| [A hit is one Redis command](tests/test_cost.py#L4) | Why \\| not. | ✓ | ✓ |\n" in capsys.readouterr().out
@@ -532,6 +538,7 @@ def test_an_outdated_spec_md_is_shown_as_a_diff_and_refused(two_chapters, capsys
 
 
 def test_promises_about_the_tools_are_in_a_file_of_their_own(two_chapters):
+    """Most readers only look for the promises of the service."""
     spec.main([])
 
     product, tools = ((two_chapters / name).read_text() for name in ("SPEC.md", "SPEC-TOOLS.md"))
@@ -540,6 +547,7 @@ def test_promises_about_the_tools_are_in_a_file_of_their_own(two_chapters):
 
 
 def test_the_contents_lead_to_each_chapter_and_its_heading_to_its_file(two_chapters):
+    """A reader gets from a topic to its specs in two clicks."""
     spec.main([])
 
     lines = (two_chapters / "SPEC.md").read_text().splitlines()
@@ -577,6 +585,7 @@ def test_each_sentence_of_the_series_names_an_existing_spec():
 
 
 def test_a_chapter_that_is_in_no_document_is_refused(monkeypatch):
+    """Otherwise the promises of a new file would be missing from SPEC.md."""
     monkeypatch.setattr(spec, "DOCUMENTS", spec.DOCUMENTS[1:])
 
     with pytest.raises(SystemExit, match=r"Add or remove: browser, .*statements, take_home\."):
@@ -597,6 +606,7 @@ def rows_of(source):
 
 
 def test_a_promise_shows_its_reasons_and_its_stacks():
+    """Every number has a `because`, and SPEC.md shows it."""
     source = """
 # A heading without promises
 
@@ -628,12 +638,14 @@ def test_it_counts(count, because, variant):
 
 
 def test_a_table_without_reasons_has_no_column_for_them():
+    """An empty column would only take space."""
     rows = rows_of("def test_it_is_seen():\n    pass\n")
 
     assert rows == ["| promise | embedded | real |", "| --- | :-: | :-: |", "| [It is seen](#L1) | ✓ | ✓ |"]
 
 
 def test_a_remark_that_several_rows_repeat_is_a_note():
+    """The same words in twenty rows would hide the reasons."""
     rows = rows_of('def test_a():\n    """(SQLite alone.)"""\n\ndef test_b():\n    """Why. (SQLite alone.)"""\n\ndef test_c():\n    """(Once.)"""\n')
 
     assert rows[2:] == ["| [A](#L1) [¹](#notes) |  | ✓ | ✓ |", "| [B](#L4) [¹](#notes) | Why. | ✓ | ✓ |", "| [C](#L7) | (Once.) | ✓ | ✓ |"]
@@ -650,4 +662,5 @@ def test_a_remark_that_several_rows_repeat_is_a_note():
     ],
 )
 def test_titles_keep_case_and_apostrophes(name, sentence):
+    """A Python name has neither, so the generator knows the words."""
     assert spec.sentence_of(name) == sentence

@@ -17,6 +17,7 @@ from tests.load import Read, Report, Row, Users, Write, stale_reads
 
 
 def test_a_read_that_shows_an_older_price_than_was_saved_before_it_began_is_stale():
+    """Its response is older than its own request."""
     write = Write(property=1, price=10.0, saved=2.0)
 
     [stale] = stale_reads([write], [Read(began=2.5, prices={1: 9.0})])
@@ -35,6 +36,7 @@ def test_a_read_that_overlaps_a_write_may_show_either_price(began, price):
 
 
 def test_each_read_is_compared_with_the_latest_price_of_the_same_property():
+    """One response can be fresh for one property and stale for another."""
     writes = [Write(1, 12.0, 3.0), Write(2, 50.0, 1.0), Write(1, 11.0, 2.0)]
     reads = [Read(4.0, {1: 11.0, 2: 50.0, 3: 7.0}), Read(2.5, {1: 11.0, 2: 49.0})]
 
@@ -48,6 +50,7 @@ REPORT = Report([3.0, 1.0, 2.0, 10.0], failed=0, seconds=2.0, reads=[Read(0.5, {
 
 
 def test_a_report_is_the_same_after_json():
+    """The virtual users run in another process, which prints its report as JSON."""
     assert Report.parse(REPORT.text().encode()) == REPORT
 
 
@@ -58,6 +61,7 @@ def test_a_percentile_uses_the_nearest_rank(percent, milliseconds):
 
 
 def test_the_table_and_the_plot_have_a_row_for_every_load_test():
+    """No result is left out of either."""
     rows = [Row.of("warm, 10 users", REPORT), Row.of("naive, 50 users, 1 s pause", REPORT, "naive")]
 
     for output in (load.table(rows), load.plot(rows)):
@@ -72,6 +76,7 @@ def test_the_table_and_the_plot_have_a_row_for_every_load_test():
     ids=["kept", "no write", "no read", "a stale read", "a failed read"],
 )
 def test_the_promise_only_counts_as_kept_if_there_were_reads_and_writes(writes, reads, stale, failed, kept):
+    """A run without writes cannot find a stale read."""
     broken = load.Stale(Read(2.0015, {7: 9.0}), Write(7, 10.0, 2.0))
     found = load.Found([Row.of("warm", Report([1.0], failed, 1.0, []))], [57.2], writes, reads, [broken] * stale)
 
@@ -112,12 +117,15 @@ def test_a_load_test_without_responses_has_no_result():
 
 @pytest.mark.parametrize(("code", "message"), [("raise SystemExit('Not now.')", "Not now."), ("raise SystemExit(3)", "A process exited with 3.")])
 def test_a_process_that_fails_is_reported_with_its_last_line(code, message):
+    """The last line of a traceback names the error."""
     with pytest.raises(load.Failed, match=message):
         load.in_a_process([sys.executable, "-c", code], None, dict(os.environ))
 
 
 @pytest.mark.parametrize(("error", "message"), [(KeyboardInterrupt(), "Interrupted. Nothing is left behind."), (load.Failed("No\n engine."), "No engine.")])
 def test_an_error_of_the_load_test_is_one_line(monkeypatch, error, message):
+    """Missing servers and Ctrl-C are no reason for a traceback."""
+
     def fail(options):
         raise error
 

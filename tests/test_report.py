@@ -84,6 +84,7 @@ def rows_of(page):
 
 
 def test_the_table_shows_the_results_of_each_variant():
+    """A reader compares the three variants row by row."""
     assert report.series(BENCH, COUNTS, LOAD) == [
         ("SQL queries, cold", ["61", "1", "1"]),
         ("SQL queries, warm", ["62", "2", "0"]),
@@ -125,6 +126,7 @@ def test_every_plot_has_its_numbers_in_a_table_below_it(folder):
 
 
 def test_the_page_shows_when_and_where_its_results_were_measured():
+    """Times depend on the machine, and results on the commit."""
     found = BENCH | {"when": BENCH["datetime"]}
 
     assert report.source("bench", found) == (
@@ -135,6 +137,7 @@ def test_the_page_shows_when_and_where_its_results_were_measured():
 
 
 def test_a_file_without_a_timestamp_gets_its_modification_time(folder):
+    """Results of an older version have no timestamp."""
     assert re.search(r"from make load: \d{4}-\d\d-\d\d \d\d:\d\d UTC$", report.source("load", report.read(folder, "load")))
 
 
@@ -149,7 +152,8 @@ def test_missing_results_are_listed_with_the_command_that_makes_them(tmp_path):
         assert f"There is no reports/{name}.json yet. Run {made_by}" in page
 
 
-def test_a_second_run_writes_the_same_files_again(folder):
+def test_a_second_run_writes_the_same_files_and_no_others(folder):
+    """The report depends on the results only."""
     first = {file.name: file.read_text() for file in report.write(folder)}
     second = {file.name: file.read_text() for file in report.write(folder)}
 
@@ -163,6 +167,7 @@ def test_a_second_run_writes_the_same_files_again(folder):
     ids=["half a file", "a file of another version"],
 )
 def test_an_invalid_file_gives_a_one_line_error_and_keeps_the_previous_page(folder, text, message):
+    """The message says which file to delete, and the command that makes it again."""
     (folder / "report.html").write_text("previous")
     (folder / "bench.json").write_text(text)
 
@@ -174,6 +179,7 @@ def test_an_invalid_file_gives_a_one_line_error_and_keeps_the_previous_page(fold
 
 
 def test_the_command_prints_the_files_that_it_wrote(folder, monkeypatch, capsys):
+    """A person can open them from the terminal."""
     monkeypatch.setattr(report, "REPORTS", folder)
 
     report.main([])
@@ -200,6 +206,7 @@ def elements(svg, name):
 
 
 def test_the_length_of_a_bar_is_its_value_and_the_line_is_the_interval():
+    """Bars start at zero, so a bar of twice the length is twice the value."""
     plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 1.0}), report.Bar("b", "4", {"bar": 4.0}, interval=(3.0, 4.0))]}, mark=2)
     short, long = [float(bar["width"]) for bar in elements(plot.svg, "rect") if bar["class"] == "bar"]
     mark, line = elements(plot.svg, "path")
@@ -211,6 +218,7 @@ def test_the_length_of_a_bar_is_its_value_and_the_line_is_the_interval():
 
 
 def test_each_page_is_stale_over_invalidated_or_warm_and_the_parts_of_a_bar_do_not_overlap():
+    """The three parts of a bar add up to all pages."""
     plot = report.what_goes_stale(COUNTS)
     parts = [bar for bar in elements(plot.svg, "rect") if bar.get("height") == "10"]
 
@@ -236,6 +244,7 @@ def test_a_logarithmic_scale_has_dots_and_no_bars():
 
 
 def test_a_dot_without_an_interval_has_no_line():
+    """A line would suggest a spread that was not measured."""
     plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 2.0}), report.Bar("b", "1", {"bar": 20.0})]}, logarithmic=True)
 
     assert [path["class"] for path in elements(plot.svg, "path")] == ["grid"] * 3
@@ -255,6 +264,7 @@ def test_the_separate_plot_has_its_title_and_follows_light_and_dark(folder):
 
 
 def test_the_benchmarks_are_listed_by_group_from_naive_to_warm():
+    """The order is the same in every run, whatever order the specs ran in."""
     assert [(each.name, each.this, each.baseline) for each in metrics.benchmarks_of(BENCH)][:2] == [
         ("naive to naive", "naive", "naive"),
         ("optimized to naive", "optimized", "naive"),
@@ -339,6 +349,7 @@ def test_ctrl_c_during_a_benchmark_writes_nothing_and_shows_no_traceback(tmp_pat
 
 
 def test_benchmarks_that_never_started_leave_no_file(tmp_path, monkeypatch):
+    """An empty file would look like results."""
     monkeypatch.setattr(metrics, "REPORTS", tmp_path)
     config = configured("benchmark_only")
 
@@ -349,6 +360,7 @@ def test_benchmarks_that_never_started_leave_no_file(tmp_path, monkeypatch):
 
 
 def test_the_benchmarks_are_written_to_the_file_of_the_command_line(tmp_path):
+    """`--benchmark-json` works as pytest-benchmark documents it."""
     config = configured("benchmark_only", benchmark_json=tmp_path / "mine.json")
 
     metrics.pytest_configure(config)

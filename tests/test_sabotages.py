@@ -48,11 +48,13 @@ def test_every_sabotage_fits_the_code_and_names_an_existing_spec():
 
 
 def test_every_defence_of_the_journal_has_a_sabotage_of_its_own():
+    """A defence without a failing spec could be removed unnoticed."""
     for defence in ("read_at", "lease", "closed record", "own lease only", "epoch", "quarantine", "low water", "run id", "monotonic instants", "ties"):
         assert any(sabotage.what.startswith(f"{defence}: ") for sabotage in SABOTAGES), defence
 
 
 def test_a_sabotage_is_noticed_if_its_spec_fails(project, capsys):
+    """The sabotage runs in a copy, so the tree itself stays unchanged."""
     assert sabotages.run([a_sabotage()], project) == []
     assert (project / "housing" / "limits.py").read_text() == "LIMIT = 3\nOTHER = 3\n"  # the tree itself is never changed
 
@@ -68,17 +70,20 @@ def test_a_sabotage_is_noticed_if_its_spec_fails(project, capsys):
     ids=["the spec still passes", "the line is gone", "the line is there twice", "there is no such spec"],
 )
 def test_a_sabotage_that_is_not_noticed_is_reported(project, sabotage, complaint, capsys):
+    """The message distinguishes a spec that passes, a line that does not fit, and a spec that cannot run."""
     [reported] = sabotages.run([sabotage], project)
     assert reported.startswith(f"the limit is wrong: {complaint}")
 
 
 def test_a_spec_that_hangs_is_reported(project):
+    """A sabotage may cause an endless loop, and the others still have to run."""
     hanging = a_sabotage(new="import threading; threading.Event().wait()")
 
     assert sabotages.complaint(hanging, project, timeout=1) == "test_limits.py::test_it did not finish within 1 s"
 
 
 def test_the_exit_code_says_whether_all_were_noticed(monkeypatch, capsys):
+    """`make mutants` and CI depend on it."""
     complaints = []
     monkeypatch.setattr(sabotages, "run", lambda chosen: complaints)
 
@@ -89,6 +94,7 @@ def test_the_exit_code_says_whether_all_were_noticed(monkeypatch, capsys):
 
 
 def test_words_that_match_no_sabotage_are_an_error(capsys):
+    """A typo would otherwise look like a successful run."""
     with pytest.raises(SystemExit):
         sabotages.main(["no", "such"])
     assert "no sabotage has “no such” in its description or file" in capsys.readouterr().err
@@ -128,6 +134,7 @@ def mutmut(line="cast(None, model)", results=RESULTS):
 
 
 def test_an_equivalent_mutant_that_is_listed_is_accepted(monkeypatch, capsys):
+    """No spec can notice it, and its row says why."""
     monkeypatch.setattr(equivalent_mutants, "EQUIVALENT", {r"cast\(None, ": "for mypy alone"})
 
     assert equivalent_mutants.main(mutmut()) == 0
@@ -144,6 +151,7 @@ def test_an_equivalent_mutant_that_is_listed_is_accepted(monkeypatch, capsys):
     ids=["a mutant that is not listed", "a mutant that was not run", "a pattern without a mutant"],
 )
 def test_a_surviving_mutant_that_is_not_listed_is_reported(monkeypatch, capsys, ask, complaint):
+    """It may be a missing promise. A row without a mutant is reported, too."""
     monkeypatch.setattr(equivalent_mutants, "EQUIVALENT", {r"cast\(None, ": "for mypy alone"})
 
     assert equivalent_mutants.main(ask) == 1

@@ -121,7 +121,7 @@ def test_a_migration_without_the_permission_to_create_pg_trgm_fails_with_advice(
 NOT_PROMISED = {
     "A page of a city or an office costs the same on SQLite": "These columns are in the tables of locations and agents, and no index spans two tables. "
     "Only PostgreSQL keeps a copy of them in the property (migration 0004).",
-    "An agent's new office costs the same, however many properties the agent has": "PostgreSQL updates the copy in each property, also for a location's new city.",
+    "An agent's new office costs the same, however many properties the agent has": "PostgreSQL updates the copy in each property. So does a new city.",
     "A range in another order costs the same, however many are in it": "No index has both columns. PostgreSQL skips index entries that are out of range, "
     "or it reads and sorts the rows in range if they are few. Both costs grow with the number of entries or rows.",
     "A search for one or two letters has an index": "A trigram has three letters. A frequent text soon fills a page. A text in no title reads all rows.",
