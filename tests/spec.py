@@ -103,66 +103,77 @@ DOCUMENTS = (
     ),
 )
 
-SPELLED = {
-    word.lower(): word
-    for word in (
-        "API",
-        "ASCII",
-        "ASGI",
-        "COMMIT",
-        "CSV",
-        "DRF",
-        "Django",
-        "ETag",
-        "ETags",
-        "FLUSHALL",
-        "HEAD",
-        "HTML",
-        "HTTP",
-        "IDs",
-        "INFO",
-        "JSON",
-        "JavaScript",
-        "Lua",
-        "Markdown",
-        "Melbourne",
-        "OPTIONS",
-        "PostgreSQL",
-        "Python",
-        "README",
-        "Redis",
-        "SELECT",
-        "SIGKILL",
-        "SIGTERM",
-        "SQL",
-        "SQLite",
-        "TOML",
-        "TTL",
-        "TRUNCATE",
-        "URL",
-        "URLs",
-        "UUID",
-        "Unicode",
-        "Valkey",
-        "WSGI",
-    )
-} | {
-    "n plus 1": "N+1",
-    "ctrl c": "Ctrl-C",
-    "a do block": "a DO block",
-    "env is": ".env is",
-    "redis py": "redis-py",
-    "spec md": "SPEC.md",
-    "copy (makes|from|to)": r"COPY \1",
-    "explain analyze": "EXPLAIN ANALYZE",
-    "king county": "King County",
-    "(a|an|as|every|one|than|the|what|without) get": r"\1 GET",
-    "as view": "as_view()",
-    "cache page": "cache_page()",
-    "select for update": "select_for_update()",
-    "update fields": "update_fields",
-    "full clean": "full_clean()",
-}
+SPELLED = (
+    {
+        "n plus 1": "N+1",
+        "ctrl c": "Ctrl-C",
+        "a do block": "a DO block",
+        "env is": ".env is",
+        "redis py": "redis-py",
+        "spec md": "SPEC.md",
+        "copy (makes|from|to)": r"COPY \1",
+        "explain analyze": "EXPLAIN ANALYZE",
+        "100 000": "100,000",
+        "a type error": "a TypeError",
+        "make (calls|load|run|scale|spec)": r"`make \1`",
+        "one line error": "one-line error",
+        "over invalidat(ed|es|ion)": r"over-invalidat\1",
+        "pg trgm": "pg_trgm",
+        "warm up": "warm-up",
+        "king county": "King County",
+        "(a|an|as|every|one|than|the|what|without) get": r"\1 GET",
+        "as view": "as_view()",
+        "cache page": "cache_page()",
+        "select for update": "select_for_update()",
+        "update fields": "update_fields",
+        "full clean": "full_clean()",
+    }
+    | {
+        word.lower(): word
+        for word in (
+            "API",
+            "ASCII",
+            "ASGI",
+            "COMMIT",
+            "CSV",
+            "DRF",
+            "Django",
+            "ETag",
+            "ETags",
+            "FLUSHALL",
+            "HEAD",
+            "HTML",
+            "HTTP",
+            "IDs",
+            "INFO",
+            "JSON",
+            "JavaScript",
+            "Lua",
+            "Markdown",
+            "Melbourne",
+            "OPTIONS",
+            "PostgreSQL",
+            "Python",
+            "README",
+            "Redis",
+            "SELECT",
+            "SIGKILL",
+            "SIGTERM",
+            "SQL",
+            "SQLite",
+            "TOML",
+            "TTL",
+            "TRUNCATE",
+            "URL",
+            "URLs",
+            "UUID",
+            "Unicode",
+            "Valkey",
+            "WSGI",
+        )
+    }
+    | {"Redis-py": "redis-py"}
+)
 """Words as they are in the name of a spec (a regular expression) → as they are spelled. `_s_` in a name is an apostrophe: `the_engine_s_imports`."""
 
 POSSESSIVE = {"drfs": "DRF's", "djangos": "Django's", "nobodys": "nobody's", "readers own": "reader's own", "engines imports": "engine's imports"}
@@ -206,7 +217,7 @@ def sentence_of(name: str) -> str:
     words = re.sub(r" s\b", "'s", name.removeprefix("test_").replace("_", " "))
     for plain, spelled in (POSSESSIVE | SPELLED).items():
         words = re.sub(rf"\b{plain}\b", spelled, words)
-    return words[0].upper() + words[1:]
+    return words if words.startswith("redis-py") else words[0].upper() + words[1:]
 
 
 def reasons_of(spec: ast.FunctionDef) -> tuple[str, ...]:

@@ -383,7 +383,7 @@ def test_a_slowdown_is_found_in_the_operation_that_has_it(itself):
 
 
 def test_a_process_of_a_tree_runs_the_given_operations_and_reports_their_times(twenty_properties, settings, monkeypatch):
-    """The spec runs the code of such a process in its own."""
+    """The spec runs the code of such a process in its own process."""
     settings.ALLOWED_HOSTS = ["127.0.0.1"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("warm 2\ncold 1\nwrite 1\n"))
     monkeypatch.setattr(compare.gc, "disable", bool)
@@ -638,7 +638,7 @@ def test_it_counts(count, because, variant):
 
 
 def test_a_table_without_reasons_has_no_column_for_them():
-    """An empty column would only take space."""
+    """An empty column only takes space."""
     rows = rows_of("def test_it_is_seen():\n    pass\n")
 
     assert rows == ["| promise | embedded | real |", "| --- | :-: | :-: |", "| [It is seen](#L1) | ✓ | ✓ |"]
@@ -659,6 +659,7 @@ def test_a_remark_that_several_rows_repeat_is_a_note():
         ("test_the_engine_s_bytes_are_drfs", "The engine's bytes are DRF's"),
         ("test_an_n_plus_1_of_sqlite", "An N+1 of SQLite"),
         ("test_to_get_a_lock", "To get a lock"),
+        ("test_redis_py_raises_a_type_error", "redis-py raises a TypeError"),
     ],
 )
 def test_titles_keep_case_and_apostrophes(name, sentence):

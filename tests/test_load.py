@@ -108,7 +108,7 @@ def test_a_server_that_does_not_start_is_reported_with_its_last_line(tmp_path):
 
 @pytest.mark.only("real")
 def test_a_load_test_without_responses_has_no_result():
-    """(It needs neither stack, and takes seconds.)"""
+    """A row of zeros would look like a very fast service. (It needs neither stack, and takes seconds.)"""
     unreachable = load.Service("http://127.0.0.1:1", dict(os.environ), psutil.Process())
 
     with pytest.raises(load.Failed, match=r"warm: no user got a response, and [1-9]\d* reads failed\."):

@@ -217,7 +217,7 @@ def test_the_length_of_a_bar_is_its_value_and_the_line_is_the_interval():
     assert line["d"].endswith("H352.0")
 
 
-def test_each_page_is_stale_over_invalidated_or_warm_and_the_parts_of_a_bar_do_not_overlap():
+def test_each_page_is_either_stale_or_over_invalidated_or_warm_and_the_parts_of_a_bar_do_not_overlap():
     """The three parts of a bar add up to all pages."""
     plot = report.what_goes_stale(COUNTS)
     parts = [bar for bar in elements(plot.svg, "rect") if bar.get("height") == "10"]
@@ -336,7 +336,7 @@ def test_it(benchmark):
 
 @pytest.mark.only("real")
 def test_ctrl_c_during_a_benchmark_writes_nothing_and_shows_no_traceback(tmp_path):
-    """(It needs neither stack, and takes seconds.)"""
+    """pytest-benchmark alone fails with a traceback there. (It needs neither stack, and takes seconds.)"""
     (tmp_path / "test_it.py").write_text(INTERRUPTED)
     command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pytest.ini", "--rootdir", tmp_path, "-p", "no:cacheprovider", tmp_path / "test_it.py"]
     options = ["--benchmark-only", "--benchmark-json", tmp_path / "mine.json"]

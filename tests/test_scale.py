@@ -118,10 +118,13 @@ def test_a_migration_without_the_permission_to_create_pg_trgm_fails_with_advice(
         migration.Trigrams().database_forwards("housing", connection.schema_editor(), None, None)
 
 
+# Limits
+
 NOT_PROMISED = {
     "A page of a city or an office costs the same on SQLite": "These columns are in the tables of locations and agents, and no index spans two tables. "
     "Only PostgreSQL keeps a copy of them in the property (migration 0004).",
-    "An agent's new office costs the same, however many properties the agent has": "PostgreSQL updates the copy in each property. So does a new city.",
+    "An agent's new office costs the same, however many properties the agent has": "PostgreSQL updates the copy in each property. "
+    "A location's new city does the same.",
     "A range in another order costs the same, however many are in it": "No index has both columns. PostgreSQL skips index entries that are out of range, "
     "or it reads and sorts the rows in range if they are few. Both costs grow with the number of entries or rows.",
     "A search for one or two letters has an index": "A trigram has three letters. A frequent text soon fills a page. A text in no title reads all rows.",
@@ -148,7 +151,7 @@ def test_make_scale_prints_the_cost_of_each_filter():
 
 @pytest.mark.only("real")
 def test_an_unavailable_server_is_reported_in_one_line():
-    """(It brings its own stack, and takes seconds.)"""
+    """The line is the server's or the driver's own message. (It brings its own stack, and takes seconds.)"""
     ended = run("-m", "tests.scale", DATABASE_URL="postgres://127.0.0.1:1/x")
 
     assert ended.returncode == 1
