@@ -11,6 +11,7 @@ Python functions, and `latency` compares two functions in one run. A promise nee
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import statistics
@@ -259,12 +260,16 @@ class PythonCalls:
             act()
         prepare()
         seen: Counter[str] = Counter()
-        before = sys.getprofile()
+        before, collecting = sys.getprofile(), gc.isenabled()
+        gc.collect()
+        gc.disable()  # otherwise the callbacks of other code's garbage would be counted
         sys.setprofile(self.watcher(seen))
         try:
             act()
         finally:
             sys.setprofile(before)
+            if collecting:
+                gc.enable()
         return +seen
 
     def watcher(self, seen: Counter[str]) -> Callable[[FrameType, str, Any], None]:

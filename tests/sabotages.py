@@ -1415,15 +1415,15 @@ SQL = (
     Sabotage(
         "execute() returns the driver's own cursor",
         "freshness/cursor.py",
-        "            found = super().execute(sql, params)\n        return self if found is self.cursor else found",
-        "            found = super().execute(sql, params)\n        return found",  # plain-words: code  # plain-words: code
+        "            found = super().execute(sql, params)\n        return self if found is self.cursor else found",  # plain-words: code
+        "            found = super().execute(sql, params)\n        return found",
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(
         "executemany() returns the driver's own cursor",
         "freshness/cursor.py",
-        "            found = super().executemany(sql, param_list)\n        return self if found is self.cursor else found",
-        "            found = super().executemany(sql, param_list)\n        return found",  # plain-words: code  # plain-words: code
+        "            found = super().executemany(sql, param_list)\n        return self if found is self.cursor else found",  # plain-words: code
+        "            found = super().executemany(sql, param_list)\n        return found",
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(

@@ -1,6 +1,7 @@
 """The test instruments: their counts and their failure messages. The reader of a message may not know the code."""
 
 import ast
+import gc
 import io
 import os
 import random
@@ -205,6 +206,22 @@ def test_calls_are_counted_after_two_warm_up_runs_and_not_within_a_fake_server(p
     assert (prepared, len(done)) == ([0, 1, 2], 3)
     assert not any("Fake" in name for name in seen)
     assert seen["client.py: Redis.execute_command"] == 1
+
+
+def test_calls_made_by_the_garbage_collector_are_not_counted(python_calls):
+    """It runs at any time, and calls back for garbage that other code has left."""
+
+    class Node:
+        def __del__(self):
+            pass
+
+    def act():
+        for _ in range(10_000):
+            node = Node()
+            node.itself = node
+
+    assert [name for name in python_calls.of(act) if "__del__" in name] == []
+    assert gc.isenabled()
 
 
 def test_calls_made_by_fakeredis_are_not_counted_until_it_returns(python_calls):
