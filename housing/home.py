@@ -1,19 +1,27 @@
-"""What a person looks at: `/`, which asks each list and shows what a change makes stale, and DRF's page around an answer."""
+"""What a person looks at: `/`, which asks each list and shows what a change makes stale, SPEC.md, and DRF's page around an answer."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.db import DatabaseError
-from django.http import FileResponse, Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import get_object_or_404, redirect
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
+from django.utils.safestring import SafeString, mark_safe
 from django.views.generic import TemplateView
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from rest_framework.renderers import BrowsableAPIRenderer
 
 from housing import queries
@@ -27,7 +35,10 @@ CONTENT_SECURITY_POLICY = (
 """What a browser may load for `/`: what this service serves, and nothing that is written into the page."""
 
 SPEC = settings.ROOT / "SPEC.md"
-"""What is promised: there where the specs are."""
+"""The promises. The file is only there where the specs are."""
+
+SPEC_TOOLS = settings.ROOT / "SPEC-TOOLS.md"
+"""The promises of the test tools."""
 
 
 class ChangeForm(forms.ModelForm):
@@ -153,11 +164,54 @@ def saved(form: ChangeForm) -> int:
     return 204
 
 
-def spec(request: HttpRequest) -> FileResponse:
-    """SPEC.md. Raises Http404 where the service is without its specs, as in a container."""
-    if not SPEC.is_file():
-        raise Http404("SPEC.md is not here.")
-    return FileResponse(SPEC.open("rb"), content_type="text/plain; charset=utf-8")
+def spec(request: HttpRequest, tools: bool = False) -> HttpResponse:
+    """SPEC.md, or SPEC-TOOLS.md, as a page. Raises Http404 where the service is without its specs, as in a container."""
+    file: Path = SPEC_TOOLS if tools else SPEC
+    if not file.is_file():
+        raise Http404(f"{file.name} is not part of this installation. It is in the repository.")
+    return render(request, "housing/spec.html", {"spec": as_html(file.read_text(encoding="utf-8"))})
+
+
+@lru_cache(maxsize=2)
+def as_html(markdown: str) -> SafeString:
+    """Markdown as HTML, with an anchor for each heading. Raw HTML in it is shown as text."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse(markdown)
+    _add_anchors(tokens)
+    for token in tokens:
+        if token.attrs.pop("style", None):  # a centred column
+            token.attrs["class"] = "mark"
+        _lead_somewhere(token.children or ())
+    page: str = parser.renderer.render(tokens, parser.options, {})
+    return mark_safe(page)  # noqa: S308  # the parser has escaped it
+
+
+def _add_anchors(tokens: list[Token]) -> None:
+    """Give each heading the anchor that GitHub gives it: a second one of the same name ends in `-1`."""
+    seen: dict[str, int] = {}
+    for heading, inline in pairwise(tokens):
+        if heading.type == "heading_open":
+            words = "".join(child.content for child in inline.children or ())
+            anchor = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
+            times = seen[anchor] = seen.get(anchor, -1) + 1
+            heading.attrs["id"] = f"{anchor}-{times}" if times else anchor
+
+
+def _lead_somewhere(inline: Iterable[Token]) -> None:
+    """Let links between the documents lead to their pages. The service does not serve its specs, so a link to one becomes a title with its place."""
+    pages = {"SPEC.md": "spec", "SPEC-TOOLS.md": "spec-tools"}
+    tag = "a"
+    for token in inline:
+        if token.type == "link_open":
+            href = str(token.attrs["href"])
+            if href in pages:
+                token.attrs["href"] = reverse(pages[href])
+            elif not href.startswith("#"):
+                token.attrs = {"title": href.replace("#L", ":")}
+                tag = "span"
+            token.tag = tag
+        elif token.type == "link_close":
+            token.tag, tag = tag, "a"
 
 
 class BrowsablePage(BrowsableAPIRenderer):

@@ -19,6 +19,7 @@ urlpatterns = [
     path("change/property/<int:pk>/", home.ChangeView.as_view(form_class=home.PriceForm), name="change-property"),
     path("change/office/<int:pk>/", home.ChangeView.as_view(form_class=home.OfficeForm), name="change-office"),
     path("spec/", home.spec, name="spec"),
+    path("spec/tools/", home.spec, {"tools": True}, name="spec-tools"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("health/", views.health, name="health"),

@@ -1,4 +1,4 @@
-"""What an answer costs at the least, and what it costs others: views behind the same middleware, and a save that nobody need hear of."""
+"""Baselines for latency: the cheapest possible views, plain DRF and `cache_page()` behind the same middleware, and a save without tags."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ JSON = "application/json"
 
 
 def baseline_key() -> str:
-    """Under this key is what `one_get` answers with."""
-    return str(cache.make_key("floor"))
+    """The key of the bytes that `one_get` serves."""
+    return str(cache.make_key("baseline"))
 
 
 def nothing(request: HttpRequest) -> HttpResponse:
-    """No answer at all: what Django itself takes."""
+    """An empty response, which costs only what Django itself costs."""
     return HttpResponse(b"", content_type=JSON)
 
 
 def one_get(request: HttpRequest) -> HttpResponse:
-    """The bytes of one Redis GET: nothing is asked, validated or promised."""
+    """The bytes of one Redis GET, without any validation."""
     return HttpResponse(get_redis_connection("default").get(baseline_key()), content_type=JSON)
 
 
 class PlainList(ListAPIView[Property]):
-    """DRF's list view with `select_related`, as everybody writes it."""
+    """DRF's usual list view, with `select_related()`."""
 
     queryset = queries.joined()
     serializer_class = PropertyListView.serializer_class
@@ -56,9 +56,9 @@ urlpatterns = [
 
 
 class PlainSave:
-    """The same UPDATE of the same row by Django's own backend and a model of nobody's, in a transaction, between two round trips to Redis.
+    """A context manager whose `save()` sends the same UPDATE of the same row, without the cache engine.
 
-    Context manager; `save()` writes.
+    It uses Django's own backend and a model that is not tracked, in a transaction, between two round trips to Redis.
     """
 
     def __enter__(self) -> PlainSave:
@@ -69,7 +69,7 @@ class PlainSave:
         return self
 
     def save(self) -> None:
-        """One round trip, one transaction, one round trip."""
+        """Make one round trip, one transaction and one more round trip."""
         client = get_redis_connection("default")
         client.ping()
         with transaction.atomic(using="plain"):

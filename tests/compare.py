@@ -1,14 +1,14 @@
-"""Is this tree slower than another? Both serve in turn, round by round, in one job, on SQLite and fakeredis.
+"""Compares the speed of this tree with another one. Both run alternately, round by round, in one job, on SQLite and fakeredis.
 
-    python -m tests.compare BASE              this tree with a commit, branch or tag; exits with 1 where it is slower
-    python -m tests.compare --proof [N]       2 N comparisons with itself, and N with a slowdown of 10 % put in (N: 100)
+    python -m tests.compare BASE              compare this tree with a commit, branch or tag; exit with 1 if this tree is slower
+    python -m tests.compare --proof [N]       compare this tree 2 N times with itself, and N times with a slowdown of 10% (N: 100)
 
-What is compared is the processor's time: of the wall's a shared machine takes its part, and a percent of nothing can be told. Whoever waits more than
-before sends more statements or commands, and these are counted (`tests/test_cost.py`).
+The comparison measures processor time, because wall-clock time varies too much on a shared machine. It does not see time spent waiting, but code that
+waits more sends more statements or commands, and `tests/test_cost.py` counts these.
 
-A way counts as slower only where the whole interval of its ratio is beyond `TOLERANCE`: two processes of the same code differ by a percent or two,
-by where their memory lies (Mytkowicz et al., "Producing Wrong Data Without Doing Anything Obviously Wrong!", ASPLOS 2009), so each comparison starts
-several of them, and what is found slower is compared once more before anybody hears of it.
+An operation counts as slower only if the whole interval of its ratio is above `TOLERANCE`. Two processes of the same code differ by a percent or two,
+depending on their memory layout (Mytkowicz et al., "Producing Wrong Data Without Doing Anything Obviously Wrong!", ASPLOS 2009). So each comparison
+starts several processes, and a slowdown is reported only if a second comparison confirms it.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ HERE = Path(__file__).resolve()
 ROOT = HERE.parent.parent
 
 TIMES = {"warm": 4, "cold": 1, "write": 2}
-"""What is compared, and how often it is done in one round: some milliseconds' worth, which a clock can tell and a busy machine seldom interrupts."""
+"""Each operation, and how often it runs in one round: for some milliseconds, which is long enough to measure and seldom interrupted."""
 
 STARTS, ROUNDS = 3, 30
-"""So many pairs of processes, and so many rounds of each."""
+"""The number of pairs of processes, and of rounds of each pair."""
 
 TOLERANCE, CONFIDENCE = 1.02, 0.95
-"""From where on a ratio is a slowdown, and how wide its interval is. At 1.03 and 99 of 100, 2 of 17 slowdowns of a tenth were missed."""
+"""The ratio above which an operation is slower, and the confidence of its interval. At 1.03 and 0.99, 2 of 17 slowdowns of 10% were missed."""
 
 SLOWDOWN = 0.10
-"""What the proof puts in."""
+"""The slowdown that the proof adds."""
 
 
 class Broken(Exception):
-    """A tree that cannot be compared; the message says why."""
+    """The trees cannot be compared. The message says why."""
 
 
 def say(*lines: str) -> None:
-    """Print."""
+    """Print these lines."""
     sys.stdout.writelines(f"{line}\n" for line in lines)
     sys.stdout.flush()
 
@@ -66,10 +66,10 @@ def say(*lines: str) -> None:
 
 
 def serve(responses: IO[str], slower: dict[str, float]) -> None:
-    """Do what each line of stdin names, so many times, and say how many seconds that took. `slower` is the part by which a way is slowed down."""
+    """Run the operation of each line of stdin as often as it says, and print the seconds it took. `slower` has the slowdown of an operation, as a fraction."""
     import django
 
-    gc.disable()  # else one in some rounds pays for what all have left
+    gc.disable()  # otherwise a few rounds would pay for the garbage of all of them
     django.setup()
     from django.core.handlers.wsgi import WSGIHandler
 
@@ -81,19 +81,19 @@ def serve(responses: IO[str], slower: dict[str, float]) -> None:
     def read() -> None:
         environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/properties/cached/", "QUERY_STRING": "", "HTTP_HOST": "127.0.0.1"}
         environ |= {"SERVER_NAME": "127.0.0.1", "SERVER_PORT": "80", "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO()}
-        said: list[str] = []
-        response = application(environ, lambda status, _: said.append(status))
+        statuses: list[str] = []
+        response = application(environ, lambda status, _: statuses.append(status))
         body = b"".join(response)
         response.close()
-        assert (said, body[:1]) == (["200 OK"], b"{"), said
+        assert (statuses, body[:1]) == (["200 OK"], b"{"), statuses
 
-    ways: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {"warm": (bool, read), "cold": (journal.begin, read), "write": (bool, home.save)}
+    operations: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {"warm": (bool, read), "cold": (journal.begin, read), "write": (bool, home.save)}
     journal.begin()
     for line in sys.stdin:
-        way, times = line.split()
-        prepare, act = ways[way]
+        operation, times = line.split()
+        prepare, act = operations[operation]
         read()
-        responses.write(f"{sum(_seconds(prepare, act, slower.get(way, 0.0)) for _ in range(int(times)))}\n")
+        responses.write(f"{sum(_seconds(prepare, act, slower.get(operation, 0.0)) for _ in range(int(times)))}\n")
         responses.flush()
 
 
@@ -118,7 +118,7 @@ call_command("seed", properties=100, verbosity=0)
 
 @dataclass(frozen=True)
 class Tree:
-    """A checked out tree, the Python with its packages, and a database that it has seeded."""
+    """A checked-out tree, the Python with its packages, and its seeded database."""
 
     folder: Path
     python: str
@@ -126,20 +126,20 @@ class Tree:
 
     @property
     def environment(self) -> dict[str, str]:
-        """All that is said to it."""
+        """The whole environment of its processes, without the database."""
         return {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(self.folder),
             "PYTHONHASHSEED": "0",
             "DJANGO_SETTINGS_MODULE": "housing.settings",
-            "DJANGO_SECRET_KEY": "of a comparison",
+            "DJANGO_SECRET_KEY": "for a comparison",
             "DJANGO_DEBUG": "false",
             "DJANGO_ALLOWED_HOSTS": "127.0.0.1",
             "REDIS_URL": "fakeredis://",
         }
 
     def seed(self) -> None:
-        """Make the database. Raises Broken."""
+        """Create and seed the database. Raises Broken."""
         made = subprocess.run(
             [self.python, "-c", SEED],
             cwd=self.folder,
@@ -149,11 +149,11 @@ class Tree:
             check=False,
         )
         if made.returncode:
-            raise Broken(f"{self.folder} cannot be seeded: {(made.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+            raise Broken(f"{self.folder} cannot be seeded: {(made.stderr.strip().splitlines() or ['no error message'])[-1]}")
 
     @contextmanager
     def served(self, slower: dict[str, float]) -> Iterator[Callable[[str], float]]:
-        """A process that serves it: `took("warm")` is how many seconds one time of it took. Raises Broken."""
+        """A process that serves the tree. `took("warm")` runs the operation and returns the seconds of one run. Raises Broken."""
         with tempfile.TemporaryDirectory(prefix="housing-compare-") as folder, tempfile.TemporaryFile("w+") as complaints:
             database = shutil.copy(self.database, folder)
             process = subprocess.Popen(
@@ -165,15 +165,15 @@ class Tree:
                 text=True,
             )
 
-            asks, responses = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
+            orders, responses = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
 
-            def took(way: str) -> float:
-                asks.write(f"{way} {TIMES[way]}\n")
-                asks.flush()
+            def took(operation: str) -> float:
+                orders.write(f"{operation} {TIMES[operation]}\n")
+                orders.flush()
                 if not (response := responses.readline()):
                     complaints.seek(0)
-                    raise Broken(f"{self.folder} does not serve: {(complaints.read().strip().splitlines() or ['it said nothing'])[-1]}")
-                return float(response) / TIMES[way]
+                    raise Broken(f"{self.folder} does not serve: {(complaints.read().strip().splitlines() or ['no error message'])[-1]}")
+                return float(response) / TIMES[operation]
 
             try:
                 yield took
@@ -187,53 +187,53 @@ class Tree:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one way of head (`this`) compares with base (`to`)."""
+    """How one operation of head compares with base."""
 
-    way: str
+    operation: str
     timings: Timings
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Between these the median ratio would lie in so many runs as `CONFIDENCE` says."""
-        from tests.instruments import interval_of  # not above: a base that has none serves, too
+        """The interval of the median ratio, with `CONFIDENCE`."""
+        from tests.instruments import interval_of  # imported here, because an older base may not have it
 
         return interval_of(self.timings.ratios, CONFIDENCE)
 
     @property
     def slower(self) -> bool:
-        """Whether head is slower for certain."""
+        """Whether the whole interval is above `TOLERANCE`."""
         return self.interval[0] > TOLERANCE
 
     def __str__(self) -> str:
         low, high = self.interval
-        base, head = (statistics.median(seconds) * 1000 for seconds in (self.timings.to, self.timings.this))
-        said = "slower" if self.slower else "faster" if high < 1 / TOLERANCE else "as fast"
-        return f"{self.way:<6} {base:8.2f} ms {head:8.2f} ms {self.timings.ratio:8.3f}   {low:.3f} to {high:.3f}   {said}"
+        base, head = (statistics.median(seconds) * 1000 for seconds in (self.timings.baseline, self.timings.this))
+        verdict = "slower" if self.slower else "faster" if high < 1 / TOLERANCE else "as fast"
+        return f"{self.operation:<6} {base:8.2f} ms {head:8.2f} ms {self.timings.ratio:8.3f}   {low:.3f} to {high:.3f}   {verdict}"
 
 
 HEADING = f"{'':<6} {'base':>11} {'head':>11} {'head ÷ base':>11} interval"
 
 
 def compare(base: Tree, head: Tree, slower: dict[str, float] | None = None, starts: int = STARTS, rounds: int = ROUNDS) -> list[Verdict]:
-    """A verdict for each way. Who is first in a round is drawn. Raises Broken."""
-    from tests.instruments import Timings  # not above: a base that has none serves, too
+    """A verdict for each operation. The order within a round is random. Raises Broken."""
+    from tests.instruments import Timings  # imported here, because an older base may not have it
 
-    seconds: dict[tuple[str, str], list[float]] = {(side, way): [] for side in ("base", "head") for way in TIMES}
+    seconds: dict[tuple[str, str], list[float]] = {(side, operation): [] for side in ("base", "head") for operation in TIMES}
     draw = random.Random(starts)
     for _ in range(starts):
         with ExitStack() as stack:
             took = {"base": stack.enter_context(base.served({})), "head": stack.enter_context(head.served(slower or {}))}
             for number in range(rounds + 2):
-                for way in TIMES:
+                for operation in TIMES:
                     for side in draw.sample(("base", "head"), 2):
-                        spent = took[side](way)
+                        spent = took[side](operation)
                         if number > 1:  # the first two warm up
-                            seconds[side, way].append(spent)
-    return [Verdict(way, Timings(this=seconds["head", way], to=seconds["base", way])) for way in TIMES]
+                            seconds[side, operation].append(spent)
+    return [Verdict(operation, Timings(this=seconds["head", operation], baseline=seconds["base", operation])) for operation in TIMES]
 
 
 def judge(base: Tree, head: Tree, slower: dict[str, float] | None = None) -> list[Verdict]:
-    """As `compare`; but where a way is slower all are compared once more, by other processes, and of each the milder verdict stands. Raises Broken."""
+    """Compare, and if an operation is slower, compare again with new processes. The milder verdict of each operation counts. Raises Broken."""
     verdicts = compare(base, head, slower)
     if any(verdict.slower for verdict in verdicts):
         verdicts = [min(pair, key=lambda verdict: verdict.interval[0]) for pair in zip(verdicts, compare(base, head, slower), strict=True)]
@@ -242,40 +242,40 @@ def judge(base: Tree, head: Tree, slower: dict[str, float] | None = None) -> lis
 
 @contextmanager
 def checked_out(commit: str, folder: Path) -> Iterator[Tree]:
-    """The tree of a commit, with packages of its own where its lock is another. Raises Broken."""
+    """The tree of a commit, with its own packages if its lock differs. Raises Broken."""
     tree = folder / "base"
     archived = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
     if archived.returncode:
-        raise Broken(f"“{commit}” is no commit, branch or tag of this repository. Name one: make bench-compare BASE=main.")
+        raise Broken(f"“{commit}” is not a commit, branch or tag of this repository. Run for example: make bench-compare BASE=main.")
     with tarfile.open(fileobj=io.BytesIO(archived.stdout)) as archive:
         archive.extractall(tree, filter="data")
     python = sys.executable
     if (tree / "requirements.lock").read_bytes() != (ROOT / "requirements.lock").read_bytes():
-        say("The lock is another: installing what base has …")
+        say("The base has another lock. Installing its packages …")
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         python = str(folder / "venv" / "bin" / "python")
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--requirement", "requirements.lock"]
         if subprocess.run(install, cwd=tree, check=False).returncode:
-            raise Broken(f"What {commit} has in its lock cannot be installed; pip says why.")
+            raise Broken(f"The packages in the lock of {commit} cannot be installed. See the output of pip above.")
     yield seeded(tree, python, folder / "base.sqlite3")
 
 
 def seeded(folder: Path, python: str, database: Path) -> Tree:
-    """A tree with its database."""
+    """A tree with its seeded database."""
     tree = Tree(folder, python, database)
     tree.seed()
     return tree
 
 
 def compare_with(commit: str) -> int:
-    """Print how this tree compares; 1 where it is slower."""
+    """Print how this tree compares with a commit. Returns 1 if it is slower, otherwise 0."""
     with tempfile.TemporaryDirectory(prefix="housing-compare-") as folder, checked_out(commit, Path(folder)) as base:
         verdicts = judge(base, seeded(ROOT, sys.executable, Path(folder, "head.sqlite3")))
     say(HEADING, *map(str, verdicts))
-    if found := [verdict.way for verdict in verdicts if verdict.slower]:
+    if found := [verdict.operation for verdict in verdicts if verdict.slower]:
         say(
-            f"\nSlower than {commit}: {', '.join(found)}. Twice, of {STARTS} × {ROUNDS} rounds the whole interval is beyond {TOLERANCE}.",
-            "Counts say whether it does more (pytest tests/test_cost.py tests/test_latency.py), a profile what takes longer.",
+            f"\nSlower than {commit}: {', '.join(found)}. In two comparisons of {STARTS} × {ROUNDS} rounds the whole interval is above {TOLERANCE}.",
+            "Run pytest tests/test_cost.py tests/test_latency.py to see whether it does more work. If it does not, profile it.",
         )
     return int(bool(found))
 
@@ -284,40 +284,40 @@ def compare_with(commit: str) -> int:
 
 
 def prove(count: int) -> int:
-    """Compare this tree with itself, twice as often without a slowdown as with one, on each core at a time; 1 if the alarms are not as promised."""
+    """Compare this tree with itself, in two of three comparisons without a slowdown, on all cores. Returns 1 if too many verdicts are wrong, otherwise 0."""
     from tqdm import tqdm
 
     slowed = [list(TIMES)[number // 3 % len(TIMES)] if number % 3 == 2 else None for number in range(3 * count)]
     false, found = 0, 0
     with tempfile.TemporaryDirectory(prefix="housing-compare-") as folder, ThreadPoolExecutor(os.cpu_count()) as cores:
         tree = seeded(ROOT, sys.executable, Path(folder, "tree.sqlite3"))
-        compared = [cores.submit(judge, tree, tree, {way: SLOWDOWN} if way else {}) for way in slowed]
+        compared = [cores.submit(judge, tree, tree, {operation: SLOWDOWN} if operation else {}) for operation in slowed]
         try:
             with tqdm(zip(slowed, compared, strict=True), total=3 * count, unit=" comparisons", disable=None) as progress:
-                for way, verdicts in progress:
-                    slower = {verdict.way for verdict in verdicts.result() if verdict.slower}
-                    found += way in slower
-                    false += not way and bool(slower)
+                for operation, verdicts in progress:
+                    slower = {verdict.operation for verdict in verdicts.result() if verdict.slower}
+                    found += operation in slower
+                    false += not operation and bool(slower)
                     progress.set_postfix_str(f"{false} false alarms, {found} found")
         finally:
             cores.shutdown(cancel_futures=True)
-    say(f"{2 * count} comparisons of the same code: {false} alarms. {count} with a slowdown of {SLOWDOWN:.0%}: {found} found.")
+    say(f"{2 * count} comparisons of the same code: {false} false alarms. {count} with a slowdown of {SLOWDOWN:.0%}: {found} found.")
     return int(false > max(1, count // 100) or found < 0.95 * count)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.compare", description="Is this tree slower than another?")
+    """The command `python -m tests.compare`."""
+    parser = argparse.ArgumentParser(prog="python -m tests.compare", description="Compare the speed of this tree with another one.")
     parser.add_argument("base", nargs="?", help="a commit, branch or tag to compare with")
-    parser.add_argument("--proof", nargs="?", type=int, const=100, metavar="N", help="how often it cries wolf, and how often it misses one")
+    parser.add_argument("--proof", nargs="?", type=int, const=100, metavar="N", help="measure the false alarms and the missed slowdowns of N comparisons")
     parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if asked.proof:
-            return prove(asked.proof)
-        if not asked.base:
-            parser.error("name a commit, branch or tag to compare with: make bench-compare BASE=main")
-        return compare_with(asked.base)
+        if options.proof:
+            return prove(options.proof)
+        if not options.base:
+            parser.error("pass a commit, branch or tag to compare with, for example: make bench-compare BASE=main")
+        return compare_with(options.base)
     except Broken as broken:
         sys.stderr.write(f"Not compared: {broken}\n")
         return 2

@@ -1,8 +1,8 @@
-"""Mutants that no spec can notice, and why. `make mutants` fails for any other, and for a row that excuses none any more.
+"""Equivalent mutants: those that no spec can notice, with the reason. `make mutants` fails for any other surviving mutant, and for an outdated row here.
 
-mutmut run                    makes the mutants, and runs the specs that reach each; stopped, it goes on where it was
-python -m tests.equivalent_mutants     what it left: survivors that are not excused here, and excuses without a survivor
-mutmut show NAME              one mutant; `mutmut run NAME` tries it again, after a spec was made sharper
+mutmut run                            make the mutants, and run the specs that reach each; continue where it was stopped
+python -m tests.equivalent_mutants    list surviving mutants that are not listed here, and rows without a mutant
+mutmut show NAME                      show one mutant; after you have improved a spec, `mutmut run NAME` runs it again
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-EXCUSED: dict[str, str] = {
-    r"cast\(None, ": "What a cast is told is for mypy alone.",
-    r"os\.urandom\(\d\)": "How many random bytes are enough is luck, and no spec depends on it.",
-    r'entry: str = "XXXX"': "What is not about an entry is given a key, and does not look at it.",
-    r"len\(tags\) < MANY_ROWS": "As many as are kept one by one are kept on either way; the short one saves each write a count.",
-    r'"evalsha"': "Redis reads the name of a command in small letters, too.",
-    r"_sha(: str \| None)? = \"\"": "No text of a script has an empty SHA, as none has None.",
-    r"super\(\).__init__\(\*args, \)": "PostgreSQL's `_nodb_cursor` alone says `alias=`, and mutmut runs the specs on the embedded stack.",
-    r"create_function\(PROBE, 0, None\)": "While a statement is pending, SQLite refuses to take a function away as it refuses to change it.",
-    r'normalize\(\), "F"\)': "`f` and `F` write a finite number alike.",
+EQUIVALENT: dict[str, str] = {
+    r"cast\(None, ": "Only mypy reads the type in a cast.",
+    r"os\.urandom\(\d\)": "The number of random bytes only changes how likely a collision is, and no spec can depend on that.",
+    r'entry: str = "XXXX"': "A command that is not about an entry gets a key because it must, and ignores it.",
+    r"len\(tags\) < MANY_ROWS": "Both branches give the same tags at this length. The shorter one saves each write a count.",
+    r'"evalsha"': "Redis accepts command names in lower case, too.",
+    r"_sha(: str \| None)? = \"\"": "No script has an empty SHA, and none has None.",
+    r"super\(\).__init__\(\*args, \)": "Only PostgreSQL's `_nodb_cursor` passes `alias=`, and mutmut runs the specs on the embedded stack.",
+    r"create_function\(PROBE, 0, None\)": "While a statement is pending, SQLite refuses to remove a function, just as it refuses to change it.",
+    r'normalize\(\), "F"\)': "`f` and `F` format a finite number in the same way.",
 }
-"""What a surviving mutant's line looks like (a regular expression) → why no spec can tell it from the line as it was. At most ten rows."""
+"""A regular expression for the lines of a surviving mutant → why no spec can tell it from the original line. At most ten rows."""
 
 NOTICED = ("killed", "timeout", "segfault")
-"""mutmut's words for a mutant that did not get away; a module that cannot be imported any more is a timeout to it."""
+"""mutmut's words for a mutant that was noticed. A module that can no longer be imported counts as a timeout."""
 
 Ask = Callable[..., str]
-"""Runs `mutmut` with these arguments; what it prints."""
+"""A function that runs `mutmut` with these arguments and returns its output."""
 
 
 def mutmut(*arguments: str) -> str:
-    """What mutmut prints. Raises CalledProcessError where it fails."""
+    """Run mutmut and return its output. Raises CalledProcessError if it fails."""
     return subprocess.run([Path(sys.executable).with_name("mutmut"), *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def left(results: str) -> Iterator[tuple[str, str]]:
-    """(name, what became of it) of each mutant that was not noticed, of what `mutmut results` prints."""
+    """The name and the verdict of each mutant that was not noticed, from the output of `mutmut results`."""
     for line in results.splitlines():
         name, found, verdict = line.strip().rpartition(": ")
         if found and verdict not in NOTICED:
@@ -49,26 +49,26 @@ def left(results: str) -> Iterator[tuple[str, str]]:
 
 
 def mutated_lines(diff: str) -> str:
-    """The lines that a mutant has instead of ours, of what `mutmut show` prints."""
+    """The lines that a mutant has instead of ours, from the output of `mutmut show`."""
     return "\n".join(line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++"))
 
 
 def complaints(ask: Ask = mutmut) -> list[str]:
-    """One line for each mutant that got away without an excuse, and for each excuse that none needs."""
-    wrong, needed = [], set()
+    """One line for each surviving mutant that is not listed, and for each row without a mutant."""
+    wrong, matched = [], set()
     for name, verdict in tqdm(list(left(ask("results"))), unit="mutant", leave=False):
         lines = mutated_lines(ask("show", name))
-        excuses = [pattern for pattern in EXCUSED if verdict == "survived" and re.search(pattern, lines)]
-        needed.update(excuses)
-        if not excuses:
+        patterns = [pattern for pattern in EQUIVALENT if verdict == "survived" and re.search(pattern, lines)]
+        matched.update(patterns)
+        if not patterns:
             wrong.append(f"{name}: {verdict}: {lines}")
-    return wrong + [f"{pattern}: no mutant needs this excuse" for pattern in EXCUSED if pattern not in needed]
+    return wrong + [f"{pattern}: no mutant matches this pattern any more" for pattern in EQUIVALENT if pattern not in matched]
 
 
 def main(ask: Ask = mutmut) -> int:
-    """`python -m tests.equivalent_mutants`: 0 if every mutant was noticed, or is excused."""
+    """The command `python -m tests.equivalent_mutants`. Returns 0 if every mutant was noticed or is listed, otherwise 1."""
     wrong = complaints(ask)
-    tqdm.write("\n".join(wrong or ["Every mutant is noticed, or excused."]))
+    tqdm.write("\n".join(wrong or ["Every mutant is noticed, or listed as equivalent."]))
     return 1 if wrong else 0
 
 

@@ -1,16 +1,17 @@
-"""Instruments for any Django project: they count, and explain themselves. They observe, and alter nothing.
+"""Instruments for any Django project. They count work, explain a failure, and change nothing.
 
-Copy this file, add `-p tests.instruments` to pytest's `addopts`, and a test may say
+Copy this file, add `-p tests.instruments` to pytest's `addopts`, and write in a test:
 
     with queries.exactly(1, because="one SELECT joins location, agent and office"):
         client.get("/api/properties/")
 
-`queries` counts SQL on every database connection of the test's thread, `redis_commands` what redis-py sends, `python_calls` what the interpreter
-is called for, and `latency` compares ways to do the same in one run. A promise needs its reason: leaving `because` out is a TypeError.
+`queries` counts SQL on every database connection of the test's thread, `redis_commands` counts what redis-py sends, `python_calls` counts calls of
+Python functions, and `latency` compares two functions in one run. A promise needs its reason: it is a TypeError to leave `because` out.
 """
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import statistics
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from redis.connection import AbstractConnection
 
 CONTROL = re.compile(r"\s*(BEGIN|START TRANSACTION|SET TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK|COMMIT)\b", re.IGNORECASE)
-"""Transaction control asks nothing and writes nothing: it is no query."""
+"""Transaction control reads nothing and writes nothing, so it is not counted as a query."""
 
 LITERAL = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b|%s")
 LIST = re.compile(r"\((?:\?(?:, )?)+\)")
@@ -60,7 +61,7 @@ def python_calls() -> PythonCalls:
 
 @pytest.fixture
 def latency() -> Latency:
-    """Compares two ways to do the same: `latency.interleaved(benchmark, warm, to=naive).at_most(0.2, because="…")`."""
+    """Compares a function with a baseline: `latency.interleaved(benchmark, warm, baseline=naive).at_most(0.2, because="…")`."""
     return Latency()
 
 
@@ -69,11 +70,11 @@ def latency() -> Latency:
 
 @dataclass
 class Queries:
-    """SQL statements; transaction control is not counted."""
+    """Counts SQL statements, without transaction control."""
 
     @contextmanager
     def exactly(self, promised: int, *, because: str) -> Iterator[Statements]:
-        """Fail unless the block sends `promised` statements. Gives the list of them, which fills as they are sent, and knows the rows that came back."""
+        """Fail unless the block sends `promised` statements. Yields their list, which also counts the fetched rows."""
         seen = Statements()
         with ExitStack() as stack:
             for connection in connections.all():
@@ -85,7 +86,7 @@ class Queries:
 
 
 class Statements(list[str]):
-    """SQL texts, and how many rows were fetched."""
+    """SQL texts, and the number of rows that were fetched."""
 
     rows = 0
 
@@ -115,28 +116,32 @@ def _recorder(seen: list[str]) -> Callable[..., Any]:
 
 
 def shape_of(sql: str) -> str:
-    """A statement without its values and, where they are many, its columns: what an N+1 repeats."""
+    """A statement without its values and without a long list of columns. An N+1 repeats the same shape."""
     shape = LIST.sub("(?…)", LITERAL.sub("?", " ".join(sql.split())))
     return COLUMNS.sub(r"\1 … \2 ", shape)
 
 
 def _queries_broken(promised: int, because: str, seen: list[str]) -> str:
     shapes = Counter(map(shape_of, seen))
-    repeated = any(count > 1 for count in shapes.values())
+    repeated = any(count > 1 and _is_select(shape) for shape, count in shapes.items())
     lines = [
         f"promised: exactly {_many(promised, 'query', 'queries')}, because {because}",
         f"happened: {_many(len(seen), 'query', 'queries')}",
-        *(f"  {count:>4} × {shape}{'   ← N+1: the same once more for each row' if count > 1 else ''}" for shape, count in shapes.most_common()),
+        *(f"  {count:>4} × {shape}{'   ← N+1: repeated once per row' if count > 1 and _is_select(shape) else ''}" for shape, count in shapes.most_common()),
     ]
     if len(seen) < promised:
-        advice = "it got cheaper, or it was not asked at all. See that the answer is whole; then promise the new count, with its reason."
+        advice = "check that the response is complete. If it is, lower the promised count and update its `because`."
     elif repeated:
-        advice = "ask once for all rows: select_related() for a foreign key, prefetch_related() for many."
+        advice = "load related rows with one query: select_related() for a foreign key, prefetch_related() for a set."
     elif promised == 0:
-        advice = "it was to come from the cache. See its Cache-Status: was it never stored, or made stale?"
+        advice = "no query was expected. If a cache should have answered, check whether the value was never stored or was invalidated."
     else:
-        advice = "see which statement is new, and either do without it or promise it, with its reason."
+        advice = "find the new statement. Remove it, or update the promised count and its `because`."
     return "\n".join([*lines, f"to do:    {advice}"])
+
+
+def _is_select(shape: str) -> bool:
+    return shape.upper().startswith("SELECT")
 
 
 def _many(count: int, one: str, many: str) -> str:
@@ -147,7 +152,7 @@ def _many(count: int, one: str, many: str) -> str:
 
 
 class Traffic(list[str]):
-    """What went to Redis and back: each round trip as the names of its commands, and how many bytes in all, as RESP writes them."""
+    """The traffic with Redis: the command names of each round trip, and the number of bytes sent and received, in RESP."""
 
     sent = 0
     received = 0
@@ -155,11 +160,11 @@ class Traffic(list[str]):
 
 @dataclass
 class RedisCommands:
-    """Round trips: what redis-py sends before it waits for an answer; a pipeline is one."""
+    """Counts round trips to Redis. A pipeline is one round trip."""
 
     @contextmanager
     def exactly(self, promised: int, *, because: str) -> Iterator[Traffic]:
-        """Fail unless the block makes `promised` round trips. Gives the list of them, which knows their bytes, too."""
+        """Fail unless the block makes `promised` round trips. Yields their list, which also counts the bytes."""
         seen = Traffic()
         with _watching(seen):
             yield seen
@@ -169,13 +174,13 @@ class RedisCommands:
 
 @contextmanager
 def _watching(seen: Traffic) -> Iterator[None]:
-    from redis.connection import Connection  # who counts SQL alone need not have redis-py
+    from redis.connection import Connection  # only this instrument needs redis-py
 
     with ExitStack() as stack:
         for name, watch in (("send_packed_command", _noting), ("read_response", _weighing)):
-            ways = {getattr(kind, name): kind for kind in (*Connection.__subclasses__(), Connection)}  # a stand-in may have a way of its own
-            for way, kind in ways.items():
-                stack.enter_context(patch.object(kind, name, watch(seen, way)))
+            methods = {getattr(kind, name): kind for kind in (*Connection.__subclasses__(), Connection)}  # a fake server may have its own
+            for method, kind in methods.items():
+                stack.enter_context(patch.object(kind, name, watch(seen, method)))
         yield
 
 
@@ -199,7 +204,7 @@ def _weighing(seen: Traffic, receive: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def bytes_of(response: Any) -> int:
-    """How many bytes of RESP an answer of strings, numbers, lists and nothing came in."""
+    """The number of bytes of a reply in RESP. A reply consists of strings, numbers, lists and null."""
     if isinstance(response, list):
         return len(f"*{len(response)}\r\n") + sum(map(bytes_of, response))
     if isinstance(response, bytes):
@@ -208,7 +213,7 @@ def bytes_of(response: Any) -> int:
 
 
 def command_names(wire: bytes) -> list[str]:
-    """The names of the commands in what redis-py is about to send: each is `*arguments`, then `$length`, name, …."""
+    """The names of the commands that redis-py is about to send. In RESP each command is `*arguments`, then `$length`, its name, and so on."""
     names, at = [], 0
     while at < len(wire):
         arguments, at = _number(wire, at)
@@ -231,7 +236,7 @@ def _round_trips_broken(promised: int, because: str, seen: list[str]) -> str:
             f"promised: exactly {_many(promised, 'round trip', 'round trips')} to Redis, because {because}",
             f"happened: {_many(len(seen), 'round trip', 'round trips')}",
             *(f"  {place:>4}. {names}" for place, names in enumerate(seen, 1)),
-            "to do:    HELLO and CLIENT are a new connection: prime it first. Otherwise put into one script or pipeline what is asked together.",
+            "to do:    HELLO and CLIENT open a new connection: send any command before you count. Otherwise combine the commands in one script or pipeline.",
         ]
     )
 
@@ -241,40 +246,44 @@ def _round_trips_broken(promised: int, because: str, seen: list[str]) -> str:
 
 @dataclass
 class PythonCalls:
-    """Calls of functions that are written in Python, as the interpreter's own profiler sees them: work that a busy machine does not make more.
+    """Counts calls of Python functions with the interpreter's profiler. The count does not depend on how busy the machine is.
 
-    What a stand-in for a server does is not the caller's work: calls from within the packages in `without` are not counted.
+    Calls made within the packages in `without` are not counted, because a fake server's work is not the caller's.
     """
 
     without: tuple[str, ...] = ("fakeredis",)
 
     def of(self, act: Callable[[], Any], prepare: Callable[[], Any] = bool) -> Counter[str]:
-        """What `act` calls when it is called for the third time, by file and function. `prepare` goes before each."""
+        """The functions that `act` calls when it runs for the third time, by file and name. `prepare` runs before each time."""
         for _ in range(2):
             prepare()
             act()
         prepare()
         seen: Counter[str] = Counter()
-        before = sys.getprofile()
+        before, collecting = sys.getprofile(), gc.isenabled()
+        gc.collect()
+        gc.disable()  # otherwise the callbacks of other code's garbage would be counted
         sys.setprofile(self.watcher(seen))
         try:
             act()
         finally:
             sys.setprofile(before)
+            if collecting:
+                gc.enable()
         return +seen
 
     def watcher(self, seen: Counter[str]) -> Callable[[FrameType, str, Any], None]:
-        """What the interpreter is to tell of each call and return, for `sys.setprofile`."""
+        """A function for `sys.setprofile` that counts calls in `seen`."""
         inside = 0
 
         def watch(frame: FrameType, event: str, _: Any) -> None:
             nonlocal inside
-            foreign = any(f"/{package}/" in frame.f_code.co_filename for package in self.without)
+            in_fake = any(f"/{package}/" in frame.f_code.co_filename for package in self.without)
             if event == "call":
-                inside += foreign
+                inside += in_fake
                 seen[f"{Path(frame.f_code.co_filename).name}: {frame.f_code.co_qualname}"] += not inside
             elif event == "return":
-                inside -= foreign
+                inside -= in_fake
 
         return watch
 
@@ -288,10 +297,10 @@ class PythonCalls:
 def _calls_broken(promised: int, because: str, seen: Counter[str]) -> str:
     return "\n".join(
         [
-            f"promised: at most {promised} calls of Python functions, because {because}",
-            f"happened: {seen.total()} calls",
+            f"promised: at most {_many(promised, 'Python function call', 'Python function calls')}, because {because}",
+            f"happened: {_many(seen.total(), 'call', 'calls')}",
             *(f"  {count:>4} × {name}" for name, count in seen.most_common(10)),
-            "to do:    compare with what the lock's versions called before; a call is 50 ns at the least, and what it does comes on top.",
+            "to do:    remove the new calls, or update the promised count and its `because`. Another version of a library changes the count, too.",
         ]
     )
 
@@ -301,20 +310,20 @@ def _calls_broken(promised: int, because: str, seen: Counter[str]) -> str:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds, round by round, of one way (`this`) and of another to hold it against (`to`)."""
+    """Seconds of each round, of a function (`this`) and of its baseline."""
 
     this: Sequence[float]
-    to: Sequence[float]
+    baseline: Sequence[float]
 
     @property
     def milliseconds(self) -> float:
-        """The median of `this`."""
+        """The median time of `this`."""
         return statistics.median(self.this) * 1000
 
     @property
     def ratios(self) -> list[float]:
-        """How many times `to` it takes, round by round: both were timed within moments, so a busy machine was busy for both."""
-        return [this / to for this, to in zip(self.this, self.to, strict=True)]
+        """The time of `this` divided by its baseline, for each round. Both were timed within moments, so a busy machine was busy for both."""
+        return [this / baseline for this, baseline in zip(self.this, self.baseline, strict=True)]
 
     @property
     def ratio(self) -> float:
@@ -323,47 +332,47 @@ class Timings:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Between these the median would lie in 99 of 100 such runs: see `interval_of`."""
+        """The 99% confidence interval of the median ratio: see `interval_of`."""
         return interval_of(self.ratios)
 
     def at_most(self, budget: float, *, because: str) -> None:
-        """Fail if `this` takes more than `budget` times what `to` takes, for certain: the whole interval is beyond. Without rounds nothing is judged."""
+        """Fail if the whole interval of the ratio is above `budget`. Without rounds nothing is judged."""
         if self.this and self.interval[0] > budget:
             low, high = self.interval
-            other = statistics.median(self.to) * 1000
-            happened = f"{self.ratio:.3f} × ({low:.3f} to {high:.3f}; {self.milliseconds:.2f} ms to {other:.2f} ms)"
-            pytest.fail(_too_slow(f"{budget:g} × the other", because, happened, self), pytrace=False)
+            baseline = statistics.median(self.baseline) * 1000
+            happened = f"{self.ratio:.3f} × ({low:.3f} to {high:.3f}; {self.milliseconds:.2f} ms, baseline {baseline:.2f} ms)"
+            pytest.fail(_too_slow(f"{budget:g} × the baseline", because, happened, self), pytrace=False)
 
     def within(self, milliseconds: float, *, because: str) -> None:
-        """Fail if the median of `this` is above. Without rounds nothing is judged."""
+        """Fail if the median of `this` is above `milliseconds`. Without rounds nothing is judged."""
         if self.this and self.milliseconds > milliseconds:
             pytest.fail(_too_slow(f"{milliseconds:g} ms", because, f"{self.milliseconds:.2f} ms", self), pytrace=False)
 
 
 def interval_of(values: Sequence[float], confidence: float = 0.99, resamples: int = 1000) -> tuple[float, float]:
-    """Between which values their median lies with this confidence: the bootstrap's percentiles (Efron, "Bootstrap Methods", Annals of Statistics 1979).
+    """The confidence interval of the median, by the bootstrap's percentiles (Efron, "Bootstrap Methods", Annals of Statistics 1979).
 
-    The draws are the same for the same number of values, so that the same values give the same interval.
+    The random draws depend only on the number of values, so the same values always give the same interval.
     """
     draw = random.Random(len(values))
     medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(resamples))
-    beyond = round((1 - confidence) / 2 * resamples)
-    return medians[beyond], medians[-1 - beyond]
+    outside = round((1 - confidence) / 2 * resamples)
+    return medians[outside], medians[-1 - outside]
 
 
 def _too_slow(promised: str, because: str, happened: str, timings: Timings) -> str:
     return "\n".join(
         [
             f"promised: at most {promised}, because {because}",
-            f"happened: {happened}, the median of {len(timings.this)} interleaved rounds",
-            "to do:    see first that it does the work it is promised to do, for queries and round trips are counted; then profile it.",
+            f"happened: {happened}, the median of {_many(len(timings.this), 'interleaved round', 'interleaved rounds')}",
+            "to do:    first check the promises about queries and round trips. If they hold, profile it.",
         ]
     )
 
 
 @dataclass
 class Latency:
-    """Compares two ways in one run, so that a busy machine is busy for both."""
+    """Times a function and its baseline in one run, so that a busy machine is busy for both."""
 
     clock: Callable[[], float] = time.perf_counter
 
@@ -372,29 +381,29 @@ class Latency:
         benchmark: Any,
         this: Callable[[], Any],
         *,
-        to: Callable[[], Any],
+        baseline: Callable[[], Any],
         before: Callable[[], Any] = bool,
         prepare: Callable[[], Any] = bool,
         rounds: int = 60,
     ) -> Timings:
-        """Each round calls `before`, times `to`, calls `prepare`, and times `this` with pytest-benchmark's fixture, whose row then says the ratio.
+        """Each round calls `before`, times `baseline`, calls `prepare`, and times `this` with pytest-benchmark's fixture. The benchmark's name shows the ratio.
 
-        Where benchmarks are off, each runs once, and the timings have no rounds.
+        Without benchmarks each function runs once, and the timings have no rounds.
         """
-        others: list[float] = []
+        baselines: list[float] = []
 
         def setup() -> None:
             before()
             started = self.clock()
-            to()
-            others.append(self.clock() - started)
+            baseline()
+            baselines.append(self.clock() - started)
             prepare()
 
         benchmark.pedantic(this, setup=setup, rounds=rounds, warmup_rounds=2)
         if not benchmark.stats:
             return Timings([], [])
-        timings = Timings(benchmark.stats.stats.data, others[-rounds:])
+        timings = Timings(benchmark.stats.stats.data, baselines[-rounds:])
         low, high = timings.interval
-        benchmark.stats.name += f": {timings.ratio:.3f} ({low:.3f} to {high:.3f}) × the other"
+        benchmark.stats.name += f": {timings.ratio:.3f} ({low:.3f} to {high:.3f}) × the baseline"
         benchmark.extra_info |= {"ratio": timings.ratio, "interval": [low, high]}
         return timings

@@ -1,7 +1,7 @@
-"""`make load`: readers by the dozen, and an editor who changes prices. No read may be stale.
+"""`make load`: a load test with many virtual users and a writer that changes prices. No read may be stale.
 
-Starts what it needs, on loopback alone, and ends it: gunicorn as it is deployed, and PostgreSQL and Redis unless DATABASE_URL and REDIS_URL name
-some. Prints a table, and writes figures and a plot to `reports/`. Exits with 1 where a reader was shown a price after a newer one was saved.
+Starts all servers on loopback, and ends them: gunicorn as it is deployed, and PostgreSQL and Redis unless DATABASE_URL and REDIS_URL are set.
+Prints a table, and writes the results and a plot to `reports/`. Exits with 1 if a user was shown a price after a newer one was saved.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ PATHS = {
     "optimized": "/api/properties/live/optimized/",
     "naive": "/api/properties/live/naive/",
 }
-"""What a reader asks for. A cold page is one that nobody asked for before."""
+"""The paths that virtual users request. A cold page has a query string that no other request has."""
 
-PAUSE, BETWEEN = 0.02, 0.1
-"""Seconds between two edits, and between two reads of each reader while prices change."""
+PAUSE, WAIT = 0.02, 0.1
+"""Seconds between two writes, and between two reads of each user while prices change."""
 
 PREPARE = [sys.executable, "-c", "import json, sys; from housing.run import prepare; prepare(json.loads(sys.argv[1]))"]
-CROWD = [sys.executable, "-m", "tests.load", "--crowd"]
-EDITOR = [sys.executable, "-m", "tests.load", "--editor"]
-"""Processes of their own: who makes the data; who reads, for Locust replaces the standard library's sockets; who writes, as the service would."""
+USERS = [sys.executable, "-m", "tests.load", "--read"]
+WRITER = [sys.executable, "-m", "tests.load", "--write"]
+"""Separate processes prepare the data, read and write. Locust, which reads, replaces the standard library's sockets."""
 
 TO_BEAT = {"warm": (4, 10), "cold": (20, 40), "naive": (500, 1500)}
-"""Milliseconds that others report with fifty users, each of whom waits a second between two reads."""
+"""Milliseconds reported elsewhere for fifty users who each wait a second between two reads."""
 
 
-# Was a read stale?
+# Stale reads
 
 
 @dataclass(frozen=True)
-class Edit:
-    """A price that was saved: of which property, and the instant at which `save()` had returned."""
+class Write:
+    """A saved price of a property, and the instant at which `save()` returned."""
 
     property: int
     price: float
@@ -70,8 +70,8 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one read was shown: the prices on the page by property, and the instant at which it was asked for."""
+class Read:
+    """The prices of one response by property, and the instant at which the request was sent."""
 
     began: float
     prices: dict[int, float]
@@ -79,15 +79,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Stale:
-    """A read that was shown an older price than one saved before it began."""
+    """A read that was shown an older price than the one that had been saved before it began."""
 
-    read: Seen
-    edit: Edit
+    read: Read
+    write: Write
 
 
-def stale_reads(edits: Sequence[Edit], reads: Sequence[Seen]) -> list[Stale]:
-    """The reads that were shown less than what was saved before they began. Prices only rise, so less is older. Instants are of one clock."""
-    found, latest, ahead = [], {}, iter(sorted(edits, key=lambda edit: edit.saved))
+def stale_reads(writes: Sequence[Write], reads: Sequence[Read]) -> list[Stale]:
+    """The stale ones of these reads. Prices only rise, so a lower price is an older one. All instants are from the same clock."""
+    found, latest, ahead = [], {}, iter(sorted(writes, key=lambda write: write.saved))
     coming = next(ahead, None)
     for read in sorted(reads, key=lambda read: read.began):
         while coming and coming.saved < read.began:
@@ -96,18 +96,19 @@ def stale_reads(edits: Sequence[Edit], reads: Sequence[Seen]) -> list[Stale]:
     return found
 
 
-# Who reads, and who writes
+# Virtual users and the writer
 
 
 @dataclass(frozen=True)
-class Crowd:
-    """Who reads: so many at once, each of whom waits so many seconds between two reads, for so many seconds in all, of which the first tenth is not counted.
+class Users:
+    """The virtual users of one load test: their number, the seconds that each waits between two reads, and the duration in seconds.
 
-    What is read is a path; `{unique}` in it is a number that no other read has. Prices of the properties in `watched` are noted.
+    The first tenth of the duration is not counted. `{unique}` in the path becomes a number that no other read has. The prices of the properties in
+    `watched` are recorded.
     """
 
     path: str
-    users: int
+    count: int
     wait: float
     seconds: float
     watched: Sequence[int] = ()
@@ -115,82 +116,82 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Report:
-    """What a crowd found: the milliseconds of each read, how many failed, the time that it took in seconds, and what was seen where prices were watched."""
+    """The results of some virtual users: the milliseconds of each read, the number of failures, the duration, and the reads of watched prices."""
 
     milliseconds: list[float]
     failed: int
     seconds: float
-    seen: list[Seen]
+    reads: list[Read]
 
     @classmethod
     def parse(cls, text: bytes) -> Report:
-        """What a crowd wrote."""
-        told = json.loads(text)
-        seen = [Seen(began, {int(key): price for key, price in prices.items()}) for began, prices in told.pop("seen")]
-        return cls(**told, seen=seen)
+        """Parse the output of `text`."""
+        fields = json.loads(text)
+        reads = [Read(began, {int(key): price for key, price in prices.items()}) for began, prices in fields.pop("reads")]
+        return cls(**fields, reads=reads)
 
     def text(self) -> str:
-        """For `parse`."""
-        return json.dumps(asdict(self) | {"seen": [(seen.began, seen.prices) for seen in self.seen]})
+        """JSON for `parse`."""
+        return json.dumps(asdict(self) | {"reads": [(read.began, read.prices) for read in self.reads]})
 
     @property
     def per_second(self) -> float:
-        """Answers a second."""
+        """Responses per second."""
         return len(self.milliseconds) / self.seconds
 
-    def percentile(self, hundredths: int) -> float:
-        """So many of a hundred reads took no longer than these milliseconds."""
-        return sorted(self.milliseconds)[max(0, -(-len(self.milliseconds) * hundredths // 100) - 1)]
+    def percentile(self, percent: int) -> float:
+        """The milliseconds that this percentage of the reads did not exceed."""
+        return sorted(self.milliseconds)[max(0, -(-len(self.milliseconds) * percent // 100) - 1)]
 
 
-def read_as(crowd: Crowd, url: str) -> Report:
-    """Be this crowd, in this process."""
+def read_as(users: Users, url: str) -> Report:
+    """Read as these virtual users, in this process."""
     import gevent.event
     from locust import FastHttpUser, constant, task
     from locust.env import Environment
 
-    unique, started, warm_up = itertools.count(time.time_ns() % 500_000), time.monotonic(), crowd.seconds / 10
-    told = gevent.event.Event()
+    unique, started, warm_up = itertools.count(time.time_ns() % 500_000), time.monotonic(), users.seconds / 10
+    answered = gevent.event.Event()
     taken: list[float] = []
-    seen: list[Seen] = []
+    reads: list[Read] = []
     prices: dict[bytes, dict[int, float]] = {}
 
-    class Reader(FastHttpUser):
+    class User(FastHttpUser):
         host = url
-        wait_time = constant(crowd.wait)
+        wait_time = constant(users.wait)
 
         def on_start(self) -> None:
-            gevent.sleep(crowd.wait * random.random())  # they do not come all at once, each second anew
+            gevent.sleep(users.wait * random.random())  # so that they do not all send at the same time
 
         @task
         def read(self) -> None:
             began = time.monotonic()
-            with self.client.get(crowd.path.replace("{unique}", f"{next(unique) / 100:.2f}"), catch_response=True) as response:
+            with self.client.get(users.path.replace("{unique}", f"{next(unique) / 100:.2f}"), catch_response=True) as response:
                 ended = time.monotonic()
                 if response.status_code != 200:
-                    told.set()
+                    answered.set()
                     return  # Locust has counted it
                 if began - started > warm_up:
-                    told.set()
+                    answered.set()
                     taken.append((ended - began) * 1000)
-                if crowd.watched:
+                if users.watched:
                     if response.content not in prices:
-                        prices[response.content] = {row["id"]: float(row["price"]) for row in response.json()["results"] if row["id"] in crowd.watched}
-                    seen.append(Seen(began, prices[response.content]))
+                        prices[response.content] = {row["id"]: float(row["price"]) for row in response.json()["results"] if row["id"] in users.watched}
+                    reads.append(Read(began, prices[response.content]))
 
-    environment = Environment(user_classes=[Reader], catch_exceptions=False)
+    environment = Environment(user_classes=[User], catch_exceptions=False)
     runner = environment.create_local_runner()
-    runner.start(crowd.users, spawn_rate=crowd.users)
-    gevent.sleep(crowd.seconds)
-    told.wait(stacks.TIMEOUT)  # on a machine that is busy elsewhere
+    runner.start(users.count, spawn_rate=users.count)
+    gevent.sleep(users.seconds)
+    answered.wait(stacks.TIMEOUT)  # a busy machine may need longer for its first response
     runner.quit()
-    return Report(taken, environment.stats.total.num_failures, time.monotonic() - started - warm_up, seen)
+    return Report(taken, environment.stats.total.num_failures, time.monotonic() - started - warm_up, reads)
 
 
-def edits(watched: Sequence[int], pause: float) -> list[Edit]:
-    """Raise the prices of these properties, one after another until standard input ends, by `save()` and by `update()`; what was saved, and when.
+def write_prices(watched: Sequence[int], pause: float) -> list[Write]:
+    """Raise the prices of these properties in turn, by `save()` and by `update()`, until standard input ends. Returns the writes.
 
-    Says when the first is saved.
+    Prints a line as soon as the first price is saved.
     """
     import django
 
@@ -200,7 +201,7 @@ def edits(watched: Sequence[int], pause: float) -> list[Edit]:
 
     from housing.models import Property
 
-    saved: list[Edit] = []
+    saved: list[Write] = []
     while not (saved and select.select([sys.stdin], [], [], pause)[0]):
         key = watched[len(saved) % len(watched)]
         home = Property.objects.get(pk=key)
@@ -209,41 +210,41 @@ def edits(watched: Sequence[int], pause: float) -> list[Edit]:
             home.save()
         else:
             Property.objects.filter(pk=key).update(price=F("price") + 1)
-        saved.append(Edit(key, float(home.price), time.monotonic()))
+        saved.append(Write(key, float(home.price), time.monotonic()))
         if len(saved) == 1:
-            _tell("begun")
+            _print("started")
     return saved
 
 
-# What they need
+# Servers and processes
 
 
 @dataclass(frozen=True)
 class Service:
-    """What is read from: its URL, the environment of every process that shares its database and its cache, and gunicorn's own process."""
+    """The running service: its URL, the environment of all processes that share its database and cache, and gunicorn's process."""
 
     url: str
     environment: dict[str, str]
     process: psutil.Process
 
-    def read(self, name: str, crowd: Crowd) -> Report:
-        """Let this crowd read. Raises Failed where nobody was answered."""
+    def read(self, name: str, users: Users) -> Report:
+        """Run these virtual users. Raises Failed if no user got a response."""
         say(f"{name} …")
-        report = Report.parse(in_a_process(CROWD, [asdict(crowd), self.url], self.environment))
+        report = Report.parse(in_a_process(USERS, [asdict(users), self.url], self.environment))
         if not report.milliseconds:
-            raise Failed(f"{name}: nobody was answered, and {report.failed:,} reads failed.")
+            raise Failed(f"{name}: no user got a response, and {report.failed:,} reads failed. See whether the service is running.")
         return report
 
     def newest(self) -> list[int]:
-        """The properties at the top of the list."""
+        """The ids of the newest properties."""
         with urllib.request.urlopen(self.url + PATHS["warm"], timeout=30) as page:
             return [row["id"] for row in json.load(page)["results"][:5]]
 
 
 def start(servers: ExitStack, properties: int) -> Service:
-    """Seed a database of this run's own, with a Redis of its own, and serve it as the image does, on a free port of loopback.
+    """Seed a separate database, with a separate Redis database, and serve it as the image does, on a free port of loopback.
 
-    Raises Failed where the server does not come to answer, and UsageError where there is no PostgreSQL or no Redis.
+    Raises Failed if the server does not start, and UsageError if PostgreSQL or Redis is unavailable.
     """
     database, cache = stacks.real(servers)
     environment = os.environ | {
@@ -263,7 +264,7 @@ def start(servers: ExitStack, properties: int) -> Service:
 
 
 def serve(servers: ExitStack, address: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """gunicorn, once it answers. Raises Failed where it ends instead."""
+    """Start gunicorn and wait until it responds. Raises Failed if it exits instead."""
     log = servers.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # the stack closes it
     server = subprocess.Popen([sys.executable, "-m", "gunicorn", "housing.wsgi", "--bind", address], cwd=ROOT, env=environment, stdout=log, stderr=log)
     servers.callback(server.wait)
@@ -272,45 +273,45 @@ def serve(servers: ExitStack, address: str, environment: dict[str, str]) -> subp
     stacks.wait_for(lambda: server.poll() is None and urllib.request.urlopen(f"http://{address}/health/", timeout=5).close(), OSError)
     if server.poll() is not None:
         log.seek(0)
-        raise Failed(f"gunicorn ended: {log.read().decode().strip().splitlines()[-1]}")
+        raise Failed(f"gunicorn exited: {log.read().decode().strip().splitlines()[-1]}")
     return server
 
 
-def in_a_process(command: Sequence[str], told: object, environment: dict[str, str]) -> bytes:
-    """What a process of ours prints. Raises Failed, with the last line that it said, where it fails; it does not outlive this."""
-    with a_process(command, told, environment) as process:
-        return said_by(process)
+def in_a_process(command: Sequence[str], argument: object, environment: dict[str, str]) -> bytes:
+    """Run a command with this argument as JSON, and return its output. Raises Failed with the last line of stderr if it fails."""
+    with a_process(command, argument, environment) as process:
+        return output_of(process)
 
 
 @contextmanager
-def a_process(command: Sequence[str], told: object, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of ours, which does not outlive the body."""
+def a_process(command: Sequence[str], argument: object, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command with this argument as JSON. The process is killed at the end of the block."""
     piped = subprocess.PIPE
-    with subprocess.Popen([*command, json.dumps(told)], cwd=ROOT, env=environment, stdin=piped, stdout=piped, stderr=piped) as process:
+    with subprocess.Popen([*command, json.dumps(argument)], cwd=ROOT, env=environment, stdin=piped, stdout=piped, stderr=piped) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def said_by(process: subprocess.Popen[bytes]) -> bytes:
-    """What it prints, once it is told no more. Raises Failed, with the last line that it said, where it fails."""
-    said, complained = process.communicate()
+def output_of(process: subprocess.Popen[bytes]) -> bytes:
+    """Close its standard input, and return its output. Raises Failed with the last line of stderr if it fails."""
+    output, errors = process.communicate()
     if process.returncode:
-        raise Failed([f"A process ended with {process.returncode}.", *complained.decode().strip().splitlines()][-1])
-    return said
+        raise Failed([f"A process exited with {process.returncode}.", *errors.decode().strip().splitlines()][-1])
+    return output
 
 
 class Failed(Exception):
-    """Why there are no figures, in one line."""
+    """The load test failed. The message is one line."""
 
 
-# What is measured
+# The measurement
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: answers a second, milliseconds by percentile, how many reads failed, and which figures it is to beat."""
+    """A row of the table: responses per second, milliseconds by percentile, failed reads, and the entry of `TO_BEAT` to compare with."""
 
     name: str
     per_second: float
@@ -328,63 +329,63 @@ class Row:
 
 @dataclass(frozen=True)
 class Found:
-    """All that was measured: memory is in megabytes (PSS) of each worker; of the mixed run, how many prices were saved and how many pages read."""
+    """All results: the memory of each worker in megabytes (PSS), and the numbers of writes and reads of the mixed run."""
 
     rows: list[Row]
     memory: list[float]
-    edits: int
+    writes: int
     reads: int
     stale: list[Stale]
 
     @property
     def kept(self) -> bool:
-        """Whether the promise was kept, and put to the test."""
-        return not self.stale and bool(self.edits and self.reads) and not any(row.failed for row in self.rows)
+        """Whether the promise was kept. It only counts as kept if there were both reads and writes."""
+        return not self.stale and bool(self.writes and self.reads) and not any(row.failed for row in self.rows)
 
-    def said(self) -> list[str]:
-        """What the table does not say."""
+    def summary(self) -> list[str]:
+        """The results that are not in the table."""
         lines = [f"Memory of a worker: {', '.join(f'{megabytes:.0f} MB' for megabytes in self.memory)}."]
-        lines.append(f"{self.edits:,} prices saved while {self.reads:,} pages were read. Stale reads: {len(self.stale)}.")
+        lines.append(f"{self.writes:,} prices were saved during {self.reads:,} reads. Stale reads: {len(self.stale)}.")
         for stale in self.stale[:3]:
-            edit = stale.edit
-            after = 1000 * (stale.read.began - edit.saved)
-            lines.append(f"Property {edit.property} was shown at {stale.read.prices[edit.property]:.2f}, {after:.1f} ms after {edit.price:.2f} had been saved.")
+            write, shown = stale.write, stale.read.prices[stale.write.property]
+            after = 1000 * (stale.read.began - write.saved)
+            lines.append(f"Property {write.property} was shown at {shown:.2f}, {after:.1f} ms after {write.price:.2f} had been saved.")
         return lines
 
 
 def measure(options: argparse.Namespace) -> Found:
-    """Start what is needed, read, and end it. Raises Failed, and UsageError."""
+    """Start the servers, run all load tests, and stop the servers. Raises Failed or UsageError."""
     with ExitStack() as servers:
         service = start(servers, options.properties)
         seconds = options.seconds / 8
-        crowds = [(f"warm, {users} at once", "", Crowd(PATHS["warm"], users, 0, seconds)) for users in (1, 10, 50)]
-        crowds += [(f"{kind}, {options.users} a second apart", kind, Crowd(path, options.users, 1, seconds)) for kind, path in PATHS.items()]
-        rows = [Row.of(name, service.read(name, crowd), beats) for name, beats, crowd in crowds]
+        tests = [(f"warm, {count} users", "", Users(PATHS["warm"], count, 0, seconds)) for count in (1, 10, 50)]
+        tests += [(f"{kind}, {options.users} users, 1 s pause", kind, Users(path, options.users, 1, seconds)) for kind, path in PATHS.items()]
+        rows = [Row.of(name, service.read(name, users), beats) for name, beats, users in tests]
         memory = [worker.memory_full_info().pss / 2**20 for worker in service.process.children()]
-        name = f"warm, {options.users} while prices change"
-        saved, report = change_prices(service, name, Crowd(PATHS["warm"], options.users, BETWEEN, seconds, service.newest()))
-        return Found([*rows, Row.of(name, report)], memory, len(saved), len(report.seen), stale_reads(saved, report.seen))
+        name = f"warm, {options.users} users, prices change"
+        writes, report = change_prices(service, name, Users(PATHS["warm"], options.users, WAIT, seconds, service.newest()))
+        return Found([*rows, Row.of(name, report)], memory, len(writes), len(report.reads), stale_reads(writes, report.reads))
 
 
-def change_prices(service: Service, name: str, crowd: Crowd) -> tuple[list[Edit], Report]:
-    """What the editor saved while this crowd read, and what it was shown. The editor begins before it and ends after it."""
-    with a_process(EDITOR, [crowd.watched, PAUSE], service.environment) as editor:
-        assert editor.stdout
-        editor.stdout.readline() or said_by(editor)  # why it did not begin
-        report = service.read(name, crowd)
-        return [Edit(*told) for told in json.loads(said_by(editor))], report
+def change_prices(service: Service, name: str, users: Users) -> tuple[list[Write], Report]:
+    """Run these virtual users while a writer changes prices. The writer starts before them and stops after them."""
+    with a_process(WRITER, [users.watched, PAUSE], service.environment) as writer:
+        assert writer.stdout
+        writer.stdout.readline() or output_of(writer)  # raises Failed if the writer did not start
+        report = service.read(name, users)
+        return [Write(*fields) for fields in json.loads(output_of(writer))], report
 
 
 def say(line: str) -> None:
-    """How far it is."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201  # this is what a person at a terminal reads
+    """Print the progress."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201  # for a person at a terminal
 
 
-# What is told
+# The output
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The figures, as a person reads them."""
+    """The results as a table for a terminal."""
     width = max(len(row.name) for row in rows)
     lines = [f"{'':{width}}  {'reads/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'failed':>7}"]
     lines += [f"{row.name:{width}}  {row.per_second:8.1f} {row.p50:8.1f} {row.p95:8.1f} {row.p99:8.1f} {row.failed:7}" for row in rows]
@@ -392,7 +393,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row]) -> str:
-    """The same as SVG: a line from p50 to p99 for each row, p95 marked, milliseconds to the right, ten times as many each step."""
+    """The results as SVG, on a logarithmic scale: for each row a line from p50 to p99, with p95 marked."""
     left, step, top, line = 290, 120, 40, 28
     bottom = top + line * len(rows)
 
@@ -401,7 +402,7 @@ def plot(rows: Sequence[Row]) -> str:
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + 5 * step + 40} {bottom + 30}" role="img">',
-        "<title>Milliseconds of a read: from p50 to p99, p95 marked</title>",
+        "<title>Milliseconds per read: from p50 to p99, with p95 marked</title>",
         "<style>svg{font:13px system-ui,sans-serif;background:#fff;fill:#1b1f24;stroke:#1b1f24}text{stroke:none}.grid{stroke:#d5dae0}"
         ".beat{fill:#b8860b;stroke:none;opacity:.25}"
         "@media(prefers-color-scheme:dark){svg{background:#14171a;fill:#e6e8eb;stroke:#e6e8eb}.grid{stroke:#3a4047}}</style>",
@@ -417,11 +418,11 @@ def plot(rows: Sequence[Row]) -> str:
             f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{row.name}</text><path stroke-width="3" d="M{x(row.p50):.1f} {y}H{x(row.p99):.1f}"/>'
         )
         parts += [f'<circle cx="{x(p):.1f}" cy="{y}" r="{r}"/>' for p, r in ((row.p50, 3), (row.p95, 4), (row.p99, 3))]
-    return "\n".join([*parts, f'<text x="{left}" y="20">p50, p95, p99; shaded: figures to beat</text>', "</svg>", ""])
+    return "\n".join([*parts, f'<text x="{left}" y="20">p50, p95, p99; shaded: times reported elsewhere</text>', "</svg>", ""])
 
 
 def write(folder: Path, found: Found) -> None:
-    """The figures, and their plot, as `load.json` and `load.svg`."""
+    """Write the results and their plot as `load.json` and `load.svg`."""
     folder.mkdir(exist_ok=True)
     when = {"datetime": datetime.now(UTC).isoformat(), "stack": "real"}
     (folder / "load.json").write_text(json.dumps(when | asdict(found), indent=2) + "\n", encoding="utf-8")
@@ -432,19 +433,19 @@ def write(folder: Path, found: Found) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit with 0 where no read was stale and none failed. What prevents the figures is one line on stderr, and exit code 1; Ctrl-C leaves nothing behind."""
+    """Run the load test. Exits with 0 if no read was stale and none failed, otherwise with 1. An error is one line. Ctrl-C leaves nothing behind."""
     options = _options(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if options.crowd:
-            crowd, url = json.loads(options.crowd)
-            _tell(read_as(Crowd(**crowd), url).text())
-        elif options.editor:
-            _tell(json.dumps([list(asdict(edit).values()) for edit in edits(*json.loads(options.editor))]))
+        if options.read:
+            users, url = json.loads(options.read)
+            _print(read_as(Users(**users), url).text())
+        elif options.write:
+            _print(json.dumps([list(asdict(write).values()) for write in write_prices(*json.loads(options.write))]))
         else:
             found = measure(options)
             write(REPORTS, found)
-            _tell("\n".join([table(found.rows), "", *found.said()]))
+            _print("\n".join([table(found.rows), "", *found.summary()]))
             sys.exit(not found.kept)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Nothing is left behind.")
@@ -454,16 +455,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.load", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--properties", type=int, default=1_000, metavar="N", help="how many there are (default: %(default)s)")
-    parser.add_argument("--users", type=int, default=50, metavar="N", help="how many read with a pause between (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=120, metavar="S", help="how long all readings take together (default: %(default)s)")
-    parser.add_argument("--crowd", help=argparse.SUPPRESS)
-    parser.add_argument("--editor", help=argparse.SUPPRESS)
+    parser.add_argument("--properties", type=int, default=1_000, metavar="N", help="number of properties (default: %(default)s)")
+    parser.add_argument("--users", type=int, default=50, metavar="N", help="number of virtual users that pause between reads (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=120, metavar="S", help="total duration of all load tests (default: %(default)s)")
+    parser.add_argument("--read", help=argparse.SUPPRESS)
+    parser.add_argument("--write", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
-def _tell(text: str) -> None:
-    print(text, flush=True)  # noqa: T201  # this is what a person, or a process of ours, reads
+def _print(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  # for a person, or for the process that started this one
 
 
 if __name__ == "__main__":

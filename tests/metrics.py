@@ -1,7 +1,7 @@
-"""What a run measured: a table for people, and JSON in `reports/` for `make report`. A pytest plugin, loaded by `addopts`.
+"""Saves the results of a run: a table in the terminal, and JSON in `reports/` for `make report`. A pytest plugin, loaded by `addopts`.
 
-`pytest --benchmark-only` leaves `reports/bench.json`, in pytest-benchmark's format; `pytest --metrics` leaves `reports/counts.json`, which holds what
-specs gave to their fixture `figure`. A time above its budget is a figure, too; a count that fails is none. Ctrl-C leaves the files of the run before.
+`pytest --benchmark-only` writes `reports/bench.json`, in pytest-benchmark's format. `pytest --metrics` writes `reports/counts.json`, with the results
+that specs gave to their fixture `metric`. A time above its budget is saved, too, but a failing count is not. After Ctrl-C the previous files remain.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from typing import Any
 import pytest
 
 REPORTS = Path(__file__).resolve().parent.parent / "reports"
-"""Where what was measured is kept; git ignores it."""
+"""The folder with the results. git ignores it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--metrics`."""
-    parser.getgroup("housing").addoption("--metrics", action="store_true", help="only the specs that count what `make report` shows; in reports/counts.json")
+    """Add the option `--metrics`."""
+    parser.getgroup("housing").addoption("--metrics", action="store_true", help="run only the counts that `make report` shows, into reports/counts.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before pytest-benchmark looks where to write."""
+    """Tell pytest-benchmark where to write, before it reads its options."""
     if config.option.benchmark_only and not config.option.benchmark_json:
         REPORTS.mkdir(exist_ok=True)
         config.option.benchmark_json = part_of(REPORTS / "bench.json")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what measures nothing, where only measurements are asked for."""
-    for fixture, asked in (("benchmark", config.option.benchmark_only), ("metric", config.option.metrics)):
-        if asked:
+    """Deselect specs that measure nothing, if an option selects measurements only."""
+    for fixture, selected in (("benchmark", config.option.benchmark_only), ("metric", config.option.metrics)):
+        if selected:
             config.hook.pytest_deselected(items=[item for item in items if fixture not in item.fixturenames])
             items[:] = [item for item in items if fixture in item.fixturenames]
 
 
 @pytest.fixture
 def metric(record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """`figure("queries", door="naive", queries=61)`: a row that this spec measured."""
+    """Saves one result: `metric("queries", way="naive", queries=61)`."""
 
     def metric(kind: str, **row: object) -> None:
         record_property("metric", [kind, row])
@@ -52,13 +52,13 @@ def metric(record_property: Callable[[str, object], None]) -> Callable[..., None
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Say on which servers it was measured."""
+    """Save which servers were measured."""
     output_json["stack"] = config.option.stack
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
-    """After Ctrl-C, keep pytest-benchmark from writing: it stumbles over a benchmark that was interrupted in its first round."""
+    """After Ctrl-C keep pytest-benchmark from writing, because it fails for a benchmark that was interrupted in its first round."""
     if exitstatus == pytest.ExitCode.INTERRUPTED:
         benchmarks: Any = session.config.pluginmanager.get_plugin("pytest-benchmark")
         benchmarks.benchmarks.clear()
@@ -67,11 +67,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    """Show what took how long, and keep what was measured."""
+    """Show the times, and save the results."""
     if config.option.benchmark_only:
         written = Path(config.option.benchmark_json)
         if written.exists():
-            for line in table(ways_of(json.loads(written.read_text(encoding="utf-8")))):
+            for line in table(benchmarks_of(json.loads(written.read_text(encoding="utf-8")))):
                 terminalreporter.write_line(line)
         keep(REPORTS / "bench.json", exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
     if config.option.metrics:
@@ -82,33 +82,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
 
 
 def part_of(file: Path) -> Path:
-    """What this file is called until it is whole."""
+    """The name of this file until it is complete."""
     return file.with_name(f"{file.name}.part")
 
 
-def keep(file: Path, whole: bool) -> None:
-    """Put what was written in the place of what was there, if it is whole."""
+def keep(file: Path, complete: bool) -> None:
+    """Replace the previous file, if the new one is complete."""
     part = part_of(file)
-    if whole and part.exists():
+    if complete and part.exists():
         part.replace(file)
     part.unlink(missing_ok=True)
 
 
 def counted(reports: Sequence[pytest.TestReport], config: pytest.Config) -> dict[str, Any]:
-    """What the specs gave to `figure`, by kind, and when, where and of which commit."""
+    """The results that specs gave to `metric`, by kind, with the time, the stack and the commit."""
     kinds: dict[str, Any] = {}
-    for kind, row in (told for report in reports for name, told in report.user_properties if name == "metric"):
+    for kind, row in (value for report in reports for name, value in report.user_properties if name == "metric"):
         kinds.setdefault(kind, []).append(row)
     commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
     return {"datetime": datetime.now(UTC).isoformat(), "commit_info": commit, "stack": config.option.stack} | kinds
 
 
-# What took how long
+# The times
 
 
 @dataclass(frozen=True)
-class Way:
-    """A row of the benchmarks: the median of one way in milliseconds, and how many times the other it takes, with the interval of that."""
+class Benchmark:
+    """One benchmark: its median in milliseconds, and its ratio to the baseline with its interval."""
 
     group: str
     name: str
@@ -127,35 +127,35 @@ class Way:
         return self.name.partition(" to ")[0]
 
     @property
-    def other(self) -> str:
+    def baseline(self) -> str:
         """`naive` of "cold to naive"."""
         return self.name.partition(" to ")[2]
 
 
 ORDER = ("naive", "optimized", "cold", "warm", "baselines", "write")
-"""The groups, as they are read."""
+"""The groups, in the order of the report."""
 
 
-def ways_of(bench: dict[str, Any]) -> list[Way]:
-    """The rows of what pytest-benchmark wrote, group by group."""
-    ways = [
-        Way(
-            told["group"],
-            told["name"].partition(": ")[0],
-            told["stats"]["median"] * 1000,
-            told["extra_info"]["ratio"],
-            *told["extra_info"]["interval"],
-            told["stats"]["rounds"],
+def benchmarks_of(bench: dict[str, Any]) -> list[Benchmark]:
+    """The benchmarks that pytest-benchmark wrote, by group and ratio."""
+    benchmarks = [
+        Benchmark(
+            row["group"],
+            row["name"].partition(": ")[0],
+            row["stats"]["median"] * 1000,
+            row["extra_info"]["ratio"],
+            *row["extra_info"]["interval"],
+            row["stats"]["rounds"],
         )
-        for told in bench["benchmarks"]
+        for row in bench["benchmarks"]
     ]
-    return sorted(ways, key=lambda way: (ORDER.index(way.group), way.ratio))
+    return sorted(benchmarks, key=lambda each: (ORDER.index(each.group), each.ratio))
 
 
-def table(ways: Sequence[Way]) -> Iterator[str]:
-    """The same for a terminal."""
-    width = max(len(way.name) for way in ways) + 2
-    yield f"\n{'':{width}}  {'median':>10}  × the other, and between what it lies in 99 of 100 runs"
-    for group, rows in groupby(ways, attrgetter("group")):
+def table(benchmarks: Sequence[Benchmark]) -> Iterator[str]:
+    """The lines of a table for a terminal."""
+    width = max(len(each.name) for each in benchmarks) + 2
+    yield f"\n{'':{width}}  {'median':>10}  × the baseline (99% interval)"
+    for group, rows in groupby(benchmarks, attrgetter("group")):
         yield group
-        yield from (f"  {way.name:{width - 2}}  {way}" for way in rows)
+        yield from (f"  {each.name:{width - 2}}  {each}" for each in rows)

@@ -1,6 +1,6 @@
-"""Draws what was measured: `reports/bench.svg`, and `reports/report.html`, one page that loads nothing from elsewhere.
+"""Draws the results in `reports/`: `bench.svg`, and `report.html`, one page that loads nothing from elsewhere.
 
-It measures nothing itself. The page says what is not in `reports/` yet, and how it is made; `make report` makes first what takes a minute at most.
+It measures nothing itself. For missing results the page names the command that makes them. `make report` first runs those that take a minute at most.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from django.conf import settings
 from django.template import Context, Engine
 from django.utils.safestring import mark_safe
 
-from tests.metrics import REPORTS, Way, part_of, ways_of
+from tests.metrics import REPORTS, Benchmark, benchmarks_of, part_of
 from tests.stacks import STACKS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-"""Beside this file and not with the service's templates: the service does not serve it."""
+"""It is not among the service's templates, because the service does not serve it."""
 
 MADE_BY = {"bench": "make bench", "counts": "make report", "load": "make load"}
-"""What is read, and what measures it."""
+"""The files that are read, and the command that makes each."""
 
-APPROACHES = {"naive": ("naive", "naive"), "optimized": ("optimized", "optimized"), "cached": ("cold", "warm")}
-"""Approach → the names of its cold and of its warm read. Those that remember nothing read twice as they read once."""
+VARIANTS = {"naive": ("naive", "naive"), "optimized": ("optimized", "optimized"), "cached": ("cold", "warm")}
+"""Variant → the names of its cold and of its warm read. Those of an uncached variant are the same."""
 
 UNKNOWN = "—"
 
 Metrics = dict[str, Any]
-"""What a file in `reports/` holds; nothing where there is no such file."""
+"""The content of a file in `reports/`. It is empty if there is no such file."""
 
 
 # Plots
@@ -47,23 +47,23 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a plot: what it is, its figure in a few words, how long each part is, and between what its end may lie.
+    """A row of a plot: its label, its result in a few words, the length of each part, and the interval of its end.
 
-    `exact` is the figure with all that there is to say, for the table beside the plot.
+    `exact` is the complete result, for the table below the plot.
     """
 
     label: str
     text: str
     parts: Mapping[str, float]
-    between: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
     exact: str = ""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Horizontal bars to scale, in groups; `legend` names the kinds of parts, and a line goes through what is as long as `mark`.
+    """Horizontal bars to scale, in groups. `legend` names the kinds of parts, and a vertical line shows the value `mark`.
 
-    A logarithmic scale begins nowhere, so a bar on it would have no length: there are dots instead, with a line to the other figure.
+    A logarithmic scale has no zero, so the length of a bar would mean nothing. It has dots instead, with a line for the interval.
     """
 
     title: str
@@ -75,27 +75,27 @@ class Plot:
 
     @property
     def svg(self) -> str:
-        """As it stands on the page, under a heading that says the title."""
+        """The drawing for the page, where the title is a heading."""
         return mark_safe(draw(self))
 
 
 WIDTH, LEFT, LINE = 360, 8, 40
-"""In units of the drawing, of which a letter takes about seven: few, so that a phone need not make them small."""
+"""In units of the drawing. A letter is about seven wide. The drawing is narrow, so that its text is readable on a phone."""
 
 STYLE = """
-.plot{font:14px system-ui,sans-serif;--ink:#1b1f24;--paper:#fff;--line:#c9d1d9;--bar:#2f6fb3;--stale:#b4371f;--nothing:#d9a514;--warm:#c3d9c6}
-@media(prefers-color-scheme:dark){.plot{--ink:#e6e8eb;--paper:#14171a;--line:#4a525b;--bar:#6ea8e0;--stale:#f0785f;--nothing:#c99a1c;--warm:#35543b}}
+.plot{font:14px system-ui,sans-serif;--ink:#1b1f24;--paper:#fff;--line:#c9d1d9;--bar:#2f6fb3;--stale:#b4371f;--over:#d9a514;--warm:#c3d9c6}
+@media(prefers-color-scheme:dark){.plot{--ink:#e6e8eb;--paper:#14171a;--line:#4a525b;--bar:#6ea8e0;--stale:#f0785f;--over:#c99a1c;--warm:#35543b}}
 .plot .paper{fill:var(--paper)}.plot text{fill:var(--ink);stroke:var(--paper);stroke-width:4px;paint-order:stroke}
 .plot .title,.plot .group{font-weight:600}.plot .title{font-size:16px}
-.plot .grid{stroke:var(--line)}.plot .between{stroke:var(--ink);stroke-width:2}
-.plot .bar{fill:var(--bar)}.plot .stale{fill:var(--stale)}.plot .nothing{fill:var(--nothing)}.plot .warm{fill:var(--warm)}
+.plot .grid{stroke:var(--line)}.plot .interval{stroke:var(--ink);stroke-width:2}
+.plot .bar{fill:var(--bar)}.plot .stale{fill:var(--stale)}.plot .over{fill:var(--over)}.plot .warm{fill:var(--warm)}
 """
 
 
 def draw(plot: Plot, titled: bool = False) -> str:
-    """The plot as SVG, light or dark, and readable where it is 320 pixels wide."""
+    """The plot as SVG, light or dark, and readable at a width of 320 pixels."""
     bars = [bar for group in plot.groups.values() for bar in group]
-    ends = [end for bar in bars for end in (sum(bar.parts.values()), *(bar.between or ()))]
+    ends = [end for bar in bars for end in (sum(bar.parts.values()), *(bar.interval or ()))]
     low, high = (math.floor(math.log10(min(ends))), math.ceil(math.log10(max(ends)) + 1e-9)) if plot.logarithmic else (0, max(ends))
 
     def x(value: float) -> float:
@@ -143,70 +143,73 @@ def _linear(bar: Bar, y: float, x: Any) -> Iterator[str]:
     for kind, length in bar.parts.items():
         yield f'<rect class="{kind}" x="{x(end)}" y="{y - 5}" width="{x(end + length) - x(end):.1f}" height="10"/>'
         end += length
-    if bar.between:
-        yield f'<path class="between" d="M{x(bar.between[0])} {y}H{x(bar.between[1])}"/>'
+    if bar.interval:
+        yield f'<path class="interval" d="M{x(bar.interval[0])} {y}H{x(bar.interval[1])}"/>'
 
 
 def _logarithmic(bar: Bar, y: float, x: Any) -> Iterator[str]:
-    if bar.between:
-        yield f'<path class="between" d="M{x(bar.between[0])} {y}H{x(bar.between[1])}"/>'
+    if bar.interval:
+        yield f'<path class="interval" d="M{x(bar.interval[0])} {y}H{x(bar.interval[1])}"/>'
     yield f'<circle class="bar" cx="{x(sum(bar.parts.values()))}" cy="{y}" r="5"/>'
 
 
 def how_long(bench: Metrics) -> Plot:
-    """Each way beside the one that it was timed in turn with."""
-    groups = {f"{other} = 1": list(map(_timed, ways)) for other, ways in groupby(sorted(ways_of(bench), key=attrgetter("other")), attrgetter("other"))}
-    note = "Each was timed in turn with the other, round by round; the thin line is where the median would lie in 99 of 100 such runs."
+    """The ratio of each benchmark to its baseline."""
+    by_baseline = groupby(sorted(benchmarks_of(bench), key=attrgetter("baseline")), attrgetter("baseline"))
+    groups = {f"{baseline} = 1": list(map(_timed, benchmarks)) for baseline, benchmarks in by_baseline}
+    note = "Each was timed alternately with its baseline, which is 1. The thin line is the 99% confidence interval of the median."
     return Plot("How long it takes", note, dict(sorted(groups.items(), key=lambda named: named[0] != "naive = 1")), mark=1)
 
 
-def _timed(way: Way) -> Bar:
-    took = _time(way.milliseconds)
-    exact = f"{way.ratio:.3f} × ({way.low:.3f} to {way.high:.3f}), {took}"
-    return Bar(way.this, f"{way.ratio:.2f} ×, {took}", {"bar": way.ratio}, (way.low, way.high), exact)
+def _timed(each: Benchmark) -> Bar:
+    took = _time(each.milliseconds)
+    exact = f"{each.ratio:.3f} × ({each.low:.3f} to {each.high:.3f}), {took}"
+    return Bar(each.this, f"{each.ratio:.2f} ×, {took}", {"bar": each.ratio}, (each.low, each.high), exact)
 
 
 def how_many_queries(counts: Metrics) -> Plot:
-    """By the size of the page."""
-    rows = sorted(counts["queries"], key=lambda row: (row["page_size"], [name for names in APPROACHES.values() for name in names].index(row["way"])))
+    """The queries of each variant, by the size of the page."""
+    rows = sorted(counts["queries"], key=lambda row: (row["page_size"], [name for names in VARIANTS.values() for name in names].index(row["way"])))
     groups = {
         f"A page of {size}": [Bar(row["way"], str(row["queries"]), {"bar": row["queries"]}) for row in same]
         for size, same in groupby(rows, lambda row: row["page_size"])
     }
-    return Plot("SQL queries", "To scale: one query is a hair's breadth, and none is nothing at all.", groups)
+    return Plot("SQL queries", "The bars are to scale, so one query is barely visible and zero queries have no bar.", groups)
 
 
 def what_goes_stale(counts: Metrics) -> Plot:
-    """By the model that is written, and the way in which it is."""
+    """The pages that a write invalidates, by the written model and by how it is written."""
     seen: dict[str, dict[str, str]] = defaultdict(lambda: defaultdict(str))
     for row in counts["precision"]:
         seen[row["way"]][re.split("[. ]", row["write"])[0]] += row["pages"]
-    groups = {way: [_fates(model, pages) for model, pages in sorted(models.items())] for way, models in sorted(seen.items())}
-    legend = {"stale": "stale, as it had to be", "nothing": "stale for nothing", "warm": "stayed warm"}
+    groups = {way: [_outcomes(model, pages) for model, pages in sorted(models.items())] for way, models in sorted(seen.items())}
+    legend = {"stale": "stale, and its bytes changed", "over": "over-invalidation: stale, and its bytes did not change", "warm": "stayed warm"}
     pages = len(counts["precision"][0]["pages"])
-    note = f"Of {pages} pages, on the average of the columns of each model. cache.clear() on a signal makes all of them stale, every time."
-    return Plot("What a change makes stale", note, groups, legend)
+    note = f"The average over the columns of each model, of {pages} pages. cache.clear() on a signal makes all of them stale every time."
+    return Plot("Pages that a write invalidates", note, groups, legend)
 
 
-def _fates(model: str, pages: str) -> Bar:
-    """A capital was stale, and had to be; a small letter was stale for nothing; a dot stayed warm."""
-    kinds = Counter("warm" if page == "." else "stale" if page.isupper() else "nothing" for page in pages)
-    share = {kind: kinds[kind] / len(pages) for kind in ("stale", "nothing", "warm")}
-    return Bar(model, f"{share['warm']:.0%} warm", share, exact=f"{share['stale']:.1%} had to be, {share['nothing']:.1%} for nothing, {share['warm']:.1%} warm")
+def _outcomes(model: str, pages: str) -> Bar:
+    """In `pages` a capital letter is stale with changed bytes, a small letter is over-invalidation, and a dot stayed warm."""
+    kinds = Counter("warm" if page == "." else "stale" if page.isupper() else "over" for page in pages)
+    share = {kind: kinds[kind] / len(pages) for kind in ("stale", "over", "warm")}
+    return Bar(
+        model, f"{share['warm']:.0%} warm", share, exact=f"{share['stale']:.1%} changed, {share['over']:.1%} over-invalidation, {share['warm']:.1%} warm"
+    )
 
 
 def under_load(load: Metrics) -> Plot:
-    """The medians, with a line to what 95 of 100 reads were faster than."""
+    """The median of each load test, with a line to its 95th percentile."""
     bars = [
-        Bar(row["name"], _time(row["p50"]), {"bar": row["p50"]}, (row["p50"], row["p95"]), f"{_time(row['p50'])}; 95 of 100 within {_time(row['p95'])}")
+        Bar(row["name"], _time(row["p50"]), {"bar": row["p50"]}, (row["p50"], row["p95"]), f"median {_time(row['p50'])}, p95 {_time(row['p95'])}")
         for row in load["rows"]
     ]
-    note = "On a logarithmic scale: each grey line is ten times the one before. The dot is the median; 95 of 100 reads took no longer than the line."
-    return Plot("Many readers at once", note, {"the median, and up to what 95 of 100 took": bars}, logarithmic=True)
+    note = "The scale is logarithmic: each grey line is ten times the one before. The dot is the median, and the line ends at the 95th percentile."
+    return Plot("Load test", note, {"median and p95": bars}, logarithmic=True)
 
 
 def _time(milliseconds: float) -> str:
-    """With as many digits as mean something, and no break before the unit."""
+    """A time with its significant digits, and a no-break space before the unit."""
     if milliseconds >= 1000:
         return f"{milliseconds / 1000:.3g}\N{NO-BREAK SPACE}s"
     digits = 2 if milliseconds < 1 else 1 if milliseconds < 100 else 0
@@ -217,32 +220,32 @@ def _time(milliseconds: float) -> str:
 
 
 def series(bench: Metrics, counts: Metrics, load: Metrics) -> list[tuple[str, list[str]]]:
-    """The rows of the table, each with a cell for every approach."""
+    """The rows of the table, each with a cell for every variant."""
     queries = {row["way"]: str(row["queries"]) for row in counts.get("queries", []) if row["page_size"] == 20}
     again = {row["variant"]: str(row["queries"]) for row in counts.get("second read", [])}
     fresh = {row["variant"]: f"{row['fresh']} of {row['edits']}" for row in counts.get("freshness", [])}
-    ways = {way.this: way for way in (ways_of(bench) if bench else []) if way.other == "naive"}
-    times = {name: _time(way.milliseconds) for name, way in ways.items()}
-    ratios = {name: f"{way.ratio:.2f}" for name, way in ways.items()}
-    crowd = {row["beats"]: f"{_time(row['p50'])}, {_time(row['p95'])}" for row in load.get("rows", [])}
+    benchmarks = {each.this: each for each in (benchmarks_of(bench) if bench else []) if each.baseline == "naive"}
+    times = {name: _time(each.milliseconds) for name, each in benchmarks.items()}
+    ratios = {name: f"{each.ratio:.2f}" for name, each in benchmarks.items()}
+    under_load = {row["beats"]: f"{_time(row['p50'])}, {_time(row['p95'])}" for row in load.get("rows", [])}
     stale = {"cached": f"{len(load['stale'])} of {load['reads']:,}"} if load else {}
-    users = f"{_readers(load)} users"
+    users = f"{_users(load)} users"
     rows = [
         ("SQL queries, cold", queries, 0),
         ("SQL queries, warm", again, None),
         ("Response time, cold", times, 0),
-        ("as a part of naive’s", ratios, 0),
+        ("relative to naive", ratios, 0),
         ("Response time, warm", times, 1),
-        ("as a part of naive’s", ratios, 1),
-        ("New prices in the very next read", fresh, None),
-        (f"{users}, cold: median, 95 of 100", crowd, 0),
-        (f"{users}, warm: median, 95 of 100", crowd, 1),
+        ("relative to naive", ratios, 1),
+        ("New prices in the next read", fresh, None),
+        (f"{users}, cold: median, p95", under_load, 0),
+        (f"{users}, warm: median, p95", under_load, 1),
         ("Stale reads while prices change", stale, None),
     ]
-    return [(name, [cells.get(approach if which is None else names[which], UNKNOWN) for approach, names in APPROACHES.items()]) for name, cells, which in rows]
+    return [(name, [cells.get(variant if which is None else names[which], UNKNOWN) for variant, names in VARIANTS.items()]) for name, cells, which in rows]
 
 
-def _readers(load: Metrics) -> str:
+def _users(load: Metrics) -> str:
     names = [row["name"] for row in load.get("rows", []) if row["beats"]]
     return re.findall(r"[0-9]+", names[0])[0] if names else "50"
 
@@ -251,25 +254,25 @@ def _readers(load: Metrics) -> str:
 
 
 def read(folder: Path, name: str) -> Metrics:
-    """What was measured. Raises SystemExit, in one line, for a file that is none of ours."""
+    """The results in a file of this folder. Raises SystemExit with one line if the file is invalid."""
     file = folder / f"{name}.json"
     try:
         found: Metrics = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise SystemExit(f"{file} cannot be read ({error}). Delete it, or make it anew: {MADE_BY[name]}") from None
+        raise SystemExit(f"{file} cannot be read ({error}). Delete it, or make it again: {MADE_BY[name]}") from None
     return found | {"when": found.get("datetime") or datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat()}
 
 
-def told(name: str, found: Metrics) -> str:
-    """Where figures are from, in a line."""
+def source(name: str, found: Metrics) -> str:
+    """The origin of some results, in one line."""
     if not found:
-        return f"There is no reports/{name}.json yet: {MADE_BY[name]}"
+        return f"There is no reports/{name}.json yet. Run {MADE_BY[name]}"
     commit, machine = found.get("commit_info", {}), found.get("machine_info", {}).get("cpu", {})
     facts = [
         datetime.fromisoformat(found["when"]).strftime("%Y-%m-%d %H:%M UTC"),
-        f"commit {commit['id'][:10]}{' with changes' if commit['dirty'] else ''}" if commit else "",
+        f"commit {commit['id'][:10]}{' with uncommitted changes' if commit['dirty'] else ''}" if commit else "",
         STACKS.get(found.get("stack", ""), ""),
         f"{machine['count']} cores of {machine.get('brand_raw', 'a processor')}" if machine else "",
     ]
@@ -280,25 +283,25 @@ def page(metrics: Mapping[str, Metrics]) -> str:
     """The page as HTML."""
     bench, counts, load = (metrics[name] for name in MADE_BY)
     plots = [plot(found) for plot, found in ((how_long, bench), (how_many_queries, counts), (what_goes_stale, counts), (under_load, load)) if found]
-    others = [row for row in counts.get("freshness", []) if row["variant"] not in APPROACHES]
+    others = [row for row in counts.get("freshness", []) if row["variant"] not in VARIANTS]
     context = {
-        "approaches": list(APPROACHES),
+        "variants": list(VARIANTS),
         "rows": series(bench, counts, load),
         "others": others,
         "load": load,
         "plots": plots,
-        "sources": [told(name, found) for name, found in metrics.items()],
+        "sources": [source(name, found) for name, found in metrics.items()],
     }
     return Engine().from_string(TEMPLATE.read_text(encoding="utf-8")).render(Context(context))
 
 
 def write(folder: Path) -> list[Path]:
-    """Draw what is in this folder, into it; the files that were written. Raises SystemExit, in one line, where a file there is none of ours."""
+    """Draw the results in this folder, and return the files written to it. Raises SystemExit with one line if a file there is invalid."""
     metrics = {name: read(folder, name) for name in MADE_BY}
     try:
         texts = {"report.html": page(metrics)} | ({"bench.svg": draw(how_long(metrics["bench"]), titled=True)} if metrics["bench"] else {})
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise SystemExit(f"What is in {folder} is not what this version measures ({error!r}). Delete it, and measure anew.") from error
+        raise SystemExit(f"The results in {folder} are from another version ({error!r}). Delete them, and measure again.") from error
     folder.mkdir(exist_ok=True)
     for name, text in texts.items():
         part_of(folder / name).write_text(text, encoding="utf-8")
@@ -307,7 +310,7 @@ def write(folder: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write, and say what."""
+    """Write the files, and print their names."""
     argparse.ArgumentParser(prog="python -m tests.report", description=__doc__).parse_args(arguments)
     if not settings.configured:
         settings.configure(USE_I18N=False)

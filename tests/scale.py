@@ -1,7 +1,7 @@
-"""`make scale`: what a page costs at 1,000 properties, and at 1,000,000.
+"""`make scale`: the cost of a page with 1,000 and with 1,000,000 properties.
 
-Seeds a database of its own, of PostgreSQL, which it removes: on the server of DATABASE_URL where that is set, else in a container. Prints for
-each filter and order what the dearest of its pages takes: the first, and one from the middle of the list, read forward and backward.
+Seeds a separate PostgreSQL database and removes it afterwards. It is on the server of DATABASE_URL if that is set, otherwise in a container. Prints the
+cost of the most expensive page of each filter and order: the first page, and one from the middle of the list, read forward and backward.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ORDERS = ("created_at", "-created_at", "price", "-price")
 
-ASKED: dict[str, dict[str, str]] = {
+FILTERS: dict[str, dict[str, str]] = {
     "the list": {},
     "status, frequent": {"status": "available"},
     "status, rare": {"status": "withdrawn"},
@@ -59,38 +59,38 @@ ASKED: dict[str, dict[str, str]] = {
     "search, rare": {"search": "sunny 6-bedroom townhouse on foundry row, b"},
     "search, none": {"search": "moat"},
 }
-"""What is asked → its parameters; what is in braces is looked up in the data."""
+"""Filter → its query parameters. A value in braces is taken from the data."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the database came by a page."""
+    """The execution plan of a page."""
 
     read: int | None
-    """Rows of properties that it looked at, or None where the database does not count them."""
+    """The rows of properties that it read, or None if the database does not count them."""
     sorted: float
-    """Rows that it had to sort; of the database that does not count them, infinity for any."""
-    walked: bool
-    """Whether it read the table from end to end."""
+    """The rows that it sorted. If the database does not count them, it is infinity for a sort."""
+    full_scan: bool
+    """Whether it read the whole table."""
     shape: str
-    """By which indexes, and what it did with them."""
+    """The indexes and the steps of the plan."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One page: of which order, where in it, and what it cost."""
+    """The cost of one page: its order, its position, its plan and its time."""
 
     order: str
-    where: str
+    position: str
     plan: Plan
     milliseconds: float
 
 
-# What is asked
+# The pages
 
 
 def looked_up() -> dict[str, Any]:
-    """The values that `ASKED` leaves to the data: an agent and an office like any other; prices that ten are above, one in 200, and that ten are below."""
+    """The values in `FILTERS` that depend on the data: some agent and office, a price below the top ten, the top 200th, and above the lowest ten."""
     from housing.models import Property
 
     some = Property.objects.order_by("id").values("agent_id", "agent__office_id")[0]
@@ -105,21 +105,21 @@ def looked_up() -> dict[str, Any]:
     }
 
 
-def pages(asked: dict[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Each page of this question: its order, where it is in it, and the query string to read it by."""
+def pages(filters: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Each page with these filters: its order, its position, and its query string."""
     from housing.filters import Cursor, Query
     from housing.queries import properties
 
     for order in ORDERS:
-        parameters = asked | {"ordering": order}
+        parameters = filters | {"ordering": order}
         yield order, "first", urlencode(parameters)
         column = order.lstrip("-")
-        query = Query(_parameters(urlencode(asked)))
+        query = Query(_parameters(urlencode(filters)))
         found = query.filter(properties()).order_by(column, "id")
         middle = found[found.count() // 2 :].first() or properties().order_by(column, "id")[0]
-        for backward, where in ((False, "deep"), (True, "deep, back")):
+        for backward, position in ((False, "deep"), (True, "deep, back")):
             cursor = Cursor(order, backward).after(middle, backward, getattr)
-            yield order, where, urlencode(parameters | {"cursor": cursor.encode()})
+            yield order, position, urlencode(parameters | {"cursor": cursor.encode()})
 
 
 def _parameters(text: str) -> Any:
@@ -129,7 +129,7 @@ def _parameters(text: str) -> Any:
 
 
 def page_of(text: str) -> Page:
-    """The page of this query string, as the cached door reads it."""
+    """The page of this query string, as the cached endpoint reads it."""
     from housing.filters import Query
     from housing.views import COLUMNS, select_of
 
@@ -137,18 +137,18 @@ def page_of(text: str) -> Page:
     return query.page(select_of(query).rows(), COLUMNS.pick)
 
 
-# What it costs
+# The cost
 
 
 def plan_of(text: str) -> Plan:
-    """How the database comes by this page: of the very SQL that the page is read by."""
+    """The plan of the SQL with which the cached endpoint reads this page."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
     with CaptureQueriesContext(connection) as captured:
         page_of(text)
-    [asked] = captured
-    return {"postgresql": _plan_of_postgresql, "sqlite": _plan_of_sqlite}[connection.vendor](asked["sql"])
+    [select] = captured
+    return {"postgresql": _plan_of_postgresql, "sqlite": _plan_of_sqlite}[connection.vendor](select["sql"])
 
 
 def _plan_of_postgresql(sql: str) -> Plan:
@@ -157,14 +157,14 @@ def _plan_of_postgresql(sql: str) -> Plan:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL track_io_timing = off")
         cursor.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {sql}")
-        transaction.set_rollback(True)  # EXPLAIN ANALYZE could have written, for all that the cursor knows
+        transaction.set_rollback(True)  # the cursor cannot know that EXPLAIN ANALYZE wrote nothing
         [[[found]]] = cursor.fetchall()
     nodes = list(_nodes(found["Plan"]))
     ours = [node for node in nodes if node.get("Relation Name") == "housing_property"]
     return Plan(
-        read=sum(_looked_at(node) for node in ours),
+        read=sum(_rows_read(node) for node in ours),
         sorted=max((_rows(node["Plans"][0]) for node in nodes if "Sort" in node["Node Type"]), default=0),
-        walked=any("Seq Scan" in node["Node Type"] for node in ours),
+        full_scan=any("Seq Scan" in node["Node Type"] for node in ours),
         shape=" ← ".join(dict.fromkeys(_shape(nodes))),
     )
 
@@ -179,9 +179,9 @@ def _rows(node: dict[str, Any]) -> int:
     return round(node["Actual Rows"] * node["Actual Loops"])
 
 
-def _looked_at(node: dict[str, Any]) -> int:
-    passed_by = sum(node.get(f"Rows Removed by {why}", 0) for why in ("Filter", "Index Recheck"))
-    return round((node["Actual Rows"] + passed_by) * node["Actual Loops"])
+def _rows_read(node: dict[str, Any]) -> int:
+    removed = sum(node.get(f"Rows Removed by {why}", 0) for why in ("Filter", "Index Recheck"))
+    return round((node["Actual Rows"] + removed) * node["Actual Loops"])
 
 
 def _shape(nodes: list[dict[str, Any]]) -> Iterator[str]:
@@ -204,14 +204,14 @@ def _plan_of_sqlite(sql: str) -> Plan:
     return Plan(
         read=None,
         sorted=math.inf if any("TEMP B-TREE" in step for step in steps) else 0,
-        walked=any(step.startswith("SCAN housing_property") and "USING INDEX" not in step for step in steps),
+        full_scan=any(step.startswith("SCAN housing_property") and "USING INDEX" not in step for step in steps),
         shape=" ← ".join(step for step in steps if "PRIMARY KEY" not in step),
     )
 
 
-def readings(asked: dict[str, str], times: int) -> list[Reading]:
-    """Every page of this question: its plan, and the median of its milliseconds, of so many readings or what a second has time for."""
-    return [Reading(order, where, plan_of(text), _milliseconds(text, times)) for order, where, text in pages(asked)]
+def readings(filters: dict[str, str], times: int) -> list[Reading]:
+    """The cost of every page with these filters. The time is the median of this many reads, or of as many as take one second."""
+    return [Reading(order, position, plan_of(text), _milliseconds(text, times)) for order, position, text in pages(filters)]
 
 
 def _milliseconds(text: str, times: int) -> float:
@@ -223,20 +223,20 @@ def _milliseconds(text: str, times: int) -> float:
     return statistics.median(taken)
 
 
-def questions() -> dict[str, dict[str, str]]:
-    """`ASKED`, with the values of this database."""
+def filters() -> dict[str, dict[str, str]]:
+    """`FILTERS` with the values of this database."""
     values = looked_up()
-    return {name: {key: value.format_map(values) for key, value in parameters.items()} for name, parameters in ASKED.items()}
+    return {name: {key: value.format_map(values) for key, value in parameters.items()} for name, parameters in FILTERS.items()}
 
 
-# What is told
+# The output
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the dearest of the pages of one question in the orders by one column."""
+    """A row of the table: the most expensive page of one filter, in the orders by one column."""
 
-    question: str
+    name: str
     column: str
     milliseconds: float
     read: int
@@ -245,14 +245,14 @@ class Row:
 
 
 def measure(times: int) -> Iterator[Row]:
-    """Every question of every order to this database."""
-    for question, asked in tqdm(questions().items(), desc="Reading", unit=" questions", disable=None, leave=False):
-        found = readings(asked, times)
+    """Measure every filter in every order on this database."""
+    for name, parameters in tqdm(filters().items(), desc="Reading", unit=" filters", disable=None, leave=False):
+        found = readings(parameters, times)
         for column in ("created_at", "price"):
             by = [reading for reading in found if reading.order.lstrip("-") == column]
             plans = [reading.plan for reading in by]
             yield Row(
-                question,
+                name,
                 column,
                 max(reading.milliseconds for reading in by),
                 max(plan.read or 0 for plan in plans),
@@ -262,7 +262,7 @@ def measure(times: int) -> Iterator[Row]:
 
 
 def seed(properties: int) -> None:
-    """So many properties in place of what is there, and statistics of them, as autovacuum makes them."""
+    """Replace all properties by this many, and update the statistics as autovacuum does."""
     from django.core.management import call_command
     from django.db import connection
 
@@ -272,20 +272,20 @@ def seed(properties: int) -> None:
 
 
 def table(sizes: Sequence[int], measured: Sequence[Sequence[Row]]) -> str:
-    """Markdown: what each question takes at each size; rows and plans are those of the last."""
+    """A Markdown table of the milliseconds at each size. Rows and plans are those of the last size."""
     lines = [
-        "| asked | by | " + " | ".join(f"ms at {size:,}" for size in sizes) + " | rows read | rows sorted | plan |",
+        "| filter | order by | " + " | ".join(f"ms at {size:,}" for size in sizes) + " | rows read | rows sorted | plan |",
         "| --- | --- " + "| --: " * len(sizes) + "| --: | --: | --- |",
     ]
     for rows in zip(*measured, strict=True):
         last = rows[-1]
         milliseconds = " | ".join(f"{row.milliseconds:.1f}" for row in rows)
-        lines.append(f"| {last.question} | {last.column} | {milliseconds} | {last.read:,} | {last.sorted:,} | {'; '.join(last.shapes)} |")
+        lines.append(f"| {last.name} | {last.column} | {milliseconds} | {last.read:,} | {last.sorted:,} | {'; '.join(last.shapes)} |")
     return "\n".join(lines)
 
 
 def run(sizes: Sequence[int], times: int) -> str:
-    """Seed a database of each size, one after another, and ask it; the table, and what seeding took. Raises UsageError where no server can be had."""
+    """Seed a database of each size in turn and measure it. Returns the table and the cost of seeding. Raises UsageError if no server is available."""
     with ExitStack() as servers:
         url = os.environ.get("DATABASE_URL")
         os.environ |= {
@@ -296,13 +296,13 @@ def run(sizes: Sequence[int], times: int) -> str:
             "DJANGO_DEBUG": "false",
         }
         _set_up(servers)
-        measured, told = [], []
+        measured, seeded = [], []
         for size in sizes:
             started = time.monotonic()
             seed(size)
-            told.append(f"{size:,} properties seeded in {time.monotonic() - started:.0f} s, in {_peak():.0f} MB.")
+            seeded.append(f"{size:,} properties seeded in {time.monotonic() - started:.0f} s, with {_peak():.0f} MB of memory.")
             measured.append(list(measure(times)))
-        return "\n".join([table(sizes, measured), "", *told])
+        return "\n".join([table(sizes, measured), "", *seeded])
 
 
 def _set_up(servers: ExitStack) -> None:
@@ -315,25 +315,25 @@ def _set_up(servers: ExitStack) -> None:
     from housing.freshness.journal import journal
 
     servers.callback(connections.close_all)
-    logging.getLogger("housing").setLevel(logging.WARNING)  # that everything became stale is no news
+    logging.getLogger("housing").setLevel(logging.WARNING)  # seeding logs that it invalidates everything
     journal.begin()
     call_command("migrate", verbosity=0)
 
 
 def _peak() -> float:
-    """The most memory that this process has held, in megabytes."""
+    """The peak memory of this process in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table. What prevents it is one line on stderr, and exit code 1; Ctrl-C and SIGTERM leave nothing behind."""
+    """Print the table. An error is one line on stderr, with exit code 1. Ctrl-C and SIGTERM leave nothing behind."""
     parser = argparse.ArgumentParser(prog="python -m tests.scale", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--properties", type=int, default=1_000_000, metavar="N", help="how many, beside 1,000 (default: %(default)s)")
-    parser.add_argument("--times", type=int, default=5, metavar="N", help="how often a quick page is read, for the median (default: %(default)s)")
+    parser.add_argument("--properties", type=int, default=1_000_000, metavar="N", help="number of properties, in addition to 1,000 (default: %(default)s)")
+    parser.add_argument("--times", type=int, default=5, metavar="N", help="how often each page is read, for the median (default: %(default)s)")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        print(run([1_000, options.properties], options.times))  # noqa: T201  # this is what a person at a terminal reads
+        print(run([1_000, options.properties], options.times))  # noqa: T201  # for a person at a terminal
     except KeyboardInterrupt:
         sys.exit("Interrupted. Nothing is left behind.")
     except (pytest.UsageError, psycopg.Error, DatabaseError, CommandError) as why:

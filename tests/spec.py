@@ -1,155 +1,252 @@
-"""Writes SPEC.md from the specs themselves: `python -m tests.spec`; with `--check`, fails where SPEC.md says something else.
+"""Writes SPEC.md and SPEC-TOOLS.md from the specs: `python -m tests.spec`. With `--check` it fails if either file is out of date.
 
-A chapter is a file, a sentence is the name of a spec, its why is the docstring, and its reasons are each `because`. What is not promised
-stands in a chapter as `NOT_PROMISED = {sentence: why}`. Promises only, never measurements: the same bytes on every run.
+A chapter is a file of specs, a sentence is the name of a spec, its reason is the docstring, and the reasons of its numbers are each `because`.
+A limitation is listed in its chapter as `NOT_PROMISED = {sentence: why}`. The files contain promises and no measurements, so the same specs
+always give the same bytes.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import io
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import tokenize
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = (
-    "setup",
-    "checks",
-    "engine",
-    "contract",
-    "cost",
-    "hits",
-    "keys",
-    "invalidation",
-    "saves",
-    "writes",
-    "commit",
-    "dependencies",
-    "kinds",
-    "compiler",
-    "sql",
-    "statements",
-    "precision",
-    "races",
-    "waiting",
-    "journal",
-    "schedules",
-    "faults",
-    "scripts",
-    "servers",
-    "histories",
-    "take_home",
-    "drf_views",
-    "latency",
-    "scale",
-    "load",
-    "report",
-    "home",
-    "browser",
-    "data",
-    "stacks",
-    "instruments",
-    "sabotages",
-)
-SPELLED = {
-    word.lower(): word
-    for word in (
-        "Redis",
-        "PostgreSQL",
-        "SIGKILL",
-        "FLUSHALL",
-        "TTL",
-        "WSGI",
-        "ASGI",
-        "ETag",
-        "ETags",
-        "SQL",
-        "HTTP",
-        "JSON",
-        "HEAD",
-        "OPTIONS",
-        "CSV",
-        "TOML",
-        "SELECT",
-        "COMMIT",
-        "Unicode",
-        "Django",
-        "URL",
-        "DRF",
-        "README",
-    )
-} | {
-    "n plus 1": "N+1",
-    "ctrl c": "Ctrl-C",
-    "copy makes": "COPY makes",
-    "a do block": "a DO block",
-    "env is": ".env is",
-    "redis py": "redis-py",
-    "a commit": "a COMMIT",
-    "a get": "a GET",
-    "without get": "without GET",
-    "arguments of as view": "arguments of as_view()",
-    "lease and commit": "lease and COMMIT",
-    "SELECT for update": "select_for_update()",
-    "atomic requests": "ATOMIC_REQUESTS",
-    "by copy": "by COPY",
-    "failed copy": "failed COPY",
-    "djangos": "Django's",
-    "drivers": "driver's",
-    "refresh from db": "refresh_from_db()",
-    "on COMMIT hook": "on_commit hook",
-    "created at": "created_at",
-    "many to many": "many-to-many",
-    "over invalidates": "over-invalidates",
-    "hooked allowed": "hooked, allowed",
-    "paginations filters annotations prefetches": "paginations, filters, annotations, prefetches",
-    "commit and close": "COMMIT and close",
-    "select and store": "SELECT and store",
-    "info and script load": "INFO and SCRIPT LOAD",
-    "asks for info": "asks for INFO",
-    "run id": "run ID",
-    "xfetch": "XFetch",
-    "acl": "ACL",
-    "check deploy": "check --deploy",
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file of promises: its name, its title, what stands below the title, and its chapters in the order in which they are read."""
+
+    name: str
+    title: str
+    head: str
+    chapters: tuple[str, ...]
+
+
+GLOSSARY = {
+    "endpoint": "One of the three addresses of the same listings. Each is a *variant*: naive, optimized or cached.",
+    "entry": "A cached response in Redis, together with its tags.",
+    "tag": "A name for something that a response depends on: a row, a column, or the rows of a table. A write touches tags.",
+    "invalidate": "A write invalidates each entry that depends on a tag which it touches. The entry is *stale* from then on and is never served.",
+    "over-invalidation": "An entry became stale although its bytes would have been the same.",
+    "hit, miss": "A hit is served from Redis without any SQL. A miss reads the database and *fills* the entry.",
+    "cold, warm": "A cold page has no entry yet, a warm one has. To warm a page is to fill its entry.",
+    "journal": "The record in Redis of which tags were written, and when. A read compares an entry with it.",
+    "lease": "Opened in the journal before a COMMIT and closed after it. While it is open, entries that depend on its tags are not trusted.",
+    "epoch": "The identity of one journal. If Redis loses the journal, a new one has another epoch, and older entries are not trusted.",
+    "low-water mark": "Records older than this have been dropped from the journal, so entries older than this are not trusted either.",
+    "raced": "A write overtook the read that was filling an entry. The response is read again and not stored.",
+    "single flight": "One reader fills an entry while the others wait for it. They wait no longer than the *wait timeout*.",
+    "early expiration": "A reader refreshes an entry shortly before it expires, so that the others never miss it.",
+    "unlocked save": "`save()` of a row that was read without `select_for_update()`. It may overwrite any column.",
+    "cursor": "A position in a list, which leads to the next and the previous page (keyset pagination).",
+    "schedule": "One order of the steps of several processes. An *actor* is one of these processes.",
+    "linearizable": "Each read and each write can be given one instant within its duration at which it took effect.",
+    "round trip": "One message to Redis and its reply. A pipeline or a script is one round trip.",
+    "baseline": "The value that a measurement is compared with.",
+    "load test": "Many virtual users read while a writer changes prices.",
+    "mutant": "The code with one line changed. At least one spec has to fail for it. A *sabotage* is a mutant written by hand.",
 }
+"""The project's own words, as both documents use them."""
 
-HEAD = """# What is promised
+DOCUMENTS = (
+    Document(
+        "SPEC.md",
+        "The promises of this project",
+        "Every sentence is the name of a spec in `tests/` and links to it. ✓ is promised on this stack, — is not.\n"
+        "Promises about the test tools are in [SPEC-TOOLS.md](SPEC-TOOLS.md). `make spec` writes both files from the specs.",
+        (
+            "invalidation",
+            "saves",
+            "writes",
+            "commit",
+            "contract",
+            "cost",
+            "latency",
+            "scale",
+            "hits",
+            "keys",
+            "dependencies",
+            "kinds",
+            "compiler",
+            "precision",
+            "sql",
+            "statements",
+            "races",
+            "waiting",
+            "journal",
+            "schedules",
+            "histories",
+            "faults",
+            "scripts",
+            "servers",
+            "home",
+            "browser",
+            "data",
+            "setup",
+            "checks",
+            "engine",
+            "drf_views",
+            "take_home",
+        ),
+    ),
+    Document(
+        "SPEC-TOOLS.md",
+        "The promises of the test tools",
+        "Every sentence is the name of a spec in `tests/` and links to it. ✓ is promised on this stack, — is not.\n"
+        "Promises about the service and its cache are in [SPEC.md](SPEC.md), with a glossary. `make spec` writes both files from the specs.",
+        ("stacks", "instruments", "report", "load", "sabotages"),
+    ),
+)
 
-Written by `make spec` from the specs in `tests/`, each of which is one of these sentences. ✓ promised on this stack, — not promised.
+SPELLED = (
+    {
+        "n plus 1": "N+1",
+        "ctrl c": "Ctrl-C",
+        "a do block": "a DO block",
+        "env is": ".env is",
+        "redis py": "redis-py",
+        "spec md": "SPEC.md",
+        "copy (makes|from|to)": r"COPY \1",
+        "explain analyze": "EXPLAIN ANALYZE",
+        "100 000": "100,000",
+        "a type error": "a TypeError",
+        "make (calls|load|run|scale|spec)": r"`make \1`",
+        "one line error": "one-line error",
+        "over invalidat(ed|es|ion)": r"over-invalidat\1",
+        "pg trgm": "pg_trgm",
+        "warm up": "warm-up",
+        "king county": "King County",
+        "(a|an|as|every|one|than|the|what|without) get": r"\1 GET",
+        "as view": "as_view()",
+        "cache page": "cache_page()",
+        "select for update": "select_for_update()",
+        "update fields": "update_fields",
+        "full clean": "full_clean()",
+        "(by|failed) copy": r"\1 COPY",
+        "refresh from db": "refresh_from_db()",
+        "on commit hook": "on_commit hook",
+        "created at": "created_at",
+        "many to many": "many-to-many",
+        "hooked allowed": "hooked, allowed",
+        "paginations filters annotations prefetches": "paginations, filters, annotations, prefetches",
+        "info and script load": "INFO and SCRIPT LOAD",
+        "run id": "run ID",
+        "xfetch": "XFetch",
+        "acl": "ACL",
+        "check deploy": "`check --deploy`",
+        "atomic requests": "ATOMIC_REQUESTS",
+        "cache status": "Cache-Status",
+        "docker": "Docker",
+    }
+    | {
+        word.lower(): word
+        for word in (
+            "API",
+            "ASCII",
+            "ASGI",
+            "COMMIT",
+            "CSV",
+            "DRF",
+            "Django",
+            "ETag",
+            "ETags",
+            "FLUSHALL",
+            "HEAD",
+            "HTML",
+            "HTTP",
+            "IDs",
+            "INFO",
+            "JSON",
+            "JavaScript",
+            "Lua",
+            "Markdown",
+            "Melbourne",
+            "OPTIONS",
+            "PostgreSQL",
+            "Python",
+            "README",
+            "Redis",
+            "SELECT",
+            "SIGKILL",
+            "SIGTERM",
+            "SQL",
+            "SQLite",
+            "TOML",
+            "TTL",
+            "TRUNCATE",
+            "URL",
+            "URLs",
+            "UUID",
+            "Unicode",
+            "Valkey",
+            "WSGI",
+        )
+    }
+    | {"Redis-py": "redis-py"}
+)
+"""Words as they are in the name of a spec (a regular expression) → as they are spelled. `_s_` in a name is an apostrophe: `the_engine_s_imports`."""
 
-| stack | servers |
-| --- | --- |
-{stacks}
-"""
+POSSESSIVE = {
+}
+    "drivers": "driver's",
+    "drfs": "DRF's",
+    "djangos": "Django's",
+    "nobodys": "nobody's",
+    "readers own": "reader's own",
+    "engines imports": "engine's imports",
+}
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A row: a sentence, why it matters, the reasons of its numbers, and the stacks on which it is made."""
+    """A row: a sentence, where its spec is, why it matters, the reasons of its numbers, and the stacks on which it is promised."""
 
     sentence: str
-    why: str
-    reasons: tuple[str, ...]
-    stacks: frozenset[str]
+    place: str
+    why: str = ""
+    reasons: tuple[str, ...] = ()
+    stacks: frozenset[str] = frozenset(STACKS)
 
-    def row(self) -> str:
-        """The row of a Markdown table."""
-        why = " ".join(filter(None, [self.why, *(f"*Because {reason}.*" for reason in self.reasons)]))
-        cells = [self.sentence, why, *("✓" if stack in self.stacks else "—" for stack in STACKS)]
+    @property
+    def full_why(self) -> str:
+        """The reason, then each `because`."""
+        return " ".join(filter(None, [self.why, *(f"*Because {reason}.*" for reason in self.reasons)]))
+
+    def row(self, notes: dict[str, str], with_why: bool) -> str:
+        """The row of a Markdown table. A remark that is one of `notes` is shown as its number."""
+        why, marks = self.full_why, ""
+        for remark, mark in notes.items():
+            if remark in why:
+                why, marks = " ".join(why.replace(remark, "").split()), f"{marks} [{mark}](#notes)"
+        cells = [f"[{self.sentence}]({self.place}){marks}", *([why] if with_why else []), *("✓" if stack in self.stacks else "—" for stack in STACKS)]
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+@dataclass
+class Group:
+    """The promises under one comment of a chapter."""
+
+    title: str
+    promises: list[Promise] = field(default_factory=list)
 
 
 def sentence_of(name: str) -> str:
     """`test_a_hit_costs_one_round_trip` → "A hit costs one round trip"."""
-    words = name.removeprefix("test_").replace("_", " ")
-    for plain, spelled in SPELLED.items():
+    words = re.sub(r" s\b", "'s", name.removeprefix("test_").replace("_", " "))
+    for plain, spelled in (POSSESSIVE | SPELLED).items():
         words = re.sub(rf"\b{plain}\b", spelled, words)
-    return words[0].upper() + words[1:]
+    return words if words.startswith("redis-py") else words[0].upper() + words[1:]
 
 
 def reasons_of(spec: ast.FunctionDef) -> tuple[str, ...]:
@@ -175,50 +272,117 @@ def stacks_of(marks: Iterable[ast.expr]) -> frozenset[str]:
     return frozenset(STACKS)
 
 
-def rows_of(source: str) -> Iterator[str]:
-    """The rows of one chapter, under the comments that divide it."""
+def groups_of(source: str, path: str = "") -> list[Group]:
+    """The promises of one chapter, grouped by the comments that divide it. A comment without a promise below it is left out."""
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.Assign)]
-    headings = [(number, line.removeprefix("# ")) for number, line in enumerate(source.splitlines(), 1) if line.startswith("# ")]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    headings = [(token.start[0], token.string[2:]) for token in tokens if token.type == tokenize.COMMENT and token.start[1] == 0 and token.string[:2] == "# "]
     marks = [mark for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark" for mark in ast.walk(node.value)]
+    groups = [Group("")]
     for node in nodes:
         while headings and headings[0][0] < node.lineno:
-            yield f"| **{headings.pop(0)[1].removesuffix('.')}** |" + " |" * (1 + len(STACKS))
+            groups.append(Group(headings.pop(0)[1].removesuffix(".")))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             why = " ".join((ast.get_docstring(node) or "").split())
-            yield Promise(sentence_of(node.name), why, reasons_of(node), stacks_of([*node.decorator_list, *marks])).row()
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_PROMISED":
-            for sentence, why in ast.literal_eval(node.value).items():
-                yield Promise(sentence, why, (), frozenset()).row()
+            stacks = stacks_of([*node.decorator_list, *marks])
+            groups[-1].promises.append(Promise(sentence_of(node.name), f"{path}#L{node.lineno}", why, reasons_of(node), stacks))
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_PROMISED" and isinstance(node.value, ast.Dict):
+            for key, why in zip(node.value.keys, node.value.values, strict=True):
+                groups[-1].promises.append(Promise(ast.literal_eval(key), f"{path}#L{key.lineno}", ast.literal_eval(why), (), frozenset()))
+    return [group for group in groups if group.promises]
 
 
-def chapter(path: Path) -> str:
-    """One chapter, from its file."""
-    source = path.read_text(encoding="utf-8")
-    title, _, rest = " ".join((ast.get_docstring(ast.parse(source)) or "").split()).partition(". ")
-    columns = ["promise", "why", *STACKS]
-    table = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |", *rows_of(source)]
-    return "\n\n".join(filter(None, [f"## {title.removesuffix('.')}", rest, "\n".join(table)])) + "\n"
+def table_of(promises: Sequence[Promise], notes: dict[str, str]) -> Iterator[str]:
+    """The lines of a table. It has a column for the reasons only if there are any."""
+    with_why = any(_without(notes, promise.full_why) for promise in promises)
+    columns = ["promise", *(["why"] if with_why else []), *STACKS]
+    yield "| " + " | ".join(columns) + " |"
+    yield "| " + " | ".join(["---"] * (len(columns) - len(STACKS)) + [":-:"] * len(STACKS)) + " |"
+    for promise in promises:
+        yield promise.row(notes, with_why)
 
 
-def spec() -> str:
-    """The whole of SPEC.md. Raises SystemExit where a chapter is missing from the order in which they are read."""
+def _without(notes: Iterable[str], why: str) -> str:
+    for remark in notes:
+        why = why.replace(remark, "")
+    return why.strip()
+
+
+def notes_of(groups: Iterable[Group]) -> dict[str, str]:
+    """Remark → its number, for each remark in brackets that several rows end with. The most frequent one is first."""
+    remarks = Counter(match for group in groups for promise in group.promises for match in re.findall(r"\([A-Z][^()]*\.\)$", promise.why))
+    digits = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+    repeated = [remark for remark, times in remarks.most_common() if times > 1]
+    return {remark: str(number).translate(digits) for number, remark in enumerate(repeated, 1)}
+
+
+def anchor_of(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One file of specs: its title and introduction, from the docstring, and its groups of promises."""
+
+    path: str
+    title: str
+    introduction: str
+    groups: list[Group]
+
+    @classmethod
+    def of(cls, path: Path) -> Chapter:
+        """Read a chapter from its file."""
+        source, name = path.read_text(encoding="utf-8"), f"tests/{path.name}"
+        title, _, rest = " ".join((ast.get_docstring(ast.parse(source)) or "").split()).partition(". ")
+        return cls(name, title.removesuffix("."), rest, groups_of(source, name))
+
+    def text(self, notes: dict[str, str]) -> str:
+        """The chapter as Markdown."""
+        parts = [f"## [{self.title}]({self.path})", self.introduction]
+        for group in self.groups:
+            parts += [f"### {group.title}" if group.title else "", "\n".join(table_of(group.promises, notes))]
+        return "\n\n".join(filter(None, parts))
+
+
+def spec(document: Document) -> str:
+    """The whole of a document. Raises SystemExit if a file of specs is in neither document, or a chapter has no file."""
     files = {path.stem.removeprefix("test_"): path for path in (ROOT / "tests").glob("test_*.py")}
-    if files.keys() != set(CHAPTERS):
-        raise SystemExit(f"Say in tests/spec.py where it is read: {', '.join(sorted(files.keys() ^ set(CHAPTERS)))}.")
-    stacks = "\n".join(f"| {name} | {servers} |" for name, servers in STACKS.items())
-    return "\n".join([HEAD.format(stacks=stacks), *(chapter(files[name]) for name in CHAPTERS)])
+    listed = {name for each in DOCUMENTS for name in each.chapters}
+    if files.keys() != listed:
+        raise SystemExit(f"DOCUMENTS in tests/spec.py and the files tests/test_*.py differ. Add or remove: {', '.join(sorted(files.keys() ^ listed))}.")
+    chapters = [Chapter.of(files[name]) for name in document.chapters]
+    notes = notes_of(group for chapter in chapters for group in chapter.groups)
+    with_glossary = document is DOCUMENTS[0]
+    contents = [*(["Glossary"] if with_glossary else []), *(chapter.title for chapter in chapters), *(["Notes"] if notes else [])]
+    parts = [
+        f"# {document.title}",
+        document.head,
+        "\n".join(["| stack | servers |", "| --- | --- |", *(f"| {name} | {servers} |" for name, servers in STACKS.items())]),
+        "## Contents",
+        "\n".join(f"- [{title}](#{anchor_of(title)})" for title in contents),
+    ]
+    if with_glossary:
+        parts += ["## Glossary", "\n".join(["| word | meaning |", "| --- | --- |", *(f"| {word} | {meaning} |" for word, meaning in GLOSSARY.items())])]
+    parts += [chapter.text(notes) for chapter in chapters]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {mark} {remark.strip('()')}" for remark, mark in notes.items())]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: list[str]) -> None:
-    """Write SPEC.md, or with `--check` say how it differs and exit 1."""
-    path = ROOT / "SPEC.md"
-    written, due = path.read_text(encoding="utf-8") if path.exists() else "", spec()
-    if arguments == ["--check"]:
-        if written != due:
-            sys.stdout.writelines(difflib.unified_diff(written.splitlines(True), due.splitlines(True), "SPEC.md", "the specs"))
-            raise SystemExit("SPEC.md does not say what the specs say. Run `make spec` and commit it.")
-    else:
-        path.write_text(due, encoding="utf-8")
+    """Write both documents. With `--check`, print how they differ from the specs and exit with 1 if they do."""
+    outdated = []
+    for document in DOCUMENTS:
+        path, due = ROOT / document.name, spec(document)
+        written = path.read_text(encoding="utf-8") if path.exists() else ""
+        if arguments != ["--check"]:
+            path.write_text(due, encoding="utf-8")
+        elif written != due:
+            sys.stdout.writelines(difflib.unified_diff(written.splitlines(True), due.splitlines(True), document.name, "the specs"))
+            outdated.append(document.name)
+    if outdated:
+        raise SystemExit(f"Out of date: {', '.join(outdated)}. Run `make spec` and commit the result.")
 
 
 if __name__ == "__main__":

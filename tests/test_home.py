@@ -70,19 +70,57 @@ def test_the_page_leads_to_everything(home, client):
     assert links >= {*VARIANTS.values(), "/api/docs/", "/api/schema/", "/spec/", "/admin/", "/health/"}
 
 
-def test_the_page_leads_to_what_is_promised(transactional_db, client):
-    response = client.get("/spec/")
+@pytest.mark.parametrize(("path", "file"), [("/spec/", "SPEC.md"), ("/spec/tools/", "SPEC-TOOLS.md")])
+def test_the_promises_are_shown_as_a_page(transactional_db, client, path, file):
+    """The page has every promise of the file. It says where each spec is, because the service does not serve its specs."""
+    response = client.get(path)
+    places = re.findall(r"\(tests/(test_\w+\.py)#L(\d+)\)", (ROOT / file).read_text(encoding="utf-8"))
+    titles = [attributes["title"] for tag, attributes in Elements(response.text).found if tag == "span" and attributes["title"][-1].isdigit()]
 
-    assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
-    assert b"".join(response.streaming_content) == (ROOT / "SPEC.md").read_bytes()
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert titles == [f"tests/{name}:{line}" for name, line in places]
+    assert len(titles) > 50
 
 
-def test_without_its_specs_the_service_does_not_speak_of_them(home, client, monkeypatch, tmp_path):
+@pytest.mark.parametrize("path", ["/spec/", "/spec/tools/"])
+def test_every_link_of_the_promises_leads_somewhere(transactional_db, client, path):
+    """The anchors are GitHub's, so the same links work there."""
+    found = Elements(client.get(path).text).found
+    anchors = [attributes["id"] for tag, attributes in found if tag in {"h1", "h2", "h3"}]
+    links = {attributes["href"] for tag, attributes in found if tag == "a"}
+
+    assert len(anchors) == len(set(anchors))
+    assert {link[1:] for link in links if link.startswith("#")} - set(anchors) == set()
+    assert {link for link in links if not link.startswith("#")} == {"/", {"/spec/": "/spec/tools/", "/spec/tools/": "/spec/"}[path]}
+
+
+def test_the_page_of_the_promises_loads_its_own_styles_alone(transactional_db, client):
+    """It is the same without a network, and no style or script is written into it."""
+    found = Elements(client.get("/spec/").text).found
+
+    assert [attributes["href"] for tag, attributes in found if tag == "link"] == ["data:,", "/static/housing/spec.css"]
+    assert not [tag for tag, attributes in found if tag in {"style", "script", "img"} or "style" in attributes]
+    styles = (STATIC / "spec.css").read_text()
+    assert "prefers-color-scheme: dark" in styles
+    assert not re.search(r"//\w|url\(|@import", styles)
+
+
+def test_markdown_is_escaped_and_equal_headings_have_anchors_of_their_own():
+    """A promise may contain `<` or a pipe, and two chapters may have a section of the same name."""
+    page = page_code.as_html("## A & b\n\n## A & b\n\n| a | b |\n| --- | :-: |\n| <i> | `x\\|y` |\n")
+
+    assert '<h2 id="a--b">A &amp; b</h2>\n<h2 id="a--b-1">' in page
+    assert '<td>&lt;i&gt;</td>\n<td class="mark"><code>x|y</code></td>' in page
+
+
+@pytest.mark.parametrize(("path", "missing"), [("/spec/", "SPEC"), ("/spec/tools/", "SPEC_TOOLS")])
+def test_without_its_specs_the_service_does_not_speak_of_them(home, client, monkeypatch, tmp_path, path, missing):
     """As in a container, whose image has none."""
     monkeypatch.setattr(page_code, "SPEC", tmp_path / "SPEC.md")
+    monkeypatch.setattr(page_code, missing, tmp_path / "missing.md")
 
     assert "/spec/" not in client.get("/").text
-    assert client.get("/spec/").status_code == 404
+    assert client.get(path).status_code == 404
 
 
 def test_the_page_without_a_listing_says_how_to_make_some(transactional_db, client):

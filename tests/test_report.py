@@ -1,4 +1,4 @@
-"""What was measured, and how it is shown. A figure on the page is one that a run wrote down; what was not measured the page says."""
+"""The report of the results. It shows only results that a run has saved, and marks everything that was not measured."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from django.conf import settings
 
 from conftest import ROOT
 from tests import metrics, report
-from tests.metrics import Way
+from tests.metrics import Benchmark
 
 BENCH = {
     "datetime": "2026-11-23T10:11:36+00:00",
@@ -23,7 +23,7 @@ BENCH = {
     "benchmarks": [
         {
             "group": group,
-            "name": f"{name}: {ratio} (… to …) × the other",
+            "name": f"{name}: {ratio} (… to …) × the baseline",
             "stats": {"median": median, "rounds": 60},
             "extra_info": {"ratio": ratio, "interval": [ratio * 0.9, ratio * 1.1]},
         }
@@ -55,11 +55,11 @@ COUNTS = {
 }
 LOAD = {
     "rows": [
-        {"name": "warm, 1 at once", "p50": 1.5, "p95": 10.4, "beats": ""},
-        {"name": "warm, 40 a second apart", "p50": 4.44, "p95": 43.0, "beats": "warm"},
-        {"name": "naive, 40 a second apart", "p50": 650.0, "p95": 1660.0, "beats": "naive"},
+        {"name": "warm, 10 users", "p50": 1.5, "p95": 10.4, "beats": ""},
+        {"name": "warm, 40 users, 1 s pause", "p50": 4.44, "p95": 43.0, "beats": "warm"},
+        {"name": "naive, 40 users, 1 s pause", "p50": 650.0, "p95": 1660.0, "beats": "naive"},
     ],
-    "edits": 28,
+    "writes": 28,
     "reads": 1161,
     "stale": [{}],
 }
@@ -67,14 +67,14 @@ LOAD = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """What was measured, all of it."""
+    """A folder with all results."""
     for name, found in (("bench", BENCH), ("counts", COUNTS), ("load", LOAD)):
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
     return tmp_path
 
 
 def rows_of(page):
-    """First cell of each table row of the page → the others. (No-break spaces as spaces.)"""
+    """The first cell and the other cells of each table row of the page, with no-break spaces as spaces."""
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page.replace("\N{NO-BREAK SPACE}", " "))
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
     return [(row[0], row[1:]) for row in cells]
@@ -83,23 +83,24 @@ def rows_of(page):
 # The page
 
 
-def test_the_table_says_of_each_way_what_was_measured():
+def test_the_table_shows_the_results_of_each_variant():
+    """A reader compares the three variants row by row."""
     assert report.series(BENCH, COUNTS, LOAD) == [
         ("SQL queries, cold", ["61", "1", "1"]),
         ("SQL queries, warm", ["62", "2", "0"]),
         ("Response time, cold", ["40.0\xa0ms", "12.0\xa0ms", "8.0\xa0ms"]),
-        ("as a part of naive’s", ["1.00", "0.30", "0.20"]),
+        ("relative to naive", ["1.00", "0.30", "0.20"]),
         ("Response time, warm", ["40.0\xa0ms", "12.0\xa0ms", "0.80\xa0ms"]),
-        ("as a part of naive’s", ["1.00", "0.30", "0.05"]),
-        ("New prices in the very next read", ["—", "—", "10 of 10"]),
-        ("40 users, cold: median, 95 of 100", ["650\xa0ms, 1.66\xa0s", "—", "—"]),
-        ("40 users, warm: median, 95 of 100", ["650\xa0ms, 1.66\xa0s", "—", "4.4\xa0ms, 43.0\xa0ms"]),
+        ("relative to naive", ["1.00", "0.30", "0.05"]),
+        ("New prices in the next read", ["—", "—", "10 of 10"]),
+        ("40 users, cold: median, p95", ["650\xa0ms, 1.66\xa0s", "—", "—"]),
+        ("40 users, warm: median, p95", ["650\xa0ms, 1.66\xa0s", "—", "4.4\xa0ms, 43.0\xa0ms"]),
         ("Stale reads while prices change", ["—", "—", "1 of 1,161"]),
     ]
 
 
 def test_the_page_loads_nothing_and_runs_nothing(folder):
-    """It can be sent to somebody: one file."""
+    """It is one file, which can be sent to somebody."""
     report.write(folder)
     page = (folder / "report.html").read_text()
 
@@ -107,8 +108,8 @@ def test_the_page_loads_nothing_and_runs_nothing(folder):
     assert set(re.findall(r"https?://[^\s\"<]+", page)) == {"http://www.w3.org/2000/svg"}
 
 
-def test_every_plot_has_its_numbers_beside_it_as_a_table(folder):
-    """A plot alone is nothing to who cannot see it."""
+def test_every_plot_has_its_numbers_in_a_table_below_it(folder):
+    """A plot alone is useless with a screen reader."""
     report.write(folder)
     page = (folder / "report.html").read_text()
     rows = rows_of(page)
@@ -117,37 +118,42 @@ def test_every_plot_has_its_numbers_beside_it_as_a_table(folder):
     for row in (
         ("nothing", ["0.600 × (0.540 to 0.660), 0.25 ms"]),
         ("naive", ["61"]),
-        ("Office", ["25.0% had to be, 12.5% for nothing, 62.5% warm"]),
-        ("naive, 40 a second apart", ["650 ms; 95 of 100 within 1.66 s"]),
+        ("Office", ["25.0% changed, 12.5% over-invalidation, 62.5% warm"]),
+        ("naive, 40 users, 1 s pause", ["median 650 ms, p95 1.66 s"]),
     ):
         assert row in rows
+    assert "<code>cache_page</code>: 0 of 10 new prices" in page
 
 
-def test_the_page_says_when_and_where_it_was_measured():
+def test_the_page_shows_when_and_where_its_results_were_measured():
+    """Times depend on the machine, and results on the commit."""
     found = BENCH | {"when": BENCH["datetime"]}
 
-    assert report.told("bench", found) == (
-        "reports/bench.json, from make bench: 2026-11-23 10:11 UTC; commit 0123456789 with changes; SQLite and fakeredis, in process; 2 cores of Abacus"
+    assert report.source("bench", found) == (
+        "reports/bench.json, from make bench: 2026-11-23 10:11 UTC; commit 0123456789 with uncommitted changes; "
+        "SQLite and fakeredis, in process; 2 cores of Abacus"
     )
-    assert report.told("counts", COUNTS | {"when": COUNTS["datetime"]}).endswith("10:18 UTC; commit 0123456789; PostgreSQL and Redis")
+    assert report.source("counts", COUNTS | {"when": COUNTS["datetime"]}).endswith("10:18 UTC; commit 0123456789; PostgreSQL and Redis")
 
 
-def test_a_file_that_does_not_say_when_is_as_old_as_it_is(folder):
-    assert re.search(r"from make load: \d{4}-\d\d-\d\d \d\d:\d\d UTC$", report.told("load", report.read(folder, "load")))
+def test_a_file_without_a_timestamp_gets_its_modification_time(folder):
+    """Results of an older version have no timestamp."""
+    assert re.search(r"from make load: \d{4}-\d\d-\d\d \d\d:\d\d UTC$", report.source("load", report.read(folder, "load")))
 
 
-def test_what_was_not_measured_yet_is_said_with_how_to(tmp_path):
-    """Before the first run there is a page, too."""
+def test_missing_results_are_listed_with_the_command_that_makes_them(tmp_path):
+    """The page also works before the first run."""
     written = report.write(tmp_path / "reports")
     page = written[0].read_text()
 
     assert [file.name for file in written] == ["report.html"]
     assert {"—"} == {cell for _, cells in rows_of(page)[1:] for cell in cells}
     for name, made_by in (("bench", "make bench"), ("counts", "make report"), ("load", "make load")):
-        assert f"There is no reports/{name}.json yet: {made_by}" in page
+        assert f"There is no reports/{name}.json yet. Run {made_by}" in page
 
 
-def test_the_second_run_writes_the_same_and_nothing_else(folder):
+def test_a_second_run_writes_the_same_files_and_no_others(folder):
+    """The report depends on the results only."""
     first = {file.name: file.read_text() for file in report.write(folder)}
     second = {file.name: file.read_text() for file in report.write(folder)}
 
@@ -156,22 +162,24 @@ def test_the_second_run_writes_the_same_and_nothing_else(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [("{", "bench.json cannot be read ("), ("{}", "is not what this version measures (KeyError('benchmarks')). Delete it, and measure anew.")],
-    ids=["half a file", "another version's"],
+    ("text", "message"),
+    [("{", "bench.json cannot be read ("), ("{}", "are from another version (KeyError('benchmarks')). Delete them, and measure again.")],
+    ids=["half a file", "a file of another version"],
 )
-def test_a_file_that_is_none_of_ours_is_one_line_and_the_last_page_stays(folder, text, said):
-    (folder / "report.html").write_text("the last")
+def test_an_invalid_file_gives_a_one_line_error_and_keeps_the_previous_page(folder, text, message):
+    """The message says which file to delete, and the command that makes it again."""
+    (folder / "report.html").write_text("previous")
     (folder / "bench.json").write_text(text)
 
     with pytest.raises(SystemExit) as ended:
         report.write(folder)
-    assert said in ended.value.code
+    assert message in ended.value.code
     assert len(ended.value.code.splitlines()) == 1
-    assert (folder / "report.html").read_text() == "the last"
+    assert (folder / "report.html").read_text() == "previous"
 
 
-def test_the_command_says_what_it_wrote(folder, monkeypatch, capsys):
+def test_the_command_prints_the_files_that_it_wrote(folder, monkeypatch, capsys):
+    """A person can open them from the terminal."""
     monkeypatch.setattr(report, "REPORTS", folder)
 
     report.main([])
@@ -179,8 +187,8 @@ def test_the_command_says_what_it_wrote(folder, monkeypatch, capsys):
     assert capsys.readouterr().out.split() == [f"{folder.name}/report.html", f"{folder.name}/bench.svg"]
 
 
-def test_the_command_needs_no_settings(folder):
-    """It draws; it has no database to ask."""
+def test_the_command_needs_no_django_settings(folder):
+    """It only draws, and uses no database."""
     assert settings.configured
     code = f"from pathlib import Path; from tests import report; report.REPORTS = Path({str(folder)!r}); report.main([])"
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
@@ -197,8 +205,9 @@ def elements(svg, name):
     return [dict(element.attrib, text=element.text) for element in ElementTree.fromstring(svg).iter(f"{{http://www.w3.org/2000/svg}}{name}")]
 
 
-def test_bars_are_as_long_as_what_they_show_and_the_line_is_the_interval():
-    plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 1.0}), report.Bar("b", "4", {"bar": 4.0}, between=(3.0, 4.0))]}, mark=2)
+def test_the_length_of_a_bar_is_its_value_and_the_line_is_the_interval():
+    """Bars start at zero, so a bar of twice the length is twice the value."""
+    plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 1.0}), report.Bar("b", "4", {"bar": 4.0}, interval=(3.0, 4.0))]}, mark=2)
     short, long = [float(bar["width"]) for bar in elements(plot.svg, "rect") if bar["class"] == "bar"]
     mark, line = elements(plot.svg, "path")
 
@@ -208,23 +217,24 @@ def test_bars_are_as_long_as_what_they_show_and_the_line_is_the_interval():
     assert line["d"].endswith("H352.0")
 
 
-def test_of_all_pages_each_is_stale_stale_for_nothing_or_warm_and_the_parts_follow_one_another():
+def test_each_page_is_either_stale_or_over_invalidated_or_warm_and_the_parts_of_a_bar_do_not_overlap():
+    """The three parts of a bar add up to all pages."""
     plot = report.what_goes_stale(COUNTS)
     parts = [bar for bar in elements(plot.svg, "rect") if bar.get("height") == "10"]
 
     assert {way: [dict(bar.parts) for bar in bars] for way, bars in plot.groups.items()} == {
-        "a queryset": [{"stale": 0.75, "nothing": 0.25, "warm": 0}],
-        "save()": [{"stale": 0.25, "nothing": 0.125, "warm": 0.625}],
+        "a queryset": [{"stale": 0.75, "over": 0.25, "warm": 0}],
+        "save()": [{"stale": 0.25, "over": 0.125, "warm": 0.625}],
     }
     assert [(part["class"], part["x"], part["width"]) for part in parts[3:]] == [
         ("stale", "8.0", "86.0"),
-        ("nothing", "94.0", "43.0"),
+        ("over", "94.0", "43.0"),
         ("warm", "137.0", "215.0"),
     ]
 
 
-def test_on_a_logarithmic_scale_there_are_dots_and_no_bars():
-    """A bar says: so many times as long. There it would lie."""
+def test_a_logarithmic_scale_has_dots_and_no_bars():
+    """The length of a bar would be misleading there."""
     svg = report.under_load(LOAD).svg
     dots = [float(dot["cx"]) for dot in elements(svg, "circle")]
 
@@ -233,14 +243,15 @@ def test_on_a_logarithmic_scale_there_are_dots_and_no_bars():
     assert [tick for tick in ("1 ms", "10 ms", "100 ms", "1 s", "10 s") if tick not in svg.replace(".0\xa0", " ").replace("\xa0", " ")] == []
 
 
-def test_a_dot_without_a_second_figure_has_no_line():
+def test_a_dot_without_an_interval_has_no_line():
+    """A line would suggest a spread that was not measured."""
     plot = report.Plot("P", "", {"g": [report.Bar("a", "1", {"bar": 2.0}), report.Bar("b", "1", {"bar": 20.0})]}, logarithmic=True)
 
     assert [path["class"] for path in elements(plot.svg, "path")] == ["grid"] * 3
 
 
-def test_the_plot_that_stands_alone_has_its_title_and_follows_light_and_dark(folder):
-    """On a page the title is a heading already; README shows a picture."""
+def test_the_separate_plot_has_its_title_and_follows_light_and_dark(folder):
+    """README shows this plot as a picture. On the page the title is a heading."""
     report.write(folder)
     svg = (folder / "bench.svg").read_text()
 
@@ -249,23 +260,24 @@ def test_the_plot_that_stands_alone_has_its_title_and_follows_light_and_dark(fol
     assert not [text for text in elements(report.how_long(BENCH).svg, "text") if text.get("class") == "title"]
 
 
-# What a run keeps
+# The files of a run
 
 
-def test_the_benchmarks_are_read_from_dear_to_cheap_group_by_group():
-    assert [(way.name, way.this, way.other) for way in metrics.ways_of(BENCH)][:2] == [
+def test_the_benchmarks_are_listed_by_group_from_naive_to_warm():
+    """The order is the same in every run, whatever order the specs ran in."""
+    assert [(each.name, each.this, each.baseline) for each in metrics.benchmarks_of(BENCH)][:2] == [
         ("naive to naive", "naive", "naive"),
         ("optimized to naive", "optimized", "naive"),
     ]
-    assert list(metrics.table([Way("cold", "cold to naive", 8.0, 0.2, 0.18, 0.22, 60)])) == [
-        "\n                     median  × the other, and between what it lies in 99 of 100 runs",
+    assert list(metrics.table([Benchmark("cold", "cold to naive", 8.0, 0.2, 0.18, 0.22, 60)])) == [
+        "\n                     median  × the baseline (99% interval)",
         "cold",
         "  cold to naive     8.00 ms   0.200  (0.180 to 0.220)     60 rounds",
     ]
 
 
 @pytest.mark.parametrize(
-    ("asked", "exitstatus", "left"),
+    ("option", "exitstatus", "kept"),
     [
         ("benchmark_only", pytest.ExitCode.TESTS_FAILED, "new"),
         ("benchmark_only", pytest.ExitCode.INTERRUPTED, "old"),
@@ -274,28 +286,28 @@ def test_the_benchmarks_are_read_from_dear_to_cheap_group_by_group():
     ],
     ids=["times above their budget", "times, Ctrl-C", "a count that failed", "counts, Ctrl-C"],
 )
-def test_a_time_above_its_budget_is_a_figure_too_and_half_a_run_is_none(tmp_path, monkeypatch, asked, exitstatus, left):
-    """Half of the figures would look like all of them."""
+def test_times_above_their_budget_are_saved_and_an_incomplete_run_is_not(tmp_path, monkeypatch, option, exitstatus, kept):
+    """Incomplete results would look like complete ones."""
     monkeypatch.setattr(metrics, "REPORTS", tmp_path)
-    file = tmp_path / {"benchmark_only": "bench.json", "metrics": "counts.json"}[asked]
+    file = tmp_path / {"benchmark_only": "bench.json", "metrics": "counts.json"}[option]
     file.write_text("old")
-    config = configured(asked)
+    config = configured(option)
     metrics.pytest_configure(config)
     metrics.part_of(tmp_path / "bench.json").write_text(json.dumps(BENCH))
 
     metrics.pytest_terminal_summary(SimpleNamespace(write_line=str, getreports=lambda _: []), exitstatus, config)
 
     metrics.part_of(tmp_path / "bench.json").unlink(missing_ok=True)
-    assert (file.read_text() == "old") is (left == "old")
+    assert (file.read_text() == "old") is (kept == "old")
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("asked", ["benchmark_only", "metrics"])
-def test_a_run_that_measures_nothing_else_leaves_its_metrics(tmp_path, monkeypatch, asked):
-    """The table for who waits, the JSON for `make report`."""
+@pytest.mark.parametrize("option", ["benchmark_only", "metrics"])
+def test_a_run_of_measurements_saves_its_results(tmp_path, monkeypatch, option):
+    """The terminal shows a table, and `make report` reads the JSON."""
     monkeypatch.setattr(metrics, "REPORTS", tmp_path / "reports")
     lines = []
-    config = configured(asked)
+    config = configured(option)
     passed = SimpleNamespace(user_properties=[("counted", "1"), ("metric", ["freshness", {"variant": "naive"}])])
     reporter = SimpleNamespace(write_line=lines.append, getreports=lambda outcome: [passed] * (outcome == "passed"))
 
@@ -306,10 +318,10 @@ def test_a_run_that_measures_nothing_else_leaves_its_metrics(tmp_path, monkeypat
     metrics.pytest_terminal_summary(reporter, 0, config)
 
     [file] = (tmp_path / "reports").iterdir()
-    kept = json.loads(file.read_text())
-    assert kept["stack"] == "real"
-    assert (file.name, len(lines)) == {"benchmark_only": ("bench.json", 11), "metrics": ("counts.json", 0)}[asked]
-    assert kept.get("freshness") == (None if asked == "benchmark_only" else [{"variant": "naive"}])
+    saved = json.loads(file.read_text())
+    assert saved["stack"] == "real"
+    assert (file.name, len(lines)) == {"benchmark_only": ("bench.json", 11), "metrics": ("counts.json", 0)}[option]
+    assert saved.get("freshness") == (None if option == "benchmark_only" else [{"variant": "naive"}])
 
 
 INTERRUPTED = """
@@ -323,20 +335,21 @@ def test_it(benchmark):
 
 
 @pytest.mark.only("real")
-def test_ctrl_c_in_the_midst_of_a_benchmark_writes_nothing_and_is_no_traceback(tmp_path):
-    """(It needs neither stack, and takes seconds.)"""
+def test_ctrl_c_during_a_benchmark_writes_nothing_and_shows_no_traceback(tmp_path):
+    """pytest-benchmark alone fails with a traceback there. (It needs neither stack, and takes seconds.)"""
     (tmp_path / "test_it.py").write_text(INTERRUPTED)
     command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pytest.ini", "--rootdir", tmp_path, "-p", "no:cacheprovider", tmp_path / "test_it.py"]
-    asked = ["--benchmark-only", "--benchmark-json", tmp_path / "mine.json"]
+    options = ["--benchmark-only", "--benchmark-json", tmp_path / "mine.json"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    ended = subprocess.run([*command, *asked], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([*command, *options], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=60, check=False)
 
     assert ended.returncode == pytest.ExitCode.INTERRUPTED, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr
     assert not (tmp_path / "mine.json").exists()
 
 
-def test_benchmarks_that_never_began_leave_nothing(tmp_path, monkeypatch):
+def test_benchmarks_that_never_started_leave_no_file(tmp_path, monkeypatch):
+    """An empty file would look like results."""
     monkeypatch.setattr(metrics, "REPORTS", tmp_path)
     config = configured("benchmark_only")
 
@@ -346,7 +359,8 @@ def test_benchmarks_that_never_began_leave_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_the_command_line_names_is_where_the_benchmarks_go(tmp_path):
+def test_the_benchmarks_are_written_to_the_file_of_the_command_line(tmp_path):
+    """`--benchmark-json` works as pytest-benchmark documents it."""
     config = configured("benchmark_only", benchmark_json=tmp_path / "mine.json")
 
     metrics.pytest_configure(config)
@@ -354,23 +368,23 @@ def test_a_file_that_the_command_line_names_is_where_the_benchmarks_go(tmp_path)
     assert config.option.benchmark_json == tmp_path / "mine.json"
 
 
-@pytest.mark.parametrize(("asked", "left"), [("benchmark_only", ["bench"]), ("metrics", ["count"]), ("", ["bench", "count", "else"])])
-def test_where_only_measurements_are_asked_for_the_rest_is_counted_and_not_skipped(asked, left):
-    """A thousand lines of `s` hide six."""
+@pytest.mark.parametrize(("option", "selected"), [("benchmark_only", ["bench"]), ("metrics", ["count"]), ("", ["bench", "count", "other"])])
+def test_in_a_run_of_measurements_the_other_specs_are_deselected_and_not_skipped(option, selected):
+    """The output of six measurements would be lost among a thousand skipped specs."""
     items = [SimpleNamespace(name="bench", fixturenames=["benchmark"]), SimpleNamespace(name="count", fixturenames=["metric"])]
-    items.append(SimpleNamespace(name="else", fixturenames=[]))
+    items.append(SimpleNamespace(name="other", fixturenames=[]))
     deselected = []
-    config = configured(asked)
+    config = configured(option)
     config.hook.pytest_deselected = lambda *, items: deselected.extend(items)
 
     metrics.pytest_collection_modifyitems(config, items)
 
-    assert [item.name for item in items] == left
-    assert len(deselected) == 3 - len(left)
+    assert [item.name for item in items] == selected
+    assert len(deselected) == 3 - len(selected)
 
 
-def configured(asked, **options):
-    """What the plugin sees of a run on the real stack that asks for this."""
-    options = {"benchmark_only": False, "metrics": False, "benchmark_json": None, "stack": "real"} | {asked: True} | options
+def configured(option, **options):
+    """The configuration of a run with this option on the real stack."""
+    options = {"benchmark_only": False, "metrics": False, "benchmark_json": None, "stack": "real"} | {option: True} | options
     hook = SimpleNamespace(pytest_benchmark_generate_commit_info=lambda config: {"id": "0123456789", "dirty": False})
     return SimpleNamespace(option=SimpleNamespace(**options), hook=hook)

@@ -1,4 +1,4 @@
-"""The specs can fail: each has a line of `housing` that turns it red. `make mutants` tries them all, and many more."""
+"""Every spec can fail. Each defence has a sabotage, a wrong line of `housing` for which a spec fails. `make mutants` runs them all, and generated mutants."""
 
 import ast
 
@@ -12,7 +12,7 @@ SPEC = "def test_it():\n    from housing.limits import LIMIT\n    assert LIMIT =
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A tree with one promise, kept, and one spec of it."""
+    """A tree with one promise, which is kept, and its spec."""
     monkeypatch.setattr(sabotages, "COPIED", ("housing", "tests", "pytest.ini"))
     monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
     (tmp_path / "housing").mkdir()
@@ -24,11 +24,11 @@ def project(tmp_path, monkeypatch):
 
 
 def a_sabotage(old="LIMIT = 3", new="LIMIT = 4", spec="test_limits.py::test_it"):
-    return Sabotage("the limit is another", "limits.py", old, new, spec)
+    return Sabotage("the limit is wrong", "limits.py", old, new, spec)
 
 
 def names_of_specs():
-    """`test_x.py::test_y` of every spec there is."""
+    """The name of every spec, as `test_x.py::test_y`."""
     return {
         f"{chapter.name}::{spec.name}"
         for chapter in (ROOT / "tests").glob("test_*.py")
@@ -37,8 +37,8 @@ def names_of_specs():
     }
 
 
-def test_every_sabotage_fits_the_code_and_names_a_spec_that_is_there():
-    """Else the table would rot: what is not found is not tried."""
+def test_every_sabotage_fits_the_code_and_names_an_existing_spec():
+    """A sabotage whose line or spec is gone would otherwise silently test nothing."""
     specs = names_of_specs()
     texts = {sabotage.file: (ROOT / "housing" / sabotage.file).read_text(encoding="utf-8") for sabotage in SABOTAGES}
 
@@ -48,37 +48,42 @@ def test_every_sabotage_fits_the_code_and_names_a_spec_that_is_there():
 
 
 def test_every_defence_of_the_journal_has_a_sabotage_of_its_own():
+    """A defence without a failing spec could be removed unnoticed."""
     for defence in ("read_at", "lease", "closed record", "own lease only", "epoch", "quarantine", "low water", "run id", "monotonic instants", "ties"):
         assert any(sabotage.what.startswith(f"{defence}: ") for sabotage in SABOTAGES), defence
 
 
-def test_a_sabotage_is_noticed_if_its_spec_goes_red(project, capsys):
+def test_a_sabotage_is_noticed_if_its_spec_fails(project, capsys):
+    """The sabotage runs in a copy, so the tree itself stays unchanged."""
     assert sabotages.run([a_sabotage()], project) == []
-    assert (project / "housing" / "limits.py").read_text() == "LIMIT = 3\nOTHER = 3\n"  # the tree itself is never touched
+    assert (project / "housing" / "limits.py").read_text() == "LIMIT = 3\nOTHER = 3\n"  # the tree itself is never changed
 
 
 @pytest.mark.parametrize(
     ("sabotage", "complaint"),
     [
-        (a_sabotage("OTHER = 3", "OTHER = 4"), "test_limits.py::test_it stays green"),
-        (a_sabotage("LIMIT = 7"), "its old text stands 0 times in housing/limits.py: bring the table up to date"),
-        (a_sabotage("= 3"), "its old text stands 2 times in housing/limits.py: bring the table up to date"),
+        (a_sabotage("OTHER = 3", "OTHER = 4"), "test_limits.py::test_it still passes"),
+        (a_sabotage("LIMIT = 7"), "its old text is 0 times in housing/limits.py instead of once: update tests/sabotages.py"),
+        (a_sabotage("= 3"), "its old text is 2 times in housing/limits.py instead of once: update tests/sabotages.py"),
         (a_sabotage(spec="test_limits.py::test_that"), "test_limits.py::test_that cannot be run: "),
     ],
-    ids=["green", "not there", "twice", "no spec"],
+    ids=["the spec still passes", "the line is gone", "the line is there twice", "there is no such spec"],
 )
-def test_what_is_not_noticed_is_said(project, sabotage, complaint, capsys):
-    [said] = sabotages.run([sabotage], project)
-    assert said.startswith(f"the limit is another: {complaint}")
+def test_a_sabotage_that_is_not_noticed_is_reported(project, sabotage, complaint, capsys):
+    """The message distinguishes a spec that passes, a line that does not fit, and a spec that cannot run."""
+    [reported] = sabotages.run([sabotage], project)
+    assert reported.startswith(f"the limit is wrong: {complaint}")
 
 
-def test_a_spec_that_hangs_is_said(project):
+def test_a_spec_that_hangs_is_reported(project):
+    """A sabotage may cause an endless loop, and the others still have to run."""
     hanging = a_sabotage(new="import threading; threading.Event().wait()")
 
-    assert sabotages.complaint(hanging, project, patience=1) == "test_limits.py::test_it hung for 1 s"
+    assert sabotages.complaint(hanging, project, timeout=1) == "test_limits.py::test_it did not finish within 1 s"
 
 
 def test_the_exit_code_says_whether_all_were_noticed(monkeypatch, capsys):
+    """`make mutants` and CI depend on it."""
     complaints = []
     monkeypatch.setattr(sabotages, "run", lambda chosen: complaints)
 
@@ -88,14 +93,15 @@ def test_the_exit_code_says_whether_all_were_noticed(monkeypatch, capsys):
     assert capsys.readouterr().out == "3 sabotages, 3 noticed.\n3 sabotages, 2 noticed.\n"
 
 
-def test_words_that_no_sabotage_has_are_an_error(capsys):
+def test_words_that_match_no_sabotage_are_an_error(capsys):
+    """A typo would otherwise look like a successful run."""
     with pytest.raises(SystemExit):
         sabotages.main(["no", "such"])
-    assert "no sabotage has “no such” in its description" in capsys.readouterr().err
+    assert "no sabotage has “no such” in its description or file" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_no_copy_behind(project, tmp_path_factory, monkeypatch):
-    """It ends what is running, and starts nothing more."""
+    """Ctrl-C ends the running specs and starts no others."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(sabotages.tempfile, "tempdir", str(folder))
 
@@ -123,39 +129,41 @@ DIFF = """# housing.signals.x__model__mutmut_1: survived
 
 
 def mutmut(line="cast(None, model)", results=RESULTS):
-    """What it would say."""
+    """A stand-in for mutmut that prints these results."""
     return lambda verb, *_: results if verb == "results" else DIFF.replace("{line}", line)
 
 
-def test_a_survivor_with_an_excuse_is_let_go(monkeypatch, capsys):
-    monkeypatch.setattr(equivalent_mutants, "EXCUSED", {r"cast\(None, ": "for mypy alone"})
+def test_an_equivalent_mutant_that_is_listed_is_accepted(monkeypatch, capsys):
+    """No spec can notice it, and its row says why."""
+    monkeypatch.setattr(equivalent_mutants, "EQUIVALENT", {r"cast\(None, ": "for mypy alone"})
 
     assert equivalent_mutants.main(mutmut()) == 0
-    assert capsys.readouterr().out == "Every mutant is noticed, or excused.\n"
+    assert capsys.readouterr().out == "Every mutant is noticed, or listed as equivalent.\n"
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("ask", "complaint"),
     [
         (mutmut("model"), "housing.signals.x__model__mutmut_1: survived: return model"),
         (mutmut(results=RESULTS.replace("survived", "no tests")), "housing.signals.x__model__mutmut_1: no tests: return cast(None, model)"),
-        (mutmut(results=""), "cast\\(None, : no mutant needs this excuse"),
+        (mutmut(results=""), "cast\\(None, : no mutant matches this pattern any more"),
     ],
-    ids=["no excuse", "not tried", "an excuse that none needs"],
+    ids=["a mutant that is not listed", "a mutant that was not run", "a pattern without a mutant"],
 )
-def test_a_survivor_without_an_excuse_is_said(monkeypatch, capsys, said, complaint):
-    monkeypatch.setattr(equivalent_mutants, "EXCUSED", {r"cast\(None, ": "for mypy alone"})
+def test_a_surviving_mutant_that_is_not_listed_is_reported(monkeypatch, capsys, ask, complaint):
+    """It may be a missing promise. A row without a mutant is reported, too."""
+    monkeypatch.setattr(equivalent_mutants, "EQUIVALENT", {r"cast\(None, ": "for mypy alone"})
 
-    assert equivalent_mutants.main(said) == 1
+    assert equivalent_mutants.main(ask) == 1
     assert complaint in capsys.readouterr().out.splitlines()
 
 
-def test_at_most_ten_kinds_of_mutants_are_excused():
-    """Each with a reason. A list that grows is a list that nobody reads."""
-    assert len(equivalent_mutants.EXCUSED) <= 10
-    assert all(equivalent_mutants.EXCUSED.values())
+def test_at_most_ten_kinds_of_equivalent_mutants_are_listed():
+    """Each has a reason. A long list would not be reviewed, and could hide a mutant that a spec should notice."""
+    assert len(equivalent_mutants.EQUIVALENT) <= 10
+    assert all(equivalent_mutants.EQUIVALENT.values())
 
 
-def test_mutmut_itself_is_asked(monkeypatch):
-    """Without a command it says what it can do."""
+def test_the_results_come_from_mutmut_itself(monkeypatch):
+    """Its help lists the command that this project needs."""
     assert "results" in equivalent_mutants.mutmut("--help")

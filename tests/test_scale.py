@@ -1,7 +1,7 @@
-"""How many properties there are does not matter. A page is read along an index to where it stands, at a million as at a thousand.
+"""The cost of a page does not grow with the number of properties. A page is read along an index, with a million properties as with a thousand.
 
-Plans are those of the very SQL that a page is read by: every filter, in every order, the first page and one from the middle, forward and backward.
-On PostgreSQL they are chosen by statistics, so there are 20,000 properties to choose for; SQLite, of which nobody asked any, chooses by the indexes alone.
+The specs check the execution plan of the endpoint's own SQL, for every filter in every order: the first page, and one from the middle of the list,
+forward and backward. PostgreSQL chooses its plans by statistics, so it gets 20,000 properties. SQLite has no statistics here and chooses by the indexes.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from django.db import connection, transaction
 from conftest import ROOT
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests import scale
-from tests.scale import ASKED, ORDERS, plan_of, questions
+from tests.scale import FILTERS, ORDERS, filters, plan_of
 
 pytestmark = pytest.mark.django_db
 
@@ -27,18 +27,18 @@ MODELS = (Office, Agent, Location, Property, PropertyImage)
 
 PROPERTIES = 20_000
 PAGE = 21
-"""Rows of a page of 20: one more tells whether there is a next."""
+"""The rows that a page of 20 reads. One more tells whether there is a next page."""
 
 FEW = "min_price, few"
-"""One in 200: by date the planner may walk the list for them, or sort them, for either costs as much."""
+"""One property in 200. In the order by date the planner may scan the list or sort the matches, because both cost the same."""
 
 COPIED = ("city", "office")
-"""What is asked of another table. PostgreSQL has it in the property's row, too."""
+"""Filters on another table. On PostgreSQL the property's row has a copy of the column."""
 
 
 @pytest.fixture(scope="module")
 def many_properties(django_db_setup, django_db_blocker):
-    """As many as it takes for a planner to choose as it does for a million."""
+    """Enough properties for the planner to choose the same plans as for a million."""
     with django_db_blocker.unblock():
         call_command("seed", properties=PROPERTIES if connection.vendor == "postgresql" else 1_000, verbosity=0)
         if connection.vendor == "postgresql":
@@ -51,10 +51,10 @@ def many_properties(django_db_setup, django_db_blocker):
 
 @pytest.fixture
 def plans(many_properties):
-    """`plans(question, *orders)`: how the database comes by each page of it."""
+    """`plans(name, *orders)`: the plan of each page with this filter."""
 
-    def plans(question, *orders):
-        return {(order, where): plan_of(text) for order, where, text in scale.pages(questions()[question]) if order in (orders or ORDERS)}
+    def plans(name, *orders):
+        return {(order, position): plan_of(text) for order, position, text in scale.pages(filters()[name]) if order in (orders or ORDERS)}
 
     return plans
 
@@ -63,51 +63,51 @@ def plans(many_properties):
 
 
 @pytest.mark.parametrize(
-    "question",
-    [pytest.param(name, marks=[pytest.mark.only("real")] * name.startswith(COPIED)) for name in ASKED if not name.startswith("search") and name != FEW],
+    "name",
+    [pytest.param(name, marks=[pytest.mark.only("real")] * name.startswith(COPIED)) for name in FILTERS if not name.startswith("search") and name != FEW],
 )
-def test_a_page_is_read_where_it_stands(plans, question):
-    """However frequent a value is, or rare: no row is fetched that is not on the page, no more than a page is sorted. (City, office: PostgreSQL alone.)"""
-    for page, plan in plans(question).items():
-        assert (plan.walked, plan.sorted <= PAGE, (plan.read or 0) <= PAGE) == (False, True, True), (page, plan)
+def test_a_page_reads_no_other_rows_than_its_own(plans, name):
+    """For frequent and rare values alike, only the rows of the page are read, and at most these are sorted. (City and office: PostgreSQL only.)"""
+    for page, plan in plans(name).items():
+        assert (plan.full_scan, plan.sorted <= PAGE, (plan.read or 0) <= PAGE) == (False, True, True), (page, plan)
 
 
-def test_a_range_is_read_along_its_own_order(plans):
-    """Few or many: they stand beside each other."""
+def test_a_price_range_in_the_order_by_price_reads_no_other_rows(plans):
+    """The matching rows are neighbours in the index, whether they are few or many."""
     for page, plan in plans(FEW, "price", "-price").items():
-        assert (plan.walked, plan.sorted <= PAGE, (plan.read or 0) <= PAGE) == (False, True, True), (page, plan)
+        assert (plan.full_scan, plan.sorted <= PAGE, (plan.read or 0) <= PAGE) == (False, True, True), (page, plan)
 
 
-@pytest.mark.parametrize("question", [name for name in ASKED if name.startswith(("search", *COPIED)) or name == FEW])
-def test_no_question_reads_all_properties(plans, question):
-    """Along the order, stopping at a full page, or by an index of what is asked, sorting what it gives: the planner knows which is less."""
-    for page, plan in plans(question).items():
-        assert not plan.walked, (page, plan)
+@pytest.mark.parametrize("name", [name for name in FILTERS if name.startswith(("search", *COPIED)) or name == FEW])
+def test_no_filter_reads_the_whole_table(plans, name):
+    """The planner scans the index of the order until a page is full, or sorts the matches of the filter's index, whichever costs less."""
+    for page, plan in plans(name).items():
+        assert not plan.full_scan, (page, plan)
 
 
 @pytest.mark.only("real")
-def test_the_planner_tells_ten_rows_from_thousands(many_properties):
-    """Ten of a million, taken for the ten thousand that stand in the last of a hundred sorts, are looked for in the whole list."""
-    [dear] = questions()["min_price, rare"].values()
-    [told] = json.loads(Property.objects.filter(price__gte=dear).explain(format="json"))
+def test_the_planner_distinguishes_ten_matching_rows_from_thousands(many_properties):
+    """With the default statistics it estimates ten of a million rows as ten thousand, and then scans the whole list for them."""
+    [dear] = filters()["min_price, rare"].values()
+    [explained] = json.loads(Property.objects.filter(price__gte=dear).explain(format="json"))
 
-    assert told["Plan"]["Plan Rows"] <= 2 * PROPERTIES / 1_000
+    assert explained["Plan"]["Plan Rows"] <= 2 * PROPERTIES / 1_000
 
 
 # Search
 
 
 @pytest.mark.only("real")
-@pytest.mark.parametrize("question", ["search, rare", "search, none"])
-def test_a_search_for_what_is_rare_reads_what_it_may_be_in(plans, question):
-    """An index of trigrams finds the rows in which each three letters of it stand; SQLite has none, and reads along the order until a page is full."""
-    for page, plan in plans(question).items():
+@pytest.mark.parametrize("name", ["search, rare", "search, none"])
+def test_a_search_for_a_rare_text_reads_few_rows(plans, name):
+    """The trigram index finds the rows that contain every three letters of the text. SQLite has no such index and scans in order until a page is full."""
+    for page, plan in plans(name).items():
         assert (plan.read or 0) <= PAGE, (page, plan)
 
 
 @pytest.mark.only("real")
-def test_a_user_who_may_not_make_the_extension_is_told_what_to_do(db):
-    """The migration ends there, with nothing changed."""
+def test_a_migration_without_the_permission_to_create_pg_trgm_fails_with_advice(db):
+    """The migration fails before it has changed anything."""
     migration = importlib.import_module("housing.migrations.0003_postgresql")
     with connection.cursor() as cursor:
         cursor.execute("DROP EXTENSION pg_trgm CASCADE")
@@ -118,15 +118,18 @@ def test_a_user_who_may_not_make_the_extension_is_told_what_to_do(db):
         migration.Trigrams().database_forwards("housing", connection.schema_editor(), None, None)
 
 
+# Limits
+
 NOT_PROMISED = {
-    "A page of a city or an office costs the same on SQLite": "They are the location's and the agent's, no index spans two tables, and only PostgreSQL keeps "
-    "a copy of them in the property (migration 0004).",
-    "An agent's new office costs the same, however many properties the agent has": "PostgreSQL writes it to each of them, as it writes a location's new city.",
-    "A range in another order costs the same, however many are in it": "No index has both. PostgreSQL passes by what is out of range within the index, "
-    "fetching none of it, or reads and sorts what is in it, where that is little: as many entries as it takes, or as many rows.",
-    "A search for one or two letters has an index": "Trigrams are of three. What is in many titles fills a page soon; for what is in none, all are read.",
-    "A long search costs what a short one costs": "Each three letters of it are looked up, however many titles they are in.",
-    "A search has an index on SQLite": "It reads along the order until a page is full; for what is in no property, it reads them all.",
+    "A page of a city or an office costs the same on SQLite": "These columns are in the tables of locations and agents, and no index spans two tables. "
+    "Only PostgreSQL keeps a copy of them in the property (migration 0004).",
+    "An agent's new office costs the same, however many properties the agent has": "PostgreSQL updates the copy in each property. "
+    "A location's new city does the same.",
+    "A range in another order costs the same, however many are in it": "No index has both columns. PostgreSQL skips index entries that are out of range, "
+    "or it reads and sorts the rows in range if they are few. Both costs grow with the number of entries or rows.",
+    "A search for one or two letters has an index": "A trigram has three letters. A frequent text soon fills a page. A text in no title reads all rows.",
+    "A long search costs what a short one costs": "The index is read for every three letters of it, even if many titles contain them.",
+    "A search has an index on SQLite": "SQLite scans in order until a page is full. For a text in no title it reads all rows.",
 }
 
 
@@ -134,21 +137,21 @@ NOT_PROMISED = {
 
 
 @pytest.mark.only("real")
-def test_make_scale_prints_what_each_question_costs():
-    """In short: two questions, of a hundred properties."""
-    few = "from tests import scale; scale.ASKED = {name: scale.ASKED[name] for name in ('the list', 'agent')}; scale.main()"
+def test_make_scale_prints_the_cost_of_each_filter():
+    """A short run with two filters and a hundred properties."""
+    few = "from tests import scale; scale.FILTERS = {name: scale.FILTERS[name] for name in ('the list', 'agent')}; scale.main()"
     ended = run("-c", few, "--properties", "100", "--times", "1")
 
     lines = ended.stdout.splitlines()
     assert ended.returncode == 0, ended.stderr
-    assert lines[0].startswith("| asked | by | ms at 1,000 | ms at 100 |")
+    assert lines[0].startswith("| filter | order by | ms at 1,000 | ms at 100 |")
     assert [line.split(" | ")[:2] for line in lines[2:6]] == [[f"| {name}", by] for name in ("the list", "agent") for by in ("created_at", "price")]
     assert lines[-1].startswith("100 properties seeded in ")
 
 
 @pytest.mark.only("real")
-def test_a_server_that_cannot_be_had_is_one_line():
-    """(It brings its own stack, and takes seconds.)"""
+def test_an_unavailable_server_is_reported_in_one_line():
+    """The line is the server's or the driver's own message. (It brings its own stack, and takes seconds.)"""
     ended = run("-m", "tests.scale", DATABASE_URL="postgres://127.0.0.1:1/x")
 
     assert ended.returncode == 1
@@ -157,8 +160,8 @@ def test_a_server_that_cannot_be_had_is_one_line():
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_an_interrupted_measurement_is_one_line(monkeypatch):
-    """The servers and the database that it made are gone by then."""
+def test_an_interrupted_measurement_prints_one_line(monkeypatch):
+    """By then its servers and its database are removed."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -170,5 +173,5 @@ def test_an_interrupted_measurement_is_one_line(monkeypatch):
 
 
 def run(*arguments, **environment):
-    """`make scale`, in a process of its own."""
+    """Run this command in a separate process."""
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False)
