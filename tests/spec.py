@@ -198,7 +198,6 @@ SPELLED = (
 """Words as they are in the name of a spec (a regular expression) → as they are spelled. `_s_` in a name is an apostrophe: `the_engine_s_imports`."""
 
 POSSESSIVE = {
-}
     "drivers": "driver's",
     "drfs": "DRF's",
     "djangos": "Django's",
