@@ -74,10 +74,7 @@ def test_a_database_that_cannot_keep_the_promises_is_refused_in_one_line() -> No
     check = python("manage.py", "check", DJANGO_SECRET_KEY="any", DATABASE_URL="mysql://127.0.0.1/housing")
 
     assert check.code == 1
-    assert (
-        check.complained
-        == "DATABASE_URL names an engine on which the promises cannot be kept: 'mysql'. Use postgres://USER:PASSWORD@HOST:PORT/NAME, or sqlite:///PATH.\n"
-    )
+    assert check.complained == "DATABASE_URL has an unsupported engine: 'mysql'. Use postgres://USER:PASSWORD@HOST:PORT/NAME, or sqlite:///PATH.\n"
 
 
 # Debug, or no trace of it.
@@ -427,7 +424,7 @@ def test_what_is_no_port_is_refused_in_one_line(new_folder: Path, run: Callable[
             "the fakeredis of this folder cannot listen at 127.0.0.1:{taken} .* another `make run` of this folder",
         ),
         ("DATABASE_URL", "sqlite:////nowhere/db.sqlite3", "unable to open database file"),
-        ("DATABASE_URL", "mysql://127.0.0.1/housing", "DATABASE_URL names an engine"),
+        ("DATABASE_URL", "mysql://127.0.0.1/housing", "DATABASE_URL has an unsupported engine"),
     ],
 )
 def test_a_url_that_cannot_be_served_is_refused_in_one_line(run: Callable[..., Ended], free_port: int, variable: str, url: str, line: str) -> None:
