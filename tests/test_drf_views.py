@@ -315,7 +315,7 @@ def test_a_database_with_another_engine_is_refused_and_the_error_says_which_to_s
     """)
 
     assert message == (
-        "ImproperlyConfigured: The database 'other' has the engine django.db.backends.sqlite3, whose writes the cache does not see. "
+        "ImproperlyConfigured: The database 'other' has the engine django.db.backends.sqlite3, whose writes do not invalidate the cache. "
         "Set ENGINE to freshness.postgresql or freshness.sqlite3."
     )
 
@@ -330,7 +330,7 @@ def test_a_get_that_writes_is_refused(blog: Blog) -> None:
     """A counter of views would count only the reads that miss."""
     message = blog.error("read('/other/viewed/1/')")
 
-    assert message.startswith("NotSupportedError: A cached view writes posts.Post while it answers a GET")
+    assert message.startswith("NotSupportedError: A cached view writes posts.Post during a GET")
     assert blog.run("Post.objects.get(id=1).body") == ""
 
 

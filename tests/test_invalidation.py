@@ -1292,7 +1292,7 @@ def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, red
     """Committed, it would stay invisible to readers for as long as entries live."""
     warm()
 
-    with redis_away(), pytest.raises(NotLeased, match=r"Not committed: Redis at .* is out of reach"):
+    with redis_away(), pytest.raises(NotLeased, match=r"Rolled back: Redis at .* is out of reach"):
         Property.objects.filter(pk=home.pk).update(price=1)
 
     assert read("optimized").rows[0]["price"] == "300000.00"
@@ -1333,8 +1333,8 @@ def test_a_close_that_fails_leaves_its_lease_to_run_out(home, warm, read, redis_
         monkeypatch.undo()
 
     said, changed = caplog.messages
-    assert said.startswith("Committed, but its lease could not be closed: Redis at ")
-    assert said.endswith(" Readers ask the database until it runs out.")
+    assert said.startswith("Committed, but the lease could not be closed: Redis at ")
+    assert said.endswith(" Readers query the database until it expires.")
     assert changed.startswith(f"[ORM] Property {home.pk} changed. Stale: ")
     response = read("cached")
     assert (response.rows[0]["price"], response.came_from) == ("3.00", "fwd=miss; detail=leased")
@@ -1355,8 +1355,8 @@ def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, warm, read, r
         monkeypatch.undo()
 
     [said] = caplog.messages
-    assert said.startswith("Rolled back, but its lease could not be withdrawn: Redis at ")
-    assert said.endswith(" Readers ask the database until it runs out.")
+    assert said.startswith("Rolled back, but the lease could not be withdrawn: Redis at ")
+    assert said.endswith(" Readers query the database until it expires.")
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
@@ -1497,6 +1497,6 @@ def test_a_write_whose_rows_are_not_known_is_a_line_too_and_one_for_many_stateme
             sql("UPDATE housing_property SET price = 3")
 
     assert caplog.messages == [
-        "[ORM] Property (rows not known) changed. Stale: housing_property, housing_property:*.",
-        "[SQL] housing_property written, rows not known. Stale: housing_property, housing_property:*.",
+        "[ORM] Property (rows unknown) changed. Stale: housing_property, housing_property:*.",
+        "[SQL] housing_property written (rows unknown). Stale: housing_property, housing_property:*.",
     ]
