@@ -7,6 +7,7 @@ import csv
 import datetime
 import gzip
 import io
+import logging
 import re
 import sys
 from collections import Counter
@@ -727,6 +728,20 @@ def test_help_says_what_a_second_run_does(capsys, name, tells):
     with pytest.raises(SystemExit):
         call_command(name, "--help")
     assert tells in " ".join(capsys.readouterr().out.split())
+
+
+# Migrations
+
+
+def test_migrate_logs_no_line_per_table(transactional_db, caplog):
+    """On an empty database that was more than a hundred lines, which hid the one that mattered."""
+    with caplog.at_level(logging.INFO, "housing"):
+        call_command("migrate", "housing", "0001", verbosity=0)
+        call_command("migrate", verbosity=0)
+        assert caplog.messages == []
+        Office.objects.create(name="Harbor & Oak")
+
+    assert len(caplog.messages) == 1
 
 
 # README
