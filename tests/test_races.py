@@ -646,7 +646,7 @@ def test_the_lease_of_a_new_journal_says_that_it_is_on_everything(leases, redis_
     """Only where the clock can be turned."""
     evict_the_journal()
     journal.lookup(PAGE)
-    assert leases() == ["recovering  5.0 s left  everything: the journal is new, and a writer may not know it"]
+    assert leases() == ["recovering  5.0 s left  everything, because the journal is new and a running writer may not know it"]
 
 
 def test_without_redis_there_are_no_leases_to_look_at(redis_away, capsys):
