@@ -502,7 +502,7 @@ def warm_cache():
 
 def test_what_was_warmed_is_a_hit_for_its_first_reader(twenty_properties, warm_cache, read):
     """The first page in each order, unless something else is named."""
-    assert warm_cache() == "4 pages filled, 0 were warm, 0 were written meanwhile and are not remembered.\n"
+    assert warm_cache() == "4 filled, 0 already warm, 0 not stored (written during the fill).\n"
 
     assert {read("cached", ordering=ordering).came_from for ordering in ("created_at", "-created_at", "price", "-price")} == {"hit"}
     assert read("cached").body == read("optimized").body
@@ -510,8 +510,8 @@ def test_what_was_warmed_is_a_hit_for_its_first_reader(twenty_properties, warm_c
 
 def test_named_pages_are_warmed_as_far_as_there_are_any(twenty_properties, warm_cache, read):
     said = warm_cache("?city=Springfield&page_size=8", "status=sold", pages=4)
-    assert said.startswith("4 pages filled")
-    assert warm_cache("page_size=8", pages=2).startswith("2 pages filled")
+    assert said.startswith("4 filled")
+    assert warm_cache("page_size=8", pages=2).startswith("2 filled")
 
     second = read("cached", city="Springfield", page_size=8).json["next"]
     assert [read(f"cached{page}").came_from for page in ("?city=Springfield&page_size=8", second, "?status=sold", "")] == ["hit"] * 3 + ["fwd=miss; stored"]
@@ -521,7 +521,7 @@ def test_warming_again_asks_the_database_nothing(twenty_properties, warm_cache, 
     warm_cache()
 
     with queries.exactly(0, because="a page that is warm costs a look"):
-        assert warm_cache() == "0 pages filled, 4 were warm, 0 were written meanwhile and are not remembered.\n"
+        assert warm_cache() == "0 filled, 4 already warm, 0 not stored (written during the fill).\n"
 
 
 def test_warming_never_overwrites_newer_data(home, warm_cache, read, meanwhile):
@@ -531,7 +531,7 @@ def test_warming_never_overwrites_newer_data(home, warm_cache, read, meanwhile):
         Property.objects.filter(pk=home.pk).update(price=1)
 
     with meanwhile(reprice):
-        assert warm_cache("status=available").startswith("1 pages filled")
+        assert warm_cache("status=available").startswith("1 filled")
     assert read("cached", status="available").came_from == "hit"
     assert read("cached", status="available").body == read("optimized", status="available").body
 
@@ -541,7 +541,7 @@ def test_what_cannot_be_remembered_while_it_is_written_is_said(home, warm_cache,
     with around_commit(before=lambda: said.append(warm_cache("status=available"))):
         home.save()
 
-    assert said == ["0 pages filled, 0 were warm, 1 were written meanwhile and are not remembered.\n"]
+    assert said == ["0 filled, 0 already warm, 1 not stored (written during the fill).\n"]
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_what_cannot_be_remembered_while_it_is_written_is_said(home, warm_cache,
     [
         (["status=sold", "citty=Springfield"], "citty=Springfield: the list has no parameter citty. It has city, status, "),
         (["status=gone"], "status=gone: status: Select a valid choice. gone is not one of the available choices."),
-        (["--pages=0"], "--pages is 0. It takes a whole number from 1 on."),
+        (["--pages=0"], "--pages is 0. It must be a whole number, at least 1."),
     ],
 )
 def test_a_page_that_cannot_be_asked_for_is_named_before_anything_is_read(twenty_properties, warm_cache, queries, arguments, complaint):
@@ -558,7 +558,7 @@ def test_a_page_that_cannot_be_asked_for_is_named_before_anything_is_read(twenty
 
 
 def test_warming_says_that_redis_is_away(twenty_properties, warm_cache, redis_away):
-    with redis_away(), pytest.raises(CommandError, match=r"^Redis is out of reach, and nothing is remembered\. See REDIS_URL\.$"):
+    with redis_away(), pytest.raises(CommandError, match=r"^Redis is unreachable, so nothing was cached\. Check REDIS_URL\.$"):
         warm_cache()
 
 
@@ -566,7 +566,7 @@ def test_warming_says_what_the_database_says(twenty_properties, warm_cache):
     def refuse(*_):
         raise OperationalError("the database is shutting down")
 
-    with connection.execute_wrapper(refuse), pytest.raises(CommandError, match=r"^The database says: the database is shutting down$"):
+    with connection.execute_wrapper(refuse), pytest.raises(CommandError, match=r"^Database error: the database is shutting down$"):
         warm_cache()
 
 

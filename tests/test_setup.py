@@ -312,7 +312,7 @@ def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_its_cach
     """The first five minutes of everybody who comes by."""
     with served(new_folder, free_port) as service:
         assert 'sql;desc="61 queries"' in service.headers("/api/properties/live/naive/")["Server-Timing"], "the toolbar took the header's place"
-        assert re.search(r"as admin, password \S{16},", service.greeting)
+        assert re.search(r"as admin / \S{16} \(shown only once", service.greeting)
         assert service.first_price()[0] == "housing; fwd=miss; stored"
         assert service.first_price()[0] == "housing; hit"
 
@@ -341,7 +341,7 @@ def test_a_folder_with_settings_and_data_of_its_own_is_served_as_it_is(new_folde
     in_a_second_terminal(new_folder, OWN_DATA, REDIS_URL="fakeredis://")
 
     with served(new_folder, free_port) as service:
-        assert "password forgotten?" in service.greeting
+        assert "to reset the password" in service.greeting
         came_from, page = service.get("/api/properties/cached/")
         assert came_from == "housing; fwd=bypass; detail=unreachable"
         assert [row["title"] for row in page["results"]] == ["My own"]
@@ -401,7 +401,7 @@ def test_env_is_written_whole_and_for_its_owner_alone(new_folder: Path, run: Cal
         refused = run(port)
 
     env = new_folder / ".env"
-    assert refused == Ended(1, "", f"Not started: port {port} cannot be had (Address already in use). Name another: make run PORT=8001.\n")
+    assert refused == Ended(1, "", f"Not started: port {port} is not available (Address already in use). Use another one: make run PORT=8001.\n")
     assert stat.S_IMODE(env.stat().st_mode) == 0o600
     assert re.findall(r"^(\w+)=.", env.read_text(), re.MULTILINE) == ["DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DATABASE_URL", "REDIS_URL"]
     assert {path.name for path in new_folder.iterdir()} == {".env", "housing", "manage.py"}
@@ -411,7 +411,7 @@ def test_env_is_written_whole_and_for_its_owner_alone(new_folder: Path, run: Cal
 def test_what_is_no_port_is_refused_in_one_line(new_folder: Path, run: Callable[..., Ended], port: str) -> None:
     refused = run(port)
 
-    assert refused == Ended(1, "", f"Not started: argument --port: '{port}' is no port. A port is a number from 1 to 65535.\n")
+    assert refused == Ended(1, "", f"Not started: argument --port: '{port}' is not a port. Use a number from 1 to 65535.\n")
     assert not (new_folder / ".env").exists()
 
 
@@ -421,7 +421,7 @@ def test_what_is_no_port_is_refused_in_one_line(new_folder: Path, run: Callable[
         (
             "REDIS_URL",
             "fakeredis://127.0.0.1:{taken}/0",
-            "the fakeredis of this folder cannot listen at 127.0.0.1:{taken} .* another `make run` of this folder",
+            "the fakeredis server cannot listen at 127.0.0.1:{taken} .* another `make run` of this folder",
         ),
         ("DATABASE_URL", "sqlite:////nowhere/db.sqlite3", "unable to open database file"),
         ("DATABASE_URL", "mysql://127.0.0.1/housing", "DATABASE_URL has an unsupported engine"),
@@ -439,5 +439,5 @@ def test_a_url_that_cannot_be_served_is_refused_in_one_line(run: Callable[..., E
 @pytest.mark.parametrize("url", ["fakeredis://", "fakeredis://127.0.0.1/0", "fakeredis://127.0.0.1:port/0", "fakeredis://:6380/0"])
 def test_a_fakeredis_that_a_second_terminal_could_not_find_is_refused(url: str) -> None:
     """It would be a cache of its own, and what the second terminal writes would never reach it."""
-    with pytest.raises(Refused, match=f"REDIS_URL is {url}, .* Name a host and a port"):
+    with pytest.raises(Refused, match=f"REDIS_URL is {url}, .* Add a host and a port"):
         cache_address(url)
