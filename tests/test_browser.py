@@ -96,7 +96,7 @@ def tab(visitor: Callable[..., BrowserContext]) -> Page:
 @pytest.fixture(scope="module")
 def admin(service: Served) -> tuple[str, str]:
     """The name and the password in the greeting of `make run`."""
-    [password] = re.findall(r"as admin, password (\S+),", service.greeting)
+    [password] = re.findall(r"log in as admin / (\S+) \(", service.greeting)
     return "admin", password
 
 

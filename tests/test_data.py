@@ -130,7 +130,7 @@ def test_a_thousand_properties_come_with_forty_locations_twenty_five_agents_and_
     said = run("seed")
 
     assert [model.objects.count() for model in (Property, PropertyImage, Location, Agent, Office)] == [1000, 2000, 40, 25, 5]
-    assert said == "Made 1,000 properties, 2,000 images, 40 locations, 25 agents, 5 offices.\n"
+    assert said == "Created 1,000 properties, 2,000 images, 40 locations, 25 agents, 5 offices.\n"
 
 
 @pytest.mark.parametrize(("number", "rest"), [(1, [2, 1, 1, 1]), (25, [50, 1, 1, 1]), (201, [402, 9, 6, 2])])
@@ -193,7 +193,7 @@ def test_a_second_seed_refuses_and_says_what_to_do(transactional_db):
     run("seed", "--properties", 3)
     before = everything()
 
-    with pytest.raises(CommandError, match=r"There are 3 properties already, and nothing was changed.*seed --replace"):
+    with pytest.raises(CommandError, match=r"There are 3 properties already, so nothing was changed.*seed --replace"):
         run("seed", "--properties", 5)
 
     assert everything() == before
@@ -208,7 +208,7 @@ def test_a_seed_that_replaces_deletes_what_was_there(transactional_db):
 
 @pytest.mark.parametrize("number", ["0", "-3", "abc", "1e3", ""])
 def test_a_number_of_properties_that_is_none_is_refused(db, number):
-    with pytest.raises(CommandError, match=f"--properties is '{number}'. It takes a whole number from 1 on."):
+    with pytest.raises(CommandError, match=f"--properties is '{number}'. It must be a whole number, at least 1."):
         run("seed", f"--properties={number}")
 
 
@@ -388,7 +388,7 @@ def test_values_are_translated_and_others_refused(db, csv_file, import_file, map
     said = import_file(csv_file(["h", 1, 1, "1/1/2026"], ["u", 1, 2, "1/1/2026"], ["x", 1, 3, "1/1/2026"]), by=by)
 
     assert list(Property.objects.order_by("price").values_list("property_type", flat=True)) == ["house", "apartment"]
-    assert "1 × property.property_type: 'x' is not among the mapping's values (line 4)" in said
+    assert "1 × property.property_type: 'x' is not in the mapping's values (line 4)" in said
 
 
 def test_a_factor_changes_the_unit_and_numbers_are_rounded_half_up(db, csv_file, import_file, mapping):
@@ -423,8 +423,8 @@ def test_a_required_field_is_one_that_the_mapping_says_no_row_may_lack(db, csv_f
         (["Bath", "-1", 100, "1/1/2026"], "property.bedrooms '-1': not between 0 and 32767"),
         (["Bath", "1e99999", 100, "1/1/2026"], "property.bedrooms '1e99999': not between 0 and 32767"),
         (["Bath", "32768", 100, "1/1/2026"], "property.bedrooms '32768': not between 0 and 32767"),
-        (["Bath", 3, 100, "31/2/2026"], "property.created_at '31/2/2026': not a date like %d/%m/%Y"),
-        (["Bath", 3, 100, "12/31/2026"], "property.created_at '12/31/2026': not a date like %d/%m/%Y"),
+        (["Bath", 3, 100, "31/2/2026"], "property.created_at '31/2/2026': not a date in the format %d/%m/%Y"),
+        (["Bath", 3, 100, "12/31/2026"], "property.created_at '12/31/2026': not a date in the format %d/%m/%Y"),
         (["B" * 101, 3, 100, "1/1/2026"], "Ensure this value has at most 100 characters (it has 101)."),
         (["Bath", 3, 100], "fewer cells than columns: 3 instead of 4"),
         (["Bath", 3, 100, "1/1/2026", "x"], "more cells than columns: 5 instead of 4"),
@@ -448,7 +448,7 @@ def test_refused_rows_are_counted_by_reason_and_the_first_five_lines_named(db, c
 
     assert said == (
         "9 rows read: 1 imported, 0 already there, 8 refused:\n"
-        "  7 × property.price: Price is missing (line 4; likewise 6, 8, 9, 10, …)\n"
+        "  7 × property.price: Price is missing (line 4; also lines 6, 8, 9, 10, …)\n"
         "  1 × property.bedrooms 'x': not a number (line 7)\n"
     )
 
@@ -460,7 +460,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(transactional_db, c
 
     said = import_file(csv_file(["Bath", 3, 100, "1/1/2026"], ["Wells", 3, 100, "1/1/2026"], ["Wells", 3, "", "1/1/2026"]), "--dry-run")
 
-    assert said.startswith("Nothing was written (--dry-run). An import would do this. 3 rows read: 1 imported, 1 already there, 1 refused:\n")
+    assert said.startswith("Nothing was written (--dry-run). An import would have this result: 3 rows read: 1 imported, 1 already there, 1 refused:\n")
     assert everything() == before
     assert read().came_from == "hit"
 
@@ -515,17 +515,17 @@ UNREADABLE = {
     "an empty file": ("e.csv", b"", "is empty"),
     "an empty gzip file": ("e.csv.gz", gzip.compress(b""), "is empty"),
     "blank lines alone": ("e.csv", b"\r\n\r\n", "is empty"),
-    "a header alone": ("h.csv", b"City,Rooms,Price,Date\n", "has a header, and no row below it"),
-    "plain text named .gz": ("n.csv.gz", b"City,Rooms,Price,Date\nBath,3,100,1/1/2026\n", "is named .gz, but is not gzip"),
+    "a header alone": ("h.csv", b"City,Rooms,Price,Date\n", "has a header and no rows"),
+    "plain text named .gz": ("n.csv.gz", b"City,Rooms,Price,Date\nBath,3,100,1/1/2026\n", "is named .gz but is not gzip"),
     "Latin-1": ("l.csv", "City,Rooms,Price,Date\nÖrebro,3,100,1/1/2026\n".encode("latin-1"), "is not UTF-8: byte 0xd6 after line 0"),
     "UTF-16": ("u.csv", "City,Rooms,Price,Date\nBath,3,100,1/1/2026\n".encode("utf-16"), "is not UTF-8: byte 0xff"),
     "a NUL byte": ("z.csv", b"City,Rooms,Price,Date\nBath,3,1\x0000,1/1/2026\n", "has a NUL byte in line 2"),
-    "gzip cut off": ("t.csv.gz", gzip.compress(b"City,Rooms,Price,Date\n" + b"Bath,3,100,1/1/2026\n" * 9)[:-12], "is damaged or cut off after line"),
-    "gzip with other bytes after it": ("g.csv.gz", gzip.compress(b"City,Rooms,Price,Date\nBath,3,100,1/1/2026\n") + b"x", "is damaged or cut off"),
-    "gzip that is damaged": ("d.csv.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 20, "is damaged or cut off"),
-    "a quote left open": ("q.csv", b'City,Rooms,Price,Date\nBath,3,100,1/1/2026\n"Wells,3,100,1/1/2026\n', "is not CSV from line 3 on"),
-    "a column twice": ("c.csv", b"City,Rooms,Price,Date,City\nBath,3,100,1/1/2026,Wells\n", "The file has two columns 'City'"),
-    "another header": ("o.csv", b"Town;Rooms\nBath;3\n", "location.city is made of 'City', but the file's columns are Town;Rooms."),
+    "gzip cut off": ("t.csv.gz", gzip.compress(b"City,Rooms,Price,Date\n" + b"Bath,3,100,1/1/2026\n" * 9)[:-12], "is damaged or truncated after line"),
+    "gzip with other bytes after it": ("g.csv.gz", gzip.compress(b"City,Rooms,Price,Date\nBath,3,100,1/1/2026\n") + b"x", "is damaged or truncated"),
+    "gzip that is damaged": ("d.csv.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 20, "is damaged or truncated"),
+    "a quote left open": ("q.csv", b'City,Rooms,Price,Date\nBath,3,100,1/1/2026\n"Wells,3,100,1/1/2026\n', "is not valid CSV from line 3 on"),
+    "a column twice": ("c.csv", b"City,Rooms,Price,Date,City\nBath,3,100,1/1/2026,Wells\n", "The file has two columns named 'City'"),
+    "another header": ("o.csv", b"Town;Rooms\nBath;3\n", "location.city needs the column 'City', but the file has Town;Rooms."),
 }
 
 
@@ -574,22 +574,22 @@ def test_lines_in_a_quoted_cell_and_letters_of_all_scripts_arrive_whole(db, tmp_
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("[office]", "[office", "is not TOML"),
-        ("[office]", "[offices]", "there is nothing called 'offices'. There are: missing, office, agent, location, property."),
-        ("[office]", "missing = 3\n[office]", "missing is not a list of texts"),
-        ("[office]", "missing = [3]\n[office]", "missing is not a list of texts"),
-        ('[agent]\nname.default = "Ann"', "", "agent.name is needed. Write name.column = "),
-        ('price.column = "Price"', "", "property.price is needed"),
-        ('created_at = { column = "Date", date = "%d/%m/%Y" }', "", "property.created_at is needed"),
-        ('price.column = "Price"', 'prize.column = "Price"', "[property] has no field 'prize'. It has: title, description"),
+        ("[office]", "[office", "is not valid TOML"),
+        ("[office]", "[offices]", "there is no table 'offices'. Use missing, office, agent, location, property."),
+        ("[office]", "missing = 3\n[office]", "missing must be a list of texts"),
+        ("[office]", "missing = [3]\n[office]", "missing must be a list of texts"),
+        ('[agent]\nname.default = "Ann"', "", "agent.name is required. Write name.column = "),
+        ('price.column = "Price"', "", "property.price is required"),
+        ('created_at = { column = "Date", date = "%d/%m/%Y" }', "", "property.created_at is required"),
+        ('price.column = "Price"', 'prize.column = "Price"', "[property] has no field 'prize'. Its fields are title, description"),
         ('price.column = "Price"', 'price = "Price"', "property.price is 'Price'. Write property.price.column"),
-        ('price.column = "Price"', 'price.colum = "Price"', "property.price has no key 'colum'. It has: column, default, required, factor."),
+        ('price.column = "Price"', 'price.colum = "Price"', "property.price has no key 'colum'. Its keys are column, default, required, factor."),
         ('price.column = "Price"', "price.column = 3", "property.price.column cannot be 3."),
         ('price.column = "Price"', 'price = { column = "Price", factor = true }', "property.price.factor cannot be True."),
-        ('price.column = "Price"', "price.required = true", "property.price is made of a column or of a template, or else has a default."),
-        ('title.template = "{Rooms}', 'title.column = "City"\ntitle.template = "{Rooms}', "property.title is made of a column or of a template"),
+        ('price.column = "Price"', "price.required = true", "property.price needs either a column or a template, or a default."),
+        ('title.template = "{Rooms}', 'title.column = "City"\ntitle.template = "{Rooms}', "property.title needs either a column or a template"),
         ('title.template = "{Rooms}', 'title.template = "{Rooms', "property.title.template is "),
-        ('title.template = "{Rooms}', 'title.template = "{Room}', "property.title is made of 'Room', but the file's columns are City, Rooms, Price, Date."),
+        ('title.template = "{Rooms}', 'title.template = "{Room}', "property.title needs the column 'Room', but the file has City, Rooms, Price, Date."),
         ('price.column = "Price"', 'price.default = "dear"', "property.price 'dear': not a number"),
         ('status.default = "sold"', 'status.default = "gone"', "property.status 'gone': Value 'gone' is not a valid choice."),
         ('status.default = "sold"', 'status = { column = "City", values = { x = "gone" } }', "property.status 'gone': Value 'gone' is not a valid choice."),
@@ -597,10 +597,10 @@ def test_lines_in_a_quoted_cell_and_letters_of_all_scripts_arrive_whole(db, tmp_
         (
             'bedrooms.column = "Rooms"',
             'bedrooms = { column = "Rooms", fold = true }',
-            "property.bedrooms has no key 'fold'. It has: column, default, required.",
+            "property.bedrooms has no key 'fold'. Its keys are column, default, required.",
         ),
         ("title.template", "title.fold = true\ntitle.template", "property.title has no key 'fold'"),
-        ('"%d/%m/%Y"', '"%d/%m"', "property.created_at.date is '%d/%m'. It says how day, month and year are written"),
+        ('"%d/%m/%Y"', '"%d/%m"', "property.created_at.date is '%d/%m'. It must be a format with day, month and year"),
         ('"%d/%m/%Y"', '"%d/%m/%Y%z"', "property.created_at.date is '%d/%m/%Y%z'"),
         ('"%d/%m/%Y"', '"%d%d"', "property.created_at.date is '%d%d'"),
         (', date = "%d/%m/%Y"', "", "property.created_at.date is None"),
@@ -629,7 +629,7 @@ def test_a_mapping_that_is_not_there_is_one_clear_error(db, csv_file, import_fil
 def test_a_mapping_in_another_encoding_is_one_clear_error(db, csv_file, import_file, mapping):
     by = mapping()
     by.write_bytes(by.read_bytes() + b"# \xff")
-    with pytest.raises(CommandError, match=r"mapping\.toml is not TOML: "):
+    with pytest.raises(CommandError, match=r"mapping\.toml is not valid TOML: "):
         import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=by)
 
 
@@ -719,7 +719,7 @@ def test_what_the_database_refuses_is_one_clear_error(db, act, name):
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE housing_property RENAME TO elsewhere")
 
-    with pytest.raises(CommandError, match=r"Nothing was .* The database says: .*housing_property"):
+    with pytest.raises(CommandError, match=r"Nothing was .* Database error: .*housing_property"):
         act[name]()
 
 
