@@ -1,4 +1,4 @@
-"""Where the listings come from: made up, the same every time, or out of somebody else's file, whole or not at all."""
+"""The data: generated listings that are the same every time, and imports from CSV files. README, whose lists are checked against the code."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ HEADER = ["City", "Rooms", "Price", "Date"]
 
 
 class Terminal(io.StringIO):
-    """Somebody looks."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 def run(*args: object, **options: object) -> str:
-    """What a command prints."""
+    """Run a command, and return its output."""
     out = io.StringIO()
     call_command(*map(str, args), stdout=out, **options)
     return out.getvalue()
 
 
 def everything() -> list[list[dict[str, object]]]:
-    """All rows of all our tables, as they are."""
+    """Return all rows of all tables of the example."""
     return [list(model.objects.order_by("pk").values()) for model in (*MODELS.values(), PropertyImage)]
 
 
 @pytest.fixture
 def csv_file(tmp_path: Path) -> Callable[..., Path]:
-    """Write a file of these rows: `csv_file([...], [...], header=HEADER)`."""
+    """Write a CSV file: `csv_file([...], [...], header=HEADER)`."""
 
     def write(*rows: list[object], header: list[str] = HEADER, name: str = "listings.csv") -> Path:
         path = tmp_path / name
@@ -82,7 +82,7 @@ def csv_file(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def mapping(tmp_path: Path) -> Callable[..., Path]:
-    """Write a mapping: the minimal one, with some text in it replaced."""
+    """Write the minimal mapping, with replacements."""
 
     def write(*replaced: tuple[str, str], added: str = "") -> Path:
         text = MINIMAL
@@ -98,7 +98,7 @@ def mapping(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def import_file(mapping: Callable[..., Path]) -> Callable[..., str]:
-    """Import a file, by the minimal mapping unless told otherwise; what it prints."""
+    """Import a file with the minimal mapping by default, and return the output."""
 
     def act(file: Path, *flags: str, by: Path | None = None, **options: object) -> str:
         return run("import_listings", file, "--mapping", by or mapping(), *flags, **options)
@@ -108,7 +108,7 @@ def import_file(mapping: Callable[..., Path]) -> Callable[..., str]:
 
 @contextmanager
 def interrupted(at: int) -> Iterator[None]:
-    """Ctrl-C, just before properties are written for the `at`-th time: by INSERT, or by COPY, before which their ids are taken."""
+    """Press Ctrl-C before the `at`-th write of properties: before its INSERT, or before the SELECT of ids for its COPY."""
     left = at
 
     def press(execute, sql, params, many, context):
@@ -123,7 +123,7 @@ def interrupted(at: int) -> Iterator[None]:
         yield
 
 
-# Made up
+# Seeding
 
 
 def test_a_thousand_properties_come_with_forty_locations_twenty_five_agents_and_five_offices(db):
@@ -142,7 +142,7 @@ def test_the_rest_grows_with_the_number_of_properties(db, number, rest):
 
 
 def test_a_seed_is_the_same_every_time(db, monkeypatch):
-    """A screenshot, a tutorial and a bug report speak of the same listings; also of their times, which no clock writes."""
+    """Screenshots, tutorials and bug reports show the same listings, with the same times."""
 
     def listings() -> list[tuple]:
         return list(
@@ -162,7 +162,7 @@ def test_a_seed_is_the_same_every_time(db, monkeypatch):
 
 
 def test_seeded_listings_read_like_real_ones(db):
-    """A newcomer's first page: nothing invalid, nothing uniform, and the gaps that real files have."""
+    """The first page has valid and varied rows, with gaps as in real files."""
     run("seed", "--properties", 400)
 
     for home in Property.objects.select_related("agent", "location"):
@@ -188,8 +188,8 @@ def test_each_seeded_property_has_two_images_in_order(db):
     assert [list(home.images.values_list("position", flat=True)) for home in Property.objects.all()] == [[0, 1]] * 3
 
 
-def test_a_second_seed_refuses_and_says_what_to_do(transactional_db):
-    """It can neither add the same listings again nor guess whether those that are there may go."""
+def test_seed_refuses_a_database_with_properties(transactional_db):
+    """It cannot know whether the existing listings may be deleted."""
     run("seed", "--properties", 3)
     before = everything()
 
@@ -199,7 +199,7 @@ def test_a_second_seed_refuses_and_says_what_to_do(transactional_db):
     assert everything() == before
 
 
-def test_a_seed_that_replaces_deletes_what_was_there(transactional_db):
+def test_seed_replace_deletes_existing_listings(transactional_db):
     run("seed", "--properties", 30)
     run("seed", "--properties", 2, "--replace")
 
@@ -207,13 +207,13 @@ def test_a_seed_that_replaces_deletes_what_was_there(transactional_db):
 
 
 @pytest.mark.parametrize("number", ["0", "-3", "abc", "1e3", ""])
-def test_a_number_of_properties_that_is_none_is_refused(db, number):
+def test_an_invalid_number_of_properties_is_refused(db, number):
     with pytest.raises(CommandError, match=f"--properties is '{number}'. It must be a whole number, at least 1."):
         run("seed", f"--properties={number}")
 
 
 def test_an_interrupted_seed_leaves_the_database_as_it_was(transactional_db, monkeypatch):
-    """Also what it was about to replace."""
+    """This includes the listings that it was replacing."""
     monkeypatch.setattr(seeding, "BATCH", 2)
     run("seed", "--properties", 4)
     before = everything()
@@ -225,8 +225,8 @@ def test_an_interrupted_seed_leaves_the_database_as_it_was(transactional_db, mon
 
 
 @pytest.mark.only("real")
-def test_autovacuum_waits_until_the_seed_is_there(transactional_db, elsewhere):
-    """It sees no row of a transaction that goes on, and would let the planner look each foreign key up as in an empty table: a million took hours."""
+def test_autovacuum_waits_until_the_seed_is_committed(transactional_db, elsewhere):
+    """Autovacuum does not see uncommitted rows, so the planner would treat the tables as empty: a million foreign keys took hours."""
     held = []
 
     def look(execute, sql, *rest):
@@ -241,7 +241,7 @@ def test_autovacuum_waits_until_the_seed_is_there(transactional_db, elsewhere):
 
 
 def locks():
-    """The tables that ANALYZE and autovacuum must wait for, as another connection sees them."""
+    """Return the tables that ANALYZE and autovacuum must wait for, seen from another connection."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT relation::regclass::text FROM pg_locks JOIN pg_database ON pg_database.oid = database "
@@ -250,8 +250,8 @@ def locks():
         return {table for (table,) in cursor.fetchall() if table.startswith("housing_")}
 
 
-def test_what_was_seeded_is_in_the_very_next_read(transactional_db, read):
-    """Bulk SQL sends no signal; the cursor names its tables."""
+def test_seeded_listings_are_in_the_next_read(transactional_db, read):
+    """Bulk SQL sends no signal, but the cursor tags its tables."""
     assert read().json["results"] == []
 
     run("seed", "--properties", 3)
@@ -259,7 +259,7 @@ def test_what_was_seeded_is_in_the_very_next_read(transactional_db, read):
     assert len(read().json["results"]) == 3
 
 
-# Out of a file
+# Importing
 
 
 def test_a_row_becomes_a_property_with_its_location_agent_and_office(db, csv_file, import_file, mapping):
@@ -275,7 +275,7 @@ def test_a_row_becomes_a_property_with_its_location_agent_and_office(db, csv_fil
     assert (home.agent.name, home.agent.office.name, home.agent.office.city) == ("Ann", "Town", "Capital")
 
 
-def test_what_was_imported_is_in_the_very_next_read(transactional_db, csv_file, import_file, read):
+def test_imported_listings_are_in_the_next_read(transactional_db, csv_file, import_file, read):
     assert read().json["results"] == []
 
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
@@ -295,8 +295,8 @@ def test_a_second_import_adds_nothing_and_leaves_pages_warm(transactional_db, cs
     assert read().came_from == "hit"
 
 
-def test_exact_copies_in_one_file_are_properties_of_their_own_and_known_again(db, csv_file, import_file, monkeypatch):
-    """Two flats in one house may read alike, and the totals have to hold; also when the copies are batches apart."""
+def test_duplicate_rows_become_separate_properties_and_are_recognized_in_the_next_import(db, csv_file, import_file, monkeypatch):
+    """Two flats of a house may have equal rows. This also holds if they are in different batches."""
     monkeypatch.setattr(command, "BATCH", 2)
     row = ["Bath", 3, 100, "1/1/2026"]
     file = csv_file(row, row, ["Wells", 2, 90, "2/1/2026"], row)
@@ -306,8 +306,8 @@ def test_exact_copies_in_one_file_are_properties_of_their_own_and_known_again(db
     assert import_file(csv_file(row, row, row, row)).startswith("4 rows read: 1 imported, 3 already there")
 
 
-def test_a_record_is_known_again_whatever_file_it_comes_in(db, csv_file, import_file, tmp_path):
-    """What it says counts: not the line it is in, nor the order of the columns, quotes, line ends or compression."""
+def test_a_row_is_recognized_in_another_file(db, csv_file, import_file, tmp_path):
+    """Its line, the order of columns, quotes, line ends and compression do not matter."""
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"], ["Wells", 2, 90, "2/1/2026"]))
     same = tmp_path / "same.csv.gz"
     same.write_bytes(gzip.compress(b'"Price","City","Date","Rooms"\n90,Wells,2/1/2026,"2"\n100,Bath,1/1/2026,3\n'))
@@ -315,13 +315,13 @@ def test_a_record_is_known_again_whatever_file_it_comes_in(db, csv_file, import_
     assert import_file(same) == "2 rows read: 0 imported, 2 already there, 0 refused.\n"
 
 
-def test_a_record_with_one_cell_changed_is_another(db, csv_file, import_file):
+def test_a_row_with_a_changed_cell_is_a_new_property(db, csv_file, import_file):
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
     assert import_file(csv_file(["Bath", 3, 101, "1/1/2026"])).startswith("1 rows read: 1 imported")
 
 
 def test_offices_agents_and_locations_are_shared(db, csv_file, import_file, monkeypatch):
-    """Within a batch, from one to the next, and from one import to another."""
+    """This holds in a batch, between batches and between imports."""
     monkeypatch.setattr(command, "BATCH", 2)
     import_file(csv_file(*[["Bath", 3, price, "1/1/2026"] for price in range(5)]))
     import_file(csv_file(*[["Bath", 3, price, "1/1/2027"] for price in range(5)]))
@@ -329,8 +329,8 @@ def test_offices_agents_and_locations_are_shared(db, csv_file, import_file, monk
     assert [model.objects.count() for model in (Property, Location, Agent, Office)] == [10, 1, 1, 1]
 
 
-def test_of_equal_locations_the_oldest_is_used(db, csv_file, import_file):
-    """Somebody may have entered it twice."""
+def test_the_oldest_of_equal_locations_is_used(db, csv_file, import_file):
+    """A location may have been entered twice in the admin."""
     oldest, _ = (Location.objects.create(city="Bath") for _ in range(2))
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
 
@@ -344,7 +344,7 @@ def test_the_same_name_in_another_office_is_another_agent(db, csv_file, import_f
     assert sorted(Agent.objects.values_list("name", "office__name")) == [("Ann", "Bath"), ("Ann", "Wells")]
 
 
-def test_a_location_differs_by_each_of_its_fields(db, csv_file, import_file, mapping):
+def test_locations_are_equal_only_if_all_fields_are_equal(db, csv_file, import_file, mapping):
     by = mapping(
         ('city.column = "City"', 'city.default = "Bath"\nzip_code.column = "City"\nlatitude.column = "Rooms"'),
         ('title.template = "{Rooms} rooms in {City}"', 'title.default = "Home"'),
@@ -354,8 +354,8 @@ def test_a_location_differs_by_each_of_its_fields(db, csv_file, import_file, map
     assert set(Location.objects.values_list("zip_code", "latitude")) == {("01", 1), ("01", None), (None, 1), ("1", 1)}
 
 
-def test_names_that_differ_only_in_case_are_one_spelt_as_the_first(db, csv_file, import_file, mapping):
-    """The first that the database knows, or else the file; and Ö is a letter too."""
+def test_names_that_differ_only_in_case_are_merged_with_the_first_spelling(db, csv_file, import_file, mapping):
+    """The first spelling is that of the database, or otherwise that of the file. Case includes letters such as Ö."""
     by = mapping(('name.default = "Town"', 'name = { column = "City", fold = true }\ncity = { column = "Nowhere", fold = true }'))
     Office.objects.create(name="McÖRN")
     header = [*HEADER, "Nowhere"]
@@ -365,10 +365,10 @@ def test_names_that_differ_only_in_case_are_one_spelt_as_the_first(db, csv_file,
     assert Agent.objects.count() == 2
 
 
-# What a mapping can say
+# Mappings
 
 
-def test_either_kind_of_missing_leaves_an_optional_field_empty(db, csv_file, import_file, mapping):
+def test_each_text_of_a_missing_cell_leaves_an_optional_field_empty(db, csv_file, import_file, mapping):
     by = mapping(
         (
             'bedrooms.column = "Rooms"',
@@ -383,7 +383,7 @@ def test_either_kind_of_missing_leaves_an_optional_field_empty(db, csv_file, imp
     assert list(found) == [(None, None, Decimal("1.50")), (None, None, Decimal("1.50")), (3, "3 and a bath", 3)]
 
 
-def test_values_are_translated_and_others_refused(db, csv_file, import_file, mapping):
+def test_listed_values_are_translated_and_others_refused(db, csv_file, import_file, mapping):
     by = mapping(('property_type.default = "house"', 'property_type = { column = "City", values = { h = "house", u = "apartment" } }'))
     said = import_file(csv_file(["h", 1, 1, "1/1/2026"], ["u", 1, 2, "1/1/2026"], ["x", 1, 3, "1/1/2026"]), by=by)
 
@@ -399,12 +399,12 @@ def test_a_factor_changes_the_unit_and_numbers_are_rounded_half_up(db, csv_file,
     assert (home.area, home.bathrooms) == (Decimal("109.63"), Decimal("2.25"))
 
 
-def test_a_required_field_is_one_that_the_mapping_says_no_row_may_lack(db, csv_file, import_file, mapping):
+def test_a_row_without_a_required_value_is_refused(db, csv_file, import_file, mapping):
     by = mapping(('bedrooms.column = "Rooms"', 'bedrooms = { column = "Rooms", required = true }'), ("{Rooms} rooms in {City}", "A home in {City}"))
     assert "property.bedrooms: Rooms is missing (line 2)" in import_file(csv_file(["Bath", "", 100, "1/1/2026"]), by=by)
 
 
-# Rows that cannot be used
+# Refused rows
 
 
 @pytest.mark.parametrize(
@@ -430,8 +430,8 @@ def test_a_required_field_is_one_that_the_mapping_says_no_row_may_lack(db, csv_f
         (["Bath", 3, 100, "1/1/2026", "x"], "more cells than columns: 5 instead of 4"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_counted_and_named_and_the_rest_imported(db, csv_file, import_file, row, reason):
-    """Nothing of it is half written: no location either. What SQLite would take and PostgreSQL not is refused on both."""
+def test_an_invalid_row_is_counted_and_listed_and_the_others_are_imported(db, csv_file, import_file, row, reason):
+    """Not even its location is written. A value that only SQLite would accept is refused on both stacks."""
     said = import_file(csv_file(["Wells", 3, 100, "1/1/2026"], row))
 
     assert "2 rows read: 1 imported, 0 already there, 1 refused:\n" in said
@@ -440,8 +440,8 @@ def test_a_row_that_cannot_be_used_is_counted_and_named_and_the_rest_imported(db
     assert [place.city for place in Location.objects.all()] == ["Wells"]
 
 
-def test_refused_rows_are_counted_by_reason_and_the_first_five_lines_named(db, csv_file, import_file, monkeypatch):
-    """A line is where the row begins, though cells before it may hold several."""
+def test_refused_rows_are_counted_by_reason_with_their_first_five_lines(db, csv_file, import_file, monkeypatch):
+    """The line number is that of the row's first line, even after cells with line breaks."""
     monkeypatch.setattr(command, "BATCH", 3)
     bad = ["Bath", 3, "", "1/1/2026"]
     said = import_file(csv_file(["Ba\nth", 3, 100, "1/1/2026"], ["Ba\nth", 3, "", "1/1/2026"], bad, ["Bath", "x", 1, "1/1/2026"], *[bad] * 5))
@@ -453,7 +453,7 @@ def test_refused_rows_are_counted_by_reason_and_the_first_five_lines_named(db, c
     )
 
 
-def test_a_dry_run_says_what_would_happen_and_writes_nothing(transactional_db, csv_file, import_file, read):
+def test_a_dry_run_prints_the_result_and_writes_nothing(transactional_db, csv_file, import_file, read):
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
     before = everything()
     read()
@@ -466,7 +466,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(transactional_db, c
 
 
 def test_a_strict_import_of_a_file_with_one_bad_row_writes_nothing(transactional_db, csv_file, import_file, monkeypatch):
-    """All of it is read first, so that every reason is told at once."""
+    """The whole file is read first, so that all reasons are reported."""
     monkeypatch.setattr(command, "BATCH", 2)
     rows = [["Bath", 3, price, "1/1/2026"] for price in (1, "", 3, 4, "dear")]
 
@@ -490,8 +490,8 @@ def test_an_interrupted_import_leaves_the_database_as_it_was(transactional_db, c
     assert not any(everything())
 
 
-def test_rows_are_written_while_the_file_is_read_and_taken_back_if_it_breaks(transactional_db, tmp_path, import_file, monkeypatch):
-    """So memory does not grow with the file; and a file cut off at its end still leaves nothing behind."""
+def test_rows_are_written_during_reading_and_rolled_back_if_the_file_is_damaged(transactional_db, tmp_path, import_file, monkeypatch):
+    """Memory does not grow with the file, and a truncated file leaves nothing behind."""
     monkeypatch.setattr(command, "BATCH", 2)
     file = tmp_path / "listings.csv"
     file.write_bytes(b"City,Rooms,Price,Date\n" + b"".join(b"Bath,3,%d,1/1/2026\n" % price for price in range(1_000)) + b"Bath,3,\xff,1/1/2026\n")
@@ -508,7 +508,7 @@ def test_rows_are_written_while_the_file_is_read_and_taken_back_if_it_breaks(tra
     assert not any(everything())
 
 
-# Files that cannot be read
+# Unreadable files
 
 
 UNREADABLE = {
@@ -530,7 +530,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("what", UNREADABLE)
-def test_a_file_that_cannot_be_read_is_one_clear_error(transactional_db, tmp_path, import_file, what):
+def test_an_unreadable_file_is_one_clear_error(transactional_db, tmp_path, import_file, what):
     name, content, complaint = UNREADABLE[what]
     (tmp_path / name).write_bytes(content)
 
@@ -541,17 +541,17 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(transactional_db, tmp_pat
     assert not any(everything())
 
 
-def test_a_file_that_is_not_there_is_one_clear_error(db, tmp_path, import_file):
+def test_a_missing_file_is_one_clear_error(db, tmp_path, import_file):
     with pytest.raises(CommandError, match=r"Nothing was imported\. .*none\.csv cannot be read: No such file or directory\."):
         import_file(tmp_path / "none.csv")
 
 
-def test_a_directory_is_no_file(db, tmp_path, import_file):
+def test_a_directory_is_refused(db, tmp_path, import_file):
     with pytest.raises(CommandError, match="cannot be read: Is a directory"):
         import_file(tmp_path)
 
 
-def test_content_decides_whether_a_file_is_gzip(db, csv_file, import_file):
+def test_gzip_is_recognized_by_content(db, csv_file, import_file):
     file = csv_file(["Bath", 3, 100, "1/1/2026"])
     file.write_bytes(gzip.compress(file.read_bytes()))
 
@@ -559,8 +559,8 @@ def test_content_decides_whether_a_file_is_gzip(db, csv_file, import_file):
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_lines_in_a_quoted_cell_and_letters_of_all_scripts_arrive_whole(db, tmp_path, import_file, end):
-    """A byte order mark is no part of the first column's name, and a blank line is no row."""
+def test_line_breaks_in_quoted_cells_and_unicode_letters_are_kept(db, tmp_path, import_file, end):
+    """A byte order mark is not part of the first column's name, and blank lines are skipped."""
     file = tmp_path / "listings.csv"
     file.write_bytes(b"\xef\xbb\xbfCity,Rooms,Price,Date" + end + '"San\r\n""José"", 東京 \U0001f3e0",3,100,1/1/2026'.encode() + end + end)
 
@@ -568,7 +568,7 @@ def test_lines_in_a_quoted_cell_and_letters_of_all_scripts_arrive_whole(db, tmp_
     assert Location.objects.get().city == 'San\r\n"José", 東京 \U0001f3e0'
 
 
-# Mappings that cannot be used
+# Invalid mappings
 
 
 @pytest.mark.parametrize(
@@ -606,8 +606,8 @@ def test_lines_in_a_quoted_cell_and_letters_of_all_scripts_arrive_whole(db, tmp_
         (', date = "%d/%m/%Y"', "", "property.created_at.date is None"),
     ],
 )
-def test_a_mapping_that_cannot_be_used_is_one_clear_error(transactional_db, csv_file, import_file, mapping, old, new, complaint):
-    """Before the first row, and with the name of what to mend."""
+def test_an_invalid_mapping_is_one_clear_error(transactional_db, csv_file, import_file, mapping, old, new, complaint):
+    """The error comes before the first row, and names the key to fix."""
     with pytest.raises(CommandError, match=r"Nothing was imported\. .*mapping\.toml") as refused:
         import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=mapping((old, new)))
 
@@ -615,13 +615,13 @@ def test_a_mapping_that_cannot_be_used_is_one_clear_error(transactional_db, csv_
     assert not any(everything())
 
 
-def test_a_table_that_is_none_is_one_clear_error(db, csv_file, import_file, mapping):
+def test_a_table_that_is_not_a_table_is_one_clear_error(db, csv_file, import_file, mapping):
     by = mapping(('[office]\nname.default = "Town"', 'office = "Town"'))
     with pytest.raises(CommandError, match=r"office is not a table\. Write "):
         import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=by)
 
 
-def test_a_mapping_that_is_not_there_is_one_clear_error(db, csv_file, import_file, tmp_path):
+def test_a_missing_mapping_is_one_clear_error(db, csv_file, import_file, tmp_path):
     with pytest.raises(CommandError, match=r"none\.toml cannot be read: No such file or directory\."):
         import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=tmp_path / "none.toml")
 
@@ -633,7 +633,7 @@ def test_a_mapping_in_another_encoding_is_one_clear_error(db, csv_file, import_f
         import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=by)
 
 
-# The two mappings that come with the project
+# The two included mappings
 
 
 MELBOURNE = "Suburb,Address,Rooms,Type,Price,Method,SellerG,Date,Distance,Postcode,Bedroom2,Bathroom,BuildingArea,CouncilArea,Lattitude,Longtitude,Regionname"
@@ -662,7 +662,7 @@ def test_the_melbourne_mapping_reads_day_first_dates_two_kinds_of_missing_and_ag
     assert Location.objects.count() == 2, "with and without coordinates"
 
 
-def test_the_king_county_mapping_fills_in_what_the_file_does_not_know(db, tmp_path, import_file):
+def test_the_king_county_mapping_has_defaults_for_missing_columns(db, tmp_path, import_file):
     file = tmp_path / "kc.csv"
     file.write_text(
         "id,date,price,bedrooms,bathrooms,sqft_living,sqft_lot,floors,condition,grade,yr_built,zipcode,lat,long\n"
@@ -682,40 +682,40 @@ def test_the_king_county_mapping_fills_in_what_the_file_does_not_know(db, tmp_pa
     assert (home.location.longitude, home.agent.name, home.agent.office.city) == (Decimal("-122.25"), "King County Assessor", "Seattle")
 
 
-# At the prompt
+# Output
 
 
 @pytest.fixture
 def act(csv_file, import_file) -> dict[str, Callable[..., str]]:
-    """Either command, ready to go."""
+    """Both commands, ready to run."""
     file = csv_file(["Bath", 3, 100, "1/1/2026"])
     return {"seed": lambda **options: run("seed", properties=2, **options), "import_listings": lambda **options: import_file(file, **options)}
 
 
 @pytest.mark.parametrize("name", ["seed", "import_listings"])
-def test_progress_is_shown_to_a_terminal_alone(db, act, monkeypatch, name):
-    """A log file or a pipe wants the summary, not a hundred bars."""
+def test_progress_is_shown_on_a_terminal_only(db, act, monkeypatch, name):
+    """A log file or a pipe needs the summary, not a hundred progress bars."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     act[name]()
     assert "100%" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("name", ["seed", "import_listings"])
-def test_progress_is_not_written_into_a_pipe(db, act, capfd, name):
+def test_no_progress_is_written_to_a_pipe(db, act, capfd, name):
     act[name]()
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["seed", "import_listings"])
-def test_verbosity_0_is_silent_even_at_a_terminal(db, act, monkeypatch, name):
+def test_verbosity_0_is_silent_on_a_terminal(db, act, monkeypatch, name):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert act[name](verbosity=0) == ""
     assert terminal.getvalue() == ""
 
 
 @pytest.mark.parametrize("name", ["seed", "import_listings"])
-def test_what_the_database_refuses_is_one_clear_error(db, act, name):
-    """No table, because nobody migrated; a lock that never came free; a lease that Redis could not give."""
+def test_a_database_error_is_one_clear_error(db, act, name):
+    """Examples are a missing table, a lock timeout, and an unreachable Redis."""
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE housing_property RENAME TO elsewhere")
 
@@ -724,7 +724,7 @@ def test_what_the_database_refuses_is_one_clear_error(db, act, name):
 
 
 @pytest.mark.parametrize(("name", "tells"), [("seed", "--replace"), ("seed", "Refuses"), ("import_listings", "--strict"), ("import_listings", "adds nothing")])
-def test_help_says_what_a_second_run_does(capsys, name, tells):
+def test_help_explains_a_second_run(capsys, name, tells):
     with pytest.raises(SystemExit):
         call_command(name, "--help")
     assert tells in " ".join(capsys.readouterr().out.split())
@@ -734,7 +734,7 @@ def test_help_says_what_a_second_run_does(capsys, name, tells):
 
 
 def test_migrate_logs_no_line_per_table(transactional_db, caplog):
-    """On an empty database that was more than a hundred lines, which hid the one that mattered."""
+    """On an empty database these were more than a hundred lines."""
     with caplog.at_level(logging.INFO, "housing"):
         call_command("migrate", "housing", "0001", verbosity=0)
         call_command("migrate", verbosity=0)

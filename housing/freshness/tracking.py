@@ -59,7 +59,7 @@ class Table:
 
     name: str
     label: str
-    """The name of its model, for people."""
+    """The name of its model, shown in messages."""
     pk: str | None
     pk_text: Text | None
     references: dict[str, Text]
@@ -171,7 +171,7 @@ def _table_of(model: type[Model]) -> Table:
 
 
 def _both(one: Table, other: Table) -> Table:
-    """What can be told apart by either of two models of one table."""
+    """Return the columns that two models of one table have in common."""
     pk, text = (one.pk, one.pk_text) if one.pk == other.pk else (None, None)
     references = {column: made for column, made in one.references.items() if column in other.references}
     return Table(one.name, one.label, pk, text, references, one.generated | other.generated, one.managed or other.managed)

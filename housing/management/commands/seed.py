@@ -204,7 +204,7 @@ def _write(properties: list[Property], random: Random) -> None:
 
 
 def _insert_all(model: type[Model], rows: Iterator[Any]) -> list[tuple[int, str]]:
-    """Insert what comes, a batch at a time; the id and the name of each, for nothing else need be kept."""
+    """Insert rows in batches, and return the id and the text of each."""
     made: list[tuple[int, str]] = []
     while batch := list(islice(rows, BATCH)):
         _insert(model, batch)
