@@ -99,7 +99,7 @@ def _text(path: Path, file: io.BufferedReader) -> io.TextIOWrapper:
     """Return the text of a plain or gzip file. The content decides, but a file named .gz must be gzip."""
     zipped = file.peek(2).startswith(b"\x1f\x8b")
     if path.suffix == ".gz" and not zipped:
-        raise Unusable(f"{path} is named .gz but is not gzip. Compress it, or rename it to .csv.")
+        raise Unusable(f"{path} has the suffix .gz but is not gzip. Compress it, or rename it to .csv.")
     return io.TextIOWrapper(gzip.GzipFile(fileobj=file) if zipped else file, encoding="utf-8-sig", newline="")
 
 

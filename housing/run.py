@@ -105,7 +105,7 @@ def run(port: int, properties: int | None) -> int:
 
 
 def write_env_file() -> None:
-    """Write `.env` atomically if there is none, readable by its owner only."""
+    """Write a missing `.env` atomically, readable by its owner only."""
     with socket.create_server((HOST, 0)) as free:
         values = {"secret": secrets.token_urlsafe(50), "database": quote(f"{ROOT}/db.sqlite3"), "host": HOST, "port": free.getsockname()[1]}
     with tempfile.NamedTemporaryFile("w", dir=ROOT, prefix=".env.", encoding="utf-8") as draft:  # its mode is 0600

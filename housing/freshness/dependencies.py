@@ -401,7 +401,7 @@ def _refers(join: Any, *, forward: bool) -> bool:
 
 
 def _hidden_in(function: Func) -> str | None:
-    """Return why a function may read more than its arguments; None if it reads nothing else."""
+    """Return why a function may read more than its arguments, or None if it does not."""
     template = function.extra.get("template", function.template)
     if template and SELECT.search(template):
         return f"It has a SELECT in the template of {type(function).__name__}, whose tables are unknown. Use expressions instead."

@@ -103,9 +103,9 @@ class Judgement(NamedTuple):
     """The effects of a text."""
 
     ends: str
-    """The keyword that may end the current transaction; empty if there is none."""
+    """The keyword that may end the current transaction, or an empty text."""
     alone: bool
-    """Whether it does nothing else."""
+    """Whether ending the transaction is its only effect."""
     releases: bool
     """Whether it releases a savepoint."""
     tables: frozenset[str]

@@ -205,7 +205,7 @@ class CachedView(GenericAPIView[Any]):
 
 
 def _more_than_json(response: Any) -> str | None:
-    """Return the first part of a response that its bytes do not include; None if there is none."""
+    """Return the first part of a response that is not in its bytes, or None."""
     found = [f"the header {name}" for name in response.headers if name not in ("Content-Type", "Allow", "Vary")]
     found += [f"the cookie {name}" for name in response.cookies]
     kind = response.content_type if isinstance(response, Response) else response.headers.get("Content-Type")
