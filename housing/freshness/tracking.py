@@ -148,7 +148,7 @@ def _named() -> Iterator[type[Model]]:
         try:
             if model:
                 yield apps.get_model(app, model)
-            else:  # a model that is not managed may be a view, and nobody says what that reads
+            else:  # an unmanaged model may be a view of unknown tables
                 yield from (each for each in apps.get_app_config(app).get_models(include_auto_created=True) if each._meta.managed)
         except LookupError as error:
             raise ImproperlyConfigured(f"FRESHNESS_MODELS names {name!r}: {error} Write an app's label, or a model as app_label.Model.") from None
