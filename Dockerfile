@@ -1,7 +1,7 @@
 # The service. Built by `make up`, which takes PYTHON_IMAGE from images.env.
 ARG PYTHON_IMAGE
 
-# What pip needs and leaves behind stays in this stage.
+# pip and its files stay in this stage.
 FROM ${PYTHON_IMAGE} AS packages
 COPY requirements-run.lock /
 RUN python3 -m venv /venv && /venv/bin/pip install --quiet --no-cache-dir --require-hashes --only-binary :all: --requirement /requirements-run.lock
@@ -15,5 +15,5 @@ COPY housing housing
 ENV PATH=/venv/bin:$PATH DJANGO_SETTINGS_MODULE=housing.settings PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER housing
 EXPOSE 8000
-# How it is served stands in gunicorn.conf.py. WEB_CONCURRENCY says how many workers there are.
+# gunicorn.conf.py has the settings of the server. WEB_CONCURRENCY sets the number of workers.
 CMD ["gunicorn", "housing.wsgi", "--bind", "0.0.0.0:8000"]

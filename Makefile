@@ -6,142 +6,145 @@ BIN := .venv/bin
 LOCK := requirements.lock
 
 .PHONY: help
-help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+help: ## list these targets
+	@echo 'Use it:'; $(call targets,##)
+	@echo 'Work on it:'; $(call targets,#=)
+
+targets = grep -hE '^[a-z-]+:.* $(1) ' $(MAKEFILE_LIST) | sed -E 's/^(.*):.* $(1) /  \1\t/' | expand -t 18
 
 .PHONY: run
-run: install ## the service, with data, at http://127.0.0.1:8000/ (PORT=8001 for another port)
+run: install ## serve with data at http://127.0.0.1:8000/ (PORT=8001 for another port)
 	@$(BIN)/python -m housing.run --port "$(PORT)"
 
 .PHONY: test
-test: install ## the specs, on SQLite and fakeredis
+test: install ## run the specs on SQLite and fakeredis
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -q -n auto
 
 .PHONY: test-real
-test-real: install ## the specs, on PostgreSQL and Redis: DATABASE_URL and REDIS_URL, or containers
+test-real: install ## run the specs on PostgreSQL and Redis: from DATABASE_URL and REDIS_URL, or in containers
 	@$(BIN)/pytest -q -n auto --stack=real
 
 .PHONY: test-browser
-test-browser: install ## the series' walk, and the page to look at, in Chromium (Debian: apt install chromium); pictures in screenshots/
+test-browser: install #= run the browser specs in Chromium (Debian: apt install chromium); screenshots in screenshots/
 	@rm -rf screenshots && $(BIN)/pytest -q --browser -m browser
 
 .PHONY: races
-races: install ## every order of the steps of readers and writers, with kills: ten thousand schedules, in minutes
+races: install #= run every interleaving of readers and writers, with kills: 9,601 schedules, some minutes
 	@$(BIN)/pytest -v -n auto --races -m races
 
 .PHONY: lint
-lint: install ## ruff, mypy, and what watches over the hosted workflow
+lint: install #= ruff, mypy, and linters of the hosted workflow
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/zizmor --quiet --offline --persona pedantic .github
 
 .PHONY: bench
-bench: install ## the budgets, measured: naive, optimized, cold, warm; figures and a plot in reports/
+bench: install ## measure the budgets: naive, optimized, cold, warm; results and a plot in reports/
 	@$(BIN)/pytest -q --benchmark-only; ended=$$?; $(BIN)/python -m tests.report && exit $$ended
 
 .PHONY: report
-report: install reports/bench.json reports/counts.json ## what was measured, as one page: reports/report.html
+report: install reports/bench.json reports/counts.json ## write all measurements as one page: reports/report.html
 	@$(BIN)/python -m tests.report
 
-# A time above its budget is said, and shown.
+# A run with a time above its budget fails, but its results are shown.
 reports/bench.json: | install
 	@$(BIN)/pytest -q --benchmark-only || [ -f $@ ]
 
-# What is counted is counted anew when the code is newer.
+# The counts are renewed when the code has changed.
 reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py) | install
 	@$(BIN)/pytest -q -n auto --metrics
 
 .PHONY: bench-real
-bench-real: install ## the same on PostgreSQL and Redis, where a hit is held against one GET, and a write against itself
+bench-real: install #= measure the budgets on PostgreSQL and Redis
 	@$(BIN)/pytest -q --benchmark-only --stack=real
 
 .PHONY: bench-compare
-bench-compare: install ## is this tree slower than BASE, a commit, branch or tag? (BASE=main)
+bench-compare: install #= is this tree slower than BASE, a commit, branch or tag? (BASE=main)
 	@$(BIN)/python -m tests.compare "$(BASE)"
 
 .PHONY: bench-proof
-bench-proof: install ## how often that cries wolf, and how often it misses one: N=100 for half an hour
+bench-proof: install #= measure the false-alarm and miss rates of bench-compare (N=100, half an hour)
 	@$(BIN)/python -m tests.compare --proof $(or $(N),100)
 
 .PHONY: scale
-scale: install ## what a page costs at a million properties: seeds them, in minutes, on DATABASE_URL's server or in a container
+scale: install #= query plans with a million properties; seeds them in minutes, on DATABASE_URL or in a container
 	@$(BIN)/python -m tests.scale
 
 .PHONY: load
-load: install ## readers by the dozen and an editor, on the real server: figures, a plot in reports/, and no stale read
+load: install ## load test with dozens of readers and one writer; fails on a stale read; results in reports/
 	@$(BIN)/python -m tests.load
 
 .PHONY: coverage
-coverage: install ## every branch of housing/ and tests/, on both stacks; needs what test-real needs
+coverage: install #= branch coverage of housing/ and tests/ on both stacks; needs what test-real needs
 	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 13000 && \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
-# docker-compose 1.29 or Compose v2. What the environment says goes before images.env.
+# docker-compose 1.29 or Compose v2. Environment variables take precedence over images.env.
 COMPOSE = $(if $(shell command -v docker-compose),docker-compose,docker compose) --env-file images.env
 up: export PORT := $(PORT)
 
 .PHONY: up
-up: engine .env.service ## PostgreSQL, Redis and the service, in containers, at http://127.0.0.1:8000/ (PORT=8001 for another port)
-	@echo 'Building, and starting …' && log=$$(mktemp) && trap 'rm -f "$$log"*' EXIT && \
+up: engine .env.service ## start PostgreSQL, Redis and the service in containers at http://127.0.0.1:8000/ (PORT=8001)
+	@echo 'Building and starting …' && log=$$(mktemp) && trap 'rm -f "$$log"*' EXIT && \
 	{ $(COMPOSE) build && $(COMPOSE) up --detach; } >"$$log" 2>&1 || { \
 		sed -E -i.all $$'s/\e\\[[0-9;]*m//g; /failed to build|Encountered errors/d' "$$log"; \
 		why=$$(grep -E 'ERROR|Error' "$$log" | tail -n 1); why=$${why:-$$(tail -n 1 "$$log")}; \
 		container=$$(sed -nE 's/.*[Cc]ontainer "?([[:alnum:]_.-]+)"? (exited|is unhealthy).*/\1/p' <<<"$$why"); \
-		[ -z "$$container" ] || why="$$why It says: $$(docker logs --tail 1 "$$container" 2>&1)"; \
-		$(COMPOSE) down >/dev/null 2>&1; echo "Not up: $$why" >&2; exit 1; }
+		[ -z "$$container" ] || why="$$why Its last log line: $$(docker logs --tail 1 "$$container" 2>&1)"; \
+		$(COMPOSE) down >/dev/null 2>&1; echo "Not started: $$why" >&2; exit 1; }
 	@printf '%s\n' '' '  Housing  http://127.0.0.1:$(PORT)/' '' \
-		'  Admin    http://127.0.0.1:$(PORT)/admin/, as admin, after' \
+		'  Admin    http://127.0.0.1:$(PORT)/admin/, as admin; set a password first:' \
 		'           $(COMPOSE) exec service python manage.py changepassword admin' \
 		'  Log      $(COMPOSE) logs --follow service' \
-		'  The end  make down' ''
+		'  Stop     make down' ''
 
 .PHONY: down
-down: engine .env.service ## remove what `make up` made: containers, networks and the data; the image and the secrets stay
+down: engine .env.service ## remove the containers, networks and data of `make up`; the image and the secrets stay
 	@$(COMPOSE) down --volumes --remove-orphans
 
 .PHONY: engine
 engine:
-	@why=$$(docker info 2>&1 >/dev/null) || { echo "No Docker engine answers: $$(tail -n 1 <<<"$$why")" >&2; exit 1; }
-	@$(COMPOSE) version >/dev/null 2>&1 || { echo 'There is no Compose. Install docker-compose (Debian: apt install docker-compose).' >&2; exit 1; }
+	@why=$$(docker info 2>&1 >/dev/null) || { echo "The Docker engine is unreachable: $$(tail -n 1 <<<"$$why")" >&2; exit 1; }
+	@$(COMPOSE) version >/dev/null 2>&1 || { echo 'Compose is not installed. Install it (Debian: apt install docker-compose).' >&2; exit 1; }
 
-# Secrets of this folder's own, made once. The data keeps the password that it was made with.
+# Secrets of this folder, created once. The database keeps the password that it was created with.
 .env.service:
 	@umask 077 && secret() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; } && password=$$(secret) && \
 	echo "POSTGRES_PASSWORD=$$password" >.env.database && \
 	printf 'DJANGO_SECRET_KEY=%s\nDATABASE_URL=postgres://housing:%s@database:5432/housing\n' "$$(secret)" "$$password" >$@
 
 .PHONY: mutants
-mutants: install ## sabotages of housing/, by hand and by the hundred: the specs must notice each; goes on where it was stopped
+mutants: install #= mutation testing of housing/; resumes after an interruption
 	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.equivalent_mutants
 
 .PHONY: spec
-spec: install ## SPEC.md, from the specs themselves
+spec: install #= write SPEC.md from the specs
 	@$(BIN)/python -m tests.spec
 
 RESOLVE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 
 .PHONY: lock
-lock: install ## resolve pyproject.toml into requirements.lock, for every Python and platform, and what the image needs of it
+lock: install #= resolve pyproject.toml into requirements.lock and requirements-run.lock
 	@$(RESOLVE) --upgrade --group embedded --group test --group browser --group load --group lint --group mutants --output-file $(LOCK)
 	@$(RESOLVE) --group debug --constraints $(LOCK) --output-file requirements-run.lock
 	@$(MAKE) --no-print-directory calls
 
 .PHONY: calls
-calls: install ## count anew how many Python calls a request makes with the lock's versions (tests/calls.json)
+calls: install #= renew the counts of Python calls in tests/calls.json
 	@$(BIN)/pytest -q --renew-calls tests/test_latency.py -k python_calls
 
 .PHONY: clean
-clean: ## remove what make and pytest made; the data in db.sqlite3 and .env stay
+clean: ## remove what make and pytest created; db.sqlite3 and .env stay
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants screenshots reports
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
-# Installs quietly, once, and again only when the lock has changed.
+# Installs quietly, and again only when the lock has changed.
 .PHONY: install
 install:
 	@cmp -s $(LOCK) .venv/$(LOCK) || { \
 		for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \
 			$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
 		done; \
-		[ -n "$$python" ] || { echo 'This needs Python 3.11 or newer with its venv module (Debian: apt install python3-venv). Name it with PYTHON=…' >&2; exit 1; }; \
-		echo 'Installing into .venv, once …' && rm -rf .venv && $$python -m venv .venv && \
+		[ -n "$$python" ] || { echo 'This needs Python 3.11 or newer with its venv module (Debian: apt install python3-venv). Choose it with PYTHON=…' >&2; exit 1; }; \
+		echo 'Installing into .venv …' && rm -rf .venv && $$python -m venv .venv && \
 		$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK) && cp $(LOCK) .venv/$(LOCK); }

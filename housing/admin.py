@@ -1,4 +1,4 @@
-"""The admin: searchable, filterable, the price editable in the list, images beside their property."""
+"""The admin: search, filters, prices editable in the list, and images beside their property."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from django.db.models import URLField
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
 HTTPS: dict[Any, Any] = {URLField: {"assume_scheme": "https"}}
-"""What an address typed without a scheme means; Django 6 will think so by itself."""
+"""The scheme of a URL typed without one. It is the default since Django 6."""
 
 
 class PropertyImageInline(admin.TabularInline):

@@ -1,4 +1,4 @@
-"""What may be asked of a list, and the keyset cursor that walks it."""
+"""The query parameters of a list, and its keyset cursor."""
 
 from __future__ import annotations
 
@@ -28,44 +28,50 @@ from housing.models import Property
 NEWEST_FIRST = "-created_at"
 PAGE_SIZE, MAX_PAGE_SIZE = 20, 100
 MAX_ID = 2**63 - 1
-REMEMBERED = 4096
-"""So many texts of parameters are validated once for all who ask alike."""
+ORDERINGS = [
+    ("-created_at", "Newest first"),
+    ("created_at", "Oldest first"),
+    ("price", "Lowest price first"),
+    ("-price", "Highest price first"),
+]
+KEPT = 4096
+"""How many validated query strings are kept in memory."""
 
 
-# What may be asked
+# Query parameters
 
 
 class Integer(django_filters.NumberFilter):
-    """A filter by a whole number."""
+    """A filter that takes a whole number."""
 
     field_class = forms.IntegerField
 
 
 class Copied(Func):
-    """A column of a row that a property belongs to. On PostgreSQL it is in the property's own row, too, by the name of `copy` (migration 0004)."""
+    """A column of a related row. PostgreSQL keeps a copy of it in the property's own row, in the column `copy` (migration 0004)."""
 
     template = "%(expressions)s"
 
     def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, list[Any]]:
-        """The column that no model has."""
-        quote: Callable[[str], str] = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias  # its name until Django 6.0
+        """The SQL of the copied column, which is in no model."""
+        quote: Callable[[str], str] = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias  # its name before Django 6.0
         return f"{quote(compiler.query.get_initial_alias())}.{self.extra['copy']}", []
 
 
 COPIED = {"city": Copied(F("location__city"), copy="city"), "office": Copied(F("agent__office_id"), copy="office_id")}
-"""Filter → whichever column of it has the index."""
+"""Filter → the column that has an index on this database."""
 
 
 class OnceForm(forms.Form):
-    """Refuses a parameter that is given twice, and a cursor that is not ours or belongs to another ordering."""
+    """Refuses repeated parameters, and a cursor that is forged or belongs to another ordering."""
 
     data: QueryDict
 
     def clean(self) -> dict[str, Any]:
-        """The validated parameters, the cursor decoded."""
+        """Validate the parameters, and decode the cursor."""
         for name in self.fields:
             if len(self.data.getlist(name)) > 1:
-                self.add_error(name, "Give this parameter once.")
+                self.add_error(name, "This parameter may be given only once.")
         values = self.cleaned_data
         if values.get("cursor"):
             try:
@@ -76,36 +82,40 @@ class OnceForm(forms.Form):
 
 
 class PropertyFilter(django_filters.FilterSet):
-    """The parameters of a list. Empty means absent; what is not declared here is ignored."""
+    """The query parameters of a list. An empty value counts as absent, and unknown parameters are ignored."""
 
-    city = django_filters.CharFilter(method="by_a_copy", max_length=100, help_text="The location's city, exactly.")
-    status = django_filters.ChoiceFilter(choices=Property.Status.choices)
-    property_type = django_filters.ChoiceFilter(choices=Property.Type.choices)
-    agent = Integer("agent_id", min_value=1, max_value=MAX_ID, help_text="The agent's id.")
-    office = Integer(method="by_a_copy", min_value=1, max_value=MAX_ID, help_text="The id of the agent's office.")
-    min_price = django_filters.NumberFilter("price", "gte", max_digits=12, decimal_places=2)
-    max_price = django_filters.NumberFilter("price", "lte", max_digits=12, decimal_places=2)
-    min_bedrooms = Integer("bedrooms", "gte", min_value=0, max_value=32767)
-    search = django_filters.CharFilter(method="in_title_or_description", max_length=200, help_text="Part of the title or the description.")
-    ordering = django_filters.ChoiceFilter(method="left_to_the_cursor", choices=[(name, name) for name in ("created_at", "-created_at", "price", "-price")])
-    page_size = Integer(method="left_to_the_cursor", min_value=1, max_value=MAX_PAGE_SIZE, help_text=f"Rows a page; {PAGE_SIZE} unless given.")
-    cursor = django_filters.CharFilter(method="left_to_the_cursor", help_text="From `next` or `previous` of another page.")
+    city = django_filters.CharFilter(label="City", help_text="Exact name of the city.", method="by_copied_column", max_length=100)
+    status = django_filters.ChoiceFilter(label="Status", help_text="State of the sale.", choices=Property.Status.choices)
+    property_type = django_filters.ChoiceFilter(label="Type", help_text="Kind of property.", choices=Property.Type.choices)
+    agent = Integer("agent_id", label="Agent", help_text="Id of the agent.", min_value=1, max_value=MAX_ID)
+    office = Integer(label="Office", help_text="Id of the agent's office.", method="by_copied_column", min_value=1, max_value=MAX_ID)
+    min_price = django_filters.NumberFilter(
+        "price", "gte", label="Minimum price", help_text="Lowest price (2 decimal places).", max_digits=12, decimal_places=2
+    )
+    max_price = django_filters.NumberFilter(
+        "price", "lte", label="Maximum price", help_text="Highest price (2 decimal places).", max_digits=12, decimal_places=2
+    )
+    min_bedrooms = Integer("bedrooms", "gte", label="Minimum bedrooms", help_text="Lowest number of bedrooms.", min_value=0, max_value=32767)
+    search = django_filters.CharFilter(label="Search", help_text="Part of the title or description.", method="in_title_or_description", max_length=200)
+    ordering = django_filters.ChoiceFilter(label="Order", help_text="Order of the rows.", method="read_by_the_query", choices=ORDERINGS)
+    page_size = Integer(label="Page size", help_text="Rows per page.", method="read_by_the_query", min_value=1, max_value=MAX_PAGE_SIZE)
+    cursor = django_filters.CharFilter(label="Cursor", help_text="Opaque position from a `next` or `previous` link.", method="read_by_the_query")
 
     class Meta:
         model = Property
         fields: Sequence[str] = []
         form = OnceForm
 
-    def by_a_copy(self, found: QuerySet[Property], name: str, value: Any) -> QuerySet[Property]:
-        """By what PostgreSQL has in the property's own row."""
+    def by_copied_column(self, found: QuerySet[Property], name: str, value: Any) -> QuerySet[Property]:
+        """Filter by a column that PostgreSQL copies into the property's own row."""
         return found.filter(Exact(COPIED[name], value))
 
     def in_title_or_description(self, found: QuerySet[Property], name: str, text: str) -> QuerySet[Property]:
-        """Case is ignored as the database does it: SQLite for ASCII letters only."""
+        """Search without regard to case, which on SQLite means ASCII letters only."""
         return found.filter(Q(title__icontains=text) | Q(description__icontains=text))
 
-    def left_to_the_cursor(self, found: QuerySet[Property], name: str, value: Any) -> QuerySet[Property]:
-        """Not a filter: `Query` reads it."""
+    def read_by_the_query(self, found: QuerySet[Property], name: str, value: Any) -> QuerySet[Property]:
+        """Leave the rows as they are: `Query` reads this parameter."""
         return found
 
 
@@ -113,7 +123,7 @@ class PropertyFilter(django_filters.FilterSet):
 
 
 class Row(Func):
-    """`(a, b)`, to be compared as one, so that an index over both seeks instead of scanning equal values of `a`."""
+    """The SQL row `(a, b)`. Comparing rows lets an index on both columns seek, instead of scanning all equal values of `a`."""
 
     template = "(%(expressions)s)"
     output_field = BooleanField()
@@ -123,14 +133,14 @@ READ: dict[str, Callable[[str], Any]] = {"created_at": datetime.datetime.fromiso
 
 
 Pick = Callable[[Any, str], Any]
-"""A column of a row."""
+"""Returns one column of a row, by its name."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A position between rows: beyond (value, id) in an ordering, read forward or backward.
+    """A position between rows: after (value, id) in an ordering, read forward or backward.
 
-    Without a position, a backward cursor reads the last page. Signed, so that each position has one text and none is forged.
+    Without a position, a backward cursor reads the last page. A cursor is signed, so each position has exactly one text, and forged cursors are refused.
     """
 
     ordering: str
@@ -140,27 +150,27 @@ class Cursor:
     signer = signing.Signer(salt="housing.cursor", sep=".")
 
     def encode(self) -> str:
-        """The text for a link."""
+        """Return the signed text for a link."""
         value, key = self.position or (None, None)
         return self.signer.sign_object([self.ordering, self.backward, str(value), key])
 
     @classmethod
     def decode(cls, text: str, ordering: str) -> Cursor:
-        """The cursor of a link. Raises ValueError if it is not ours, or walks another ordering than the one asked for."""
+        """Return the cursor of a link. Raises ValueError if its signature is wrong or if it belongs to another ordering."""
         try:
             walked, backward, value, key = cls.signer.unsign_object(text)
         except signing.BadSignature:
             raise ValueError("This is not a cursor from `next` or `previous`.") from None
         if walked != ordering:
-            raise ValueError(f"This cursor walks the list by {walked}, not by {ordering}.")
+            raise ValueError(f"This cursor is for ordering={walked}, not for ordering={ordering}.")
         return cls(walked, backward, None if key is None else (READ[walked.removeprefix("-")](value), key))
 
     def after(self, row: Any, backward: bool, pick: Pick) -> Cursor:
-        """The position of a row."""
+        """Return the position of a row."""
         return replace(self, backward=backward, position=(pick(row, self.ordering.removeprefix("-")), pick(row, "id")))
 
     def walk(self, found: QuerySet[Any]) -> QuerySet[Any]:
-        """The rows from here on, in the order in which they are read."""
+        """Return the rows from this position on, in the order in which they are read."""
         column = self.ordering.removeprefix("-")
         descending = self.ordering.startswith("-") != self.backward
         if self.position is not None:
@@ -180,14 +190,14 @@ class Page:
     previous: str | None
 
     def body(self, results: Any) -> dict[str, Any]:
-        """What a list answers, with its rows serialized."""
+        """Return the body of the response, with these serialized rows."""
         return {"next": self.next, "previous": self.previous, "results": results}
 
 
 class Query:
-    """What a request asks of a list, validated: one text for all the ways of asking the same.
+    """The validated query parameters of a list, with one canonical text for all equivalent query strings.
 
-    Takes the request's parameters; raises DRF's ValidationError, parameter → what is wrong.
+    Raises DRF's ValidationError, which lists the errors of each parameter.
     """
 
     filters: ClassVar = PropertyFilter(queryset=Property.objects.none())
@@ -197,36 +207,36 @@ class Query:
         form = self.form_class(parameters)
         if not form.is_valid():
             raise translate_validation(form.errors)
-        asked = form.cleaned_data
-        self.page_size: int = asked["page_size"] or PAGE_SIZE
-        self.ordering: str = asked["ordering"] or NEWEST_FIRST
-        self.cursor: Cursor | None = asked["cursor"] or None
+        given = form.cleaned_data
+        self.page_size: int = given["page_size"] or PAGE_SIZE
+        self.ordering: str = given["ordering"] or NEWEST_FIRST
+        self.cursor: Cursor | None = given["cursor"] or None
         self._from = self.cursor or Cursor(self.ordering, backward=False)
         defaults = {"page_size": PAGE_SIZE, "ordering": NEWEST_FIRST}
-        self._asked = {name: value for name, value in asked.items() if value not in (None, "", defaults.get(name))}
+        self._given = {name: value for name, value in given.items() if value not in (None, "", defaults.get(name))}
 
     @classmethod
     def of(cls, request: HttpRequest) -> Query:
-        """What this request asks. Raises as `Query()`."""
-        return _remembered(request.META.get("QUERY_STRING", ""), request.encoding)
+        """Return the query of a request. Raises what `Query()` raises."""
+        return _validated(request.META.get("QUERY_STRING", ""), request.encoding)
 
     @cached_property
     def canonical(self) -> str:
-        """The parameters as a link has them: without what is empty, default or unknown, numbers written one way."""
+        """The parameters as a link has them: without empty, default or unknown ones, and with each number in one notation."""
         return self._link(self.cursor)
 
     def filter(self, found: QuerySet[Any]) -> QuerySet[Any]:
-        """Those that are asked for."""
-        for name, value in self._asked.items():
+        """Apply the filters."""
+        for name, value in self._given.items():
             found = self.filters.filters[name].filter(found, value)
         return found
 
     def walk(self, found: QuerySet[Any]) -> QuerySet[Any]:
-        """The rows of the page, and one more, which tells whether there is a next."""
+        """Return the rows of the page and one more, which shows whether there is a next page."""
         return self._from.walk(found)[: self.page_size + 1]
 
     def page(self, rows: list[Any], pick: Pick = getattr) -> Page:
-        """The page of what `walk` gave. `pick` takes a column of a row."""
+        """Make a page of the rows that `walk` returned. `pick` returns one column of a row."""
         cursor = self._from
         more, rows = len(rows) > self.page_size, rows[: self.page_size]
         if not cursor.backward:
@@ -239,7 +249,7 @@ class Query:
         return Page(rows, "?" + self._link(following), "?" + self._link(preceding))
 
     def _link(self, cursor: Cursor | None) -> str:
-        pairs = [(name, _text(value)) for name, value in self._asked.items() if name != "cursor"]
+        pairs = [(name, _text(value)) for name, value in self._given.items() if name != "cursor"]
         return urlencode(pairs + ([("cursor", cursor.encode())] if cursor else []))
 
 
@@ -247,26 +257,26 @@ def _text(value: Any) -> str:
     return format((value + 0).normalize(), "f") if isinstance(value, Decimal) else str(value)
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _remembered(text: str, encoding: str | None) -> Query:
-    """What is asked depends on the text alone, and a form takes ten times as long over it as Redis over the answer."""
+@lru_cache(maxsize=KEPT)
+def _validated(text: str, encoding: str | None) -> Query:
+    """Validate each query string only once: a form takes ten times as long as Redis takes for the response."""
     return Query(QueryDict(text.encode("latin-1"), encoding=encoding))
 
 
 class KeysetPagination(BasePagination):
-    """DRF's interface to `Query.page`."""
+    """DRF's pagination interface to `Query.page`."""
 
     def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[Any]:
-        """The rows of the page that is asked for, of what the filters left."""
+        """Return the rows of the requested page of a filtered queryset."""
         query = Query(request.query_params)
         self.page = query.page(list(query.walk(queryset)))
         return self.page.rows
 
     def get_paginated_response(self, data: Any) -> Response:
-        """The page with its links."""
+        """Return the page with its links."""
         return Response(self.page.body(data))
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """For `/api/schema/`."""
+        """Describe the page for `/api/schema/`."""
         link = {"type": "string", "nullable": True, "example": "?cursor=…"}
         return {"type": "object", "required": ["next", "previous", "results"], "properties": {"next": link, "previous": link, "results": schema}}

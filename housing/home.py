@@ -1,4 +1,4 @@
-"""What a person looks at: `/`, which asks each list and shows what a change makes stale, SPEC.md, and DRF's page around an answer."""
+"""The pages for people: the demo page `/`, which reads each list and shows what a change invalidates, and the browsable API."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.db import DatabaseError
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
+from django.templatetags.static import static
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
 from django.utils.safestring import SafeString, mark_safe
+from django.views.decorators.cache import never_cache
 from django.views.generic import TemplateView
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -32,35 +34,35 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What a browser may load for `/`: what this service serves, and nothing that is written into the page."""
+"""The policy of `/`: a browser loads only files of this service, and neither inline scripts nor inline styles."""
 
 SPEC = settings.ROOT / "SPEC.md"
-"""The promises. The file is only there where the specs are."""
+"""The list of promises. The container image has neither the specs nor this file."""
 
 SPEC_TOOLS = settings.ROOT / "SPEC-TOOLS.md"
 """The promises of the test tools."""
 
 
 class ChangeForm(forms.ModelForm):
-    """One new value of one row."""
+    """A form for one new value of one row."""
 
     label: ClassVar[str]
     written: ClassVar[list[str]]
-    """The columns that it is saved to."""
+    """The columns that it saves."""
 
     @classmethod
     def allowed_to(cls, user: Any) -> bool:
-        """Whether this user may: staff who may in the admin; in debug on the embedded stack, which is one person's own machine, anybody."""
+        """Whether this user may save it: staff with the admin's permission, or anyone in debug on the embedded stack."""
         own_machine = settings.DEBUG and settings.EMBEDDED
         return bool(own_machine or (user.is_staff and user.has_perm(f"housing.change_{cls._meta.model._meta.model_name}")))
 
     @property
     def address(self) -> str:
-        """Where it is sent."""
+        """The URL that it is sent to."""
         return reverse(f"change-{self._meta.model._meta.model_name}", args=[self.instance.pk])
 
     def save(self, commit: bool = True) -> Any:
-        """Write the new value, and no column of which this process may hold an old one."""
+        """Save only the new value, so that no other column is overwritten with an old one."""
         self.instance.save(update_fields=self.written)
         return self.instance
 
@@ -79,7 +81,7 @@ class PriceForm(ChangeForm):
 class OfficeForm(ChangeForm):
     """The name of an office."""
 
-    label = "Name of its office"
+    label = "Office name"
     written = ["name"]
 
     class Meta:
@@ -88,14 +90,14 @@ class OfficeForm(ChangeForm):
 
 
 class HomeView(TemplateView):
-    """The page: three lists, the newest listing to change, and the entries in which to see what that makes stale."""
+    """The demo page: three lists, a form that changes the newest listing, and the cached responses around it."""
 
     template_name = "housing/home.html"
     refused: ChangeForm | None = None
-    """The form that was not saved, with what is wrong."""
+    """The form that was not saved, with its errors."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        """As Django's."""
+        """Add the newest listing, its forms and the cached responses around it."""
         home = queries.joined().order_by("-created_at", "-id").first()
         changes = home and [self.form(form_class, row) for form_class, row in ((PriceForm, home), (OfficeForm, home.agent.office))]
         allowed = [form for form in changes or () if form.allowed_to(self.request.user)]
@@ -103,11 +105,11 @@ class HomeView(TemplateView):
         return super().get_context_data(debug=settings.DEBUG, spec=SPEC.is_file(), home=home, changes=allowed, entries=entries, **kwargs)
 
     def form(self, form_class: type[ChangeForm], row: Property | Office) -> ChangeForm:
-        """For a new value of this row, unless one was just refused."""
+        """Return a form for this row, or the one that was just refused."""
         return self.refused if isinstance(self.refused, form_class) else form_class(instance=row)
 
     def render_to_response(self, context: dict[str, Any], **response_kwargs: Any) -> HttpResponse:
-        """As Django's. A browser keeps no copy, so that Back asks again too."""
+        """Render the page, which no browser may keep, so that Back reads it again."""
         response = super().render_to_response(context, **response_kwargs)
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         add_never_cache_headers(response)
@@ -115,23 +117,23 @@ class HomeView(TemplateView):
 
 
 def entries_around(home: Property) -> list[tuple[str, str]]:
-    """What is remembered and worth watching while this property or its office changes: what each shows, and its address."""
+    """Return labels and URLs of cached responses to watch while this property or its office changes."""
     newest, office = Property.objects.order_by("-created_at", "-id"), home.agent.office_id
     neighbour = newest.filter(agent__office=office).exclude(pk=home.pk).first()
     stranger = newest.exclude(agent__office=office).select_related("agent").first()
     page = reverse("cached-list")
     return [
         ("The first page", page),
-        ("All of its office", f"{page}?office={office}"),
-        *([("All of another office", f"{page}?office={stranger.agent.office_id}")] if stranger else []),
+        ("Listings of its office", f"{page}?office={office}"),
+        *([("Listings of another office", f"{page}?office={stranger.agent.office_id}")] if stranger else []),
         ("This listing", reverse("cached-detail", args=[home.pk])),
-        *([("Another of its office", reverse("cached-detail", args=[neighbour.pk]))] if neighbour else []),
-        *([("One of another office", reverse("cached-detail", args=[stranger.pk]))] if stranger else []),
+        *([("Another listing of its office", reverse("cached-detail", args=[neighbour.pk]))] if neighbour else []),
+        *([("A listing of another office", reverse("cached-detail", args=[stranger.pk]))] if stranger else []),
     ]
 
 
 class ChangeView(HomeView):
-    """A new value is written: 204 for the page's script, back to the page for a browser without. What is refused, the page says."""
+    """Saves a new value. The page's script gets 204; a browser without scripts is redirected to the page. Errors are shown on the page."""
 
     http_method_names = ["post"]
     form_class: type[ChangeForm] = PriceForm
@@ -144,7 +146,7 @@ class ChangeView(HomeView):
         status = saved(form)
         by_script = request.get_preferred_type(["text/html", JSON]) == JSON
         if status == 204 and not by_script:
-            messages.success(request, "Saved. Every read from now on shows it.")
+            messages.success(request, "Saved. Every read from now on shows the new value.")
             return redirect("home")
         if by_script:
             return HttpResponse(status=status) if status == 204 else JsonResponse({name: list(wrong) for name, wrong in form.errors.items()}, status=status)
@@ -153,13 +155,13 @@ class ChangeView(HomeView):
 
 
 def saved(form: ChangeForm) -> int:
-    """Save what is valid: 204, or 400 or 503 with errors in the form."""
+    """Save a valid form. Return 204, or 400 or 503 with errors in the form."""
     if not form.is_valid():
         return 400
     try:
         form.save()
     except DatabaseError as refused:
-        form.add_error(None, f"The database says: {refused}")
+        form.add_error(None, f"The database refused the change: {refused}")
         return 503
     return 204
 
@@ -214,17 +216,44 @@ def _lead_somewhere(inline: Iterable[Token]) -> None:
             token.tag, tag = tag, "a"
 
 
+@never_cache
+def favicon(request: HttpRequest) -> HttpResponseRedirect:
+    """Redirect browsers that look for the icon of a page without a link to it, such as the admin."""
+    return redirect(static("housing/favicon.svg"))
+
+
 class BrowsablePage(BrowsableAPIRenderer):
-    """DRF's page around an answer. A browser that kept it would show it again on Back, as it was before a change."""
+    """DRF's browsable API, with links between pages, rows and variants. No browser may keep a page, because Back would show it as it was before a change."""
+
+    template = "housing/api.html"
+
+    def get_context(self, data: Any, accepted_media_type: str | None, renderer_context: Any) -> dict[str, Any]:
+        """Add the links: to the same data in each variant, to the neighbouring pages, and to the detail of each row."""
+        context: dict[str, Any] = super().get_context(data, accepted_media_type, renderer_context)
+        request = renderer_context["request"]
+        page = data if isinstance(data, dict) and "results" in data else {"next": None, "previous": None, "results": []}
+        context |= {"variants": variants_of(request), "next": page["next"], "previous": page["previous"]}
+        return context | {"rows": [(row["title"], f"{request.path}{row['id']}/") for row in page["results"]]}
 
     def render(self, data: Any, accepted_media_type: str | None = None, renderer_context: Any = None) -> Any:
-        """As DRF's."""
+        """Render the page, which no browser may keep."""
         renderer_context["response"].headers["Cache-Control"] = "no-cache, no-store"
         return super().render(data, accepted_media_type, renderer_context)
 
 
+def variants_of(request: Any) -> list[tuple[str, str, bool]]:
+    """Return the label and the URL of this request in each variant, and whether it is the current one."""
+    match = request.resolver_match
+    current, _, kind = match.url_name.partition("-")
+    query = f"?{request.META['QUERY_STRING']}" if request.META.get("QUERY_STRING") else ""
+    return [(name.title(), f"{reverse(f'{name}-{kind}', kwargs=match.kwargs)}{query}", name == current) for name in ("naive", "optimized", "cached")]
+
+
 def shows_toolbar(request: HttpRequest) -> bool:
-    """In debug, to who is at this machine: on every page but `/`, whose policy would refuse it, and on no program's answer, whose time it would take."""
+    """Whether the Debug Toolbar is on this page: in debug, for a client on this machine, on every HTML page but `/`.
+
+    The policy of `/` refuses the toolbar's inline styles. On a JSON response the toolbar would only add to its time.
+    """
     here = settings.DEBUG and request.META["REMOTE_ADDR"] in settings.INTERNAL_IPS
     page = "text/html" in request.headers.get("Accept", "") and request.path != "/" and not request.path.startswith("/change/")
     return here and (page or request.path.startswith("/__debug__/"))

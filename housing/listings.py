@@ -1,6 +1,6 @@
-"""Somebody else's listings: a CSV file is read row by row, and a mapping says what each of our fields is made of.
+"""Reads listings from a CSV file, row by row, with a mapping of columns to fields.
 
-A mapping is a TOML file; `mappings/` has two to learn from. Nothing here asks the database.
+A mapping is a TOML file; `mappings/` has two examples. This module does not use the database.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from django.db.backends.base.operations import BaseDatabaseOperations
 from housing.models import Agent, Location, Office, Property
 
 MODELS: dict[str, type[models.Model]] = {"office": Office, "agent": Agent, "location": Location, "property": Property}
-"""The tables of a mapping, and what each describes."""
+"""The tables of a mapping, and the model of each."""
 
 OURS = {"id", "updated_at", "record_hash"}
-"""Fields that no file fills."""
+"""Fields that are never imported."""
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-"""`1.225e+006` and its like. Python's own parser would also take `nan` and `1_000`."""
+"""Numbers such as `1.225e+006`. Python's own parser also accepts `nan` and `1_000`."""
 
 Record = dict[str, str]
-"""What a row says: column → cell, as it stands in the file."""
+"""A row of the file: column → cell."""
 
 Listing = dict[type[models.Model], dict[str, Any]]
-"""What a row becomes: model → field → value, each valid for its field."""
+"""A validated row: model → field → value."""
 
 
 class Unusable(Exception):
-    """A file or a mapping that cannot be used; the message says which, why, and what to do."""
+    """The file or the mapping is invalid. The message says which, why, and what to do."""
 
 
 class Refused(Exception):
-    """A row that cannot become a property. The message is about this row; rows of one `kind` have the same thing wrong."""
+    """A row is refused. The message is about this row; rows of one `kind` are refused for the same reason."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ class Refused(Exception):
 
 
 class Row(NamedTuple):
-    """A row begins in `line` (from 1) and ends before byte `position` of the file, as far as has been read."""
+    """A row with its first line number and the byte position after it."""
 
     line: int
     cells: list[str]
@@ -66,9 +66,9 @@ class Row(NamedTuple):
 
 
 def rows(path: Path) -> Generator[Row, None, None]:
-    """The rows of a CSV file, plain or gzip, in UTF-8: the header, then at least one more. Blank lines are no rows.
+    """Yield the rows of a CSV file (UTF-8, plain or gzip): the header, then at least one more. Blank lines are skipped.
 
-    The file is read as rows are asked for, never whole. Raises Unusable at the first sign that it cannot be read.
+    The file is streamed. Raises Unusable at the first position that cannot be read.
     """
     line = count = 0
     try:
@@ -76,35 +76,35 @@ def rows(path: Path) -> Generator[Row, None, None]:
             reader = csv.reader(text, strict=True)
             for cells in reader:
                 if any("\0" in cell for cell in cells):
-                    raise Unusable(f"{path} has a NUL byte in line {line + 1}: it is not text, or not UTF-8.")
+                    raise Unusable(f"{path} has a NUL byte in line {line + 1}, so it is not UTF-8 text.")
                 if cells:
                     count += 1
                     yield Row(line + 1, cells, file.tell())
                 line = reader.line_num
     except UnicodeDecodeError as error:
-        raise Unusable(f"{path} is not UTF-8: byte {error.object[error.start]:#04x} after line {line}. Convert it, for instance with iconv.") from error
+        raise Unusable(f"{path} is not UTF-8: byte {error.object[error.start]:#04x} after line {line}. Convert it to UTF-8, for example with iconv.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Unusable(f"{path} is damaged or cut off after line {line} ({error}). Fetch it again.") from error
+        raise Unusable(f"{path} is damaged or truncated after line {line} ({error}). Download it again.") from error
     except OSError as error:
         raise Unusable(f"{path} cannot be read: {error.strerror}.") from error
     except csv.Error as error:
-        raise Unusable(f"{path} is not CSV from line {line + 1} on ({error}). Look there for a quote that is not closed, or not doubled.") from error
+        raise Unusable(f"{path} is not valid CSV from line {line + 1} on ({error}). Look there for a quote that is not closed or not doubled.") from error
     if count == 0:
         raise Unusable(f"{path} is empty.")
     if count == 1:
-        raise Unusable(f"{path} has a header, and no row below it.")
+        raise Unusable(f"{path} has a header and no rows.")
 
 
 def _text(path: Path, file: io.BufferedReader) -> io.TextIOWrapper:
-    """What a file says, whether its content is gzip or not; its name alone does not decide, but must not say otherwise."""
+    """Return the text of a plain or gzip file. The content decides, but a file named .gz must be gzip."""
     zipped = file.peek(2).startswith(b"\x1f\x8b")
     if path.suffix == ".gz" and not zipped:
-        raise Unusable(f"{path} is named .gz, but is not gzip. Compress it, or name it .csv.")
+        raise Unusable(f"{path} has the suffix .gz but is not gzip. Compress it, or rename it to .csv.")
     return io.TextIOWrapper(gzip.GzipFile(fileobj=file) if zipped else file, encoding="utf-8-sig", newline="")
 
 
 def record(header: list[str], cells: list[str]) -> Record:
-    """What a row says. Raises Refused if it has not one cell for each column."""
+    """Return a row by column. Raises Refused if it does not have one cell for each column."""
     if len(cells) != len(header):
         which = "fewer" if len(cells) < len(header) else "more"
         raise Refused(which, f"{which} cells than columns: {len(cells)} instead of {len(header)}")
@@ -116,7 +116,7 @@ def record(header: list[str], cells: list[str]) -> Record:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one field is filled. What follows `field` and `missing` are the keys that a mapping may give for it."""
+    """The rule that fills one field. The attributes after `missing` are the keys of a mapping."""
 
     name: str
     field: models.Field[Any, Any]
@@ -132,7 +132,7 @@ class Rule:
 
     @cached_property
     def parts(self) -> list[tuple[str, str | None]]:
-        """What its text is joined from: literal text, then the column that follows it, if one does."""
+        """The parts of its text: literal text and the column that follows it, if there is one."""
         if self.template is None:
             return [] if self.column is None else [("", self.column)]
         return [(before, column) for before, column, *_ in string.Formatter().parse(self.template)]
@@ -143,7 +143,7 @@ class Rule:
         return [column for _, column in self.parts if column is not None]
 
     def value(self, record: Record) -> Any:
-        """What the field becomes; None where the file says nothing. Raises Refused."""
+        """Return the value of the field for a row; None if the cell is missing. Raises Refused."""
         cells = {column: record[column].strip() for column in self.columns}
         if not cells or not self.missing.isdisjoint(cells.values()):
             return self._value_of_missing()
@@ -151,7 +151,7 @@ class Rule:
         if self.values is None:
             return self.convert(text, self.factor)
         if text not in self.values:
-            raise Refused(f"{self.name} unlisted", f"{self.name}: {text!r} is not among the mapping's values")
+            raise Refused(f"{self.name} unlisted", f"{self.name}: {text!r} is not in the mapping's values")
         return self.convert(self.values[text])
 
     def _value_of_missing(self) -> Any:
@@ -162,7 +162,7 @@ class Rule:
         return None
 
     def convert(self, text: str, factor: Decimal | None = None) -> Any:
-        """A text as a value that the field takes on every database; a number is multiplied by `factor`. Raises Refused."""
+        """Return a text as a valid value of the field. A number is multiplied by `factor`. Raises Refused."""
         try:
             return self.field.clean(self._typed(text, factor or Decimal(1)), None)
         except ValidationError as error:
@@ -202,7 +202,7 @@ class Rule:
         try:
             return datetime.datetime.strptime(text, self.date or "").replace(tzinfo=datetime.UTC)
         except ValueError:
-            raise self._refused(text, "date", f"not a date like {self.date}") from None
+            raise self._refused(text, "date", f"not a date in the format {self.date}") from None
 
     def _refused(self, text: str, kind: str, what: str) -> Refused:
         return Refused(f"{self.name} {kind}", f"{self.name} {text!r}: {what}")
@@ -216,7 +216,7 @@ DATE_FIELD = ANY_FIELD | {"date": str}
 
 
 def keys_for(field: models.Field[Any, Any]) -> dict[str, type | tuple[type, ...]]:
-    """The keys that a mapping may give for a field, and the types of their values."""
+    """Return the keys that a mapping may have for a field, and the types of their values."""
     match field:
         case models.DecimalField():
             return DECIMAL_FIELD
@@ -229,65 +229,65 @@ def keys_for(field: models.Field[Any, Any]) -> dict[str, type | tuple[type, ...]
 
 @dataclass(frozen=True)
 class Mapping:
-    """What each of our fields is made of, by model and name; a field that the mapping leaves out becomes None."""
+    """The rules of a mapping, by model and field. A field without a rule becomes None."""
 
     path: Path
     rules: dict[type[models.Model], dict[str, Rule]]
 
     @classmethod
     def load(cls, path: Path) -> Mapping:
-        """Read a mapping. Raises Unusable, naming what is wrong in it."""
+        """Read a mapping. Raises Unusable if it is invalid."""
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
         except OSError as error:
             raise Unusable(f"{path} cannot be read: {error.strerror}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise Unusable(f"{path} is not TOML: {error}.") from error
+            raise Unusable(f"{path} is not valid TOML: {error}.") from error
         try:
             return cls(path, _rules(tables))
         except Unusable as error:
             raise Unusable(f"{path}: {error}") from None
 
     def check(self, header: list[str]) -> None:
-        """Raise Unusable unless each column that the mapping names stands in the header, and no column twice."""
+        """Raise Unusable unless the header has each column of the mapping, and no column twice."""
         if twice := sorted({column for column in header if header.count(column) > 1}):
-            raise Unusable(f"The file has two columns {twice[0]!r}. Rename one.")
+            raise Unusable(f"The file has two columns named {twice[0]!r}. Rename one.")
         for rule in (rule for rules in self.rules.values() for rule in rules.values()):
             for column in rule.columns:
                 if column not in header:
-                    raise Unusable(f"{self.path}: {rule.name} is made of {column!r}, but the file's columns are {', '.join(header)}.")
+                    raise Unusable(f"{self.path}: {rule.name} needs the column {column!r}, but the file has {', '.join(header)}.")
 
     def listing(self, record: Record) -> Listing:
-        """What a row becomes. Raises Refused at the first field that cannot be filled."""
+        """Return the validated row. Raises Refused at the first invalid field."""
         return {model: {name: rule.value(record) for name, rule in rules.items()} for model, rules in self.rules.items()}
 
 
 def _rules(tables: dict[str, Any]) -> dict[type[models.Model], dict[str, Rule]]:
     if unknown := sorted(tables.keys() - MODELS.keys() - {"missing"}):
-        raise Unusable(f"there is nothing called {unknown[0]!r}. There are: missing, {', '.join(MODELS)}.")
+        raise Unusable(f"there is no table {unknown[0]!r}. Use missing, {', '.join(MODELS)}.")
     missing = tables.get("missing", [""])
     if not isinstance(missing, list) or not all(isinstance(marker, str) for marker in missing):
-        raise Unusable('missing is not a list of texts, as in missing = ["", "n/a"].')
+        raise Unusable('missing must be a list of texts, such as missing = ["", "n/a"].')
     return {model: _rules_of_model(label, model, tables.get(label, {}), frozenset(missing)) for label, model in MODELS.items()}
 
 
 def _rules_of_model(label: str, model: type[models.Model], table: Any, missing: frozenset[str]) -> dict[str, Rule]:
     if not isinstance(table, dict):
-        raise Unusable(f"{label} is not a table. Write [{label}], and its fields below.")
+        raise Unusable(f"{label} is not a table. Write [{label}] with its fields below.")
     fields = {field.name: field for field in model._meta.concrete_fields if not (field.is_relation or field.name in OURS)}
     if unknown := sorted(table.keys() - fields.keys()):
-        raise Unusable(f"[{label}] has no field {unknown[0]!r}. It has: {', '.join(fields)}.")
+        raise Unusable(f"[{label}] has no field {unknown[0]!r}. Its fields are {', '.join(fields)}.")
     if gap := [name for name, field in fields.items() if not field.null and name not in table]:
-        raise Unusable(f'{label}.{gap[0]} is needed. Write {gap[0]}.column = "…", or {gap[0]}.default = "…" if the file does not say.')
+        raise Unusable(f'{label}.{gap[0]} is required. Write {gap[0]}.column = "…", or {gap[0]}.default = "…" if the file has no such column.')
     return {name: _rule(f"{label}.{name}", field, table[name], missing) if name in table else Rule(f"{label}.{name}", field) for name, field in fields.items()}
 
 
 def _rule(name: str, field: models.Field[Any, Any], table: Any, missing: frozenset[str]) -> Rule:
     allowed = keys_for(field)
     if not isinstance(table, dict):
-        raise Unusable(f'{name} is {table!r}. Write {name}.column = "…" for a column, {name}.default = "…" for the same in every row.')
+        raise Unusable(f'{name} is {table!r}. Write {name}.column = "…" for a column, or {name}.default = "…" for the same value in every row.')
     if unknown := sorted(table.keys() - allowed.keys()):
-        raise Unusable(f"{name} has no key {unknown[0]!r}. It has: {', '.join(allowed)}.")
+        raise Unusable(f"{name} has no key {unknown[0]!r}. Its keys are {', '.join(allowed)}.")
     if wrong := [key for key, value in table.items() if not _fits(value, allowed[key])]:
         raise Unusable(f"{name}.{wrong[0]} cannot be {table[wrong[0]]!r}.")
     if "default" in table:
@@ -300,15 +300,15 @@ def _rule(name: str, field: models.Field[Any, Any], table: Any, missing: frozens
 def _fits(value: Any, kind: type | tuple[type, ...]) -> bool:
     if isinstance(value, dict):
         return kind is dict and all(isinstance(text, str) for text in value.values())
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))  # to Python, True is a number too
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))  # in Python, True is a number, too
 
 
 def _check(rule: Rule) -> None:
-    """Raise Unusable for a rule that fills no field, or one that no row could be read by."""
+    """Raise Unusable for a rule that cannot fill its field."""
     if None not in (rule.column, rule.template) or (rule.column, rule.template, rule.default) == (None, None, None):
-        raise Unusable(f"{rule.name} is made of a column or of a template, or else has a default.")
+        raise Unusable(f"{rule.name} needs either a column or a template, or a default.")
     if isinstance(rule.field, models.DateTimeField) and not _tells_the_day(rule.date or ""):
-        raise Unusable(f'{rule.name}.date is {rule.date!r}. It says how day, month and year are written, such as "%d/%m/%Y".')
+        raise Unusable(f'{rule.name}.date is {rule.date!r}. It must be a format with day, month and year, such as "%d/%m/%Y".')
     try:
         _ = rule.columns
     except ValueError as error:
@@ -322,10 +322,10 @@ def _check(rule: Rule) -> None:
 
 
 def _tells_the_day(written: str) -> bool:
-    day, years_later = datetime.date(2013, 11, 28), datetime.date(2019, 11, 28)  # the same day of its week and of its year
+    day, years_later = datetime.date(2013, 11, 28), datetime.date(2019, 11, 28)  # the same weekday and the same day of the year
     try:
         if day.strftime(written) == years_later.strftime(written):
-            return False  # strptime would guess the year, and from Python 3.13 on warn that it does
+            return False  # strptime would guess the year, with a warning since Python 3.13
         if re.search(r"%:?[zZ]", written):
             return False  # a date is kept without a zone; from Python 3.15 on strptime lets an empty one pass
         return datetime.datetime.strptime(day.strftime(written), written).replace(tzinfo=datetime.UTC).date() == day

@@ -1,4 +1,4 @@
-"""What is stored: offices employ agents, agents list properties, properties stand somewhere and have images."""
+"""The models: offices employ agents, agents list properties, and properties have a location and images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Office(models.Model):
 
 
 class Agent(models.Model):
-    """Who sells a property."""
+    """The agent who sells a property."""
 
     name = models.CharField(max_length=200)
     email = models.EmailField(null=True, blank=True)
@@ -31,7 +31,7 @@ class Agent(models.Model):
 
 
 class Location(models.Model):
-    """Where a property stands. Coordinates are degrees (WGS 84)."""
+    """The location of a property. Coordinates are in degrees (WGS 84)."""
 
     city = models.CharField(max_length=100, db_index=True)
     state = models.CharField(max_length=100, null=True, blank=True)
@@ -47,7 +47,7 @@ class Property(models.Model):
     """A listing. `price` is in the currency of the portal, `area` in square metres."""
 
     class Type(models.TextChoices):
-        """What kind of building it is."""
+        """The kind of property."""
 
         HOUSE = "house"
         APARTMENT = "apartment"
@@ -55,7 +55,7 @@ class Property(models.Model):
         LAND = "land"
 
     class Status(models.TextChoices):
-        """Where the sale stands."""
+        """The state of the sale."""
 
         AVAILABLE = "available"
         PENDING = "pending"
@@ -71,18 +71,18 @@ class Property(models.Model):
     bathrooms = models.DecimalField(max_digits=4, decimal_places=2, null=True, blank=True, validators=[MinValueValidator(0)])
     area = models.DecimalField(max_digits=10, decimal_places=2, null=True, blank=True, validators=[MinValueValidator(0)])
     location = models.ForeignKey(Location, on_delete=models.CASCADE, related_name="properties")
-    agent = models.ForeignKey(Agent, on_delete=models.CASCADE, related_name="properties", db_index=False)  # two of the indexes below begin with it
+    agent = models.ForeignKey(Agent, on_delete=models.CASCADE, related_name="properties", db_index=False)  # two of the indexes below begin with this column
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(auto_now=True)
     record_hash = models.CharField(
-        max_length=64, null=True, unique=True, editable=False, help_text="SHA-256 of the imported record, by which an import knows it again."
+        max_length=64, null=True, unique=True, editable=False, help_text="SHA-256 of the imported row, which identifies it in later imports."
     )
 
     class Meta:
         verbose_name_plural = "properties"
-        # What is equal first, then the order, then the id: a page is read where it stands, whatever the filter leaves. A range in another
-        # order than its own has no such place: the first two carry what it asks about, so that rows are passed by without being fetched,
-        # and where few rows are in the range, it is read and sorted. PostgreSQL has more, for `search`, `city` and `office`, in migrations 0003 and 0004.
+        # Each index has the equality column first, then the order, then the id, so that a page is one range of the index. No index fits a range
+        # that is ordered by another column. The first two indexes therefore include price and bedrooms, so that rows outside the range are skipped
+        # without being fetched. PostgreSQL has more indexes for `search`, `city` and `office` (migrations 0003 and 0004).
         indexes = [
             models.Index(fields=["created_at", "id", "price", "bedrooms"], name="property_newest"),
             models.Index(fields=["price", "id", "bedrooms"], name="property_price"),

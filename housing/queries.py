@@ -1,4 +1,4 @@
-"""How the database is asked."""
+"""The querysets of the API."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from housing.models import Property
 
 
 def properties() -> QuerySet[Property]:
-    """Properties alone: whoever touches `location`, `agent` or `agent.office` asks again for each."""
+    """Return properties without joins: each access to `location`, `agent` or `agent.office` costs a query."""
     return Property.objects.all()
 
 
 def joined() -> QuerySet[Property]:
-    """Properties with all that a row shows of them, in one SELECT."""
+    """Return properties with everything that a row shows, in one SELECT."""
     return properties().select_related("location", "agent__office")
 
 
 def with_images(found: QuerySet[Property]) -> QuerySet[Property]:
-    """The same with their images, in one SELECT more."""
+    """Add the images, in one more SELECT."""
     return found.prefetch_related("images")

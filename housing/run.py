@@ -1,8 +1,7 @@
-"""`make run`: what a fresh folder lacks, and then the service.
+"""`make run`: prepare a fresh folder, then serve.
 
-Secret, tables, data and an admin are made where they are missing, and kept where they are not. The fakeredis server lives in
-this process, and the service in a child of it, so that a reload of the code does not empty the cache. The admin's password is
-shown once and stored only as Django's hash.
+A missing secret key, tables, data and an admin user are created; existing ones are kept. The fakeredis server runs in this process and the
+service in a child process, so a code reload does not empty the cache. The admin's password is shown once, and stored only as a hash.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ ENV_FILE = ROOT / ".env"
 HOST = "127.0.0.1"
 
 CHANGED = 3
-"""With this exit code Django's server asks to be started again."""
+"""The exit code with which Django's server asks for a restart."""
 
 ENV = """\
-# Written once by `make run`, and yours from then on. Every manage.py reads it; what the environment says goes first.
+# Written once by `make run`; edit it as you like. Every manage.py command reads it. Environment variables take precedence.
 DJANGO_SECRET_KEY={secret}
 DJANGO_DEBUG=true
 DATABASE_URL=sqlite:///{database}
-# `make run` starts this server. A redis:// URL here is used instead.
+# `make run` starts this fakeredis server. Replace the URL with a redis:// URL to use a real one.
 REDIS_URL=fakeredis://{host}:{port}/0
 """
 
@@ -51,10 +50,10 @@ GREETING = """
 
   61 queries    {url}/api/properties/live/naive/
   1 query       {url}/api/properties/live/optimized/
-  1, then none  {url}/api/properties/cached/
+  1, then 0     {url}/api/properties/cached/
   Docs          {url}/api/docs/
   Admin         {url}/admin/
-                as admin, {login}
+                {login}
 
   Change the first price from a second terminal, then reload the cached list:
 
@@ -63,16 +62,16 @@ GREETING = """
 
 
 class Refused(Exception):
-    """Why the service does not start; the message is one line, and says what to do."""
+    """The service cannot start. The message is one line, and says what to do."""
 
 
 def main() -> None:
-    """Serve until Ctrl-C or SIGTERM, which end it with exit code 0. What prevents it is one line on stderr, and exit code 1."""
+    """Serve until Ctrl-C or SIGTERM, with exit code 0. An error is one line on stderr, with exit code 1."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    parser = argparse.ArgumentParser(prog="python -m housing.run", description="Make what is missing, and serve.", exit_on_error=False)
+    parser = argparse.ArgumentParser(prog="python -m housing.run", description="Prepare the folder, and serve.", exit_on_error=False)
     parser.add_argument("--port", type=port, default=8000, help=f"serve at http://{HOST}:PORT/ (default: %(default)s)")
-    parser.add_argument("--properties", type=int, metavar="N", help="fill an empty database with so many (default: as many as `manage.py seed` does)")
+    parser.add_argument("--properties", type=int, metavar="N", help="seed an empty database with N properties (default: that of `manage.py seed`)")
     try:
         options = parser.parse_args()
         sys.exit(run(options.port, options.properties))
@@ -81,58 +80,58 @@ def main() -> None:
 
 
 def end(*_: Any) -> NoReturn:
-    """Leave, and let no second signal interrupt the leaving: `make` passes on what the terminal has sent already."""
+    """Exit, and ignore further signals: `make` forwards a signal that the terminal has already sent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(0)
 
 
 def port(text: str) -> int:
-    """A port's number. Raises ArgumentTypeError where it is none."""
+    """Parse a port. Raises ArgumentTypeError if it is invalid."""
     if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"'{text}' is no port. A port is a number from 1 to 65535.")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port. Use a number from 1 to 65535.")
     return int(text)
 
 
 def run(port: int, properties: int | None) -> int:
-    """Make what is missing, then serve; the service's exit code."""
+    """Prepare the folder, then serve. Returns the exit code of the service."""
     write_env_file()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "housing.settings")
     with cache_server():
         refuse_taken(port)
         password = prepare(properties)
-        print(greeting(f"http://{HOST}:{port}", password), flush=True)  # noqa: T201  # this is what a person at a terminal reads
+        print(greeting(f"http://{HOST}:{port}", password), flush=True)  # noqa: T201  # output for a terminal
         return serve(port)
 
 
 def write_env_file() -> None:
-    """Write `.env` if there is none: whole, or not at all, and for the owner's eyes only."""
+    """Write a missing `.env` atomically, readable by its owner only."""
     with socket.create_server((HOST, 0)) as free:
         values = {"secret": secrets.token_urlsafe(50), "database": quote(f"{ROOT}/db.sqlite3"), "host": HOST, "port": free.getsockname()[1]}
     with tempfile.NamedTemporaryFile("w", dir=ROOT, prefix=".env.", encoding="utf-8") as draft:  # its mode is 0600
         draft.write(ENV.format(**values))
         draft.flush()
         os.fsync(draft.fileno())
-        with suppress(FileExistsError):  # there is one, and a link does not overwrite as a rename does
+        with suppress(FileExistsError):  # it exists, and a link does not overwrite it as a rename would
             os.link(draft.name, ENV_FILE)
 
 
 def cache_server() -> AbstractContextManager[None]:
-    """What holds a fakeredis server at REDIS_URL; nothing, where that names a real Redis. Raises Refused where it cannot listen."""
+    """Return a context with a fakeredis server at REDIS_URL, or an empty one for a real Redis. Raises Refused if the server cannot listen."""
     return fakeredis_at(cache_address(settings.REDIS_URL)) if settings.EMBEDDED else nullcontext()
 
 
 @contextmanager
 def fakeredis_at(address: tuple[str, int]) -> Iterator[None]:
-    """A fakeredis server while the body runs. Raises Refused where it cannot listen."""
+    """Run a fakeredis server during the body. Raises Refused if it cannot listen."""
     from fakeredis import TcpFakeServer
 
     try:
         server = TcpFakeServer(address)
     except OSError as error:
         raise Refused(
-            f"the fakeredis of this folder cannot listen at {address[0]}:{address[1]} ({error.strerror}). "
-            "Stop another `make run` of this folder if there is one, else give REDIS_URL in .env another port."
+            f"the fakeredis server cannot listen at {address[0]}:{address[1]} ({error.strerror}). "
+            "Stop another `make run` of this folder, or change the port of REDIS_URL in .env."
         ) from error
     with server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -143,31 +142,31 @@ def fakeredis_at(address: tuple[str, int]) -> Iterator[None]:
 
 
 def cache_address(url: str) -> tuple[str, int]:
-    """Host and port of a fakeredis:// URL. Raises Refused where they are not there."""
+    """Return the host and port of a fakeredis:// URL. Raises Refused if it has none."""
     parts = urlsplit(url)
-    with suppress(ValueError):  # the port is no number
+    with suppress(ValueError):  # the port is not a number
         if parts.hostname and parts.port:
             return parts.hostname, parts.port
-    raise Refused(f"REDIS_URL is {url}, which a second process cannot share. Name a host and a port: fakeredis://{HOST}:6380/0.")
+    raise Refused(f"REDIS_URL is {url}, which other processes cannot share. Add a host and a port, such as fakeredis://{HOST}:6380/0.")
 
 
 def refuse_taken(port: int) -> None:
-    """Raise Refused where somebody else serves at this port, or nobody may."""
+    """Raise Refused if the port is taken or not permitted."""
     try:
         socket.create_server((HOST, port)).close()
     except OSError as error:
-        raise Refused(f"port {port} cannot be had ({os.strerror(error.errno or 0)}). Name another: make run PORT=8001.") from error
+        raise Refused(f"port {port} is not available ({os.strerror(error.errno or 0)}). Use another one: make run PORT=8001.") from error
 
 
 def prepare(properties: int | None) -> str | None:
-    """Migrate, seed a database that has no property, add an admin where there is no user; the admin's password, or None."""
+    """Migrate, seed a database without properties, and create an admin if there is no user. Returns the new password, or None."""
     django.setup()
-    logging.getLogger("housing").setLevel(logging.WARNING)  # that an empty table became stale is no news
+    logging.getLogger("housing").setLevel(logging.WARNING)  # seeding an empty database needs no log lines
     from housing.freshness import begin_journal
     from housing.models import Property
 
     if settings.EMBEDDED:
-        begin_journal()  # the server has just been born, and nobody writes yet
+        begin_journal()  # the server has just started, so nobody writes yet
     call_command("migrate", verbosity=0)
     if not Property.objects.exists():
         call_command("seed", **({} if properties is None else {"properties": properties}))
@@ -177,7 +176,7 @@ def prepare(properties: int | None) -> str | None:
 
 
 def create_admin() -> str | None:
-    """A new user `admin` where there is no user; the password, or None."""
+    """Create the user `admin` if there is no user. Returns the password, or None."""
     from django.contrib.auth.models import User
 
     if User.objects.exists():
@@ -188,17 +187,17 @@ def create_admin() -> str | None:
 
 
 def greeting(url: str, password: str | None) -> str:
-    """Where to look, and what to try."""
+    """Return the URLs, the login and a first command to try."""
     python = os.path.relpath(sys.executable, ROOT)
     renew = f"{python} manage.py changepassword admin"
-    login = f"password forgotten? {renew}" if password is None else f"password {password}, shown this once. Another: {renew}"
+    login = f"log in as admin; to reset the password: {renew}" if password is None else f"log in as admin / {password} (shown only once; to reset it: {renew})"
     return GREETING.format(url=url, python=python, login=login)
 
 
 def serve(port: int) -> int:
-    """Serve with Django's reloading server; its exit code. It ends before this returns or raises.
+    """Serve with Django's reloading server, and return its exit code. The server ends before this function does.
 
-    Of Django's two processes this is the one that starts the other anew: a third would only take as long again to wake.
+    This process restarts the server as Django's own parent process would, which saves a third process.
     """
     code = CHANGED
     while code == CHANGED:
@@ -207,15 +206,15 @@ def serve(port: int) -> int:
 
 
 def serve_until_the_code_changes(port: int) -> int:
-    """Serve; the exit code, which is CHANGED where the code has changed."""
-    server = subprocess.Popen(  # noqa: S603  # nothing but a port's number comes from outside
+    """Serve, and return the exit code: CHANGED if the code has changed."""
+    server = subprocess.Popen(  # noqa: S603  # the only input is a port number
         [sys.executable, str(ROOT / "manage.py"), "runserver", f"{HOST}:{port}"],
         env=os.environ | {DJANGO_AUTORELOAD_ENV: "true", "DJANGO_RUNSERVER_HIDE_WARNING": "true"},
     )
     try:
         return server.wait()
     finally:
-        server.kill()  # as Django's own parent does: asked to end while it looks through the files, the server may not hear it
+        server.kill()  # SIGTERM may be lost while the server scans files, so Django's own parent kills it, too
         server.wait()
 
 

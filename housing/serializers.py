@@ -1,4 +1,4 @@
-"""What leaves: a property with its location, its agent and the agent's office; in the detail, its images too."""
+"""The response format: a property with its location, its agent and the agent's office. The detail also has the images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OfficeSerializer(serializers.ModelSerializer[Office]):
 
 
 class AgentSerializer(serializers.ModelSerializer[Agent]):
-    """Who sells a property."""
+    """The agent who sells a property."""
 
     office = OfficeSerializer()
 
@@ -32,7 +32,7 @@ class AgentSerializer(serializers.ModelSerializer[Agent]):
 
 
 class LocationSerializer(serializers.ModelSerializer[Location]):
-    """Where a property stands."""
+    """The location of a property."""
 
     class Meta:
         model = Location
@@ -50,7 +50,7 @@ class PropertyImageSerializer(serializers.ModelSerializer[PropertyImage]):
 class PropertySerializer(serializers.ModelSerializer[Property]):
     """A row of a list."""
 
-    created_at = serializers.DateTimeField(default_timezone=datetime.UTC)  # not that of whoever asks
+    created_at = serializers.DateTimeField(default_timezone=datetime.UTC)  # not the time zone of the request
     updated_at = serializers.DateTimeField(default_timezone=datetime.UTC)
     location = LocationSerializer()
     agent = AgentSerializer()
@@ -75,7 +75,7 @@ class PropertySerializer(serializers.ModelSerializer[Property]):
 
 
 class PropertyDetailSerializer(PropertySerializer):
-    """One property."""
+    """One property with its images."""
 
     images = PropertyImageSerializer(many=True)
 
@@ -83,19 +83,19 @@ class PropertyDetailSerializer(PropertySerializer):
         fields = [*PropertySerializer.Meta.fields, "images"]
 
 
-# The same, quicker
+# The same output, faster
 
 Row = tuple[Any, ...]
 
 AS_THEY_ARE = (serializers.BigIntegerField, serializers.CharField, serializers.ChoiceField, serializers.EmailField, serializers.IntegerField)
-"""Fields that show what the column holds."""
+"""Fields whose output is the value of the column."""
 
 
 class Columns:
-    """What a serializer shows, made from the columns of one flat SELECT: no instances of models, and no field asked anything that it says every time.
+    """A serializer compiled to the columns of one flat SELECT, without model instances.
 
-    `paths` are the columns, for `values_list()`; `show` makes of a row of them what `to_representation` makes of an instance. Raises TypeError for a
-    serializer with a field that is no column.
+    `paths` are the columns for `values_list()`. `show` turns one row into the output that `to_representation` gives for an instance. Raises TypeError
+    if a field of the serializer is not a column.
     """
 
     def __init__(self, serializer: serializers.BaseSerializer[Any]) -> None:
@@ -103,7 +103,7 @@ class Columns:
         self.show = self._shape(serializer, "")
 
     def pick(self, row: Row, path: str) -> Any:
-        """One column of a row, by its path."""
+        """Return one column of a row, by its path."""
         return row[self.paths.index(path)]
 
     def _shape(self, serializer: Any, prefix: str) -> Callable[[Row], dict[str, Any]]:
@@ -119,7 +119,7 @@ class Columns:
             return column
         if type(field) in QUICKER:
             return _unless_null(column, QUICKER[type(field)](field))
-        raise TypeError(f"{type(field).__name__} {field.field_name} is no column that can be shown as it comes. Serialize instances instead.")
+        raise TypeError(f"The field {field.field_name} ({type(field).__name__}) is not a plain column. Serialize model instances instead.")
 
 
 def _unless_null(column: Callable[[Row], Any], convert: Callable[[Any], Any]) -> Callable[[Row], Any]:
@@ -144,9 +144,9 @@ def _instant(field: serializers.DateTimeField) -> Callable[[Any], Any]:
 
 
 QUICKER: dict[type, Callable[[Any], Callable[[Any], Any]]] = {serializers.DecimalField: _decimal, serializers.DateTimeField: _instant}
-"""Fields that need not be asked where the database has the value in their own form already."""
+"""Fields with a faster conversion for values that already have the output format."""
 
 
 def rendered(shown: Any) -> bytes:
-    """As DRF's JSONRenderer, which escapes what JavaScript once took for the end of a line (U+2028, U+2029)."""
+    """Return the bytes of DRF's JSONRenderer, which escapes U+2028 and U+2029 for old JavaScript parsers."""
     return orjson.dumps(shown).replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")

@@ -1,4 +1,4 @@
-"""Which door."""
+"""Routes."""
 
 from django.conf import settings
 from django.contrib import admin
@@ -16,6 +16,7 @@ urlpatterns = [
     *(path(f"api/properties/{variant}/", page.as_view(), name=f"{variant.rpartition('/')[2]}-list") for variant, (page, _) in lists.items()),
     *(path(f"api/properties/{variant}/<int:id>/", detail.as_view(), name=f"{variant.rpartition('/')[2]}-detail") for variant, (_, detail) in lists.items()),
     path("", home.HomeView.as_view(), name="home"),
+    path("favicon.ico", home.favicon, name="favicon"),
     path("change/property/<int:pk>/", home.ChangeView.as_view(form_class=home.PriceForm), name="change-property"),
     path("change/office/<int:pk>/", home.ChangeView.as_view(form_class=home.OfficeForm), name="change-office"),
     path("spec/", home.spec, name="spec"),

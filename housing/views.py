@@ -1,14 +1,15 @@
-"""A request comes in: the same two answers, three times over."""
+"""The API views: a list and a detail, each in three variants."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache, wraps
 from typing import Any
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
@@ -17,25 +18,30 @@ from django_filters.rest_framework import DjangoFilterBackend
 from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
 
 from housing import queries
-from housing.filters import REMEMBERED, KeysetPagination, PropertyFilter, Query
+from housing.filters import KEPT, KeysetPagination, PropertyFilter, Query
 from housing.freshness import CONTROL, CachedView, Read, Refused, Select, Unreachable, inspect_server, ours
 from housing.models import Property
 from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
 
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER = 5
+"""Seconds after which a client may try again while the database is unavailable."""
+
 COLUMNS, DETAIL = Columns(PropertySerializer()), PropertyDetailSerializer()
 ROWS = queries.properties().values_list(*COLUMNS.paths)
-"""Kept, for DRF makes a serializer's fields anew for each instance of it, and Django finds out anew what each path joins."""
+"""Made once, because DRF builds the fields of each serializer instance, and Django resolves each path again."""
 
 
 class QueryCounter:
-    """Counts the SQL of one request, and its time in seconds: an execute wrapper of Django's."""
+    """An execute wrapper that counts the SQL statements of one request and their seconds."""
 
     def __init__(self) -> None:
         self.statements = 0
         self.seconds = 0.0
 
     def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
-        """Send the statement on."""
+        """Execute the statement, and count it."""
         started = time.perf_counter()
         try:
             return execute(sql, params, many, context)
@@ -45,18 +51,23 @@ class QueryCounter:
 
 
 class CountedView(GenericAPIView[Property]):
-    """Says in `Server-Timing` what an answer cost."""
+    """Reports the cost of a response in its `Server-Timing` header."""
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Any:
-        """DRF's, whose response is on the bill."""
+        """Return DRF's view, which also counts its SQL."""
         view = super().as_view(**initkwargs)
 
         @wraps(view)
         def counted(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             counter, started = QueryCounter(), time.perf_counter()
-            with connection.execute_wrapper(counter):
-                response: HttpResponseBase = view(request, *args, **kwargs)
+            response: HttpResponseBase
+            try:
+                with connection.execute_wrapper(counter):
+                    response = view(request, *args, **kwargs)
+            except (InterfaceError, OperationalError):
+                logger.exception("The database is unavailable.")
+                response = JsonResponse({"detail": "The database is unavailable. Try again later."}, status=503, headers={"Retry-After": str(RETRY_AFTER)})
             total = time.perf_counter() - started
             queries_ = f"{counter.statements} {'query' if counter.statements == 1 else 'queries'}"
             response.headers["Server-Timing"] = f'sql;desc="{queries_}";dur={counter.seconds * 1000:.2f}, total;dur={total * 1000:.2f}'
@@ -66,7 +77,7 @@ class CountedView(GenericAPIView[Property]):
 
 
 class PropertyListView(CountedView, ListAPIView[Property]):
-    """The bill nobody should pay: nothing is joined, so every row asks for its location, its agent and the agent's office.
+    """A page of properties, deliberately naive: each row costs three more queries for its location, agent and office.
 
     A page of 20 costs 61 queries.
     """
@@ -79,13 +90,13 @@ class PropertyListView(CountedView, ListAPIView[Property]):
 
 
 class OptimizedPropertyListView(PropertyListView):
-    """A page in one query, which joins what the rows show."""
+    """A page of properties in one query, with three joins."""
 
     queryset = queries.joined()
 
 
 class PropertyDetailView(CountedView, RetrieveAPIView[Property]):
-    """One property, asking for each of its relations when it gets there: 5 queries."""
+    """One property with its images, deliberately naive: 5 queries, one for each relation."""
 
     queryset = queries.properties()
     serializer_class = PropertyDetailSerializer
@@ -93,22 +104,22 @@ class PropertyDetailView(CountedView, RetrieveAPIView[Property]):
 
 
 class OptimizedPropertyDetailView(PropertyDetailView):
-    """One property in 2 queries: itself with all that is joined to it, and its images."""
+    """One property with its images in 2 queries: one with joins, and one for the images."""
 
     queryset = queries.with_images(queries.joined())
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=KEPT)
 def select_of(query: Query) -> Select:
-    """Its SELECT. As it was validated once for all who ask alike, so it is compiled once."""
+    """Return the SELECT of a query, which is compiled only once for equal query strings."""
     return Select(query.walk(query.filter(ROWS)))
 
 
 class CachedPropertyListView(CachedView, OptimizedPropertyListView):
-    """A page in one query when it is cold, and in none while it is fresh."""
+    """A page of properties from the cache: one query when it is cold, none while it is fresh. It is never older than the last committed write."""
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
-        """The parameters."""
+        """The parameters make the key."""
         query = Query.of(request)
 
         def read() -> bytes:
@@ -119,10 +130,10 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):
 
 
 class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
-    """One property in two queries when it is cold, which see one state, and in none while it is fresh."""
+    """One property with its images from the cache: two queries when it is cold, none while it is fresh."""
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
-        """The id."""
+        """The id makes the key."""
 
         def read() -> bytes:
             with nullcontext() if ours().in_transaction else ours().snapshot():
@@ -134,7 +145,7 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
 
 @never_cache
 def health(request: HttpRequest) -> JsonResponse:
-    """200 while the database answers, for then every read is answered; 503 while it does not. Says how Redis is, too."""
+    """Return 200 while the database is reachable and 503 while it is not, with the state of the database and of Redis."""
     state = {"database": "ok", "cache": "ok"}
     try:
         with connection.cursor() as cursor:

@@ -1728,7 +1728,7 @@ READ = (
     Sabotage(
         "a page's SELECT is compiled for each request",
         "views.py",
-        "@lru_cache(maxsize=REMEMBERED)\ndef select_of(",  # plain-words: code
+        "@lru_cache(maxsize=KEPT)\ndef select_of(",
         "@lru_cache(maxsize=0)\ndef select_of(",
         "test_latency.py::test_a_request_makes_no_more_python_calls_than_recorded[a cold page-]",
     ),

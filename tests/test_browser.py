@@ -1,6 +1,6 @@
-"""In a real browser. What a person sees is never older than what was saved: after a refresh, after Back, in another tab.
+"""In a real browser. A page never shows data that is older than the last saved change: after a refresh, after Back and in another tab.
 
-The service is what `make run` serves, and the browser Debian's Chromium. `make test-browser` leaves pictures in `screenshots/`.
+The service is that of `make run`, and the browser is Debian's Chromium. `make test-browser` saves screenshots in `screenshots/`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.only("embedded")]
 PICTURES = ROOT / "screenshots"
 
 TIMEOUT = 600
-"""Seconds after which the service is killed, and what is left of the chapter fails. It takes less than a fifth of it."""
+"""Seconds after which the service is killed and the rest of the chapter fails. A run takes less than a fifth of that."""
 
 WIDE = {"width": 1200, "height": 900}
 LOOKS: dict[str, dict[str, Any]] = {
@@ -43,9 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Served]:
-    """`make run`, with as many listings as it makes by itself."""
+    """The service of `make run`, with its default number of listings."""
     with served(folder, any_free_port(), properties=1000, timeout=TIMEOUT) as service:
-        reader = threading.Thread(target=list, args=[service.process.stdout])  # else it stops when nobody reads what it says
+        reader = threading.Thread(target=list, args=[service.process.stdout])  # otherwise the service blocks when its output buffer is full
         reader.start()
         yield service
         service.process.terminate()
@@ -54,7 +54,7 @@ def service(folder: Path) -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def a_cold_cache(service: Served, folder: Path) -> None:
-    """Nothing is remembered; the journal of what was written stays."""
+    """Delete every entry. The journal stays."""
     [url] = re.findall("^REDIS_URL=fake(.+)", (folder / ".env").read_text(), re.MULTILINE)
     with redis.Redis.from_url(url) as client:
         for key in client.scan_iter("housing:*"):
@@ -64,8 +64,8 @@ def a_cold_cache(service: Served, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser as people have it: it keeps pages for Back, which Playwright's own arguments switch off."""
-    from playwright.sync_api import sync_playwright  # a quarter of a second, for which a run without a browser need not wait
+    """Chromium with its back/forward cache, which Playwright's default arguments disable."""
+    from playwright.sync_api import sync_playwright  # the import takes a quarter of a second, which other runs save
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=stacks.chromium(), ignore_default_args=["--disable-back-forward-cache"])
@@ -75,7 +75,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def visitor(chromium: Browser, service: Served) -> Iterator[Callable[..., BrowserContext]]:
-    """Somebody new, with a browser that knows nothing: `visitor(color_scheme="dark").new_page()`."""
+    """Open a browser context without cookies or cache: `visitor(color_scheme="dark").new_page()`."""
     contexts = []
 
     def visitor(**options: Any) -> BrowserContext:
@@ -89,26 +89,26 @@ def visitor(chromium: Browser, service: Served) -> Iterator[Callable[..., Browse
 
 @pytest.fixture
 def tab(visitor: Callable[..., BrowserContext]) -> Page:
-    """A tab of somebody's browser; `tab.context.new_page()` is another."""
+    """A tab. `tab.context.new_page()` opens another one in the same browser."""
     return visitor().new_page()
 
 
 @pytest.fixture(scope="module")
 def admin(service: Served) -> tuple[str, str]:
-    """A name and a password, as the greeting has them."""
-    [password] = re.findall(r"as admin, password (\S+),", service.greeting)
+    """The name and the password in the greeting of `make run`."""
+    [password] = re.findall(r"log in as admin / (\S+) \(", service.greeting)
     return "admin", password
 
 
 @pytest.fixture
 def newest(service: Served) -> Any:
-    """The newest listing, read past the cache."""
+    """The newest listing, read without the cache."""
     return service.get(VARIANTS["naive"])[1]["results"][0]
 
 
 @pytest.fixture
 def change_in_the_admin(admin: tuple[str, str]) -> Callable[..., None]:
-    """Log in and change one field of one row as staff do, in this tab."""
+    """Log in to the admin in this tab, and change one field of one row."""
 
     def change_in_the_admin(tab: Page, model: str, row: Any, field: str, value: str) -> None:
         name, password = admin
@@ -125,7 +125,7 @@ def change_in_the_admin(admin: tuple[str, str]) -> Callable[..., None]:
 
 
 def expect(what: Any) -> Any:
-    """Playwright's, which waits, but not for ever."""
+    """Playwright's `expect`, with a longer timeout."""
     from playwright.sync_api import expect
 
     expect.set_options(timeout=15_000)
@@ -137,20 +137,20 @@ def picture(tab: Page, name: str, **options: Any) -> None:
 
 
 def sql(tab: Page) -> Locator:
-    """What the toolbar says of the SQL of the page."""
+    """The toolbar's summary of the SQL."""
     return tab.locator("#djdt-SQLPanel small")
 
 
 def body(tab: Page) -> Locator:
-    """The answer that the page is around."""
+    """The JSON in a page of the browsable API."""
     return tab.locator(".response-info pre")
 
 
-# What the toolbar counts
+# The Debug Toolbar
 
 
 @pytest.mark.parametrize(("variant", "counts"), [("naive", [61, 61]), ("optimized", [1, 1]), ("cached", [1, 0])])
-def test_the_toolbar_counts_on_the_page_what_is_promised_of_the_answer(tab: Page, variant: str, counts: list[int]) -> None:
+def test_the_toolbar_shows_the_promised_query_counts(tab: Page, variant: str, counts: list[int]) -> None:
     for load, count in enumerate(counts, 1):
         tab.goto(VARIANTS[variant])
 
@@ -158,14 +158,14 @@ def test_the_toolbar_counts_on_the_page_what_is_promised_of_the_answer(tab: Page
         picture(tab, f"toolbar-{variant}-{load}")
 
 
-# The walk: prime, change, refresh
+# The walkthrough: warm, change, refresh
 
 
 @pytest.mark.parametrize(("model", "field"), [("property", "price"), ("agent", "name")])
-def test_what_is_saved_in_the_admin_is_on_the_screen_at_the_next_refresh(
+def test_a_change_in_the_admin_is_on_the_screen_after_a_refresh(
     tab: Page, newest: Any, change_in_the_admin: Callable[..., None], model: str, field: str
 ) -> None:
-    """The series' whole walk. A refresh costs one query after a change, and none before it and ever after."""
+    """The walkthrough of the blog posts. The first refresh after a change costs one query, and every other refresh costs none."""
     row = newest if model == "property" else newest["agent"]
     new = another(row[field])
     tab.goto(VARIANTS["cached"])
@@ -185,7 +185,7 @@ def test_what_is_saved_in_the_admin_is_on_the_screen_at_the_next_refresh(
 
 
 def another(value: str) -> str:
-    """A price or a name that nothing has yet."""
+    """Return a price or a name that no row has yet."""
     return f"{float(value) + 1000:.2f}" if value[0].isdigit() else f"{value} II"
 
 
@@ -195,7 +195,7 @@ def shown(field: str, value: str) -> str:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_back_shows_the_new_price(tab: Page, newest: Any, change_in_the_admin: Callable[..., None], variant: str) -> None:
-    """A browser keeps whole pages for Back and shows them without a question. Ours it must not keep."""
+    """Browsers keep whole pages in memory and show them on Back without a request. They must not keep these."""
     new = another(newest["price"])
     tab.goto(VARIANTS[variant])
     expect(body(tab)).to_contain_text(shown("price", newest["price"]))
@@ -207,7 +207,7 @@ def test_back_shows_the_new_price(tab: Page, newest: Any, change_in_the_admin: C
     expect(body(tab)).to_contain_text(shown("price", new))
 
 
-def test_back_to_the_first_page_offers_the_new_price(tab: Page, newest: Any, change_in_the_admin: Callable[..., None]) -> None:
+def test_back_to_the_demo_page_shows_the_new_price_in_the_form(tab: Page, newest: Any, change_in_the_admin: Callable[..., None]) -> None:
     new = another(newest["price"])
     tab.goto("/")
     expect(tab.get_by_label("Price", exact=True)).to_have_value(newest["price"])
@@ -219,8 +219,8 @@ def test_back_to_the_first_page_offers_the_new_price(tab: Page, newest: Any, cha
     expect(tab.get_by_label("Price", exact=True)).to_have_value(new)
 
 
-def test_no_second_tab_shows_the_old_price_again(tab: Page, newest: Any, change_in_the_admin: Callable[..., None]) -> None:
-    """Each has asked before and keeps what it was told; all three share what the browser remembers."""
+def test_no_other_tab_shows_the_old_price_again(tab: Page, newest: Any, change_in_the_admin: Callable[..., None]) -> None:
+    """Each tab has its own page, and all three share the browser's cache."""
     new = another(newest["price"])
     second, third = tab.context.new_page(), tab.context.new_page()
     for each in (tab, second):
@@ -236,12 +236,12 @@ def test_no_second_tab_shows_the_old_price_again(tab: Page, newest: Any, change_
         expect(body(each)).to_contain_text(shown("price", new))
 
 
-# The page to look at
+# The demo page
 
 
 @pytest.fixture
 def complaints() -> list[str]:
-    """What a browser wrote into its console about the pages that `heard` was told of."""
+    """Errors and warnings in the console of the tabs passed to `heard`."""
     return []
 
 
@@ -259,31 +259,32 @@ def entry(tab: Page, name: str) -> Locator:
     return tab.get_by_role("row").filter(has=tab.get_by_role("rowheader", name=name, exact=True))
 
 
-def asked(tab: Page, *, times: int = 1) -> None:
-    """Wait until each list has been asked so often."""
+def was_read(tab: Page, *, times: int = 1) -> None:
+    """Wait until each list was read this often. A cached list that was not cached is read once more."""
     for variant in VARIANTS:
-        expect(card(tab, variant).locator("[data-asked]")).to_have_text(re.compile(rf"^Queries so far: \d+(, \d+){{{times - 1}}}$"))
+        most = times - 1 + (variant == "cached")
+        expect(card(tab, variant).locator("[data-history]")).to_have_text(re.compile(rf"^Queries so far: \d+(, \d+){{{times - 1},{most}}}$"))
 
 
 def change_on_the_page(tab: Page, label: str, value: str) -> None:
     tab.get_by_label(label, exact=True).fill(value)
     tab.get_by_label(label, exact=True).press("Enter")
-    expect(tab.get_by_role("status").filter(has_text="The very next read says")).to_have_count(1)
+    expect(tab.get_by_role("status").filter(has_text="The next read shows")).to_have_count(1)
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_the_page_is_for_everybody(visitor: Callable[..., BrowserContext], newest: Any, complaints: list[str], look: str) -> None:
-    """In light, dark and at a phone's width: nothing that axe-core finds, nothing in the console, nothing beyond the edge."""
+def test_the_demo_page_is_accessible(visitor: Callable[..., BrowserContext], newest: Any, complaints: list[str], look: str) -> None:
+    """In light mode, in dark mode and at a phone's width, axe-core finds no violation, the console is empty, and nothing overflows."""
     from axe_playwright_python.sync_playwright import Axe
 
     tab = heard(visitor(**LOOKS[look]).new_page(), complaints)
     tab.goto("/")
-    asked(tab)
+    was_read(tab)
     found = Axe().run(tab)
     assert not found.violations_count, found.generate_report()
 
-    tab.get_by_role("button", name="Ask again").click()
-    asked(tab, times=2)
+    tab.get_by_role("button", name="Read again").click()
+    was_read(tab, times=2)
     change_on_the_page(tab, "Price", another(newest["price"]))
 
     picture(tab, look, full_page=True)
@@ -293,37 +294,38 @@ def test_the_page_is_for_everybody(visitor: Callable[..., BrowserContext], newes
     assert complaints == []
 
 
-def test_the_page_asks_for_whole_answers(tab: Page) -> None:
-    """A 304 is cheaper, and not what the other two lists are compared with."""
+def test_the_demo_page_sends_no_if_none_match(tab: Page) -> None:
+    """A 304 is cheaper, so it would be no fair comparison with the other two lists."""
     requests = []
     tab.on("request", lambda request: requests.append(request) if request.url.endswith(VARIANTS["cached"]) else None)
     tab.goto("/")
-    tab.get_by_role("button", name="Ask again").click()
-    asked(tab, times=2)
+    tab.get_by_role("button", name="Read again").click()
+    was_read(tab, times=2)
 
-    assert ["if-none-match" in request.all_headers() for request in requests] == [False, False]
+    assert ["if-none-match" in request.all_headers() for request in requests] == [False, False, False]
 
 
-def test_the_page_shows_what_each_list_costs_with_bars_to_scale(tab: Page) -> None:
+def test_the_demo_page_shows_the_cost_of_each_list_with_bars_to_scale(tab: Page) -> None:
     tab.goto("/")
-    asked(tab)
-    for variant, count in (("naive", 61), ("optimized", 1), ("cached", 1)):
+    was_read(tab)
+    for variant, count in (("naive", 61), ("optimized", 1), ("cached", 0)):
         expect(card(tab, variant).locator("[data-sql]")).to_have_text(re.compile(f"^{count}\\s"))
         assert length(card(tab, variant), "queries") == pytest.approx(count / 61, abs=0.005)
     assert max(length(card(tab, variant), "time") for variant in VARIANTS) == pytest.approx(1, abs=0.005)
-    expect(card(tab, "cached").locator("[data-status]")).to_have_text("fwd=miss; stored")
+    expect(card(tab, "cached").locator("[data-history]")).to_have_text("Queries so far: 1, 0")
+    expect(card(tab, "cached").locator("[data-status]")).to_have_text("hit")
 
-    tab.get_by_role("button", name="Ask again").click()
-    asked(tab, times=2)
+    tab.get_by_role("button", name="Read again").click()
+    was_read(tab, times=2)
 
     expect(card(tab, "cached").locator("[data-sql]")).to_have_text(re.compile(r"^0\s"))
     expect(card(tab, "cached").locator("[data-status]")).to_have_text("hit")
     assert length(card(tab, "cached"), "queries") == 0
-    expect(tab.get_by_role("status").filter(has_text="the same bytes three times")).to_have_count(1)
+    expect(tab.get_by_role("status").filter(has_text="the same bytes in all variants")).to_have_count(1)
 
 
 def length(card: Locator, what: str) -> float:
-    """Of a bar, as it is drawn: 1 is the whole of it."""
+    """Return the drawn length of a bar, as a part of the whole."""
     measure = "bar => parseFloat(getComputedStyle(bar, '::before').width) / bar.clientWidth"
     return float(card.locator(f"[data-bar={what}]").evaluate(measure))
 
@@ -331,29 +333,33 @@ def length(card: Locator, what: str) -> float:
 @pytest.mark.parametrize(
     ("label", "stale", "warm"),
     [
-        ("Price", ["The first page", "All of its office", "This listing"], ["All of another office", "Another of its office", "One of another office"]),
         (
-            "Name of its office",
-            ["The first page", "All of its office", "This listing", "Another of its office"],
-            ["All of another office", "One of another office"],
+            "Price",
+            ["The first page", "Listings of its office", "This listing"],
+            ["Listings of another office", "Another listing of its office", "A listing of another office"],
+        ),
+        (
+            "Office name",
+            ["The first page", "Listings of its office", "This listing", "Another listing of its office"],
+            ["Listings of another office", "A listing of another office"],
         ),
     ],
 )
-def test_the_page_shows_what_a_change_made_stale_and_the_new_value(tab: Page, label: str, stale: list[str], warm: list[str]) -> None:
+def test_the_demo_page_shows_the_new_value_and_the_stale_responses(tab: Page, label: str, stale: list[str], warm: list[str]) -> None:
     tab.goto("/")
     new = another(tab.get_by_label(label, exact=True).input_value())
 
     change_on_the_page(tab, label, new)
 
-    expect(tab.locator("#said")).to_have_text(f"The very next read says {new}. {len(stale)} went stale, {len(warm)} stayed warm.")
+    expect(tab.locator("#result")).to_have_text(f"The next read shows {new}. {len(stale)} became stale, {len(warm)} stayed warm.")
     for name in stale + warm:
         expect(entry(tab, name)).to_contain_text("warm")
-        expect(entry(tab, name)).to_contain_text("went stale" if name in stale else re.compile(r"stayed warm\s+0\squeries"))
+        expect(entry(tab, name)).to_contain_text("became stale" if name in stale else re.compile(r"stayed warm\s+0\squeries"))
     expect(card(tab, "cached").locator("[data-status]")).to_have_text("fwd=stale; stored")
 
 
-def test_the_page_is_worked_with_the_keyboard_alone(tab: Page, newest: Any) -> None:
-    """Whatever has the focus shows it, and a result takes it from nobody."""
+def test_the_demo_page_works_with_the_keyboard_alone(tab: Page, newest: Any) -> None:
+    """The focused element is always visible, and a result does not move the focus."""
     tab.goto("/")
     new, price = another(newest["price"]), tab.get_by_label("Price", exact=True)
     for _ in range(tab.locator("a, button, input:not([type=hidden])").count()):
@@ -365,12 +371,12 @@ def test_the_page_is_worked_with_the_keyboard_alone(tab: Page, newest: Any) -> N
     tab.keyboard.type(new)
     tab.keyboard.press("Enter")
 
-    expect(tab.locator("#said")).to_contain_text(f"The very next read says {new}.")
+    expect(tab.locator("#result")).to_contain_text(f"The next read shows {new}.")
     expect(price).to_be_focused()
 
 
-def test_a_refusal_stands_at_its_field(tab: Page, newest: Any, complaints: list[str]) -> None:
-    """Whoever cannot see it is told, and is led to the field."""
+def test_an_error_is_shown_at_its_field(tab: Page, newest: Any, complaints: list[str]) -> None:
+    """A screen reader announces the error, and the focus moves to the field."""
     heard(tab, complaints).goto("/")
     price = tab.get_by_label("Price", exact=True)
     price.fill("-1")
@@ -380,7 +386,7 @@ def test_a_refusal_stands_at_its_field(tab: Page, newest: Any, complaints: list[
     expect(price).to_be_focused()
     expect(price).to_have_attribute("aria-invalid", "true")
     expect(price).to_have_accessible_description("Ensure this value is greater than or equal to 0.")
-    expect(tab.locator("#said")).to_be_empty()
+    expect(tab.locator("#result")).to_be_empty()
     assert complaints == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
 
     change_on_the_page(tab, "Price", newest["price"])
@@ -388,30 +394,30 @@ def test_a_refusal_stands_at_its_field(tab: Page, newest: Any, complaints: list[
     expect(tab.get_by_role("alert").filter(has_text="greater")).to_have_count(0)
 
 
-def test_a_change_that_is_no_longer_allowed_is_said(tab: Page, newest: Any) -> None:
-    """Logged out in another tab, say: the token of the form is nobody's."""
+def test_a_change_after_logging_out_is_refused_on_the_page(tab: Page, newest: Any) -> None:
+    """After logging out in another tab, the token of the form is invalid."""
     tab.goto("/")
     tab.context.clear_cookies()
     tab.get_by_label("Price", exact=True).fill(another(newest["price"]))
     tab.get_by_role("button", name="Change").first.click()
 
-    expect(tab.get_by_role("alert").filter(has_text="Load the page again and log in.")).to_have_count(1)
-    expect(tab.locator("#said")).to_be_empty()
+    expect(tab.get_by_role("alert").filter(has_text="Reload the page and log in.")).to_have_count(1)
+    expect(tab.locator("#result")).to_be_empty()
 
 
-def test_a_service_out_of_reach_is_said(tab: Page) -> None:
+def test_an_unreachable_service_is_reported_on_the_page(tab: Page) -> None:
     tab.goto("/")
-    asked(tab)
+    was_read(tab)
     tab.context.set_offline(True)
-    tab.get_by_role("button", name="Ask again").click()
+    tab.get_by_role("button", name="Read again").click()
 
-    expect(tab.get_by_role("status").filter(has_text="Not finished")).to_have_count(1)
+    expect(tab.get_by_role("status").filter(has_text="Failed")).to_have_count(1)
 
 
-def test_the_page_needs_no_script(visitor: Callable[..., BrowserContext], newest: Any) -> None:
+def test_the_demo_page_works_without_scripts(visitor: Callable[..., BrowserContext], newest: Any) -> None:
     new, tab = another(newest["price"]), visitor(java_script_enabled=False).new_page()
     tab.goto("/")
-    expect(tab.get_by_role("button", name="Ask again")).to_be_hidden()
+    expect(tab.get_by_role("button", name="Read again")).to_be_hidden()
 
     tab.get_by_label("Price", exact=True).fill(new)
     tab.get_by_role("button", name="Change").first.click()
@@ -421,7 +427,7 @@ def test_the_page_needs_no_script(visitor: Callable[..., BrowserContext], newest
 
 
 @pytest.mark.parametrize(("wanted", "seconds"), [("reduce", "0s"), ("no-preference", "0.4s")])
-def test_nothing_moves_for_whom_it_is_better_so(visitor: Callable[..., BrowserContext], wanted: str, seconds: str) -> None:
+def test_animations_respect_prefers_reduced_motion(visitor: Callable[..., BrowserContext], wanted: str, seconds: str) -> None:
     tab = visitor(reduced_motion=wanted).new_page()
     tab.goto("/")
 

@@ -265,7 +265,7 @@ def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, red
     """Once committed without Redis, the write would stay invisible to readers until the entries expire."""
     warm()
 
-    with redis_unreachable(), pytest.raises(NotLeased, match=r"Not committed: Redis at .* is unreachable"):
+    with redis_unreachable(), pytest.raises(NotLeased, match=r"Rolled back: Redis at .* is unreachable"):
         Property.objects.filter(pk=home.pk).update(price=1)
 
     assert read("optimized").rows[0]["price"] == "300000.00"
@@ -307,8 +307,8 @@ def test_a_lease_that_cannot_be_closed_is_left_to_run_out(home, warm, read, redi
         monkeypatch.undo()
 
     logged, changed = caplog.messages
-    assert logged.startswith("Committed, but its lease could not be closed: Redis at ")
-    assert logged.endswith(" Readers ask the database until it runs out.")
+    assert logged.startswith("Committed, but the lease could not be closed: Redis at ")
+    assert logged.endswith(" Readers query the database until it expires.")
     assert changed.startswith(f"[ORM] Property {home.pk} changed. Stale: ")
     response = read("cached")
     assert (response.rows[0]["price"], response.came_from) == ("3.00", "fwd=miss; detail=leased")
@@ -330,8 +330,8 @@ def test_a_lease_that_cannot_be_withdrawn_is_left_to_run_out(home, warm, read, r
         monkeypatch.undo()
 
     [logged] = caplog.messages
-    assert logged.startswith("Rolled back, but its lease could not be withdrawn: Redis at ")
-    assert logged.endswith(" Readers ask the database until it runs out.")
+    assert logged.startswith("Rolled back, but the lease could not be withdrawn: Redis at ")
+    assert logged.endswith(" Readers query the database until it expires.")
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
@@ -481,6 +481,6 @@ def test_repeated_writes_to_unknown_rows_are_one_line_in_the_log(home, caplog):
             execute("UPDATE housing_property SET price = 3")
 
     assert caplog.messages == [
-        "[ORM] Property (rows not known) changed. Stale: housing_property, housing_property:*.",
-        "[SQL] housing_property written, rows not known. Stale: housing_property, housing_property:*.",
+        "[ORM] Property (rows unknown) changed. Stale: housing_property, housing_property:*.",
+        "[SQL] housing_property written (rows unknown). Stale: housing_property, housing_property:*.",
     ]

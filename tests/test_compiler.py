@@ -153,9 +153,7 @@ def test_a_compiled_select_that_cannot_be_read_keeps_its_response_out_of_the_cac
 
     for _ in range(2):
         _, complaint = dependencies(select.rows)
-        assert complaint == (
-            "A query on housing.Property cannot be read: It has SQL as text (RawSQL, extra()), which nobody can read. Write it with expressions."
-        )
+        assert complaint == ("A query on housing.Property cannot be read: It has raw SQL (RawSQL, extra()), whose tables are unknown. Use expressions instead.")
 
 
 def test_a_compiled_select_may_be_read_outside_a_fill(home):

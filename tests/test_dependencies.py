@@ -280,35 +280,35 @@ UNKNOWN = {
     "a model that is not tracked": (lambda: ids(Permission.objects.filter(group__name="x")), "is not tracked. Add auth.Permission to FRESHNESS_MODELS."),
     "a join to a model that is not tracked": (lambda: ids(User.objects.filter(groups__name="x")), "is not tracked. Add auth.Group to FRESHNESS_MODELS."),
     "an unmanaged model that is not tracked": (lambda: ids(apps.get_model("housing.Cheap").objects.all()), "housing_cheap, which is not tracked"),
-    "RawSQL": (lambda: list(BY_ID.annotate(x=RawSQL("SELECT 1", [])).values_list("x")), "It has SQL as text (RawSQL, extra()), which nobody can read."),
+    "RawSQL": (lambda: list(BY_ID.annotate(x=RawSQL("SELECT 1", [])).values_list("x")), "It has raw SQL (RawSQL, extra()), whose tables are unknown."),
     "RawSQL in a subquery": (
         lambda: ids(BY_ID.filter(agent__in=Agent.objects.annotate(x=RawSQL("1", [])).filter(x=1))),
-        "It has SQL as text (RawSQL, extra()), which nobody can read.",
+        "It has raw SQL (RawSQL, extra()), whose tables are unknown.",
     ),
-    "extra(select)": (lambda: list(BY_ID.extra(select={"x": "1"}).values_list("x")), "SQL nobody can read. Write it with expressions."),
-    "extra(where)": (lambda: ids(BY_ID.extra(where=["1 = 1"])), "It has SQL as text (RawSQL, extra()), which nobody can read."),
-    "extra(tables)": (lambda: Property.objects.extra(tables=["housing_office"]).exists(), "It uses extra(), whose SQL nobody can read."),
+    "extra(select)": (lambda: list(BY_ID.extra(select={"x": "1"}).values_list("x")), "whose tables are unknown. Use expressions instead."),
+    "extra(where)": (lambda: ids(BY_ID.extra(where=["1 = 1"])), "It has raw SQL (RawSQL, extra()), whose tables are unknown."),
+    "extra(tables)": (lambda: Property.objects.extra(tables=["housing_office"]).exists(), "It uses extra(), whose tables are unknown."),
     "a function whose template is a query": (
         lambda: list(BY_ID.annotate(x=Func(template="(SELECT MAX(id) FROM housing_office)", output_field=models.IntegerField())).values_list("x")),
-        "It has SQL as text in the template of Func, which nobody can read.",
+        "It has a SELECT in the template of Func, whose tables are unknown.",
     ),
     "a function without a column": (
         lambda: len(BY_ID.annotate(x=Func(function="RANDOM", output_field=models.FloatField()))),
-        "It calls RANDOM() of no column, and nobody knows what that depends on.",
+        "It calls RANDOM() without arguments, so its dependencies are unknown.",
     ),
-    "Now()": (lambda: ids(BY_ID.filter(created_at__lt=Now())), "It depends on the time of day (Now), which invalidates nothing as it passes."),
+    "Now()": (lambda: ids(BY_ID.filter(created_at__lt=Now())), "It depends on the time of day (Now), which changes without a write."),
     "Now() in a subquery": (
         lambda: ids(BY_ID.filter(agent__in=Agent.objects.filter(properties__created_at__lt=Now()))),
         "It depends on the time of day",
     ),
-    "raw()": (lambda: ids(Property.objects.raw("SELECT * FROM housing_property")), "It sends SQL as text, and nobody knows which tables that reads: SELECT *"),
-    "a cursor": (lambda: by_cursor("SELECT 1"), "It sends SQL as text, and nobody knows which tables that reads: SELECT 1"),
+    "raw()": (lambda: ids(Property.objects.raw("SELECT * FROM housing_property")), "It runs raw SQL, whose tables are unknown: SELECT *"),
+    "a cursor": (lambda: by_cursor("SELECT 1"), "It runs raw SQL, whose tables are unknown: SELECT 1"),
     "a union() whose parts have select_related()": (
         lambda: ids(Property.objects.select_related("agent").union(Property.objects.select_related("agent"))),
         "It is a union() whose parts have select_related()",
     ),
     "another database": (lambda: by_cursor("SELECT 1", "elsewhere"), "It reads the database 'elsewhere', whose backend is not the engine's."),
-    "no query": (lambda: "Hello", "No query was seen. A response that depends on no query would never be invalidated."),
+    "no query": (lambda: "Hello", "It runs no query, so it would never be invalidated."),
 }
 """Query whose dependencies the engine cannot know → a function that runs it for a page, and the reason in the log."""
 

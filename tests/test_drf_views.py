@@ -242,7 +242,7 @@ def test_a_reader_with_a_session_costs_no_query(blog: Blog, accept: str) -> None
 def test_a_view_that_depends_on_its_reader_is_served_and_never_cached(blog: Blog, path: str, dependency: str) -> None:
     """The key contains only the URL, so another reader would get the response of this one. The log says which access prevented the caching."""
     assert [blog.read(f"/other/{path}/").came_from for _ in range(2)] == ["fwd=bypass; detail=unverified"] * 2
-    assert re.fullmatch(rf"Served, but not stored: The view reads {dependency}, and a cached response is the same for everybody\. .*", blog.logged[0])
+    assert re.fullmatch(rf"Served, but not stored: The view reads {dependency}, but a cached response is the same for everybody\. .*", blog.logged[0])
 
 
 @pytest.mark.parametrize(("path", "headers"), [("by-header", "headers={'x-author': 'grace'}"), ("by-user", "")])
@@ -297,7 +297,7 @@ def test_a_response_that_shows_an_untracked_content_type_is_never_cached(blog: B
 )
 def test_a_response_that_is_more_than_json_is_served_whole_and_never_cached(blog: Blog, path: str, extra: str) -> None:
     """A hit returns only the stored bytes, so only the first reader would get the header or the cookie."""
-    because = ", and a cached response is JSON and nothing else."  # plain-words: a message of the engine
+    because = ". A cached response may only have JSON."
     for _ in range(2):
         assert blog.read(f"/other/{path}/").came_from == "fwd=bypass; detail=unverified"
         assert blog.logged[-1] == f"Served, but not stored: The response of RespondedPosts has {extra}{because}"
@@ -321,7 +321,7 @@ def test_a_database_with_another_engine_is_refused_and_the_error_says_which_to_s
     """)
 
     assert message == (
-        "ImproperlyConfigured: The database 'other' has the engine django.db.backends.sqlite3, whose writes the cache does not see. "
+        "ImproperlyConfigured: The database 'other' has the engine django.db.backends.sqlite3, whose writes do not invalidate the cache. "
         "Set ENGINE to freshness.postgresql or freshness.sqlite3."
     )
 
@@ -336,7 +336,7 @@ def test_a_get_that_writes_is_refused(blog: Blog) -> None:
     """A view counter, for example, would count only the misses."""
     message = blog.error("read('/other/viewed/1/')")
 
-    assert message.startswith("NotSupportedError: A cached view writes posts.Post while it answers a GET")
+    assert message.startswith("NotSupportedError: A cached view writes posts.Post during a GET")
     assert blog.run("Post.objects.get(id=1).body") == ""
 
 

@@ -522,7 +522,7 @@ def warm_cache():
 
 def test_a_warmed_page_is_a_hit_for_its_first_reader(twenty_properties, warm_cache, read):
     """Without arguments, the command warms the first page of each ordering."""
-    assert warm_cache() == "4 pages filled, 0 were warm, 0 were written meanwhile and are not remembered.\n"
+    assert warm_cache() == "4 filled, 0 already warm, 0 not stored (written during the fill).\n"
 
     assert {read("cached", ordering=ordering).came_from for ordering in ("created_at", "-created_at", "price", "-price")} == {"hit"}
     assert read("cached").body == read("optimized").body
@@ -530,8 +530,8 @@ def test_a_warmed_page_is_a_hit_for_its_first_reader(twenty_properties, warm_cac
 
 def test_the_given_pages_are_warmed_up_to_the_last(twenty_properties, warm_cache, read):
     """A list may have fewer pages than `--pages`."""
-    assert warm_cache("?city=Springfield&page_size=8", "status=sold", pages=4).startswith("4 pages filled")
-    assert warm_cache("page_size=8", pages=2).startswith("2 pages filled")
+    assert warm_cache("?city=Springfield&page_size=8", "status=sold", pages=4).startswith("4 filled")
+    assert warm_cache("page_size=8", pages=2).startswith("2 filled")
 
     second = read("cached", city="Springfield", page_size=8).json["next"]
     assert [read(f"cached{page}").came_from for page in ("?city=Springfield&page_size=8", second, "?status=sold", "")] == ["hit"] * 3 + ["fwd=miss; stored"]
@@ -541,7 +541,7 @@ def test_warming_again_costs_no_query(twenty_properties, warm_cache, queries):
     warm_cache()
 
     with queries.exactly(0, because="a warm page needs only a lookup in Redis"):
-        assert warm_cache() == "0 pages filled, 4 were warm, 0 were written meanwhile and are not remembered.\n"
+        assert warm_cache() == "0 filled, 4 already warm, 0 not stored (written during the fill).\n"
 
 
 def test_warming_never_overwrites_newer_data(home, warm_cache, read, meanwhile):
@@ -551,7 +551,7 @@ def test_warming_never_overwrites_newer_data(home, warm_cache, read, meanwhile):
         Property.objects.filter(pk=home.pk).update(price=1)
 
     with meanwhile(reprice):
-        assert warm_cache("status=available").startswith("1 pages filled")
+        assert warm_cache("status=available").startswith("1 filled")
     assert read("cached", status="available").came_from == "hit"
     assert read("cached", status="available").body == read("optimized", status="available").body
 
@@ -562,7 +562,7 @@ def test_warming_reports_pages_that_a_write_kept_from_being_stored(home, warm_ca
     with around_commit(before=lambda: outputs.append(warm_cache("status=available"))):
         home.save()
 
-    assert outputs == ["0 pages filled, 0 were warm, 1 were written meanwhile and are not remembered.\n"]
+    assert outputs == ["0 filled, 0 already warm, 1 not stored (written during the fill).\n"]
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,7 @@ def test_warming_reports_pages_that_a_write_kept_from_being_stored(home, warm_ca
     [
         (["status=sold", "citty=Springfield"], "citty=Springfield: the list has no parameter citty. It has city, status, "),
         (["status=gone"], "status=gone: status: Select a valid choice. gone is not one of the available choices."),
-        (["--pages=0"], "--pages is 0. It takes a whole number from 1 on."),
+        (["--pages=0"], "--pages is 0. It must be a whole number, at least 1."),
     ],
 )
 def test_an_invalid_page_is_reported_before_any_page_is_read(twenty_properties, warm_cache, queries, arguments, complaint):
@@ -580,7 +580,7 @@ def test_an_invalid_page_is_reported_before_any_page_is_read(twenty_properties, 
 
 def test_warming_reports_that_redis_is_unreachable(twenty_properties, warm_cache, redis_unreachable):
     """Without Redis, warming would only read from the database."""
-    with redis_unreachable(), pytest.raises(CommandError, match=r"^Redis is out of reach, and nothing is remembered\. See REDIS_URL\.$"):
+    with redis_unreachable(), pytest.raises(CommandError, match=r"^Redis is unreachable, so nothing was cached\. Check REDIS_URL\.$"):
         warm_cache()
 
 
@@ -590,7 +590,7 @@ def test_warming_reports_an_error_of_the_database(twenty_properties, warm_cache)
     def refuse(*_):
         raise OperationalError("the database is shutting down")
 
-    with connection.execute_wrapper(refuse), pytest.raises(CommandError, match=r"^The database says: the database is shutting down$"):
+    with connection.execute_wrapper(refuse), pytest.raises(CommandError, match=r"^Database error: the database is shutting down$"):
         warm_cache()
 
 

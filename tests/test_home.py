@@ -1,8 +1,9 @@
-"""The page to look at. Anybody sees what a list costs; who may change something sees at once what that makes stale."""
+"""The demo page, the browsable API and the OpenAPI schema. The demo page shows the cost of each list, and the responses that a change invalidates."""
 
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -12,6 +13,7 @@ from django.urls import reverse
 
 from conftest import ROOT, VARIANTS, a_property, saved
 from housing import home as page_code
+from housing.filters import Query
 from housing.home import shows_toolbar
 from housing.models import Property
 
@@ -21,7 +23,7 @@ STATIC = Path(page_code.__file__).parent / "static" / "housing"
 
 
 class Elements(HTMLParser):
-    """The start tags of a page: `(name, attributes)`."""
+    """The start tags of a page, as `(name, attributes)`."""
 
     def __init__(self, page):
         super().__init__()
@@ -33,27 +35,27 @@ class Elements(HTMLParser):
 
 
 @pytest.fixture(autouse=True)
-def addresses():
-    """As they are without debug, whatever a spec says of it later: `urls.py` adds the toolbar's when it is read."""
+def urls():
+    """Load the URLs without debug. `urls.py` adds the toolbar's URLs on import, so a spec that sets DEBUG must not import it first."""
     reverse("home")
 
 
 @pytest.fixture
 def on_my_machine(settings):
-    """As `make run` serves: in debug, on the embedded stack."""
+    """The settings of `make run`: debug, embedded stack."""
     settings.DEBUG = settings.EMBEDDED = True
 
 
 @pytest.fixture
 def two_offices(transactional_db):
-    """Three properties, newest first; the first two are one office's."""
+    """Three properties, newest first. The first two belong to one office."""
     first = a_property(0)
     return saved(first, a_property(1, agent=first.agent), a_property(2))
 
 
 @pytest.fixture
 def change(client):
-    """POST a new value as the page's script does, or as a browser does without."""
+    """POST a new value, as the page's script or as a browser without scripts."""
 
     def change(row, headers=PROGRAM, **value):
         return client.post(f"/change/{row._meta.model_name}/{row.pk}/", value, headers=headers)
@@ -61,10 +63,10 @@ def change(client):
     return change
 
 
-# What it shows
+# The demo page
 
 
-def test_the_page_leads_to_everything(home, client):
+def test_the_demo_page_links_lists_docs_admin_and_health(home, client):
     links = {attributes.get("href") for _, attributes in Elements(client.get("/").text).found}
 
     assert links >= {*VARIANTS.values(), "/api/docs/", "/api/schema/", "/spec/", "/admin/", "/health/"}
@@ -123,12 +125,12 @@ def test_without_its_specs_the_service_does_not_speak_of_them(home, client, monk
     assert client.get(path).status_code == 404
 
 
-def test_the_page_without_a_listing_says_how_to_make_some(transactional_db, client):
+def test_the_demo_page_of_an_empty_database_says_how_to_seed_it(transactional_db, client):
     assert "manage.py seed" in client.get("/").text
 
 
-def test_the_page_watches_both_sides_of_a_change(two_offices, client):
-    """What shows the row and what does not; where there is nothing else yet, what there is."""
+def test_the_demo_page_watches_responses_that_show_the_row_and_responses_that_do_not(two_offices, client):
+    """With a single property there are only its own responses to watch."""
     home, neighbour, stranger = two_offices
     office, another = home.agent.office_id, stranger.agent.office_id
     cached = VARIANTS["cached"]
@@ -142,22 +144,26 @@ def test_the_page_watches_both_sides_of_a_change(two_offices, client):
     assert {address for _, address in client.get("/").context["entries"]} == {cached, f"{cached}?office={office}", f"{cached}{home.pk}/"}
 
 
-# What it loads
+def test_the_demo_page_states_the_promise(home, client):
+    assert "every read after a saved change shows it" in client.get("/").text
 
 
-def test_the_page_loads_nothing_from_elsewhere(on_my_machine, home, client):
-    """It is the same without a network, and tells nobody who looks."""
+# Files and policies
+
+
+def test_the_demo_page_loads_only_files_of_this_service(on_my_machine, home, client):
+    """The page works without a network, and tells no other server about its readers."""
     page = client.get("/").text
     loaded = [attributes["src"] for _, attributes in Elements(page).found if "src" in attributes]
     loaded += [attributes["href"] for tag, attributes in Elements(page).found if tag == "link"]
 
-    assert sorted(loaded) == ["/static/housing/home.css", "/static/housing/home.js", "data:,"]
+    assert sorted(loaded) == ["/static/housing/favicon.svg", "/static/housing/home.css", "/static/housing/home.js"]
     for file in ("home.css", "home.js"):
         assert not re.search(r"//\w|url\(|@import|\bimport\b", (STATIC / file).read_text())
 
 
-def test_no_script_and_no_style_is_written_into_the_page(on_my_machine, home, client):
-    """Its policy refuses them, and so what a listing's title may try."""
+def test_the_demo_page_has_no_inline_script_or_style(on_my_machine, home, client):
+    """The policy refuses inline code, so a script in a listing's title cannot run."""
     home.title = "<script>alert(1)</script>"
     home.save()
 
@@ -167,8 +173,8 @@ def test_no_script_and_no_style_is_written_into_the_page(on_my_machine, home, cl
         assert not [name for name in attributes if name == "style" or name.startswith("on")]
 
 
-@pytest.mark.parametrize(("value", "status"), [(None, 200), ("-1", 400)], ids=["the page", "a refusal"])
-def test_a_policy_lets_in_what_this_service_serves_and_nothing_else(on_my_machine, home, client, change, value, status):
+@pytest.mark.parametrize(("value", "status"), [(None, 200), ("-1", 400)], ids=["page", "refused change"])
+def test_the_content_security_policy_allows_only_files_of_this_service(on_my_machine, home, client, change, value, status):
     response = client.get("/") if value is None else change(home, headers=BROWSER, price=value)
     policy = dict(directive.split(" ", 1) for directive in response.headers["Content-Security-Policy"].split("; "))
 
@@ -178,25 +184,25 @@ def test_a_policy_lets_in_what_this_service_serves_and_nothing_else(on_my_machin
     assert {name for name, sources in policy.items() if sources == "'self'"} == {"script-src", "style-src", "connect-src", "form-action"}
 
 
-# What Back shows
+# The Back button
 
 
-def test_no_browser_keeps_the_page(home, client):
-    """Its form would offer the old price on Back."""
+def test_no_browser_keeps_the_demo_page(home, client):
+    """Back would show the old price in the form."""
     assert "no-store" in client.get("/").headers["Cache-Control"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_browser_keeps_a_page_around_a_response(home, read, variant):
-    """Back shows what a browser kept as it was, without a question, whatever `no-cache` says."""
+def test_no_browser_keeps_a_page_of_the_browsable_api(home, read, variant):
+    """On Back, a browser shows a page that it kept without a request, even with `no-cache`."""
     assert read(variant, headers=BROWSER).headers["Cache-Control"] == "no-cache, no-store"
     assert read(f"{variant}/{home.pk}", headers=BROWSER).headers["Cache-Control"] == "no-cache, no-store"
 
 
-# What it changes
+# Changes
 
 
-def test_a_changed_price_is_in_the_very_next_read(on_my_machine, home, change, warm, read):
+def test_a_price_changed_on_the_demo_page_is_in_the_next_read(on_my_machine, home, change, warm, read):
     warm()
 
     assert change(home, price="395000").status_code == 204
@@ -205,7 +211,7 @@ def test_a_changed_price_is_in_the_very_next_read(on_my_machine, home, change, w
     assert (response.came_from, response.rows[0]["price"]) == ("fwd=stale; stored", "395000.00")
 
 
-def test_a_changed_name_of_an_office_is_in_the_very_next_read(on_my_machine, home, change, warm, read):
+def test_an_office_name_changed_on_the_demo_page_is_in_the_next_read(on_my_machine, home, change, warm, read):
     warm()
 
     assert change(home.agent.office, name="Harbor & Oak").status_code == 204
@@ -217,11 +223,11 @@ def test_a_changed_name_of_an_office_is_in_the_very_next_read(on_my_machine, hom
 @pytest.mark.parametrize(
     ("what", "value", "stale"),
     [
-        ("price", {"price": "395000"}, ["The first page", "All of its office", "This listing"]),
-        ("name", {"name": "Harbor & Oak"}, ["The first page", "All of its office", "This listing", "Another of its office"]),
+        ("price", {"price": "395000"}, ["The first page", "Listings of its office", "This listing"]),
+        ("name", {"name": "Harbor & Oak"}, ["The first page", "Listings of its office", "This listing", "Another listing of its office"]),
     ],
 )
-def test_what_does_not_show_the_old_value_stays_warm(on_my_machine, two_offices, client, change, warm, read, what, value, stale):
+def test_responses_without_the_old_value_stay_warm(on_my_machine, two_offices, client, change, warm, read, what, value, stale):
     [home, *_] = two_offices
     entries = client.get("/").context["entries"]
     for _, address in entries:
@@ -232,7 +238,7 @@ def test_what_does_not_show_the_old_value_stays_warm(on_my_machine, two_offices,
     assert {shows for shows, address in entries if read(address).came_from == "fwd=stale; stored"} == set(stale)
 
 
-def test_a_change_writes_no_column_that_somebody_else_changed_meanwhile(on_my_machine, home, change, meanwhile):
+def test_a_change_writes_only_its_own_column(on_my_machine, home, change, meanwhile):
     with meanwhile(lambda: Property.objects.filter(pk=home.pk).update(title="Sold at once")):
         change(home, price="395000")
 
@@ -240,7 +246,7 @@ def test_a_change_writes_no_column_that_somebody_else_changed_meanwhile(on_my_ma
     assert (home.title, home.price) == ("Sold at once", 395_000)
 
 
-def test_a_change_says_when_it_was(on_my_machine, home, change):
+def test_a_change_sets_updated_at(on_my_machine, home, change):
     before = Property.objects.get(pk=home.pk).updated_at
 
     change(home, price="395000")
@@ -248,7 +254,7 @@ def test_a_change_says_when_it_was(on_my_machine, home, change):
     assert Property.objects.get(pk=home.pk).updated_at > before
 
 
-def test_without_a_script_a_change_leads_back_to_the_page_which_says_so_once(on_my_machine, home, client, change):
+def test_without_a_script_a_change_redirects_to_the_demo_page_and_is_confirmed_once(on_my_machine, home, client, change):
     response = change(home, headers=BROWSER, price="395000")
 
     assert (response.status_code, response.headers["Location"]) == (302, "/")
@@ -258,7 +264,7 @@ def test_without_a_script_a_change_leads_back_to_the_page_which_says_so_once(on_
     assert "Saved." not in client.get("/").text
 
 
-# What it refuses
+# Refused changes
 
 
 WRONG = [
@@ -270,7 +276,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("value", "wrong"), WRONG)
-def test_what_is_no_price_is_refused_with_what_is_wrong_and_nothing_goes_stale(on_my_machine, home, change, warm, read, value, wrong):
+def test_an_invalid_price_is_refused_with_400_and_invalidates_nothing(on_my_machine, home, change, warm, read, value, wrong):
     body = warm()
 
     response = change(home, **value)
@@ -281,7 +287,7 @@ def test_what_is_no_price_is_refused_with_what_is_wrong_and_nothing_goes_stale(o
 
 
 @pytest.mark.parametrize(("value", "wrong"), WRONG)
-def test_without_a_script_the_page_says_what_is_wrong_beside_what_was_typed(on_my_machine, home, change, value, wrong):
+def test_without_a_script_the_demo_page_shows_the_error_beside_the_invalid_price(on_my_machine, home, change, value, wrong):
     response = change(home, headers=BROWSER, **value)
     [field] = [attributes for _, attributes in Elements(response.text).found if attributes.get("name") == "price"]
 
@@ -296,8 +302,8 @@ def test_an_office_without_a_name_is_refused(on_my_machine, home, change):
 
 
 @pytest.mark.parametrize("headers", [PROGRAM, BROWSER], ids=["script", "no script"])
-def test_what_the_database_refuses_is_said(on_my_machine, home, change, headers):
-    """Nobody is left to believe that it was saved."""
+def test_a_change_that_the_database_refuses_is_answered_with_503(on_my_machine, home, change, headers):
+    """The reader must not believe that the change was saved."""
 
     def refuse(execute, sql, *rest):
         if sql.startswith("UPDATE"):
@@ -308,21 +314,21 @@ def test_what_the_database_refuses_is_said(on_my_machine, home, change, headers)
         response = change(home, headers=headers, price="395000")
 
     assert response.status_code == 503
-    assert "The database says: the disk is full" in response.text
+    assert "The database refused the change: the disk is full" in response.text
 
 
-def test_what_is_not_there_cannot_be_changed(on_my_machine, home, change):
+def test_changing_a_missing_row_returns_404(on_my_machine, home, change):
     home.pk += 10**6
 
     assert change(home, price="1").status_code == 404
 
 
-def test_a_change_is_not_a_link(on_my_machine, home, client):
+def test_a_change_requires_post(on_my_machine, home, client):
     assert client.get(f"/change/property/{home.pk}/").status_code == 405
 
 
-def test_another_site_cannot_change_anything(on_my_machine, home, read):
-    """Not even on a machine where anybody may: a page elsewhere can send a form here, but has no token."""
+def test_a_change_requires_a_csrf_token(on_my_machine, home, read):
+    """A page of another site can send a form to this service, but it has no token. This holds in debug, too, where anyone may change rows."""
     stranger = Client(enforce_csrf_checks=True)
 
     assert stranger.post(f"/change/property/{home.pk}/", {"price": "1"}).status_code == 403
@@ -333,7 +339,7 @@ def test_another_site_cannot_change_anything(on_my_machine, home, read):
     assert stranger.post(f"/change/property/{home.pk}/", {"price": "1", "csrfmiddlewaretoken": token}).status_code == 302
 
 
-# Who may
+# Permissions
 
 
 def user(*, staff, permissions):
@@ -351,9 +357,9 @@ def user(*, staff, permissions):
         ({"staff": True, "permissions": ["change_property"]}, ["property"]),
         ({"staff": True, "permissions": ["change_office"]}, ["office"]),
     ],
-    ids=["nobody in particular", "staff without permission", "no staff", "staff for properties", "staff for offices"],
+    ids=["anonymous", "staff without permission", "not staff", "staff for properties", "staff for offices"],
 )
-def test_only_staff_may_change_and_what_they_may_in_the_admin(home, client, change, who, what):
+def test_only_staff_with_the_admin_permission_may_change_a_row(home, client, change, who, what):
     if who:
         client.force_login(user(**who))
 
@@ -365,7 +371,7 @@ def test_only_staff_may_change_and_what_they_may_in_the_admin(home, client, chan
     ] == what
 
 
-def test_who_may_not_is_refused_with_the_way_to_log_in(home, change, read):
+def test_a_change_without_permission_is_refused_with_a_login_link(home, change, read):
     response = change(home, headers=BROWSER, price="1")
 
     assert response.status_code == 403
@@ -374,14 +380,163 @@ def test_who_may_not_is_refused_with_the_way_to_log_in(home, change, read):
 
 
 @pytest.mark.parametrize(("debug", "embedded", "status"), [(True, True, 204), (True, False, 403), (False, True, 403)])
-def test_anybody_may_where_it_is_debugged_on_the_embedded_stack_alone(home, change, settings, debug, embedded, status):
-    """That is one person's own machine: it answers at loopback, and holds invented data."""
+def test_anyone_may_change_rows_in_debug_on_the_embedded_stack(home, change, settings, debug, embedded, status):
+    """`make run` serves only on loopback, with generated data."""
     settings.DEBUG, settings.EMBEDDED = debug, embedded
 
     assert change(home, price="1").status_code == status
 
 
-# Where the Debug Toolbar is
+# The browsable API
+
+
+def links_of(response):
+    return [attributes["href"] for tag, attributes in Elements(response.body.decode()).found if tag == "a" and "href" in attributes]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_filter_of_the_form_has_a_label(home, read, variant):
+    page = read(variant, headers=BROWSER).body.decode()
+
+    labels = dict(re.findall(r'<label for="id_(\w+)">([^<]+):</label>', page))
+    assert labels == {name: filter_.label for name, filter_ in Query.filters.filters.items()}
+    assert "[invalid name]" not in page
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_page_links_the_next_and_the_previous_page(twenty_properties, client, read, variant):
+    first = read(f"{variant}?page_size=5")
+
+    page = read(f"{variant}?page_size=5", headers=BROWSER)
+    assert first.json["next"] in links_of(page)
+    assert 'rel="prev"' not in page.body.decode()
+
+    second = read(f"{variant}{first.json['next']}")
+    links = links_of(read(f"{variant}{first.json['next']}", headers=BROWSER))
+    assert second.json["previous"] in links
+    assert second.json["next"] in links
+    assert read(f"{variant}{second.json['previous']}").rows == first.rows
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_row_links_its_detail(twenty_properties, read, variant):
+    links = links_of(read(variant, headers=BROWSER))
+
+    assert [link for link in links if re.search(r"/\d+/$", link)] == [f"{VARIANTS[variant]}{home.pk}/" for home in twenty_properties]
+    assert read(f"{variant}/{twenty_properties[0].pk}").status == 200
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_page_links_the_other_variants_the_demo_page_docs_and_admin(home, read, variant):
+    """A filter is kept, so the same rows can be compared."""
+    listed = links_of(read(f"{variant}?city=Springfield", headers=BROWSER))
+    assert {*(f"{url}?city=Springfield" for url in VARIANTS.values()), "/", "/api/docs/", "/admin/"} <= set(listed)
+
+    detailed = links_of(read(f"{variant}/{home.pk}", headers=BROWSER))
+    assert {f"{url}{home.pk}/" for url in VARIANTS.values()} <= set(detailed)
+
+
+def test_a_page_of_an_error_has_the_same_links(home, read):
+    refused = read("cached?min_price=abc", headers=BROWSER)
+
+    assert refused.status == 400
+    assert {f"{url}?min_price=abc" for url in VARIANTS.values()} <= set(links_of(refused))
+
+
+def test_a_browser_finds_a_favicon_on_every_page(home, client, read):
+    """The admin links none, so its browsers request `/favicon.ico`."""
+    assert 'href="/static/housing/favicon.svg"' in read("cached", headers=BROWSER).body.decode()
+    response = client.get("/favicon.ico")
+
+    assert (response.status_code, response.headers["Location"]) == (302, "/static/housing/favicon.svg")
+    assert b"<svg" in b"".join(client.get(response.headers["Location"]).streaming_content)
+
+
+# The OpenAPI schema
+
+
+@pytest.fixture
+def paths(client):
+    """The operations of the schema, by path."""
+    return client.get("/api/schema/", headers={"Accept": "application/vnd.oai.openapi+json"}).json()["paths"]
+
+
+def outside(schema):
+    """A value for each bound of a parameter that is just outside of it."""
+    match schema:
+        case {"minimum": least, "maximum": most}:
+            return [least - 1, most + 1, "x"]
+        case {"enum": values}:
+            return ["".join(values)]
+        case {"maxLength": length}:
+            return ["x" * (length + 1)]
+    return ["x"]
+
+
+def inside(schema):
+    """The bounds of a parameter, which are valid."""
+    match schema:
+        case {"minimum": least, "maximum": most}:
+            return [least, most]
+        case {"enum": values}:
+            return values
+        case {"maxLength": length}:
+            return ["x" * length]
+    return []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_schema_has_the_type_and_bounds_that_each_parameter_is_validated_with(transactional_db, paths, read, variant):
+    """A generated client refuses a value exactly when the service does."""
+    parameters = {parameter["name"]: parameter for parameter in paths[VARIANTS[variant]]["get"]["parameters"]}
+    assert set(parameters) == set(Query.filters.filters)
+
+    for name, parameter in parameters.items():
+        schema = parameter["schema"]
+        assert schema["type"] in ("integer", "number", "string"), name
+        assert parameter["description"].endswith("."), name
+        for value in inside(schema):
+            assert read(f"{variant}?{urlencode({name: value})}").status == 200, (name, value)
+        for value in outside(schema):
+            assert list(read(f"{variant}?{urlencode({name: value})}").json) == [name], (name, value)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_schema_has_every_status_code_with_its_body(home, paths, read, client, variant):
+    cached = ["304"] if variant == "cached" else []
+    listed, detailed = paths[VARIANTS[variant]]["get"]["responses"], paths[f"{VARIANTS[variant]}{{id}}/"]["get"]["responses"]
+
+    assert sorted(listed) == sorted(["200", *cached, "400", "405", "406", "503"])
+    assert sorted(detailed) == sorted(["200", *cached, "404", "405", "406", "503"])
+    for status, response in [*listed.items(), *detailed.items()]:
+        assert ("content" in response) == (status != "304")
+        assert status == "200" or response["description"]
+
+    assert list(read(f"{variant}/{home.pk + 10**6}").json) == ["detail"]
+    assert list(client.post(VARIANTS[variant]).json()) == ["detail"]
+    assert list(read(variant, headers={"Accept": "text/csv"}).json) == ["detail"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_schema_has_the_headers_of_a_response(home, paths, read, variant):
+    described = paths[VARIANTS[variant]]["get"]["responses"]["200"]["headers"]
+
+    assert set(described) == {name for name in ("Server-Timing", "Cache-Status", "ETag") if name in read(variant).headers}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_unavailable_database_is_answered_with_503_and_retry_after(home, read, variant):
+    def refuse(execute, sql, *rest):
+        raise OperationalError("the database is shutting down")
+
+    with connection.execute_wrapper(refuse):
+        response = read(variant)
+
+    assert (response.status, response.json) == (503, {"detail": "The database is unavailable. Try again later."})
+    assert int(response.headers["Retry-After"]) > 0
+
+
+# The Debug Toolbar
 
 
 @pytest.mark.parametrize(
@@ -395,8 +550,8 @@ def test_anybody_may_where_it_is_debugged_on_the_embedded_stack_alone(home, chan
         ("/api/properties/live/naive/", "application/json", False),
     ],
 )
-def test_the_toolbar_stands_on_pages_and_costs_no_program_its_time(settings, path, accept, shown):
-    """Counting 61 queries with a stack trace for each takes longer than asking them. `/` has a policy that it does not keep."""
+def test_the_toolbar_is_only_on_html_pages(settings, path, accept, shown):
+    """The toolbar takes a stack trace for each query, which takes longer than the query. The policy of `/` refuses its inline styles."""
     request = RequestFactory().get(path, headers={"Accept": accept})
 
     assert not shows_toolbar(request)

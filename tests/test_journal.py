@@ -247,7 +247,7 @@ def test_the_lease_of_a_recovering_journal_is_listed_as_a_lease_on_everything(le
     """Embedded only: the spec sets Redis's clock."""
     evict_the_journal()
     journal.lookup(PAGE)
-    assert leases() == ["recovering  5.0 s left  everything: the journal is new, and a writer may not know it"]
+    assert leases() == ["recovering  5.0 s left  everything, because the journal is new and a running writer may not know it"]
 
 
 def test_the_leases_command_fails_with_one_line_if_redis_is_unreachable(redis_unreachable, capsys):

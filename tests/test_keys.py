@@ -735,7 +735,7 @@ def test_a_database_without_an_identity_is_read_without_the_cache(home, warm, re
         assert (response.came_from, response.body) == ("fwd=bypass; detail=unverified", read("optimized").body)
         [line] = caplog.messages
         assert line.startswith("Served from the database: The identity of the database 'default' cannot be read: ")
-        assert line.endswith(". Run `manage.py migrate`, and let the role of the service SELECT from the table.")
+        assert line.endswith(". Run `manage.py migrate`, and grant SELECT on the table to the role of the service.")
 
         [message] = database_has_an_identity(None, databases=["default"])
         assert message.id == "freshness.W005"

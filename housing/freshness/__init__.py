@@ -1,6 +1,6 @@
 """A cache of whole responses that is never older than the last committed write.
 
-The engine knows Django, Redis and SQL, and no model of yours. What it offers is here; the rest is its own affair.
+The engine knows Django, Redis and SQL, and no model of your project. This module is its public API.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: Django imports an app before its models may be imported."""
+    """Import a name on first access, because Django imports an app before its models may be imported."""
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f".{module}", __name__), name)

@@ -1,4 +1,4 @@
-"""Django's query compilers, which note what they write and read.
+"""Django's query compilers, which record what they read and tag what they write.
 
 Every way to write through Django's models ends here: `save()`, `update()`, `bulk_create()`, the deletion collector, many-to-many managers, a
 migration's models. The compiler knows the table, the columns and often the rows, so a write tags them before its COMMIT.
@@ -22,21 +22,21 @@ from .tracking import MANY_ROWS, Table, cascades, tables
 
 
 class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
-    """A compiler of SELECTs: it tells the recorder of a fill what the response depends on, and the connection what a locked row holds."""
+    """A compiler of SELECTs. It records the dependencies of a response, and the values of locked rows."""
 
     ordering: Any = None
     joined: list[str] | None = None
     is_empty = False
 
     def pre_sql_setup(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep what the query joins, and how it is ordered."""
+        """Keep the joins and the ordering of the query."""
         found = super().pre_sql_setup(*args, **kwargs)
         _, self.ordering, _ = found
-        self.joined = [alias for alias, references in self.query.alias_refcount.items() if references]  # Django forgets them when the SQL is made
+        self.joined = [alias for alias, references in self.query.alias_refcount.items() if references]  # Django drops them after it has made the SQL
         return found
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
-        """Note a query that needs no SQL, because no row can match."""
+        """Record a query that needs no SQL because no row can match."""
         try:
             return super().as_sql(*args, **kwargs)
         except EmptyResultSet:
@@ -44,9 +44,9 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
             raise
 
     def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
-        """Send the query, and note what was read."""
+        """Execute the query, and record its dependencies."""
         connection = self.connection
-        connection.ensure_connection()  # because receivers of `connection_created` may send SQL of their own
+        connection.ensure_connection()  # receivers of `connection_created` may execute SQL
         connection.is_announced = True
         try:
             result = super().execute_sql(result_type, *args, **kwargs)
@@ -76,7 +76,7 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
         return _each_noted(recording, reading, result)
 
     def _hold(self, chunks: list[list[Any]]) -> None:
-        """Note what rows that were read FOR UPDATE hold: until the lock is gone, only this transaction can change it."""
+        """Keep the values of rows that were read FOR UPDATE. While they are locked, only this transaction can change them."""
         of = self.query.select_for_update_of
         table = tables().get(self.query.get_meta().db_table)
         if table is None or table.pk is None or (of and "self" not in of):
@@ -91,15 +91,15 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
 
 
 def _each_noted(recording: Recorder, reading: Any, chunks: Iterable[Any]) -> Iterable[Any]:
-    """The rows of an iterator, noted as they are read."""
-    recording.note(reading, [], read=1)  # not all of them may be
+    """Yield the rows of an iterator, and record them as they are read."""
+    recording.note(reading, [], read=1)  # the caller may stop early
     for chunk in chunks:
         recording.note(reading, chunk)
         yield chunk
 
 
 class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # likewise
-    """A compiler of INSERT, UPDATE or DELETE. What it writes is tagged in the transaction that carries it, and there always is one."""
+    """A compiler of INSERT, UPDATE or DELETE. It tags the write in its transaction, and opens one in autocommit."""
 
     verb: str
     _is_writing = False
@@ -109,7 +109,7 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         name = opts.db_table
         if recorder() is not None:
             raise NotSupportedError(
-                f"A cached view writes {opts.label} while it answers a GET, which it would not do when the response is cached. "
+                f"A cached view writes {opts.label} during a GET. The write would not happen when the response is cached. "
                 "Write in another request, or do not cache the view."
             )
         if self._is_writing or not (name in tables() or name in cascades() or not opts.managed):
@@ -126,9 +126,9 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
             table = tables().get(name)
             if table.managed if table else self.query.get_meta().managed:
                 self._tag(table, result)
-            else:  # it may be a view, and nobody says of what
+            else:  # it may be a view of any table
                 self._tag_all(tables())
-        except BaseException:  # it may have been carried out
+        except BaseException:  # the statement may have been executed
             self._tag_all(({name, *cascades().get(name, ())} & tables().keys()) or tables())
             raise
         finally:
@@ -136,9 +136,9 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         return result
 
     def _announce(self, send: Callable[[], Any]) -> Any:
-        """Send the statement past the cursor's own judgement, which knows only its text."""
+        """Execute the statement without the cursor's analysis of its text."""
         connection = self.connection
-        connection.ensure_connection()  # because receivers of `connection_created` may send SQL of their own
+        connection.ensure_connection()  # receivers of `connection_created` may execute SQL
         connection.is_announced = True
         try:
             return send()
@@ -146,7 +146,7 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
             connection.is_announced = False
 
     def _tag(self, table: Table | None, result: Any) -> None:
-        """Tag what was written."""
+        """Tag the write."""
         raise NotImplementedError
 
     def _tag_all(self, names: Iterable[str]) -> None:
@@ -154,18 +154,18 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
             self.connection.tag(name, tables()[name].all)
 
     def _say(self, table: Table, keys: Collection[Any], tags: set[str]) -> None:
-        """Tag it, with a sentence for the log."""
-        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows not known)'} {self.verb}.")
+        """Tag the write, with a sentence for the log."""
+        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {self.verb}.")
 
 
 class Inserts(Writes):
-    """INSERT."""
+    """The compiler of INSERT."""
 
     verb = "created"
     returned: Any = None
 
     def execute_sql(self, returning_fields: Any = None) -> Any:
-        """Send it, and read what it returns, before the COMMIT of autocommit."""
+        """Execute it, and read the returned rows before autocommit commits."""
         return self._write(lambda: super(Inserts, self).execute_sql(returning_fields))
 
     def _tag(self, table: Table | None, result: Any) -> None:
@@ -179,7 +179,7 @@ class Inserts(Writes):
         for column, text in table.references.items():
             if column not in written:
                 if column != table.pk:
-                    return self._say(table, (), table.all)  # the database chooses, and nobody knows what
+                    return self._say(table, (), table.all)  # the value is a default of the database, and unknown here
                 continue
             for obj in objs:
                 value = getattr(obj, written[column].attname)
@@ -193,23 +193,23 @@ class Inserts(Writes):
         return self._say(table, keys if len(keys) < MANY_ROWS else (), tags)
 
     def _is_again(self, table: Table, keys: Iterable[Any]) -> bool:
-        """Whether a row has the key of one that this transaction deleted. What refers to the one refers to the other, and nothing says that it changed."""
+        """Whether a row has the key of a row that this transaction deleted. References to the key stay the same, although the row has changed."""
         text, field = table.pk_text, self.query.get_meta().pk
         return text is None or any(self.connection.has_tagged(table.name, f"{table.name}:{text(_prepared(field, key))}") for key in keys)
 
 
 class Updates(Writes):
-    """UPDATE."""
+    """The compiler of UPDATE."""
 
     verb = "changed"
 
     def execute_sql(self, result_type: Any) -> Any:
-        """Send it."""
+        """Execute it."""
         self.result_type = result_type
         return self._write(lambda: super(Updates, self).execute_sql(result_type))
 
     def execute_returning_sql(self, returning_fields: Any) -> Any:
-        """Send it, and read what it returns (from Django 6.0 on)."""
+        """Execute it, and read the returned rows (Django 6.0 and later)."""
         return self._write(lambda: super(Updates, self).execute_returning_sql(returning_fields))
 
     def _tag(self, table: Table | None, result: Any) -> None:
@@ -235,20 +235,20 @@ class Updates(Writes):
         return self._say(table, sorted(keys), tags | {f"{table.name}.{column}" for column in table.generated})
 
     def _wrote_nothing(self, result: Any) -> bool:
-        """Whether it is certain that no row matched."""
+        """Whether certainly no row matched."""
         if self.query.related_updates:
             return False
         return bool(result == [] or (result == 0 and self.result_type == ROW_COUNT))
 
 
 class Deletes(Writes):
-    """DELETE; the rows that it deleted come back, so that their references are known."""
+    """The compiler of DELETE. It returns the deleted rows, whose references are tagged."""
 
     verb = "deleted"
     _returned: list[Any] | None = None
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
-        """Ask for the rows where there are few, and where the server can say."""
+        """Add RETURNING if a condition bounds the rows and the database supports it."""
         sql, params = super().as_sql(*args, **kwargs)
         table = tables().get(self.query.get_meta().db_table)
         self._columns = self._asked_back(table) if table else []
@@ -257,7 +257,7 @@ class Deletes(Writes):
         return sql, params
 
     def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
-        """Send it."""
+        """Execute it."""
         return self._write(lambda: self._send(result_type, *args, **kwargs))
 
     def _send(self, result_type: Any, *args: Any, **kwargs: Any) -> Any:
@@ -273,7 +273,7 @@ class Deletes(Writes):
         return len(self._returned)
 
     def _asked_back(self, table: Table) -> list[str]:
-        """The columns to return: none where a condition does not bound the rows, because they would all be sent."""
+        """Return the columns for RETURNING: none if no condition bounds the rows, because the database would send them all."""
         alias = self.query.get_initial_alias()
         pins = {**({table.pk: table.pk_text} if table.pk else {}), **table.references}
         if table.pk is None or not self.connection.features.can_return_rows_from_bulk_insert:
@@ -302,23 +302,23 @@ class Deletes(Writes):
 
 
 def _prepared(field: Field[Any, Any], value: Any) -> Any:
-    """A value as the database will hold it."""
+    """Return a value as the database stores it."""
     return value if type(value) is int else field.get_prep_value(value)
 
 
 MIXINS = {"SQLCompiler": Reads, "SQLAggregateCompiler": Reads, "SQLInsertCompiler": Inserts, "SQLUpdateCompiler": Updates, "SQLDeleteCompiler": Deletes}
-"""Each of Django's compilers, and what is mixed into it. Another one is refused: nobody knows what it writes."""
+"""Django's compilers, and the mixin of each. Any other compiler is refused, because its writes are unknown."""
 
 
 @cache
 def mixed(name: str, theirs: type) -> type:
-    """A compiler of Django's that notes what it does."""
+    """Return Django's compiler with its mixin."""
     return type(name, (MIXINS[name], theirs), {})
 
 
 class OperationsMixin:
-    """For a subclass of Django's `DatabaseOperations`."""
+    """A mixin for Django's `DatabaseOperations`."""
 
     def compiler(self, compiler_name: str) -> type:
-        """Django's compiler of this name, mixed with ours."""
-        return mixed(compiler_name, super().compiler(compiler_name))  # type: ignore[misc]  # of the class that this is mixed into
+        """Return the compiler of this name, with its mixin."""
+        return mixed(compiler_name, super().compiler(compiler_name))  # type: ignore[misc]  # the method of the class that this is mixed into

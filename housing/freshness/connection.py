@@ -1,7 +1,7 @@
-"""A mixin for Django's database backends: a lease on what a transaction wrote before its COMMIT, a close after it.
+"""A mixin for Django's database backends. It opens a lease on the tags of a transaction before COMMIT, and closes it afterwards.
 
-Compilers and, for SQL as text, the cursor *tag* what they write, in the scope of the innermost savepoint. A rollback drops the scope. COMMIT takes
-what is left to the journal, before and after.
+Compilers, and the cursor for raw SQL, *tag* their writes in the scope of the innermost savepoint. A rollback drops the scope. COMMIT sends the
+remaining tags to the journal.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ from .tracking import MANY_ROWS, Table, tables
 logger = logging.getLogger(__name__)
 
 JSON = (bool, dict, list)
-"""Types of JSON whose values Python compares by another rule than a database."""
+"""Types of JSON values that Python and databases compare differently."""
 
 
 class NotLeased(OperationalError):
-    """A transaction was not committed, because its readers could not be told first."""
+    """A transaction was rolled back, because its lease could not be opened in Redis."""
 
 
 @dataclass(eq=False)
 class Scope:
-    """What was written under one savepoint, or under the transaction itself (`sid` None)."""
+    """The writes under one savepoint, or under the transaction itself (`sid` None)."""
 
     sid: str | None = None
     tags: dict[str, set[str]] = field(default_factory=dict)
     """table → tags."""
     changes: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
-    """A sentence for the log and the tags that it names, in order, and each once."""
+    """Sentences for the log with their tags, in order and without repeats."""
     held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    """A row that was read FOR UPDATE here, as its table and the text of its primary key → column → value."""
+    """(table, primary key) of a row that was read FOR UPDATE → column → value."""
 
 
 def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
-    """The connection of this thread to one of our databases. Raises ImproperlyConfigured where the backend is not the engine's."""
+    """Return this thread's connection to a database. Raises ImproperlyConfigured if its backend is not the engine's."""
     connection = connections[alias]
     if not isinstance(connection, ConnectionMixin):
         raise ImproperlyConfigured(
-            f"The database '{alias}' has the engine {connection.settings_dict['ENGINE']}, whose writes the cache does not see. "
+            f"The database '{alias}' has the engine {connection.settings_dict['ENGINE']}, whose writes do not invalidate the cache. "
             f"Set ENGINE to {__package__}.postgresql or {__package__}.sqlite3."
         )
     return connection
 
 
 def _differ_in_json(one: Any, other: Any) -> bool:
-    """Whether two values that Python calls equal are two in JSON: `True` and `1`, or what contains them."""
+    """Whether two values that are equal in Python differ in JSON, such as `True` and `1`."""
     return isinstance(one, JSON) is not isinstance(other, JSON) or (isinstance(one, JSON) and repr(one) != repr(other))
 
 
 class ConnectionMixin(IdentifiedMixin):
-    """For a subclass of Django's `DatabaseWrapper`: see the module."""
+    """A mixin for Django's `DatabaseWrapper`; see the module."""
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
     release_may_commit: ClassVar[bool] = False
 
     is_announced = False
-    """Whether a compiler sends the next statement: it knows better than the text what is read or written."""
+    """Whether the next statement comes from a compiler, which records or tags it itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,14 +76,14 @@ class ConnectionMixin(IdentifiedMixin):
         self.in_doubt: Lease | None = None
 
     def text_of(self, sql: Any) -> str | None:
-        """The text of a statement that is neither str nor bytes; None where the driver takes none."""
+        """Return the text of a statement that is neither str nor bytes; None if the driver does not accept it."""
         return None
 
     def snapshot(self) -> AbstractContextManager[None]:
-        """A transaction whose SELECTs all see one state. Each backend has its own way."""
+        """Open a transaction whose SELECTs all see the same state."""
         raise NotImplementedError
 
-    # What was written, by savepoint
+    # Tags by savepoint
 
     @property
     def uncommitted(self) -> bool:
@@ -92,12 +92,12 @@ class ConnectionMixin(IdentifiedMixin):
 
     @property
     def managed(self) -> bool:
-        """Whether Django holds a transaction open. Asking does not connect."""
+        """Whether Django has an open transaction. Does not connect."""
         return self.in_atomic_block or (self.connection is not None and not self.autocommit)
 
     @property
     def in_transaction(self) -> bool:
-        """Whether there is a transaction, Django's or one that SQL began. Asking does not connect."""
+        """Whether there is a transaction, begun by Django or by raw SQL. Does not connect."""
         return self.managed or self.begun
 
     @property
@@ -112,28 +112,28 @@ class ConnectionMixin(IdentifiedMixin):
 
     @property
     def holds_locks(self) -> bool:
-        """Whether a row that is read FOR UPDATE stays locked: in autocommit a lock lasts no longer than its statement."""
+        """Whether a row that is read FOR UPDATE stays locked. In autocommit a lock ends with its statement."""
         return self.managed and self.begun
 
     def tag(self, table: str, tags: Iterable[str], change: str | None = None) -> None:
-        """Say what the transaction invalidates, should it commit; `change` is a sentence about it for the log."""
+        """Add tags that a COMMIT of the transaction will invalidate. `change` is a sentence for the log."""
         scope = self.scopes[-1]
         scope.tags.setdefault(table, set()).update(tags)
         if change:
             scope.changes.setdefault((change, tuple(sorted(tags))))
 
     def has_tagged(self, table: str, tag: str) -> bool:
-        """Whether this transaction invalidates it already."""
+        """Whether this transaction has this tag."""
         return any(tag in scope.tags.get(table, ()) for scope in self.scopes)
 
     def hold(self, table: Table, key: Any, values: dict[str, Any]) -> None:
-        """Note what a row holds that was read FOR UPDATE. Beyond `MANY_ROWS` rows nothing is noted, which is slower and as true."""
+        """Keep the values of a row that was read FOR UPDATE. After `MANY_ROWS` rows none are kept, which may only over-invalidate."""
         held = self.scopes[-1].held
         if table.pk_text and len(held) < MANY_ROWS:
             held[table.name, table.pk_text(key)] = values
 
     def is_held(self, table: Table, key: str, column: str, value: Any) -> bool:
-        """Whether a row is certain to hold this value already. A row that this transaction changed was tagged when it did."""
+        """Whether a locked row certainly has this value already. Changes by this transaction were tagged when they were made."""
         for scope in reversed(self.scopes):
             if (table.name, key) in scope.held:
                 held = scope.held[table.name, key]
@@ -162,47 +162,47 @@ class ConnectionMixin(IdentifiedMixin):
         self.scopes, cut = self.scopes[:at], self.scopes[at:]
         return cut
 
-    # What the cursor sees
+    # The cursor
 
     def make_cursor(self, cursor: Any) -> Any:
-        """Django's wrapper, mixed with ours."""
+        """Return Django's cursor wrapper with the mixin."""
         wrapper = super().make_cursor(cursor)
         return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> Any:
-        """The same for DEBUG."""
+        """Return Django's debug cursor wrapper with the mixin."""
         wrapper = super().make_debug_cursor(cursor)
         return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     @contextmanager
     def statement(self, sql: str) -> Iterator[None]:
-        """Around one statement: what it writes is tagged, and there is a COMMIT for it to wait for.
+        """Tag the writes of a raw SQL statement, in a transaction.
 
-        Raises NotSupportedError where the text itself would end a transaction that holds writes.
+        Raises NotSupportedError if the statement would end a transaction that holds writes.
         """
         judged = statements.judge(sql)
         if judged.ends:
             if self.managed or self.uncommitted or not judged.alone:
                 raise NotSupportedError(
-                    f"{judged.ends} as SQL would pass the cache by. Use transaction.atomic(), or the connection's own commit() and rollback()."
+                    f"Running {judged.ends} as raw SQL would bypass the cache. Use transaction.atomic(), or the connection's commit() and rollback()."
                 )
             yield
         elif judged.releases and self.release_may_commit and self.uncommitted and not self.in_atomic_block:
-            raise NotSupportedError("RELEASE as SQL could be a COMMIT that passes the cache by. Use transaction.atomic().")
+            raise NotSupportedError("Running RELEASE as raw SQL may commit and bypass the cache. Use transaction.atomic().")
         elif not judged.tables:
             self._read_as_text(sql)
             yield
         else:
             if (recording := recorder()) is not None:
-                recording.refuse(f"It writes while it answers a GET: {' '.join(sql.split())[:200]}")
+                recording.refuse(f"It writes during a GET: {' '.join(sql.split())[:200]}")
             with nullcontext() if self.in_transaction else self.own_transaction():
                 for name in judged.tables:
-                    self.tag(name, tables()[name].all, f"[SQL] {name} written, rows not known.")
+                    self.tag(name, tables()[name].all, f"[SQL] {name} written (rows unknown).")
                 yield
 
     @contextmanager
     def own_transaction(self) -> Iterator[None]:
-        """A transaction on this very connection. `atomic` takes the one in `connections`, and this may be a `copy()` of it, or one without an alias."""
+        """Open a transaction on this connection. `atomic` uses the one in `connections`, and this one may be a `copy()` or have no alias."""
         held = connections[self.alias] if self.alias in connections.settings else None
         if held is not self:
             connections[self.alias] = self
@@ -216,9 +216,9 @@ class ConnectionMixin(IdentifiedMixin):
                 connections[self.alias] = held
 
     def _read_as_text(self, sql: str) -> None:
-        """Say that a fill read something that nobody can read off."""
+        """Refuse to store a response that depends on raw SQL."""
         if (recording := recorder()) is not None and not statements.READS_NOTHING.match(sql):
-            recording.refuse(f"It sends SQL as text, and nobody knows which tables that reads: {' '.join(sql.split())[:200]}")
+            recording.refuse(f"It runs raw SQL, whose tables are unknown: {' '.join(sql.split())[:200]}")
 
     # The commit
 
@@ -232,8 +232,8 @@ class ConnectionMixin(IdentifiedMixin):
         try:
             lease = journal.lease(tags)
         except Unreachable as away:
-            raise NotLeased(f"Not committed: {away} What was written could have stayed invisible to readers, so it was rolled back.") from away
-        except BaseException:  # Ctrl-C: Django rolls back after errors of the database only, and SQLite would commit with the next statement
+            raise NotLeased(f"Rolled back: {away} Committing without a lease would leave stale entries in the cache.") from away
+        except BaseException:  # Ctrl-C: Django rolls back after database errors only, and SQLite would commit with the next statement
             self._rollback()
             raise
         try:
@@ -245,12 +245,12 @@ class ConnectionMixin(IdentifiedMixin):
         try:
             journal.close(lease)
         except Unreachable as away:
-            logger.warning("Committed, but its lease could not be closed: %s Readers ask the database until it runs out.", away)
+            logger.warning("Committed, but the lease could not be closed: %s Readers query the database until it expires.", away)
         for change, stale in changes:
             logger.info("%s Stale: %s.", change, ", ".join(stale))
 
     def _collapsed(self) -> set[str]:
-        """What the transaction invalidates, with all of a table in place of more than `MANY_ROWS` tags of it."""
+        """Return the tags of the transaction. More than `MANY_ROWS` tags of one table become the tag of the whole table."""
         merged: dict[str, set[str]] = {}
         for scope in self.scopes:
             for name, tags in scope.tags.items():
@@ -268,7 +268,7 @@ class ConnectionMixin(IdentifiedMixin):
         try:
             journal.withdraw(lease)
         except Unreachable as away:
-            logger.warning("Rolled back, but its lease could not be withdrawn: %s Readers ask the database until it runs out.", away)
+            logger.warning("Rolled back, but the lease could not be withdrawn: %s Readers query the database until it expires.", away)
 
     def _close(self) -> None:
         self.in_doubt = None

@@ -1,4 +1,4 @@
-"""A cursor whose every statement passes `connection.statement(text, params)`. Other methods of the driver's cursor are allowed by name, or refused."""
+"""A cursor that passes every statement to `connection.statement()`. Other methods of the driver's cursor are on a list, or refused."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .statements import text_of
 
 
 class MethodRefused(NotSupportedError, AttributeError):
-    """A method of the driver's cursor might send SQL that the cache does not see. (An AttributeError, so that `hasattr()` says no.)"""
+    """A method of the driver's cursor may execute SQL that the cache does not see. It is an AttributeError, so `hasattr()` is false."""
 
 
 class CursorMixin(CursorWrapper):
-    """A cursor that takes no write past the journal; mixed into Django's plain and debug wrappers.
+    """A mixin for Django's plain and debug cursor wrappers. No write bypasses the journal.
 
-    Where the driver returns its own cursor, this returns itself.
+    Methods of the driver that return its cursor return this one instead.
     """
 
     db: Any
@@ -28,21 +28,21 @@ class CursorMixin(CursorWrapper):
             *("lastrowid", "nextset", "row_factory", "rowcount", "setinputsizes", "setoutputsize"),
         }
     )
-    """Names of the driver's cursor that are passed through. A method that a driver adds is refused until somebody has looked and put it here."""
+    """The attributes of the driver's cursor that execute no SQL. A new method of a driver is refused until it is added here."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.sends_no_sql:
             raise MethodRefused(
-                f"cursor.{name} is refused, because it might send SQL that the cache does not see. Use execute(), executemany() or callproc(). "
-                f"If it sends no SQL, add its name to sends_no_sql in {self.db.cursor_mixin.__module__}."
+                f"cursor.{name} is refused, because it may execute SQL that the cache does not see. Use execute(), executemany() or callproc(). "
+                f"If it executes no SQL, add its name to sends_no_sql in {self.db.cursor_mixin.__module__}."
             )
         found = getattr(self.cursor, name)
         return self.db.wrap_database_errors(found) if name in CursorWrapper.WRAP_ERROR_ATTRS else found
 
     def execute(self, sql: Any, params: Any = None) -> Any:
-        """Execute one statement. A compiler that announced it knows better than its text what it reads or writes."""
+        """Execute one statement. A compiler that announced it records or tags it itself."""
         if self.db.is_announced:
-            self.db.is_announced = False  # of this one alone: a wrapper around it may send others
+            self.db.is_announced = False  # for this statement only: a wrapper may execute others
             return self._execute_judged(sql, params)
         with self.db.statement(sql if type(sql) is str else text_of(sql, self.db)):
             return self._execute_judged(sql, params)
@@ -59,7 +59,7 @@ class CursorMixin(CursorWrapper):
         return self if found is self.cursor else found
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
-        """Execute one statement for each set of parameters."""
+        """Execute one statement with each set of parameters."""
         with self.db.statement(text_of(sql, self.db)), self.db.execute_wrapper(partial(_judged_again, sql)):
             found = super().executemany(sql, param_list)
         return self if found is self.cursor else found
@@ -71,7 +71,7 @@ class CursorMixin(CursorWrapper):
 
 
 def _judged_again(judged: Any, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-    """The innermost of Django's execute wrappers: another may have replaced the statement since it was judged."""
+    """The innermost execute wrapper. An outer wrapper may have replaced the statement after it was analysed."""
     if sql is judged:
         return execute(sql, params, many, context)
     connection = context["connection"]
@@ -80,7 +80,7 @@ def _judged_again(judged: Any, execute: Any, sql: Any, params: Any, many: bool, 
 
 
 def mixed(mixin: type[CursorMixin], wrapper: type[CursorWrapper]) -> Any:
-    """Django's wrapper, plain or debug, with the mixin before it."""
+    """Return Django's plain or debug wrapper with the mixin."""
     if (mixin, wrapper) not in _mixtures:
         _mixtures[mixin, wrapper] = type(mixin.__name__, (mixin, wrapper), {})
     return _mixtures[mixin, wrapper]

@@ -1,7 +1,7 @@
-"""What a query depends on, read off the query itself.
+"""The dependencies of a response, read off its queries.
 
-While a response is filled, a recorder notes each SELECT of Django's: which tables it joins, which rows it shows, and which columns select and order
-them. Nothing is listed by hand. An inner query is taken whole, and what cannot be read keeps the response out of the cache.
+While a response is filled, a recorder notes each SELECT: which tables it joins, which rows it shows, and which columns filter and order them.
+Nothing is listed by hand. A subquery depends on every write to its tables. A response with an unreadable query is not stored.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ Columns = defaultdict[str, set[str]]
 
 
 class Unreadable(Exception):
-    """A query whose dependencies cannot be read; the message says which part of it, and what to do."""
+    """A query whose dependencies cannot be read. The message names the part, and what to do."""
 
 
 @dataclass(frozen=True)
 class Pin:
-    """A table of which only the rows with these primary keys are asked for."""
+    """A table that is filtered by these primary keys."""
 
     position: int
     text: Text
     wanted: frozenset[str]
     missing: str
-    """The tag on which an entry depends that found fewer: one of them may be created."""
+    """The tag of an entry that found fewer rows, because a missing one may be created."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the response to one query depends on."""
+    """The dependencies of one query."""
 
     static: frozenset[str] = frozenset()
-    """The tags that depend on the query alone."""
+    """The tags that do not depend on the rows."""
     rows: tuple[tuple[int, str, Text], ...] = ()
-    """Of each table whose rows can be told apart: where in a row of the result its primary key stands, and how it becomes a tag."""
+    """For each table with a primary key in the result: its position, the prefix of its tags, and the text of a key."""
     hidden: frozenset[str] = frozenset()
-    """The tags in addition where not all rows that were read are shown: a deleted one moves the others."""
+    """Additional tags if not all rows are shown, because a deleted row moves the others."""
     pins: tuple[Pin, ...] = ()
 
     def tags(self, shown: Collection[Row], *, read: int | None = None) -> set[str]:
-        """The tags of a response that shows these rows, of so many that were read."""
+        """Return the tags of a response that shows these rows. `read` is how many rows were read."""
         found = set(self.static)
         for position, prefix, text in self.rows:
-            if text is str:  # without a call for each row
+            if text is str:  # saves a call for each row
                 found.update([f"{prefix}{row[position]}" for row in shown if row[position] is not None])
             else:
                 found.update([f"{prefix}{text(row[position])}" for row in shown if row[position] is not None])
@@ -76,7 +76,7 @@ class Reading:
 
 
 class Recorder:
-    """What a response depends on, noted while it is filled."""
+    """Collects the dependencies of a response while it is filled."""
 
     def __init__(self) -> None:
         self.tags: set[str] = set()
@@ -84,31 +84,31 @@ class Recorder:
         self.unreadable: str | None = None
 
     def note(self, reading: Reading, shown: Collection[Row], *, read: int | None = None) -> None:
-        """One query that was read off."""
+        """Add the dependencies of one query."""
         self.queries += 1
         self.tags |= reading.tags(shown, read=read)
 
     def refuse(self, why: str) -> None:
-        """Something whose dependencies are not known."""
+        """Refuse to store the response, because a dependency is unknown."""
         self.unreadable = self.unreadable or why
 
     @property
     def complaint(self) -> str | None:
-        """Why what was recorded is not enough to store the response; None if it is."""
+        """Why the response cannot be stored; None if it can."""
         if self.unreadable is None and not self.queries:
-            return "No query was seen. A response that depends on no query would never be invalidated."
+            return "It runs no query, so it would never be invalidated."
         return self.unreadable
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("freshness_recorder", default=None)
 
 recorder: Callable[[], Recorder | None] = _recorder.get
-"""The recorder of the fill in progress, if there is one. It goes where the context goes, and so not into threads that a view starts by itself."""
+"""The recorder of the current fill, if there is one. It belongs to the context, so threads that a view starts do not have it."""
 
 
 @contextmanager
 def recorded() -> Iterator[Recorder]:
-    """Note what is read within."""
+    """Record the queries in the body."""
     token = _recorder.set(found := Recorder())
     try:
         yield found
@@ -117,7 +117,7 @@ def recorded() -> Iterator[Recorder]:
 
 
 def read_off(compiler: Any) -> Reading:
-    """What the query of this compiler, which has just made its SQL, depends on. Raises Unreadable."""
+    """Return the dependencies of the query that this compiler has just turned into SQL. Raises Unreadable."""
     query = compiler.query
     reader = _Reader(query, compiler.joined or ())
     if query.combinator or hasattr(query, "inner_query") or query.explain_info:
@@ -129,7 +129,7 @@ def read_off(compiler: Any) -> Reading:
 
 
 def columns_of(select: Iterable[Any]) -> Iterator[tuple[int, Col]]:
-    """The plain columns of a SELECT, and where each stands in a row of the result: a composite primary key takes a place for each of its columns."""
+    """Yield the plain columns of a SELECT with their positions in a row. A composite primary key has a position for each of its columns."""
     place = 0
     for expression in select:
         if isinstance(expression, Col):
@@ -138,7 +138,7 @@ def columns_of(select: Iterable[Any]) -> Iterator[tuple[int, Col]]:
 
 
 def pinned(query: Query, alias: str, column: str, text: Text) -> frozenset[str] | None:
-    """The values, as tags have them, to which a query's conditions bind this column; None if they do not."""
+    """Return the values that a query's conditions allow for this column, as texts of tags; None if there is no such condition."""
     for lookup in _conditions(query):
         found = _constants(lookup, alias, column, text)
         if found is not None:
@@ -147,7 +147,7 @@ def pinned(query: Query, alias: str, column: str, text: Text) -> frozenset[str] 
 
 
 def _conditions(query: Query) -> Iterator[Any]:
-    """The conditions that all must hold."""
+    """Yield the conditions that are joined by AND."""
     where: Any = query.where
     if where.connector == "AND" and not where.negated:
         for child in where.children:
@@ -175,7 +175,7 @@ def _constants(lookup: Any, alias: str, column: str, text: Text) -> frozenset[st
 
 
 class _Reader:
-    """Walks one query, alias by alias."""
+    """Reads one query, alias by alias."""
 
     def __init__(self, query: Query, joined: Iterable[str]) -> None:
         self.query = query
@@ -189,12 +189,12 @@ class _Reader:
         self.scopes: dict[str, set[str]] = {}
         self.by_pk: dict[str, frozenset[str]] = {}
         self.counts_others = bool(query.low_mark)
-        """Whether what is shown depends on how many rows there are that are not: those before an offset, and those in a window."""
+        """Whether the shown rows depend on how many others there are: before an offset, or in a window."""
 
-    # What the query says.
+    # The query
 
     def read(self, select: Iterable[Any], ordering: Iterable[Any]) -> None:
-        """Note the columns that are shown, and those that select and order. Raises Unreadable."""
+        """Note the columns that are shown, and those that filter and order. Raises Unreadable."""
         self._refuse_raw(self.query)
         for expression in select:
             if not self._shows(expression):
@@ -202,7 +202,7 @@ class _Reader:
         self._where()
         for each in self.query.group_by if isinstance(self.query.group_by, tuple) else ():
             self._walk(each if hasattr(each, "as_sql") else self.query.resolve_ref(each))
-        if not (self.query.is_sliced or self.query.distinct_fields):  # of all rows, the order decides only where each is shown
+        if not (self.query.is_sliced or self.query.distinct_fields):  # if all rows are shown, the order only decides their positions
             self.into = self.ordering
         for expression in ordering:
             self._walk(expression)
@@ -214,14 +214,14 @@ class _Reader:
             self._lead_to(alias)
 
     def _where(self) -> None:
-        """Note the conditions: which rows are asked for, and by which columns the others are chosen."""
+        """Note the conditions: the rows that they name, and the columns that they filter by."""
         taken = self._pins()
         for child in _conditions(self.query) if taken else [self.query.where]:
             if not any(child is lookup for lookup in taken):
                 self._walk(child)
 
     def _join(self, alias: str, join: Any) -> None:
-        """Note the columns of a join that decide which rows there are."""
+        """Note the columns of a join that decide which rows are found."""
         if filtered := join.filtered_relation:
             self._walk(filtered.resolved_condition)
         if restriction := join.join_field.get_extra_restriction(alias, join.parent_alias):
@@ -234,7 +234,7 @@ class _Reader:
                 self.selecting[join.parent_alias].add(left)
 
     def reading(self, select: list[Any]) -> Reading:
-        """What follows from it."""
+        """Return the dependencies."""
         rows, pins, hidden = [], [], set[str]()
         implied = {alias for alias in self.joins if self._is_implied(alias)}
         for alias, table in self.tables.items():
@@ -263,7 +263,7 @@ class _Reader:
         return Reading(frozenset(self.tags), tuple(rows), frozenset(hidden), tuple(pins))
 
     def _joined_by(self, alias: str) -> set[str]:
-        """The columns of a table that lead to another one, or by which its rows are asked for."""
+        """Return the columns of a table that are used in joins or in conditions on references."""
         columns = {tag.partition("=")[0].rpartition(".")[2] for tag in self.scopes.get(alias, ())}
         for other, join in self.joins.items():
             for left, right in getattr(join, "join_cols", ()):
@@ -280,17 +280,17 @@ class _Reader:
         return table
 
     def _shows(self, expression: Any) -> bool:
-        """Whether this is a column as it is."""
+        """Whether this is a plain column."""
         if isinstance(expression, Col) and expression.alias in self.joins:
             self.shown[expression.alias].add(str(expression.target.column))
             return True
         if isinstance(expression, RawSQL) and (named := _column_named(expression.sql)) and named[0] in self.joins and not expression.params:
-            self.shown[named[0]].add(named[1])  # as Django asks for the other end of a many-to-many relation
+            self.shown[named[0]].add(named[1])  # Django selects the other end of a many-to-many relation like this
             return True
         return False
 
     def _pins(self) -> list[Any]:
-        """Note the tables of which only certain rows are asked for, and return the conditions that say so."""
+        """Note the tables that are filtered by certain rows, and return these conditions."""
         taken = []
         for lookup in _conditions(self.query):
             for alias, table in self.tables.items():
@@ -306,20 +306,20 @@ class _Reader:
         return taken
 
     def _lead_to(self, alias: str) -> None:
-        """A row that is not shown enters if its reference leads to another row: so the columns on the way select, too."""
+        """Note the columns of the joins on the way, because a changed reference may bring another row into the result."""
         while parent := getattr(self.joins[alias], "parent_alias", None) if alias in self.joins else None:
             join = self.joins[alias]
             self.selecting[parent].update(left for left, _ in join.join_cols)
             alias = parent
 
     def _is_implied(self, alias: str) -> bool:
-        """Whether a row of this table is there because another one of the result refers to it: the database sees to that."""
+        """Whether a row of this table always exists, because another row of the result refers to it by a foreign key."""
         if _refers(self.joins[alias], forward=True):
             return True
         return any(getattr(join, "parent_alias", None) == alias and join.join_type == INNER and _refers(join, forward=False) for join in self.joins.values())
 
     def _position(self, alias: str, table: Table, select: list[Any]) -> int | None:
-        """Where in a row of the result this table's primary key stands, or a reference that equals it."""
+        """Return the position of this table's primary key, or of an equal reference, in a row of the result."""
         same = [(alias, table.pk)]
         if table.pk and _refers(join := self.joins[alias], forward=True) and join.join_cols[0][1] == table.pk:
             same.append((join.parent_alias, join.join_cols[0][0]))
@@ -328,7 +328,7 @@ class _Reader:
     # Expressions
 
     def _walk(self, expression: Any, *, inner: bool = False) -> None:
-        """Note the columns in an expression, and take the queries in it whole."""
+        """Note the columns in an expression, and all tables of its subqueries."""
         if isinstance(expression, Col):
             if expression.alias in self.joins:
                 self.into[expression.alias].add(str(expression.target.column))
@@ -345,15 +345,15 @@ class _Reader:
                 self._walk(part, inner=inner)
 
     def _parts(self, expression: Any) -> Iterator[Any]:
-        """What an expression or a condition is made of. Raises Unreadable."""
+        """Yield the parts of an expression or a condition. Raises Unreadable."""
         if isinstance(expression, RawSQL | ExtraWhere):
-            raise Unreadable("It has SQL as text (RawSQL, extra()), which nobody can read. Write it with expressions.")
+            raise Unreadable("It has raw SQL (RawSQL, extra()), whose tables are unknown. Use expressions instead.")
         if isinstance(expression, Func) and (why := _hidden_in(expression)):
             raise Unreadable(why)
         if type(expression).__name__ in ("Now", "TransactionNow"):
-            raise Unreadable(f"It depends on the time of day ({type(expression).__name__}), which invalidates nothing as it passes.")
+            raise Unreadable(f"It depends on the time of day ({type(expression).__name__}), which changes without a write.")
         if type(expression).__name__ in ("Random", "RandomUUID"):
-            raise Unreadable("It is random (order_by('?')), and would be the same until something is written.")
+            raise Unreadable("It is random (order_by('?')), and a cached response would not be.")
         self.counts_others = self.counts_others or isinstance(expression, Window)
         if hasattr(expression, "children"):
             yield from expression.children
@@ -364,13 +364,13 @@ class _Reader:
         else:
             raise Unreadable(f"It has a {type(expression).__name__}, whose columns cannot be read.")
 
-    # Queries in it
+    # Subqueries
 
     def take_whole(self, query: Any) -> None:
         """Depend on every write to each table that this query reads. Raises Unreadable."""
         self._refuse_raw(query)
         if query.select_related:
-            raise Unreadable("It is a union() whose parts have select_related(), and the tables that those join are not known. Join them by values().")
+            raise Unreadable("It is a union() whose parts have select_related(), whose tables are unknown. Use values() instead.")
         for combined in query.combined_queries:
             self.take_whole(combined)
         if isinstance(inner := getattr(query, "inner_query", None), Query):
@@ -386,11 +386,11 @@ class _Reader:
 
     def _refuse_raw(self, query: Any) -> None:
         if query.extra_tables or query.extra_order_by or any(_column_named(text) is None for text, _ in query.extra.values()):
-            raise Unreadable("It uses extra(), whose SQL nobody can read. Write it with expressions.")
+            raise Unreadable("It uses extra(), whose tables are unknown. Use expressions instead.")
 
 
 def _refers(join: Any, *, forward: bool) -> bool:
-    """Whether a join follows one foreign key that the database enforces: from its parent to its table (forward), or from its table to its parent."""
+    """Whether a join follows one enforced foreign key: from its parent to its table (forward), or from its table to its parent."""
     field: Any = getattr(join, "join_field", None)
     if not forward and isinstance(field, ForeignObjectRel):
         field = getattr(field, "field", None)
@@ -401,27 +401,27 @@ def _refers(join: Any, *, forward: bool) -> bool:
 
 
 def _hidden_in(function: Func) -> str | None:
-    """A sentence about what a function reads beside its arguments; None if it reads nothing else."""
+    """Return why a function may read more than its arguments, or None if it does not."""
     template = function.extra.get("template", function.template)
     if template and SELECT.search(template):
-        return f"It has SQL as text in the template of {type(function).__name__}, which nobody can read. Write it with expressions."
+        return f"It has a SELECT in the template of {type(function).__name__}, whose tables are unknown. Use expressions instead."
     is_djangos = type(function) is not Func and type(function).__module__.startswith("django.")
     if not is_djangos and not function.source_expressions:
         name = function.extra.get("function", function.function)
-        return f"It calls {name or type(function).__name__}() of no column, and nobody knows what that depends on. Give it the columns that it reads."
+        return f"It calls {name or type(function).__name__}() without arguments, so its dependencies are unknown. Pass it the columns that it reads."
     return None
 
 
 def _column_named(sql: str) -> tuple[str, str] | None:
-    """`"table"."column"` → its two names."""
+    """Return the two names of `"table"."column"`."""
     parts = sql.split('"')
     return (parts[1], parts[3]) if len(parts) == 5 and (parts[0], parts[2], parts[4]) == ("", ".", "") else None
 
 
 class Select:
-    """A queryset's SELECT, compiled once, to be read as often as it is asked: Django compiles a queryset each time it is read.
+    """The SELECT of a queryset, compiled once and executed often. Django would compile the queryset each time.
 
-    Of `values_list()` or of plain columns: the rows are tuples as the database gives them, converted as Django does.
+    It takes a queryset of `values_list()` or of plain columns. The rows are tuples with Django's conversions.
     """
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
@@ -436,7 +436,7 @@ class Select:
             self._reading = f"A query on {queryset.model._meta.label} cannot be read: {why}"
 
     def rows(self, shown: int | None = None) -> list[Any]:
-        """The rows there are now, in one SELECT. Where only the first `shown` are, say so: a change of the others does not matter then."""
+        """Execute the SELECT, and return its rows. If only the first `shown` rows are shown, changes of the others do not invalidate the response."""
         compiler = self._query.get_compiler(self._alias)
         connection = compiler.connection
         with connection.cursor() as cursor:

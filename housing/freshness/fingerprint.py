@@ -1,7 +1,7 @@
-"""A fingerprint of everything that shapes the bytes of a response or its tags, apart from the rows.
+"""A fingerprint of the code, libraries and settings, which shape the bytes of a response and its tags.
 
-A process whose code, libraries or settings differ from another's gets another fingerprint, so neither serves the other's bytes. An unknown
-setting counts. Processes of one deployment compute the same fingerprint, so they share their entries.
+Processes with different code, libraries or settings have different fingerprints, so neither serves the other's bytes. An unknown setting is included.
+Processes of one deployment have the same fingerprint, so they share their entries.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from django.utils.crypto import salted_hmac
 from .settings import conf
 
 LEFT_OUT: dict[str, tuple[str, ...]] = {
-    "Each key carries the identity of the database, which the database itself tells.": ("DATABASES",),
-    "They say where entries are kept. The cache puts its prefix and its version before each key.": ("CACHES",),
+    "Each key has the identity of the database, which is read from the database itself.": ("DATABASES",),
+    "They set where entries are stored. The cache adds its prefix and version to each key.": ("CACHES",),
     "It is the key of the HMAC that makes the fingerprint.": ("SECRET_KEY",),
-    "Links are signed with SECRET_KEY; older keys only let older links in.": ("SECRET_KEY_FALLBACKS",),
-    "All values of the settings module count, whatever its name is.": ("SETTINGS_MODULE",),
-    "They shape lines in a log.": ("LOGGING", "LOGGING_CONFIG"),
-    "They decide which requests are refused, and who sees a debugging aid. An accepted request gets the same bytes.": (
+    "Links are signed with SECRET_KEY. Fallback keys only accept older links.": ("SECRET_KEY_FALLBACKS",),
+    "All values of the settings module are included, so its name does not matter.": ("SETTINGS_MODULE",),
+    "They shape log lines.": ("LOGGING", "LOGGING_CONFIG"),
+    "They refuse requests, or show debugging aids. Accepted requests get the same bytes.": (
         "ALLOWED_HOSTS",
         "CSRF_TRUSTED_ORIGINS",
         "DISALLOWED_USER_AGENTS",
@@ -84,25 +84,25 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
         "MANAGERS",
         "SERVER_EMAIL",
     ),
-    "They matter to tests and to `check` alone.": ("SILENCED_SYSTEM_CHECKS", "TEST_NON_SERIALIZED_APPS", "TEST_RUNNER"),
+    "They affect only tests and `check`.": ("SILENCED_SYSTEM_CHECKS", "TEST_NON_SERIALIZED_APPS", "TEST_RUNNER"),
 }
-"""Why → the settings of Django that do not count. A project names its own in FRESHNESS_IGNORED_SETTINGS."""
+"""Reason → the Django settings that are left out. A project lists its own in FRESHNESS_IGNORED_SETTINGS."""
 
 CODE = (".py", ".lua", ".sql", ".mo", ".so", ".pyd")
-"""What the name of a file of code ends with. Migrations and tests are not left out: a module may import any other."""
+"""Suffixes of code files. Migrations and tests are included, because any module may import them."""
 
 TEMPLATES = {"templates", "jinja2"}
-"""The folders of which all files count."""
+"""Folders whose files are all included."""
 
 PRUNED = {"__pycache__", "node_modules"}
 
 PLAIN = (type(None), bool, int, float, complex, bytes, range, decimal.Decimal, uuid.UUID, datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
-"""The types whose `repr` is their whole state."""
+"""Types whose `repr` is their whole state."""
 
 
 @cache
 def fingerprint() -> str:
-    """The fingerprint of this process, made once. It is keyed with SECRET_KEY, because the links in the bytes are signed with that."""
+    """Return the fingerprint of this process. It is keyed with SECRET_KEY, which signs the links in the bytes."""
     return salted_hmac("freshness.fingerprint", "\n".join([code_in_force(), *settings_in_force()]), algorithm="sha256").hexdigest()[:16]
 
 
@@ -110,7 +110,7 @@ def fingerprint() -> str:
 
 
 def code_in_force() -> str:
-    """A hash of the versions of all libraries and of the source of everything else."""
+    """Return a hash of the versions of all libraries and of all other source code."""
     return _hash_of_code(frozenset(_own_packages()))
 
 
@@ -122,7 +122,7 @@ def _hash_of_code(packages: frozenset[str]) -> str:
 
 
 def distributions() -> list[str]:
-    """What is installed, each with its version: the names of the folders with its metadata."""
+    """Return the names of the metadata folders of installed packages, which include their versions."""
     found: set[str] = set()
     for folder in set(sys.path):
         if (site := Path(folder)).is_dir():
@@ -131,7 +131,7 @@ def distributions() -> list[str]:
 
 
 def sources(packages: Collection[str]) -> dict[str, Path]:
-    """The files of code and the templates of these packages, and the templates and translations that the settings name: name → path."""
+    """Return the code and templates of these packages, and the templates and translations in the settings: name → path."""
     found: dict[str, Path] = {}
     for package in packages:
         spec = find_spec(package)
@@ -148,7 +148,7 @@ def sources(packages: Collection[str]) -> dict[str, Path]:
 
 
 def _own_packages() -> Iterator[str]:
-    """The packages that are no libraries. Those of the settings and of the URLs are never one, wherever they are installed."""
+    """Yield the packages that are not libraries. Those of the settings and of the URLs never are, even if they are installed."""
     for module in (getattr(settings, "SETTINGS_MODULE", None) or os.environ.get("DJANGO_SETTINGS_MODULE"), settings.ROOT_URLCONF):
         if isinstance(module, str):
             yield module.partition(".")[0]
@@ -177,18 +177,18 @@ def _shapes(name: str) -> bool:
 
 
 def settings_that_count() -> list[str]:
-    """The names of all settings but those left out."""
+    """Return the names of all settings that are not left out."""
     left_out = {name for names in LEFT_OUT.values() for name in names} | {*conf.IGNORED_SETTINGS}
     return [name for name in sorted(dir(settings)) if name.isupper() and name not in left_out]
 
 
 def settings_in_force() -> list[str]:
-    """One line for each setting that counts. A value that has no text is this process's own, so its entries are not shared."""
+    """Return a line for each included setting. A value without a stable text gets a random one, so the entries of this process are not shared."""
     return [f"{name}={_text_or(_secret_of_this_process, getattr(settings, name))}" for name in settings_that_count()]
 
 
 def settings_without_text() -> Iterator[tuple[str, Any]]:
-    """The settings whose values have no text that is the same in every process."""
+    """Yield the settings whose values have no stable text."""
     for name in settings_that_count():
         if not _text_or(str, value := getattr(settings, name)):
             yield name, value
@@ -202,12 +202,12 @@ def _secret_of_this_process() -> str:
 def _text_or(otherwise: Callable[[], str], value: Any) -> str:
     try:
         return text_of(value)
-    except (TypeError, AttributeError, ValueError, RecursionError, PickleError):  # an object that pickle cannot take apart
+    except (TypeError, AttributeError, ValueError, RecursionError, PickleError):  # an object that pickle cannot reduce
         return otherwise()
 
 
 def text_of(value: Any, above: tuple[int, ...] = ()) -> str:
-    """A text that is the same in every process for equal values, and never holds an address. Raises where an object cannot be taken apart."""
+    """Return a text that is the same in every process for equal values, without memory addresses. Raises if an object cannot be reduced."""
     if id(value) in above:
         return f"the value {len(above) - above.index(id(value))} above"
     return _simple(value) or _compound(value, lambda parts: [text_of(part, (*above, id(value))) for part in parts])
@@ -236,7 +236,7 @@ def _compound(value: Any, texts: Callable[[Iterable[Any]], list[str]]) -> str:
         return f"{kind}{sorted(texts(value))}"
     if isinstance(value, list | tuple):
         return f"{kind}{texts(value)}"
-    reduce = dispatch_table.get(type(value))  # as pickle takes it apart, which leaves lazy translations in no language
+    reduce = dispatch_table.get(type(value))  # pickle reduces lazy translations without a language
     parts: Any = reduce(value) if reduce else value.__reduce_ex__(4)
     return f"{kind}:{parts}" if isinstance(parts, str) else f"{kind}{texts(list(part) if isinstance(part, Iterator) else part for part in parts)}"
 

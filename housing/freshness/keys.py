@@ -13,11 +13,11 @@ from .fingerprint import fingerprint
 from .settings import conf
 
 LONG = 200
-"""Parameters of more characters than this stand in a key as their SHA-256, which no parameters can equal, because they have names."""
+"""Parameters with more characters than this are replaced with their SHA-256, which cannot equal other parameters, because those have names."""
 
 
 def entry_key(kind: str, asked: str, database: str) -> str:
-    """The key of one entry: its kind ("list", "detail"), its parameters in one canonical text, and the identity of its database."""
+    """Return the key of an entry, from its kind ("list", "detail"), its canonical parameters and the identity of its database."""
     return _with_prefix(kind, fingerprint(), database, asked)
 
 

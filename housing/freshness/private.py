@@ -1,7 +1,7 @@
-"""What of Django's the engine overrides without a promise from Django: the one list to read before a new Django.
+"""The private methods of Django that the engine overrides. Read this list before an upgrade of Django.
 
-A method that takes something else in a new release would be called wrongly, or not at all. So the signatures are compared when the service starts
-(`checks.py`), and by a spec on every Django that the engine promises to work with.
+A new release may change a method without notice. Therefore the signatures are compared when the service starts (`checks.py`), and by a spec on every
+supported version of Django.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from django.utils.module_loading import import_string
 
 OVERRIDDEN: dict[str, dict[str, str]] = {
-    # The connection: what stands around COMMIT, and what a savepoint keeps apart.
+    # The connection: COMMIT, rollback and savepoints.
     "django.db.backends.base.base.BaseDatabaseWrapper": {
         "_close": "(self)",
         "_commit": "(self)",
@@ -27,7 +27,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "_set_autocommit": "(self, autocommit)",
         "get_new_connection": "(self, conn_params)",
     },
-    # The compilers: what is read and written.
+    # The compilers: reads and writes.
     "django.db.backends.base.operations.BaseDatabaseOperations": {"compiler": "(self, compiler_name)"},
     "django.db.models.sql.compiler.SQLCompiler": {
         "as_sql": "(self, with_limits=True, with_col_aliases=False)",
@@ -36,7 +36,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
     },
     "django.db.models.sql.compiler.SQLInsertCompiler": {"execute_sql": "(self, returning_fields=None)"},
     "django.db.models.sql.compiler.SQLUpdateCompiler": {
-        "execute_returning_sql": "(self, returning_fields)",  # from Django 6.0 on
+        "execute_returning_sql": "(self, returning_fields)",  # Django 6.0 and later
         "execute_sql": "(self, result_type)",
     },
     "django.db.models.sql.compiler.SQLDeleteCompiler": {
@@ -48,7 +48,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
 
 
 def changed() -> Iterator[str]:
-    """A sentence for each method that the installed Django has otherwise."""
+    """Yield a sentence for each method whose signature has changed in the installed Django."""
     for path, methods in OVERRIDDEN.items():
         owner = import_string(path)
         for name, known in methods.items():

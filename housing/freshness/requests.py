@@ -1,6 +1,6 @@
-"""The request from which a response is filled: whatever is read from it that the key does not carry keeps the response out of the cache.
+"""The request of a fill. If a view reads something from it that is not part of the key, the response is not stored.
 
-A key carries the address with its parameters, and so the host, the language and the time zone. A cached response is the same for everybody who sends that.
+A key includes the host, the URL with its parameters, the language and the time zone. Requests with the same key get the same response.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from .dependencies import recorder
 JSON = "application/json"
 
 PLAIN = vars(HttpRequest()).keys() | {"environ", "scope", "script_name", "urlconf", "csrf_processing_done"}
-"""What a request has before any middleware adds to it, and what is nobody's own."""
+"""The attributes of a request that no middleware has added, and others that are the same for everybody."""
 
 
 def note(what: str) -> None:
-    """Say that something was read that may differ from one reader to another."""
+    """Refuse to store the response, because the view has read something that may differ between clients."""
     if (recording := recorder()) is not None:
-        recording.refuse(f"The view reads {what}, and a cached response is the same for everybody. Take that out of the view, or do not cache it.")
+        recording.refuse(f"The view reads {what}, but a cached response is the same for everybody. Remove it from the view, or do not cache the view.")
 
 
 def _is_private(name: str) -> bool:
-    """Whether a name in META is a header, or says where the reader is, and the key does not carry it."""
+    """Whether a name in META is a header or the client's address, and is not part of the key."""
     return name.startswith(("HTTP_", "REMOTE_")) and name not in _keyed()
 
 
 def _keyed() -> set[str]:
-    """The headers from which Django makes the address, and the one that a fill sets itself."""
+    """Return the headers that Django builds the URL from, and the one that a fill sets."""
     keyed = {"HTTP_HOST", "HTTP_ACCEPT"}
     keyed |= {"HTTP_X_FORWARDED_HOST"} if settings.USE_X_FORWARDED_HOST else set()
     keyed |= {"HTTP_X_FORWARDED_PORT"} if settings.USE_X_FORWARDED_PORT else set()
@@ -41,7 +41,7 @@ def _keyed() -> set[str]:
 
 
 class Meta(dict[str, Any]):
-    """META, which notes the headers that are looked up."""
+    """A META that notices lookups of headers."""
 
     def __getitem__(self, name: str) -> Any:
         self._note(name)
@@ -59,11 +59,11 @@ class Meta(dict[str, Any]):
     @staticmethod
     def _note(name: Any) -> None:
         if _is_private(name):
-            note("the request's body" if name in ("HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH") else f"request.META[{name!r}]")  # where DRF looks
+            note("the request's body" if name in ("HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH") else f"request.META[{name!r}]")  # read by DRF
 
 
 class Headers(HttpHeaders):
-    """The headers, which note what is looked up; `get()` and `in` look up, too."""
+    """Headers that notice lookups, including `get()` and `in`."""
 
     def __getitem__(self, name: str) -> str:
         if _is_private(f"HTTP_{name.replace('-', '_').upper()}"):
@@ -72,7 +72,7 @@ class Headers(HttpHeaders):
 
 
 class Noted(HttpRequest):
-    """A request that notes the cookies, a body, and what a middleware added: the user, the session, a tenant."""
+    """A request that notices access to cookies, the body and attributes of middleware, such as the user or the session."""
 
     _added: frozenset[str] = frozenset()
 
@@ -88,7 +88,7 @@ def _noted(theirs: Any) -> type[Noted]:
 
 
 def parameters(request: HttpRequest) -> QueryDict:
-    """The parameters of a request, in the order of their names."""
+    """Return the parameters of a request, sorted by name."""
     ordered = QueryDict(mutable=True)
     for name in sorted(request.GET):
         ordered.setlist(name, request.GET.getlist(name))
@@ -96,7 +96,7 @@ def parameters(request: HttpRequest) -> QueryDict:
 
 
 def noted(request: HttpRequest) -> HttpRequest:
-    """The same request, as a GET of JSON, which notes what is read from it."""
+    """Return a copy of the request, as a GET of JSON, that notices what is read from it."""
     asked: Any = copy.copy(request)
     added = {name for name in vars(request) if not name.startswith("_") and not hasattr(type(request), name)} - PLAIN
     for name in ("headers", "accepted_types", "accepted_types_by_precedence"):

@@ -1,6 +1,6 @@
-"""The engine's settings: each `FRESHNESS_*` of Django's settings, or its default.
+"""The engine's settings: each `FRESHNESS_*` in Django's settings, or its default.
 
-`conf.TTL` is `FRESHNESS_TTL`. A value is looked up once; a test that overrides the setting is noticed.
+`conf.TTL` is `FRESHNESS_TTL`. A value is cached until a test overrides the setting.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from django.core.signals import setting_changed
 
 @dataclass(frozen=True)
 class Setting:
-    """A default, its unit, and what the setting decides."""
+    """A default, its unit and its meaning."""
 
     default: Any
     unit: str
@@ -22,23 +22,22 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
-    "MODELS": Setting((), "app labels, or models as app_label.Model", "Which models are tracked; their many-to-many tables and parents come with them."),
+    "MODELS": Setting((), "app labels, or models as app_label.Model", "Which models are tracked. Their many-to-many tables and parents are tracked, too."),
     "CACHE": Setting("default", "alias in CACHES", "Which cache holds the journal and the entries. It must be django-redis's."),
-    "NAME": Setting("freshness", "token of RFC 8941", "How the cache calls itself in the Cache-Status header."),
-    # Longer than a COMMIT takes on a bad day, because a COMMIT must not outlast its lease; and no longer than readers of what a killed process
-    # touched may be sent to the database.
-    "LEASE": Setting(5.0, "seconds", "How long readers distrust the tags of a transaction that is committing, or that died while it was."),
-    # This also bounds what the journal remembers.
+    "NAME": Setting("freshness", "token of RFC 8941", "The name of the cache in the Cache-Status header."),
+    # Longer than the slowest COMMIT, because a COMMIT must not outlive its lease. After a crash, readers query the database for this long.
+    "LEASE": Setting(5.0, "seconds", "How long a lease lasts. If a process dies during COMMIT, readers of its tags query the database until then."),
+    # The journal keeps its records this long, too.
     "TTL": Setting(24 * 3600.0, "seconds", "How long an entry lives when nothing invalidates it."),
-    # Longer than a page takes on a bad day, and no longer than everybody may be held up by one reader who dies over it.
-    "WAIT_TIMEOUT": Setting(0.5, "seconds", "How long a reader waits for the response that another reader is filling."),
-    # 1 is the optimum for costs that vary little; more is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
+    # Longer than the slowest page. If the reader that fills the entry dies, the others wait this long.
+    "WAIT_TIMEOUT": Setting(0.5, "seconds", "How long a reader waits for another reader's fill."),
+    # 1 is optimal if costs vary little; a larger factor is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
     # Prevention", VLDB 2015.
-    "BETA": Setting(1.0, "factor", "How early an entry whose time is nearly up is read again."),
+    "BETA": Setting(1.0, "factor", "How early an entry is refilled before its TTL ends."),
     "IGNORED_SETTINGS": Setting(
-        (), "names of settings", "Which of your own settings shape no response and may differ between processes, such as the address of a server."
+        (), "names of settings", "Which of your settings shape no response, such as the address of a server. They may differ between processes."
     ),
-    "RUN_ID": Setting(None, "text", "Which run of the Redis server this is; None asks the server. Only for a server that cannot say and always starts empty."),
+    "RUN_ID": Setting(None, "text", "The run id of Redis; None reads it from the server. Only for a server that has none and always starts empty."),
 }
 
 
@@ -49,7 +48,7 @@ class Conf:
         if name not in SETTINGS:
             raise AttributeError(f"There is no setting FRESHNESS_{name}.")
         value = getattr(settings, f"FRESHNESS_{name}", SETTINGS[name].default)
-        self.__dict__[name] = value  # so that the next look is a plain attribute
+        self.__dict__[name] = value  # the next access is a plain attribute
         return value
 
 

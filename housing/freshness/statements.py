@@ -1,7 +1,7 @@
-"""Which statements are writes, and to which tracked tables. No SQL parser: a statement that is not known to be harmless is a write.
+"""Decides which tracked tables a raw SQL statement writes. This is not a parser: a statement that is not known to be harmless is a write.
 
-Only a plain INSERT, UPDATE, DELETE, REPLACE, MERGE, TRUNCATE or COPY FROM whose target is the table of a model is judged by its target, and a
-change of the schema by the tables in its text. Everything else that does not begin with a harmless word is a write to every tracked table.
+A plain INSERT, UPDATE, DELETE, REPLACE, MERGE, TRUNCATE or COPY FROM on a model's table writes its target. A change of the schema writes the tables in
+its text. Every other statement writes every tracked table, unless it begins with a harmless word.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from . import tracking
 
 LONG = 10_000
-"""Texts with fewer characters are judged once."""
+"""The judgements of texts with fewer characters are cached."""
 
 CONTROL = re.compile(r"(BEGIN|SET TRANSACTION)\b")
-"""How a snapshot begins, on SQLite and on PostgreSQL. These statements neither read nor write, so they are not counted as queries."""
+"""The statements that begin a snapshot. They neither read nor write, so they are not counted as queries."""
 
 READS_NOTHING = re.compile(r"\s*(BEGIN|SET\s+TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
 """Transaction control, which a response cannot depend on."""
@@ -26,10 +26,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE | re.DOTALL | re.VERBOSE)
 
 
-# What a text is made of.
+# The parts of a text.
 
 LEAD = _compiled(r"(?: [\s;] | --[^\n\r]*(?:\r?\n|\Z) | /\*(?:(?!/\*).)*?\*/ )*+")
-"""What may stand before a statement. A comment that servers read differently (nested, or ended by a lone CR) is left, and looks like a write."""
+"""Whitespace and comments before a statement. A comment that servers read differently (nested, or ended by a lone CR) stays, so it looks like a write."""
 
 SPECIAL = _compiled(r"['$`] | -- | /\*")
 
@@ -39,16 +39,16 @@ TOKEN = _compiled(
 )
 
 UNSURE = _compiled(r"""['`] | -- | /\* | \*/""")
-"""What is left in a text only if its quotes and comments were not understood."""
+"""Characters that remain only if quotes or comments were misread."""
 
 BRACKETED = _compiled(r"""\[[^\]]*['"$/-]""")
-"""SQLite takes brackets for quotes, PostgreSQL does not."""
+"""Brackets quote names on SQLite only."""
 
 IDENTIFIER = r'(?: "(?:[^"]|"")++" | [^\W\d][\w$]*+ )'
 NAME = rf"{IDENTIFIER} (?: \s*+ \. \s*+ {IDENTIFIER} )*+ (?! \s*+ \. )"
 PART = _compiled(r'"((?:[^"]|"")+)" | ([^\W\d][\w$]*)')
 
-# How statements begin.
+# The beginnings of statements.
 
 HARMLESS = _compiled(
     r"""[\s(]* (?:
@@ -59,7 +59,7 @@ HARMLESS = _compiled(
     | (?:CREATE|ALTER|DROP)\s+DATABASE | ALTER\s+SYSTEM
     )\b"""
 )
-"""Statements that write no row. (Many of them are refused inside a transaction, so they cannot wait for a COMMIT of ours.)"""
+"""Statements that write no row. Many of them are refused in a transaction, so they cannot be tagged anyway."""
 
 EXPORT = _compiled(rf"COPY\s+(?: {NAME} \s*(?:\([^()]*\))? \s* TO\b | \(\s*(?:SELECT|VALUES|TABLE)\b ) (?!.*\bPROGRAM\b)")
 MAKES_A_TABLE = _compiled(r'[\s(]* SELECT\b .* (?<!") \b INTO \b (?!")')
@@ -68,7 +68,7 @@ ENDS = _compiled(r"(COMMIT | END | ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\
 COMMITS_ANOTHER = _compiled(r"COMMIT\s+PREPARED\b")
 RELEASE = _compiled(r"RELEASE\b")
 BODY = _compiled(r"(?:CREATE|DO)\b.*\bBEGIN\b")
-"""The body of a trigger or a function, whose END ends no transaction."""
+"""A trigger or function with a body, whose END does not end the transaction."""
 
 PLAIN = _compiled(
     rf"""(?P<verb> INSERT\s+INTO | (?:INSERT\s+OR\s+\w+|REPLACE|MERGE)\s+INTO | UPDATE(?:\s+OR\s+\w+)? | DELETE\s+FROM )
@@ -83,7 +83,7 @@ TRUNCATE = _compiled(
 QUALIFIED = _compiled(NAME)
 
 HIDDEN = _compiled(r"\bWITH\b.*\b(?:INSERT|UPDATE|DELETE|MERGE)\b")
-"""A write inside a write: PostgreSQL's data-modifying CTE."""
+"""A data-modifying CTE of PostgreSQL."""
 READS_ONLY = _compiled(r"WITH\b(?!.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|INTO)\b)")
 
 SCHEMA = _compiled(
@@ -91,7 +91,7 @@ SCHEMA = _compiled(
     | (?:ALTER|DROP)\s+(?:TABLE|(?:MATERIALIZED\s+)?VIEW|INDEX|SEQUENCE|TRIGGER|FUNCTION|PROCEDURE|EXTENSION) )\b"""
 )
 CASCADE = _compiled(r"(?<!\bDELETE\s)(?<!\bUPDATE\s)\bCASCADE\b")
-"""That of DROP, not that of a foreign key."""
+"""The CASCADE of DROP, not of a foreign key."""
 
 EXPLAIN = _compiled(r"EXPLAIN\b")
 ANALYZE = _compiled(r"\bANALY[SZ]E\b")
@@ -100,12 +100,12 @@ EXPLAINED = _compiled(r"EXPLAIN \s* (?: \((?P<options>[^()]*)\) | (?P<analyze>AN
 
 
 class Judgement(NamedTuple):
-    """What a text does."""
+    """The effects of a text."""
 
     ends: str
-    """The words that end the transaction it is in, or might; empty if there are none."""
+    """The keyword that may end the current transaction, or an empty text."""
     alone: bool
-    """Whether ending the transaction is all that it does."""
+    """Whether ending the transaction is its only effect."""
     releases: bool
     """Whether it releases a savepoint."""
     tables: frozenset[str]
@@ -116,7 +116,7 @@ NOTHING: frozenset[str] = frozenset()
 
 
 def text_of(sql: Any, connection: Any) -> str:
-    """The text of a statement as a driver takes it: str, bytes, or one of psycopg's `sql` objects and template strings. Raises TypeError for others."""
+    """Return the text of a statement, which may be str, bytes, a psycopg `sql` object or a template string. Raises TypeError for other types."""
     if isinstance(sql, str):
         return sql
     if isinstance(sql, bytes):
@@ -128,20 +128,20 @@ def text_of(sql: Any, connection: Any) -> str:
 
 
 def ends_transaction(sql: str) -> bool:
-    """Whether a text ends the transaction that it is in, or might."""
+    """Whether a text may end the current transaction."""
     return bool(judge(sql).ends)
 
 
 def written_tables(sql: str) -> frozenset[str]:
-    """The tracked tables that a text may write.
+    """Return the tracked tables that a text may write.
 
-    A write through a function (`SELECT f()`), a rule or a trigger is not seen.
+    A write by a function (`SELECT f()`), a rule or a trigger is not seen.
     """
     return judge(sql).tables
 
 
 def judge(sql: str) -> Judgement:
-    """What a text does, looked up for a text that was judged before."""
+    """Return the effects of a text, which are cached."""
     return _remembered(sql) if len(sql) < LONG else _judge(sql)
 
 
@@ -153,7 +153,7 @@ def _judge(sql: str) -> Judgement:
 
 
 _remembered = tracking.until_the_models_change(lru_cache(maxsize=1024)(_judge))
-"""Django sends the same texts again and again with other parameters. A long text names many rows, is not sent again, and is not kept."""
+"""Django repeats texts with other parameters. A long text has many values and is not repeated, so it is not cached."""
 
 
 def _is_end_of_body(verb: str, first: str) -> bool:
@@ -161,12 +161,12 @@ def _is_end_of_body(verb: str, first: str) -> bool:
 
 
 def pieces_of(sql: str) -> list[str]:
-    """The statements of a text, without comments before them. A semicolon that may stand in a literal separates, too."""
+    """Return the statements of a text without leading comments. A semicolon that may be in a literal separates, too."""
     return [piece for part in _without_literals(sql).split(";") if (piece := LEAD.sub("", part, count=1).strip())]
 
 
 def _without_literals(sql: str) -> str:
-    """A text with its literals empty and its comments blank; or as it is, where servers would disagree about which those are."""
+    """Return a text with empty literals and blank comments, or unchanged if servers may read it differently."""
     if not SPECIAL.search(sql):
         return sql
     if "\\" in sql or BRACKETED.search(sql):
@@ -215,7 +215,7 @@ def _tables_of_one(piece: str, sql: str) -> frozenset[str]:
 
 
 def _tables_of_explained(piece: str, sql: str) -> frozenset[str]:
-    """EXPLAIN runs its statement if it is told to ANALYZE."""
+    """Return the tables of EXPLAIN, which executes its statement with ANALYZE only."""
     if not ANALYZE.search(piece):
         return NOTHING
     explained = EXPLAINED.match(piece)
@@ -225,12 +225,12 @@ def _tables_of_explained(piece: str, sql: str) -> frozenset[str]:
 
 
 def names_of(name: str) -> tuple[str, ...]:
-    """The parts of a name in SQL, as PostgreSQL reads them: without quotes a name is in lower case."""
+    """Return the parts of a name in SQL, as PostgreSQL reads them: unquoted names are in lower case."""
     return tuple(quoted.replace('""', '"') if quoted else plain.lower() for quoted, plain in PART.findall(name))
 
 
 def _names_of_table(table: str) -> tuple[str, ...]:
-    """The parts of a `db_table`. Django quotes it, unless it is quoted already."""
+    """Return the parts of a `db_table`, which Django quotes unless it is quoted already."""
     return names_of(table if table.startswith('"') and table.endswith('"') else f'"{table}"')
 
 
@@ -243,7 +243,7 @@ def _known() -> dict[tuple[str, ...], str]:
 @tracking.until_the_models_change
 @cache
 def _mention() -> tuple[re.Pattern[str], dict[str, set[str]]]:
-    """Finds tracked tables by the last part of their names."""
+    """Return a pattern for the last parts of the names of tracked tables, and the tables of each."""
     tables: dict[str, set[str]] = {}
     for table in tracking.tables():
         tables.setdefault(_names_of_table(table)[-1].lower(), set()).add(table)
@@ -256,5 +256,5 @@ def _mentioned(sql: str) -> frozenset[str]:
 
 
 def may_write(script: str) -> bool:
-    """Whether a text of many statements may write a tracked table."""
+    """Whether a script may write a tracked table."""
     return any(_tables_of_one(piece, piece) for piece in pieces_of(script))

@@ -1,15 +1,15 @@
-"""Which tables are tracked, and what can be told apart in them.
+"""The tracked tables and their tags.
 
-Tags begin with the name of a table, because every writer knows it: a model, its proxy, a migration's model, and SQL as text.
+A tag begins with the name of a table, which every writer knows: a model, its proxy, a migration's model and raw SQL.
 
 | tag | written by | read by |
 | --- | --- | --- |
-| `t` | every write to the table | entries that depend on all of it |
-| `t:*` | a write to rows that are not known | every other entry that depends on the table |
-| `t:7` | an UPDATE or a DELETE of this row | entries that show it |
-| `t.price` | an UPDATE of this column | entries that are selected or ordered by it |
-| `t:+`, `t:-` | an INSERT, a DELETE | entries that depend on which rows there are |
-| `t.agent_id=3` | an INSERT or a DELETE of a row with this value, an UPDATE to it | entries that depend on which rows refer to that one |
+| `t` | every write to the table | entries that depend on the whole table |
+| `t:*` | a write to unknown rows | every other entry that depends on the table |
+| `t:7` | an UPDATE or DELETE of this row | entries that show it |
+| `t.price` | an UPDATE of this column | entries that are filtered or ordered by it |
+| `t:+`, `t:-` | an INSERT, a DELETE | entries that depend on which rows exist |
+| `t.agent_id=3` | an INSERT or a DELETE of a row with this value, an UPDATE to it | entries that depend on the rows that refer to it |
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from django.db.models.signals import class_prepared
 from .settings import conf
 
 Text = Callable[[Any], str]
-"""Makes of a column's value, as a driver or a field gives it, the text that stands in a tag: one text for each row."""
+"""Returns the text of a column's value in a tag. Equal values of a driver or a field have equal texts."""
 
 MANY_ROWS = 100
-"""Beyond so many tags of one table a write names all of it: a lease is one short script, whatever was written."""
+"""A write with more tags of one table tags the whole table, so that a lease stays short."""
 
 WHOLE_NUMBERS = {
     models.AutoField,
@@ -50,35 +50,35 @@ WHOLE_NUMBERS = {
 }
 
 WRITTEN_BY_THE_DATABASE: tuple[type, ...] = tuple(filter(None, [getattr(deletion, "DatabaseOnDelete", None)]))
-"""What `on_delete` is, from Django 6.1 on, where the database itself changes the rows that refer to a deleted one."""
+"""The `on_delete` classes of Django 6.1 and later with which the database itself changes the referring rows."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A tracked table. `pk` and `references` hold only columns whose values make a tag."""
+    """A tracked table. `pk` and `references` have only columns whose values can be part of a tag."""
 
     name: str
     label: str
-    """What a person calls it: the name of its model."""
+    """The name of its model, shown in messages."""
     pk: str | None
     pk_text: Text | None
     references: dict[str, Text]
-    """The columns that refer to another row → how their values are written in a tag."""
+    """Each column that refers to another row → the text of its values."""
     generated: frozenset[str] = frozenset()
-    """The columns that the database makes of others whenever a row is written."""
+    """The columns that the database generates from others."""
     managed: bool = True
-    """Whether Django makes the table. If not it may be a view, and nobody says which tables that reads and writes."""
+    """Whether Django creates the table. Otherwise it may be a view of unknown tables."""
 
     @property
     def all(self) -> set[str]:
-        """The tags of a write to rows that are not known."""
+        """The tags of a write to unknown rows."""
         return {self.name, f"{self.name}:*"}
 
 
 def text_of(field: Field[Any, Any]) -> Text | None:
-    """How this column's values are written in a tag; None where equal values may look different, or different ones equal."""
+    """Return the function that makes texts of this column's values; None if equal values may have different texts, or the reverse."""
     while field.is_relation:
-        field = field.target_field  # type: ignore[attr-defined]  # the stubs know it only of foreign keys
+        field = field.target_field  # type: ignore[attr-defined]  # the stubs have it for foreign keys only
     if type(field) in WHOLE_NUMBERS:
         return str
     if type(field) is models.UUIDField:
@@ -94,7 +94,7 @@ caches: list[Any] = []
 
 
 def until_the_models_change(cached: Cached) -> Cached:
-    """Decorates a cached function whose results depend on which models there are."""
+    """Decorate a cached function whose results depend on the installed models."""
     caches.append(cached)
     return cached
 
@@ -148,7 +148,7 @@ def _named() -> Iterator[type[Model]]:
         try:
             if model:
                 yield apps.get_model(app, model)
-            else:  # a model that is not managed may be a view, and nobody says what that reads
+            else:  # an unmanaged model may be a view of unknown tables
                 yield from (each for each in apps.get_app_config(app).get_models(include_auto_created=True) if each._meta.managed)
         except LookupError as error:
             raise ImproperlyConfigured(f"FRESHNESS_MODELS names {name!r}: {error} Write an app's label, or a model as app_label.Model.") from None
@@ -171,7 +171,7 @@ def _table_of(model: type[Model]) -> Table:
 
 
 def _both(one: Table, other: Table) -> Table:
-    """What can be told apart by either of two models of one table."""
+    """Return the columns that two models of one table have in common."""
     pk, text = (one.pk, one.pk_text) if one.pk == other.pk else (None, None)
     references = {column: made for column, made in one.references.items() if column in other.references}
     return Table(one.name, one.label, pk, text, references, one.generated | other.generated, one.managed or other.managed)

@@ -1,4 +1,4 @@
-"""A cached view: the bytes of a response, stored with what they depend on."""
+"""The cached view: it stores the bytes of a response with their dependencies."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ logger = logging.getLogger(__name__)
 
 SAFE = ("GET", "HEAD")
 READ_BY_EVERYBODY = (AllowAny, IsAuthenticatedOrReadOnly, DjangoModelPermissionsOrAnonReadOnly)
-"""Permissions that everybody has to read."""
+"""Permissions that let everybody read."""
 
 WHO_READS = ("get_authenticators", "perform_authentication", "get_permissions", "check_permissions", "check_object_permissions")
-"""Methods by which a view decides who may read."""
+"""Methods with which a view decides who may read."""
 
 KNOWN = 100
-"""How many ETags of a reader are looked at: a script takes so many arguments and no more."""
+"""How many ETags of a request are compared, because the arguments of a script are limited."""
 
 R = TypeVar("R", bound=HttpResponseBase)
 
 
 class NotCached(Exception):
-    """A response that is not cached, because it is no 200, or more than JSON: it goes to this reader as it is."""
+    """A response that is not cached, because its status is not 200 or it has more than JSON. It is served as it is."""
 
     def __init__(self, response: HttpResponseBase) -> None:
         super().__init__(f"{response.status_code}")
@@ -55,21 +55,21 @@ class NotCached(Exception):
 
 
 class CachedView(GenericAPIView[Any]):
-    """Mix it into a generic view or a viewset of DRF's, before the view: its GET is cached, and never older than the last committed write.
+    """A mixin for a generic view or viewset, placed before it. Its GET is cached, and never older than the last committed write.
 
-    Everybody gets the same bytes, so everybody may read them, and nobody is authenticated to read. POST, PUT, PATCH and DELETE are DRF's.
+    A cached response is the same for everybody, so GET needs no authentication. POST, PUT, PATCH and DELETE work as in DRF.
     """
 
     using: ClassVar[str] = DEFAULT_DB_ALIAS
-    """The database that it reads."""
+    """The alias of the database that it reads."""
     refused: Exception | None = None
     _is_filling = False
 
     @classmethod
     def as_view(cls, *args: Any, **initkwargs: Any) -> Any:
-        """DRF's, outside of ATOMIC_REQUESTS: what a transaction reads may be older than what was written meanwhile.
+        """Return the view without ATOMIC_REQUESTS, because a transaction may read a state older than the last commit.
 
-        Raises ImproperlyConfigured for a view whose response is not the same for everybody.
+        Raises ImproperlyConfigured if the permissions of the view do not let everybody read, or if it reads raw SQL.
         """
         view: Any = cls(**initkwargs)
         private = [getattr(each, "__name__", repr(each)) for each in view.permission_classes if each not in READ_BY_EVERYBODY]
@@ -86,7 +86,7 @@ class CachedView(GenericAPIView[Any]):
         return transaction.non_atomic_requests(super().as_view(*args, **initkwargs))
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """The cached bytes before DRF wakes, where nothing is to be negotiated; an error is left to DRF to explain."""
+        """Return the cached bytes before DRF's own work if the client accepts JSON. DRF renders errors and other formats."""
         if request.method in SAFE and not self._is_filling:
             if self._wants_json(request):
                 try:
@@ -110,7 +110,7 @@ class CachedView(GenericAPIView[Any]):
         return not (named and request.META.get("QUERY_STRING") and named in request.GET)
 
     def _negotiated(self, handler: Callable[..., HttpResponseBase], request: Request, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """The same bytes after DRF's negotiation; a page around them for a browser; another format from the database."""
+        """After DRF's negotiation, return the cached bytes, a page that shows them, or another format from the database."""
         if self.refused:
             raise self.refused
         try:
@@ -123,27 +123,27 @@ class CachedView(GenericAPIView[Any]):
             return refused.response
         return described(handler(request, *args, **kwargs), f"{conf.NAME}; fwd=bypass; detail=accept")
 
-    # What DRF asks of a view. A reader is not authenticated; in a fill, who reads is not known.
+    # Hooks of DRF. A GET is not authenticated, and a fill must not depend on its reader.
 
     def get_authenticators(self) -> list[Any]:
-        """None to read; in a fill those of the view, for a view that asks who reads, which is noted."""
+        """Return none for a GET. A fill has those of the view, so that a view that reads the user is noticed."""
         return [] if self._is_read and not self._is_filling else super().get_authenticators()
 
     def perform_authentication(self, request: Request) -> None:
-        """Not in a fill."""
+        """Authenticate, except in a fill."""
         if not self._is_filling:
             super().perform_authentication(request)
 
     def get_permissions(self) -> Any:
-        """None to read."""
+        """Return none for a GET, which everybody may read."""
         return [] if self._is_read else super().get_permissions()
 
     def get_throttles(self) -> Any:
-        """Not in a fill: the request that needs it was counted."""
+        """Return none in a fill, because the outer request was counted."""
         return [] if self._is_filling else super().get_throttles()
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """JSON in a fill, whatever the address says."""
+        """Choose JSON in a fill."""
         for renderer in self.get_renderers() if self._is_filling else ():
             if renderer.media_type == JSON:
                 return renderer, JSON
@@ -151,34 +151,34 @@ class CachedView(GenericAPIView[Any]):
 
     @property
     def _is_read(self) -> bool:
-        request = getattr(self, "request", None)  # there is none where a schema is made
+        request = getattr(self, "request", None)  # a schema is generated without a request
         return request is not None and request.method in SAFE
 
     # The response
 
     def as_json(self, request: HttpRequest) -> HttpResponseBase:
-        """The cached bytes, or 304 for a reader who has them."""
+        """Return the cached bytes, or 304 if the client has them."""
         known = request.META.get("HTTP_IF_NONE_MATCH")
         found = self.cached(request, [etag.removeprefix("W/") for etag in parse_etags(known)[:KNOWN]] if known else ())
         headers = _headers(found.status) | {"ETag": found.etag}
         return HttpResponseNotModified(headers=headers) if found.body is None else HttpResponse(found.body, content_type=JSON, headers=headers)
 
     def cached(self, request: HttpRequest, etags: Collection[str]) -> CachedResponse:
-        """The response to this request, from the cache or from the database. Raises what `asked` and its reading raise."""
+        """Return the response from the cache or from the database. Raises what `asked` and its `read` raise."""
         kind, asked, read = self.asked(request)
         return respond(partial(entry_key, kind, asked), etags, read, ours(self.using))
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
-        """Which view, what is asked of it in one canonical text, and how that is read from the database.
+        """Return the kind of the entry, the canonical text of the request, and a function that reads the response from the database.
 
-        Unless a view says otherwise: the address with its parameters in order, the language and the time zone, and what the view itself answers.
+        By default the text is the URL with sorted parameters, the language and the time zone, and the function calls the view.
         """
         address = f"{request.build_absolute_uri(request.path)}?{parameters(request).urlencode()}"
         asked = f"{address} {translation.get_language()} {timezone.get_current_timezone_name()}"
         return f"{type(self).__module__}.{type(self).__qualname__}", asked, lambda: self._read(request)
 
     def _read(self, request: HttpRequest) -> bytes:
-        """The bytes of the view's own answer. Raises NotCached for anything but a 200 of JSON."""
+        """Return the bytes of the view's response. Raises NotCached if it is not a 200 with JSON only."""
         plain, view = noted(request), self._again()
         view.setup(plain, *self.args, **self.kwargs)
         connection = ours(self.using)
@@ -188,13 +188,13 @@ class CachedView(GenericAPIView[Any]):
             if response.status_code != 200:
                 raise NotCached(response)
             if more := _more_than_json(response):
-                logger.error("Served, but not stored: The response of %s has %s, and a cached response is JSON and nothing else.", type(self).__name__, more)
+                logger.error("Served, but not stored: The response of %s has %s. A cached response may only have JSON.", type(self).__name__, more)
                 response.headers["Cache-Status"] = f"{conf.NAME}; fwd=bypass; detail={NOT_STORED}"
                 raise NotCached(response)
             return bytes((response.render() if hasattr(response, "render") else response).content)
 
     def _again(self) -> Any:
-        """The same view with the same arguments of `as_view`, to be filled from."""
+        """Return a copy of the view, with the arguments of `as_view`, for a fill."""
         view: Any = copy.copy(self)
         for method in ("get", "head"):
             vars(view).pop(method, None)
@@ -205,7 +205,7 @@ class CachedView(GenericAPIView[Any]):
 
 
 def _more_than_json(response: Any) -> str | None:
-    """What a response has that its bytes do not say; None if there is nothing."""
+    """Return the first part of a response that is not in its bytes, or None."""
     found = [f"the header {name}" for name in response.headers if name not in ("Content-Type", "Allow", "Vary")]
     found += [f"the cookie {name}" for name in response.cookies]
     kind = response.content_type if isinstance(response, Response) else response.headers.get("Content-Type")
@@ -215,12 +215,12 @@ def _more_than_json(response: Any) -> str | None:
 
 
 def _headers(status: str) -> dict[str, str]:
-    """A browser must ask each time: only so is the promise kept to the screen."""
+    """Return the headers of the cache. `no-cache` makes browsers revalidate each time."""
     return {"Cache-Status": status, "Cache-Control": "no-cache", "Vary": "Accept"}
 
 
 def described(response: R, status: str) -> R:
-    """The same response with the headers of the cache."""
+    """Add the headers of the cache to a response."""
     for name, value in _headers(status).items():
         response.headers[name] = value
     return response

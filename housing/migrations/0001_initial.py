@@ -65,7 +65,7 @@ class Migration(migrations.Migration):
                 ('area', models.DecimalField(blank=True, decimal_places=2, max_digits=10, null=True, validators=[django.core.validators.MinValueValidator(0)])),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ('updated_at', models.DateTimeField(auto_now=True)),
-                ('record_hash', models.CharField(editable=False, help_text='SHA-256 of the imported record, by which an import knows it again.', max_length=64, null=True, unique=True)),
+                ('record_hash', models.CharField(editable=False, help_text='SHA-256 of the imported row, which identifies it in later imports.', max_length=64, null=True, unique=True)),
                 ('agent', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='properties', to='housing.agent')),
                 ('location', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='properties', to='housing.location')),
             ],

@@ -1,6 +1,6 @@
-"""What only PostgreSQL has: an index for `search`, of trigrams in capitals, as Django compares; and how closely the planner looks at prices.
+"""Only on PostgreSQL: a trigram index for `search`, on the upper-case texts that Django compares, and finer statistics of prices.
 
-Of a hundred sorts of price, the dearest is ten thousand of a million: the planner would take ten for thousands, and walk the whole list for them.
+With the default statistics, the planner would mistake ten rows of a high price for thousands, and scan the whole list.
 """
 
 from django.contrib.postgres.operations import TrigramExtension
@@ -15,24 +15,24 @@ BACKWARDS = ("ALTER TABLE housing_property ALTER price SET STATISTICS -1", "DROP
 
 
 class Trigrams(TrigramExtension):
-    """As Django's, with one clear error."""
+    """Django's operation with one clear error."""
 
     def database_forwards(self, app_label, schema_editor, from_state, to_state):
-        """Raises CommandError where the extension is not there and cannot be made."""
+        """Create the extension. Raises CommandError if that is not possible."""
         try:
             super().database_forwards(app_label, schema_editor, from_state, to_state)
         except DatabaseError as error:
             raise CommandError(
-                f"`search` needs PostgreSQL's extension pg_trgm, which could not be made ({' '.join(str(error).split())}). It is in PostgreSQL's contrib "
+                f"`search` needs PostgreSQL's extension pg_trgm, which could not be created ({' '.join(str(error).split())}). It is in PostgreSQL's contrib "
                 "package. As the database's owner or a superuser, run CREATE EXTENSION pg_trgm in this database, then migrate again."
             ) from error
 
     def database_backwards(self, app_label, schema_editor, from_state, to_state):
-        """The extension stays: somebody else may use it by now."""
+        """Keep the extension, because others may use it."""
 
 
 def on_postgresql(statements):
-    """What a migration runs there, and nowhere else."""
+    """Return a function that executes the statements on PostgreSQL only."""
 
     def run(apps, schema_editor):
         for statement in statements if schema_editor.connection.vendor == "postgresql" else ():

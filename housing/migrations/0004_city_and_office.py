@@ -1,7 +1,7 @@
-"""On PostgreSQL a property's row has its location's city and its agent's office, too: an index cannot span two tables, and a page is read along one.
+"""Only on PostgreSQL: copies of the location's city and the agent's office in the property's row, because an index cannot span two tables.
 
-PostgreSQL alone writes them, and no model has them, as none has an index. The foreign key has both columns: a location's new city reaches its properties as
-any new key would, a writer who moves a property there meanwhile waits, and nobody can write another city, or none. So it is with an agent's office.
+PostgreSQL writes the copies, and no model has them. A foreign key on both columns keeps them equal: a location's new city cascades to its properties, a
+concurrent writer that moves a property there waits, and no other city can be written. An agent's office works in the same way.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ COPIES = (
 FORWARDS = (
     "ALTER TABLE housing_property ADD {column} {type}",
     "UPDATE housing_property SET {column} = housing_{of}.{column} FROM housing_{of} WHERE housing_{of}.id = {of}_id",
-    "SET CONSTRAINTS ALL IMMEDIATE",  # a table is not altered while one of its rows waits to be looked at
+    "SET CONSTRAINTS ALL IMMEDIATE",  # a table with pending constraint checks cannot be altered
     "ALTER TABLE housing_{of} ADD CONSTRAINT {of}_{column} UNIQUE (id, {column})",
     """
     ALTER TABLE housing_property ADD CONSTRAINT property_{column} FOREIGN KEY ({of}_id, {column}) REFERENCES housing_{of} (id, {column})
@@ -43,7 +43,7 @@ FORWARDS = (
         RETURN NULL;
     END $$
     """,
-    # Within a transaction a property may come before its location, as it may in a file that `loaddata` reads.
+    # In a transaction, a property may be inserted before its location, for example by `loaddata`.
     "CREATE TRIGGER {of}_arrives AFTER INSERT ON housing_{of} FOR EACH ROW EXECUTE FUNCTION housing_{of}_{column}()",
 )
 BACKWARDS = (
@@ -58,7 +58,7 @@ BACKWARDS = (
 
 
 def of_each_copy(statements):
-    """The statements of both."""
+    """Return the statements for both copies."""
     return tuple(statement.format(**copy) for copy in COPIES for statement in statements)
 
 

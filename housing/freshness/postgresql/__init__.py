@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend, with our COMMIT."""
+"""Django's PostgreSQL backend with leases around COMMIT."""

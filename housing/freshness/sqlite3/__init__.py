@@ -1,1 +1,1 @@
-"""Django's SQLite backend, with our COMMIT."""
+"""Django's SQLite backend with leases around COMMIT."""

@@ -1,4 +1,4 @@
-"""`manage.py import_listings FILE --mapping MAPPING`: somebody else's listings become properties."""
+"""`manage.py import_listings FILE --mapping MAPPING`: import a CSV file."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from housing.listings import Listing, Mapping, Record, Refused, Row, Unusable, r
 from housing.models import Agent, Location, Office, Property
 
 BATCH = 500
-"""Rows that are looked up and written together."""
+"""How many rows are looked up and written together."""
 
 NAMED_LINES = 5
-"""How many of the refused lines the summary names, for each reason."""
+"""How many line numbers the summary has for each reason."""
 
 
 @dataclass
 class Refusals:
-    """Rows with the same thing wrong: what it is, told by the first of them, how many they are, and where the first stand."""
+    """Rows refused for the same reason: the message of the first one, their count, and the first line numbers."""
 
     example: str
     count: int = 0
     lines: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
-        also = f"; likewise {', '.join(map(str, self.lines[1:]))}" if self.lines[1:] else ""
+        also = f"; also lines {', '.join(map(str, self.lines[1:]))}" if self.lines[1:] else ""
         more = ", …" if self.count > len(self.lines) else ""
         return f"{self.count:,} × {self.example} (line {self.lines[0]}{also}{more})"
 
 
 @dataclass
 class Tally:
-    """What became of the rows."""
+    """The counts of imported, known and refused rows."""
 
     read: int = 0
     imported: int = 0
@@ -54,11 +54,11 @@ class Tally:
 
     @property
     def refused(self) -> int:
-        """How many rows could not be used."""
+        """The number of refused rows."""
         return sum(refusals.count for refusals in self.refusals.values())
 
     def refuse(self, line: int, refused: Refused) -> None:
-        """Count a row, and note its line if it is among the first."""
+        """Count a refused row, and keep its line number if it is among the first."""
         refusals = self.refusals.setdefault(refused.kind, Refusals(str(refused)))
         refusals.count += 1
         if len(refusals.lines) < NAMED_LINES:
@@ -70,25 +70,25 @@ class Tally:
 
 
 class Occurrences:
-    """How often each record was met in this file. A scratch database of SQLite's keeps it on disk, so that memory does not grow with the file."""
+    """Counts equal rows in a file. A temporary SQLite database keeps the counts on disk, so memory does not grow with the file."""
 
     def __init__(self) -> None:
         self._scratch = sqlite3.connect("")
         self._scratch.execute("CREATE TABLE met (digest BLOB PRIMARY KEY, times INTEGER) WITHOUT ROWID")
 
     def count(self, digest: bytes) -> int:
-        """Count one more, and say how many that makes."""
+        """Count a row, and return how many equal rows there are so far."""
         self._scratch.execute("INSERT INTO met VALUES (?, 1) ON CONFLICT (digest) DO UPDATE SET times = times + 1", [digest])
         times: int = self._scratch.execute("SELECT times FROM met WHERE digest = ?", [digest]).fetchone()[0]
         return times
 
     def close(self) -> None:
-        """Remove the scratch database."""
+        """Remove the temporary database."""
         self._scratch.close()
 
 
 class Import:
-    """One import of one file, within the caller's transaction."""
+    """An import of one file, in the caller's transaction."""
 
     def __init__(self, mapping: Mapping, *, dry_run: bool, quiet: bool) -> None:
         self.mapping = mapping
@@ -98,7 +98,7 @@ class Import:
         self.spellings = {(model, name): _spellings(model, name) for model, rules in mapping.rules.items() for name, rule in rules.items() if rule.fold}
 
     def run(self, path: Path) -> Tally:
-        """Import the file, batch by batch, and say what became of its rows. Raises Unusable."""
+        """Import the file batch by batch, and return the counts. Raises Unusable."""
         with closing(rows(path)) as found, closing(Occurrences()) as occurrences:
             header = next(found).cells
             self.mapping.check(header)
@@ -106,7 +106,7 @@ class Import:
                 while batch := list(islice(found, BATCH)):
                     self._take(header, batch, occurrences)
                     bar.update(batch[-1].position - bar.n)
-                    reset_queries()  # with DEBUG, Django would remember every statement
+                    reset_queries()  # in debug, Django keeps every statement in memory
         return self.tally
 
     def _take(self, header: list[str], batch: list[Row], occurrences: Occurrences) -> None:
@@ -128,7 +128,7 @@ class Import:
         self.tally.imported += len(fresh)
 
     def _spelled(self, listing: Listing) -> Listing:
-        """The same, with names that differ only in case spelt in one way: the database's, else the first that was met."""
+        """Give names that differ only in case one spelling: that of the database, or otherwise the first in the file."""
         for (model, name), spellings in self.spellings.items():
             if (text := listing[model][name]) is not None:
                 listing[model][name] = spellings.setdefault(text.casefold(), text)
@@ -141,7 +141,7 @@ def _spellings(model: type[Model], name: str) -> dict[str, str]:
 
 
 def _hash(cells: Record, occurrences: Occurrences) -> str:
-    """What a record is known again by: what it says, whatever the order of its columns; for an exact copy further down, also which copy it is."""
+    """Return the hash of a row, which ignores the order of columns. A repeated row gets another hash by its number."""
     digest = hashlib.sha256(json.dumps(cells, sort_keys=True).encode())
     if (times := occurrences.count(digest.digest())) > 1:
         digest.update(str(times).encode())
@@ -149,7 +149,7 @@ def _hash(cells: Record, occurrences: Occurrences) -> str:
 
 
 def _write(listings: dict[str, Listing]) -> None:
-    """Create a property for each, and the locations, agents and offices that are not there yet."""
+    """Create a property for each listing, and missing locations, agents and offices."""
     offices = _stored(Office, [listing[Office] for listing in listings.values()])
     agents = _stored(Agent, [listing[Agent] | {"office_id": office} for listing, office in zip(listings.values(), offices, strict=True)])
     locations = _stored(Location, [listing[Location] for listing in listings.values()])
@@ -160,12 +160,12 @@ def _write(listings: dict[str, Listing]) -> None:
 
 
 def _stored(model: type[Model], wanted: list[dict[str, Any]]) -> list[int]:
-    """The ids of the rows that hold just this, in the same order; what is not there is created, once."""
+    """Return the ids of rows with these values, in the same order. Missing rows are created once."""
     names = list(wanted[0])
     distinct = {tuple(values.values()): values for values in wanted}
-    # One condition for each field, not one for each row: the table is passed through once. It may find more than is wanted.
+    # One condition for each field instead of each row, so the table is read once. It may find more rows than wanted.
     near = reduce(and_, (_among(name, set(column)) for name, column in zip(names, zip(*distinct, strict=True), strict=True)))
-    ids = {tuple(key): pk for pk, *key in model._default_manager.filter(near).order_by("-pk").values_list("pk", *names)}  # of equal rows, the oldest
+    ids = {tuple(key): pk for pk, *key in model._default_manager.filter(near).order_by("-pk").values_list("pk", *names)}  # the oldest of equal rows
     created = model._default_manager.bulk_create(model(**values) for key, values in distinct.items() if key not in ids)
     ids |= {tuple(getattr(row, name) for name in names): row.pk for row in created}
     return [ids[tuple(values.values())] for values in wanted]
@@ -176,31 +176,31 @@ def _among(name: str, values: set[Any]) -> Q:
 
 
 class Command(BaseCommand):
-    """The command; see `help`."""
+    """Imports a file; see `help`."""
 
     help = (
-        "Import property listings from a CSV file, plain or gzip, in UTF-8. A mapping (TOML; see housing/mappings/) says what each field is made of. "
-        "A usable row becomes one property, and is known again by a hash of its cells: importing a file twice adds nothing, also after its mapping "
-        "has changed. Rows that cannot be used are counted and named. All is written in one transaction, or nothing."
+        "Import property listings from a CSV file (UTF-8, plain or gzip). A mapping (TOML; see housing/mappings/) assigns columns to fields. "
+        "Each valid row becomes one property, identified by a hash of its cells. Importing a file twice adds nothing, even with another mapping. "
+        "Refused rows are counted and listed by reason. Everything happens in one transaction."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """As Django's."""
-        parser.add_argument("file", type=Path, metavar="FILE", help="the listings, .csv or .csv.gz")
-        parser.add_argument("--mapping", type=Path, required=True, metavar="MAPPING", help="what the file's columns mean, .toml")
-        parser.add_argument("--dry-run", action="store_true", help="write nothing, and say what an import would do")
+        """Add the file, the mapping and the options."""
+        parser.add_argument("file", type=Path, metavar="FILE", help="listings, .csv or .csv.gz")
+        parser.add_argument("--mapping", type=Path, required=True, metavar="MAPPING", help="mapping of columns to fields, .toml")
+        parser.add_argument("--dry-run", action="store_true", help="write nothing, and print what an import would do")
         parser.add_argument("--strict", action="store_true", help="import nothing if any row is refused")
 
     def handle(self, *, file: Path, mapping: Path, dry_run: bool, strict: bool, verbosity: int, **_: Any) -> None:
-        """Import, and say what became of the rows. Raises CommandError for what cannot be read, or is refused as a whole."""
+        """Import, and print the counts. Raises CommandError if the file or the mapping is invalid, and for refused rows with --strict."""
         try:
             with transaction.atomic():
                 tally = Import(Mapping.load(mapping), dry_run=dry_run, quiet=not verbosity).run(file)
                 if strict and tally.refused:
-                    raise CommandError(f"Nothing was imported (--strict), for not every row can be used. {tally}")
+                    raise CommandError(f"Nothing was imported (--strict), because rows were refused. {tally}")
         except Unusable as error:
             raise CommandError(f"Nothing was imported. {error}") from error
         except DatabaseError as error:
-            raise CommandError(f"Nothing was imported. The database says: {error}") from error
+            raise CommandError(f"Nothing was imported. Database error: {error}") from error
         if verbosity:
-            self.stdout.write(f"Nothing was written (--dry-run). An import would do this. {tally}" if dry_run else str(tally))
+            self.stdout.write(f"Nothing was written (--dry-run). An import would have this result: {tally}" if dry_run else str(tally))

@@ -1,4 +1,4 @@
-"""`manage.py seed`: listings to look at, the same every time."""
+"""`manage.py seed`: generated listings, the same every time."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from housing.models import Agent, Location, Office, Property, PropertyImage
 BATCH = 1_000
 
 NEWEST = datetime.datetime(2026, 6, 30, 18, 0, tzinfo=datetime.UTC)
-"""When the newest property was listed. The others go back a year from there."""
+"""The creation time of the newest property. The others were created in the year before."""
 
 MINUTES = 365 * 24 * 60
-"""In that year."""
+"""The minutes of that year."""
 
 
 MODELS = (PropertyImage, Property, Location, Agent, Office)
-"""What is made, that which refers to others first."""
+"""The seeded models, referring models first."""
 
 
 class City(NamedTuple):
-    """Where locations are: the beginning of its codes, its middle in degrees, and what a square metre costs there in dollars."""
+    """A city: the prefix of its zip codes, its centre in degrees, and the price of a square metre in dollars."""
 
     name: str
     state: str
@@ -100,36 +100,36 @@ VIEWS = ["the front", "the kitchen", "the living room", "the garden", "the stree
 
 TYPES = {Property.Type.HOUSE: 50, Property.Type.APARTMENT: 30, Property.Type.TOWNHOUSE: 15, Property.Type.LAND: 5}
 STATUSES = {Property.Status.AVAILABLE: 70, Property.Status.PENDING: 12, Property.Status.SOLD: 15, Property.Status.WITHDRAWN: 3}
-"""What is on the market, in hundredths."""
+"""The share of each status, in percent."""
 
 
 class Command(BaseCommand):
-    """The command; see `help`."""
+    """Seeds the database; see `help`."""
 
     help = (
-        "Fill the database with made-up listings, the same every time. Refuses to where there are properties already; --replace deletes them first, "
-        "with all offices, agents, locations and images, imported ones too. All in one transaction, or nothing."
+        "Fill the database with generated listings, the same every time. Refuses if there already are properties. --replace deletes them first, "
+        "with all offices, agents, locations and images, including imported ones. Everything happens in one transaction."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """As Django's."""
-        parser.add_argument("--properties", default="1000", metavar="N", help="how many (default: 1,000); their number decides that of the rest")
-        parser.add_argument("--replace", action="store_true", help="delete every listing that is there, then seed")
+        """Add the number of properties and --replace."""
+        parser.add_argument("--properties", default="1000", metavar="N", help="number of properties (default: 1,000); the other rows scale with it")
+        parser.add_argument("--replace", action="store_true", help="delete all existing listings, then seed")
 
     def handle(self, *, properties: object, replace: bool, verbosity: int, **_: Any) -> None:
-        """Seed, and say what was made. Raises CommandError for a number that is none, and where there are properties already."""
+        """Seed, and print the counts. Raises CommandError for an invalid number, and if there already are properties."""
         number = _whole_number(properties)
         try:
             with transaction.atomic():
                 if replace:
                     _delete_everything()
                 elif there := Property.objects.count():
-                    raise CommandError(f"There are {there:,} properties already, and nothing was changed. To delete them all and seed anew: seed --replace.")
+                    raise CommandError(f"There are {there:,} properties already, so nothing was changed. Run seed --replace to delete them and seed again.")
                 made = _seed(number, quiet=not verbosity)
         except DatabaseError as error:
-            raise CommandError(f"Nothing was changed. The database says: {error}") from error
+            raise CommandError(f"Nothing was changed. Database error: {error}") from error
         if verbosity:
-            self.stdout.write(f"Made {', '.join(f'{count:,} {what}' for what, count in made.items())}.")
+            self.stdout.write(f"Created {', '.join(f'{count:,} {what}' for what, count in made.items())}.")
 
 
 def _whole_number(text: object) -> int:
@@ -138,19 +138,19 @@ def _whole_number(text: object) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise CommandError(f"--properties is {text!r}. It takes a whole number from 1 on.")
+        raise CommandError(f"--properties is {text!r}. It must be a whole number, at least 1.")
     return number
 
 
 def _delete_everything() -> None:
     for model in MODELS:
-        model._default_manager.all()._raw_delete(connection.alias)  # delete() would read each row first, to tell its signals
+        model._default_manager.all()._raw_delete(connection.alias)  # delete() would read each row first for its signals
 
 
 def _seed(number: int, *, quiet: bool) -> dict[str, int]:
-    """Make `number` properties with two images each, an office for every 200 of them, an agent for every 40 and a location for every 25, rounded up.
+    """Create properties with two images each, an office for every 200 of them, an agent for every 40 and a location for every 25, rounded up.
 
-    So 1,000 have 5 offices, 25 agents and 40 locations. Returns how many of each were made.
+    1,000 properties have 5 offices, 25 agents and 40 locations. Returns the number of rows of each model.
     """
     _prepare()
     random = Random(2026)
@@ -164,15 +164,16 @@ def _seed(number: int, *, quiet: bool) -> dict[str, int]:
             count = min(BATCH, number - first)
             _write([_property(random, *random.choice(places), random.choice(agents)[0]) for _ in range(count)], random)
             bar.update(count)
-            reset_queries()  # with DEBUG, Django would remember every statement
+            reset_queries()  # in debug, Django keeps every statement in memory
     _finish()
     return {"properties": number, "images": 2 * number, "locations": len(locations), "agents": len(agents), "offices": len(offices)}
 
 
 def _prepare() -> None:
-    """Keep autovacuum away, for it sees no row of ours, and would have a million foreign keys looked up as in an empty table; and check each key as it comes.
+    """Block autovacuum, and check each foreign key at once.
 
-    At COMMIT there would be millions to check, and it would outlast its lease.
+    Autovacuum sees no uncommitted row, so the planner would treat the tables as empty. At COMMIT there would be millions of keys to check, and it
+    would outlast its lease.
     """
     if connection.vendor == "postgresql":
         tables = ", ".join(connection.ops.quote_name(model._meta.db_table) for model in MODELS)
@@ -182,7 +183,7 @@ def _prepare() -> None:
 
 
 def _finish() -> None:
-    """Tell the planner what there is now."""
+    """Update the planner's statistics."""
     with connection.cursor() as cursor:
         for model in MODELS if connection.vendor == "postgresql" else ():
             cursor.execute(f"ANALYZE {connection.ops.quote_name(model._meta.db_table)}")
@@ -203,7 +204,7 @@ def _write(properties: list[Property], random: Random) -> None:
 
 
 def _insert_all(model: type[Model], rows: Iterator[Any]) -> list[tuple[int, str]]:
-    """Insert what comes, a batch at a time; the id and the name of each, for nothing else need be kept."""
+    """Insert rows in batches, and return the id and the text of each."""
     made: list[tuple[int, str]] = []
     while batch := list(islice(rows, BATCH)):
         _insert(model, batch)
@@ -245,12 +246,12 @@ def _agent(random: Random, office_id: int, office: str) -> Agent:
 
 
 def _nearly_always(random: Random) -> bool:
-    """Real listings lack things, too."""
+    """Return True nine times out of ten, because real listings have gaps, too."""
     return random.randrange(10) > 0
 
 
 def _location(random: Random, city: City) -> Location:
-    """Somewhere in the city."""
+    """Make a location in a city."""
     north, east = (Decimal(random.randrange(-60_000, 60_000)).scaleb(-6) for _ in range(2))
     located = _nearly_always(random)
     return Location(

@@ -1,4 +1,4 @@
-"""`manage.py warm_cache`: read pages before anybody asks for them."""
+"""`manage.py warm_cache`: fill the cache before the first request."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from housing.filters import Query
 from housing.views import CachedPropertyListView
 
 ORDERINGS = tuple(f"ordering={name}" for name, _ in Query.filters.filters["ordering"].extra["choices"])
-"""What is warmed where nothing is named: the first page, in each order."""
+"""The default queries: the first page in each order."""
 
 
 class Command(BaseCommand):
-    """The command; see `help`."""
+    """Warms the cache; see `help`."""
 
     help = (
-        "Read the first pages of the cached list, so that nobody finds them cold. It reads as any reader does: a page that is warm costs one look, "
-        "and a page that is written meanwhile is not remembered."
+        "Fill the cache with the first pages of the list. A page that is warm costs one round trip to Redis, "
+        "and a page that is written during its fill is not stored."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """As Django's."""
+        """Add the queries and the number of pages."""
         parser.add_argument(
-            "queries", nargs="*", metavar="QUERY", help="what is asked of the list, as in its address: city=Springfield&ordering=price (default: each ordering)"
+            "queries", nargs="*", metavar="QUERY", help="query string of the list, such as city=Springfield&ordering=price (default: each ordering)"
         )
-        parser.add_argument("--pages", type=int, default=1, metavar="N", help="how many pages of each, from the first on (default: 1)")
+        parser.add_argument("--pages", type=int, default=1, metavar="N", help="pages of each query (default: 1)")
 
     def handle(self, *, queries: list[str], pages: int, verbosity: int, **_: Any) -> None:
-        """Read, and say where the pages came from. Raises CommandError for a bad query before anything is read, and where Redis is away."""
+        """Read the pages, and print where they came from. Raises CommandError for an invalid query, and if Redis or the database is unreachable."""
         if pages < 1:
-            raise CommandError(f"--pages is {pages}. It takes a whole number from 1 on.")
+            raise CommandError(f"--pages is {pages}. It must be a whole number, at least 1.")
         asked = [_parameters(query) for query in queries or ORDERINGS]
         came_from: Counter[str] = Counter()
         with tqdm(total=len(asked) * pages, desc="Warming", unit=" pages", disable=None if verbosity else True) as bar:
             for parameters in asked:
                 for status in _warm(parameters, pages):
                     if status.endswith("unreachable"):
-                        raise CommandError("Redis is out of reach, and nothing is remembered. See REDIS_URL.")
+                        raise CommandError("Redis is unreachable, so nothing was cached. Check REDIS_URL.")
                     came_from[status] += 1
                     bar.update()
         if verbosity:
             filled = sum(count for status, count in came_from.items() if status.endswith("stored"))
             warm = came_from["housing; hit"] + came_from["housing; fwd=miss; collapsed"]
-            self.stdout.write(f"{filled} pages filled, {warm} were warm, {came_from.total() - filled - warm} were written meanwhile and are not remembered.")
+            self.stdout.write(f"{filled} filled, {warm} already warm, {came_from.total() - filled - warm} not stored (written during the fill).")
 
 
 def _parameters(query: str) -> QueryDict:
-    """The parameters of a query. Raises CommandError for one that the list would refuse, or ignore."""
+    """Return the parameters of a query. Raises CommandError if the list would refuse or ignore one."""
     parameters = QueryDict(query.removeprefix("?"))
     if unknown := set(parameters) - set(Query.filters.filters):
         raise CommandError(f"{query}: the list has no parameter {', '.join(sorted(unknown))}. It has {', '.join(Query.filters.filters)}.")
@@ -69,14 +69,14 @@ def _parameters(query: str) -> QueryDict:
 
 
 def _warm(parameters: QueryDict, pages: int) -> Iterator[str]:
-    """Read so many pages, as far as there are any; where each came from."""
+    """Read up to this many pages, and yield where each came from."""
     view, request = CachedPropertyListView(), HttpRequest()
     for _ in range(pages):
         request.META["QUERY_STRING"] = parameters.urlencode()
         try:
             page = view.cached(request, ())
         except DatabaseError as error:
-            raise CommandError(f"The database says: {error}") from error
+            raise CommandError(f"Database error: {error}") from error
         yield page.status
         following = json.loads(page.body or b"")["next"]
         if following is None:

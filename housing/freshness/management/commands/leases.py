@@ -1,4 +1,4 @@
-"""`manage.py leases`: whose COMMIT readers are waiting for, or would be if it had not died."""
+"""`manage.py leases`: the open leases of running or crashed commits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from django.core.management.base import BaseCommand, CommandError
 from ...journal import Lease, Unreachable, journal
 
 RECOVERING = "recovering"
-"""The id of the lease on everything with which a journal that was found missing begins."""
+"""The id of the lease on everything that a new journal begins with."""
 
 
 class Command(BaseCommand):
-    """One line for each open lease, the first to run out first."""
+    """Print a line for each open lease, in the order in which they expire."""
 
     help = (
-        "Show the leases that are open: what a transaction is committing now, or was when its process died. "
-        "What depends on their tags is answered from the database until they are closed or have run out. Changes nothing."
+        "List the open leases: of transactions that are being committed, or whose process died during COMMIT. "
+        "Responses with their tags are read from the database until a lease is closed or expires. The command changes nothing."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Raises CommandError where Redis does not answer."""
+        """Print the leases. Raises CommandError if Redis is unreachable."""
         try:
             leases = journal.leases()
         except Unreachable as away:
@@ -33,5 +33,5 @@ class Command(BaseCommand):
 
 
 def described(lease: Lease) -> str:
-    """What it is on."""
-    return "everything: the journal is new, and a writer may not know it" if lease.id == RECOVERING else ", ".join(lease.tags)
+    """Return the tags of a lease."""
+    return "everything, because the journal is new and a running writer may not know it" if lease.id == RECOVERING else ", ".join(lease.tags)
