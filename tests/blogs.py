@@ -171,8 +171,7 @@ def running(folder: Path) -> Iterator[Blog]:
     try:
         yield blog
     finally:
-        if process.poll() is None:
-            blog.run("cache.delete_pattern('*')")
+        blog.run("cache.delete_pattern('*')")
         with killed_after(TIMEOUT, process):
             process.communicate()
 

@@ -268,8 +268,7 @@ class PythonCalls:
             act()
         finally:
             sys.setprofile(before)
-            if collecting:
-                gc.enable()
+            (gc.enable if collecting else gc.disable)()
         return +seen
 
     def watcher(self, seen: Counter[str]) -> Callable[[FrameType, str, Any], None]:

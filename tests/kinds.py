@@ -36,9 +36,6 @@ class Kind(models.Model):
         abstract = True
         app_label = "housing"
 
-    def __str__(self) -> str:
-        return f"{self.pk}"
-
 
 @contextmanager
 def registered(*made: type[Model]) -> Iterator[None]:

@@ -42,11 +42,6 @@ class Sabotage:
     spec: str
 
 
-def chaptered(spec: str) -> str:
-    """The spec `FILE::NAME`. Without a file it is in the chapter that most of these specs are in."""
-    return spec if "::" in spec else f"test_invalidation.py::{spec}"
-
-
 def judged(text: str) -> str:
     """The spec that judges this SQL text."""
     return f"test_statements.py::test_a_statement_is_a_write_unless_its_text_says_otherwise[{text}]"

@@ -92,6 +92,14 @@ def test_the_browsable_page_is_rendered_around_the_cached_bytes(blog: Blog, path
     assert "HTTP 200 OK" in page.body
 
 
+def test_the_browsable_page_of_a_missing_object_is_not_found(blog: Blog) -> None:
+    """It is a page, too, and says what the JSON says."""
+    page = blog.read("/posts/999/", accept="text/html")
+
+    assert (page.status, page.came_from) == (404, blog.read("/posts/999/").came_from)
+    assert "HTTP 404 Not Found" in page.body
+
+
 @pytest.mark.parametrize("path", ["/posts/1/?format=api", "/other/set/?format=api", "/other/set.api", "/other/set/1.api"])
 def test_a_url_that_requests_the_browsable_page_gets_it(blog: Blog, path: str) -> None:
     """`?format=api` and the suffix `.api` request the page. The entry below it is JSON, as for any other URL."""

@@ -5,7 +5,6 @@ T1, T2, … are processes. A verb that fails raises an error, so its caller read
 
 import re
 from contextlib import contextmanager
-from itertools import count
 
 import pytest
 from django.core.cache import cache
@@ -50,7 +49,9 @@ def leases_that_run_out_at_once():
 
 def failing_at_every_command(act, prepare, monkeypatch):
     """Prepare, and let `act` fail after its first command, its second, and so on. Yields what was prepared, each time, until `act` succeeds."""
-    for commands in count():
+    commands = -1
+    while True:
+        commands += 1
         prepared = prepare()
         with failing_after(commands, monkeypatch):
             try:
@@ -167,8 +168,8 @@ def test_a_verb_passes_only_keys_of_the_cache(verb, monkeypatch):
     passed, send = [], get_redis_connection("default").connection_pool.connection_class.send_command
 
     def note(self, *command, **options):
-        if command[0] == "EVALSHA":
-            passed.extend(command[3 : 3 + command[2]])
+        assert command[0] == "EVALSHA"
+        passed.extend(command[3 : 3 + command[2]])
         send(self, *command, **options)
 
     monkeypatch.setattr(get_redis_connection("default").connection_pool.connection_class, "send_command", note)

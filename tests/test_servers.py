@@ -182,6 +182,15 @@ def test_a_server_that_can_keep_the_promise_is_used(client, stub, fields):
     assert client.get("/health/").json()["cache"] == "ok"
 
 
+def test_a_server_whose_info_fails_is_unreachable(stub):
+    """Only "unknown command" means that the server has no INFO. Any other error may pass, so the server is not refused by name."""
+    stub.replies["INFO"] = b"-ERR INFO fails on purpose\r\n"
+
+    with pytest.raises(Unreachable, match="INFO fails on purpose") as error:
+        journal.lookup(PAGE)
+    assert not isinstance(error.value, Refused)
+
+
 def test_only_the_first_use_asks_for_info(stub):
     """Every later call is one round trip."""
     stub.info = info()

@@ -14,7 +14,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,18 +258,13 @@ def served(folder: Path, port: int, properties: int = 20, timeout: float = TIMEO
             process.wait()
         assert process.stdout
         process.stdout.close()
-        wait_for(lambda: check_ended(process), StillRunning)
-
-
-class StillRunning(Exception):
-    """A process of the group has not ended, or has not been reaped yet."""
+        wait_for(lambda: check_ended(process), pytest.fail.Exception)
 
 
 def check_ended(process: subprocess.Popen[str]) -> None:
-    """Raise StillRunning while the process's group has a process."""
-    with suppress(ProcessLookupError):
+    """Fail while the process's group has a process that has not been reaped."""
+    with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-        raise StillRunning
 
 
 @contextmanager
@@ -394,7 +389,7 @@ def test_a_server_that_ignores_signals_is_killed(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait() == 0
 
-    wait_for(lambda: check_ended(process), StillRunning)
+    wait_for(lambda: check_ended(process), pytest.fail.Exception)
 
 
 def test_env_is_complete_and_readable_only_by_its_owner(new_folder: Path, run: Callable[..., Ended]) -> None:

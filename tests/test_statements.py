@@ -148,17 +148,17 @@ def test_a_statement_is_a_write_unless_its_text_says_otherwise(text, written):
 def odd_tables():
     """Tables whose names need quotes: with a capital letter, with a schema, and with both."""
 
-    class Capital(models.Model):  # noqa: DJ008
+    class Capital(models.Model):
         class Meta:
             app_label = "housing"
             db_table = "Capital"
 
-    class Qualified(models.Model):  # noqa: DJ008
+    class Qualified(models.Model):
         class Meta:
             app_label = "housing"
             db_table = '"elsewhere"."qualified"'
 
-    class Both(models.Model):  # noqa: DJ008
+    class Both(models.Model):
         class Meta:
             app_label = "housing"
             db_table = '"Elsewhere"."Both ""ways"""'

@@ -178,9 +178,7 @@ class Inserts(Writes):
         written = {field.column: field for field in self.query.fields}
         for column, text in table.references.items():
             if column not in written:
-                if column != table.pk:
-                    return self._say(table, (), table.all)  # the value is a default of the database, and unknown here
-                continue
+                return self._say(table, (), table.all)  # the value is a default of the database, and unknown here
             for obj in objs:
                 value = getattr(obj, written[column].attname)
                 if hasattr(value, "resolve_expression"):
