@@ -262,6 +262,18 @@ def test_each_write_invalidates_exactly_the_pages_that_the_table_lists(portal, p
             metric("precision", write=name, way=way, pages=cell)
 
 
+def test_a_cell_that_is_not_as_promised_is_named_with_the_address_of_its_page(pages):
+    """The cells are short, so a failed spec says what each wrong one means."""
+    name, first = next(iter(PROMISED)), next(iter(pages))
+    promised = re.split(r"\s{2,}", PROMISED[name])[1:]
+    happened = [f"?{promised[0][1:]}", *promised[1:]]
+
+    assert list(differences(name, promised, pages)) == []
+    assert list(differences(name, happened, pages)) == [
+        f"{name}, {next(iter(ways_of(promised)))}, page {first} {address(pages[first])}: promised {promised[0][0]!r}, happened '?'"
+    ]
+
+
 def test_every_column_of_every_model_is_in_the_table():
     """A new column fails here until the table lists the pages that it invalidates."""
     assert list(PROMISED) == [name for model in MODELS for name in writes_of(model)]

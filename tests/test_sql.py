@@ -348,8 +348,8 @@ def test_ending_a_transaction_with_a_statement_that_is_not_a_str_is_refused(tran
             execute(query)
         with refused:
             connection.cursor().executemany(query, [()])
-        with refused, connection.cursor().copy(query):
-            pass
+        with refused:
+            connection.cursor().copy(query).__enter__()
         with refused:
             list(connection.cursor().stream(query))
 
