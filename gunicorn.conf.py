@@ -9,10 +9,10 @@ from typing import Any
 
 # A warm read is work for the processor, so more processes than cores only take turns. WEB_CONCURRENCY says how many.
 workers = int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1)
-# A thread waits for the database or for Redis while another goes on; more of them would only want the interpreter at once.
+# While a thread waits for the database or for Redis, another works. More threads would only compete for the interpreter.
 worker_class = "gthread"
 threads = 4
-# Longer than a reader who comes back each second or two is away: who must connect anew pays twice.
+# Longer than a client pauses between two requests (one or two seconds): a new connection would take another round trip.
 keepalive = 15
 # Loaded once, then forked. Nothing is connected yet.
 preload_app = True

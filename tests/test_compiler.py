@@ -96,8 +96,8 @@ def test_a_row_whose_deletion_the_database_cascades_touches_the_tables_below(hom
     assert (created, changed, deleted) == (set(), set(), {"housing_propertyimage", "housing_propertyimage:*"})
 
 
-def test_of_many_locked_rows_only_the_first_hundred_are_remembered(transactional_db):
-    """What is not remembered counts as changed: slower, and as true."""
+def test_only_the_first_hundred_locked_rows_are_held(transactional_db):
+    """The columns of further rows are treated as changed. That is correct, but invalidates more."""
     offices = Office.objects.bulk_create(Office(name=f"Branch {number}") for number in range(MANY_ROWS + 1))
 
     def save(which):
@@ -157,7 +157,7 @@ def test_an_inner_query_with_a_filtered_relation_is_taken_whole(home):
 
 
 def test_a_compiled_select_that_cannot_be_read_keeps_its_response_out_of_the_cache(home):
-    """It is compiled once and read often; every reader is told."""
+    """It is compiled once and read many times, and each read is refused."""
     select = Select(Property.objects.annotate(one=RawSQL("1", ())).values_list("pk", "one"))
 
     for _ in range(2):

@@ -262,7 +262,7 @@ def test_each_write_invalidates_exactly_the_pages_that_the_table_lists(portal, p
             metric("precision", write=name, way=way, pages=cell)
 
 
-def test_a_cell_that_is_not_as_promised_is_named_with_the_address_of_its_page(pages):
+def test_a_wrong_cell_is_reported_with_the_address_of_its_page(pages):
     """The cells are short, so a failed spec says what each wrong one means."""
     name, first = next(iter(PROMISED)), next(iter(pages))
     promised = re.split(r"\s{2,}", PROMISED[name])[1:]

@@ -38,7 +38,7 @@ def test_the_blog_needs_at_most_40_lines_about_caching() -> None:
 
 
 @pytest.mark.parametrize("name", ["models.py", "serializers.py", "urls.py"])
-def test_nothing_else_in_the_blog_mentions_the_cache(name: str) -> None:
+def test_no_other_file_of_the_blog_mentions_the_cache(name: str) -> None:
     """No model has a base class of the engine, and no signal is connected."""
     assert not re.search("freshness|CachedView|cache_page|signals", (BLOG / name).read_text(encoding="utf-8"))
 
