@@ -235,6 +235,12 @@ class Service:
             raise Failed(f"{name}: no user got a response, and {report.failed:,} reads failed. See whether the service is running.")
         return report
 
+    def check_hit(self) -> None:
+        """Read the cached list. Raises Failed if it is not a hit."""
+        with urllib.request.urlopen(self.url + PATHS["warm"], timeout=30) as page:
+            if not page.headers["Cache-Status"].endswith("; hit"):
+                raise Failed(f"The cached list is not a hit: {page.headers['Cache-Status']}.")
+
     def newest(self) -> list[int]:
         """The ids of the newest properties."""
         with urllib.request.urlopen(self.url + PATHS["warm"], timeout=30) as page:
@@ -260,7 +266,9 @@ def start(servers: ExitStack, properties: int) -> Service:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     server = serve(servers, address, environment)
-    return Service(f"http://{address}", environment, psutil.Process(server.pid))
+    service = Service(f"http://{address}", environment, psutil.Process(server.pid))
+    stacks.wait_for(service.check_hit, Failed)  # for some seconds a new journal stores nothing, so no read could be stale
+    return service
 
 
 def serve(servers: ExitStack, address: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
