@@ -76,7 +76,7 @@ load: install ## load test with dozens of readers and one writer; fails on a sta
 
 .PHONY: coverage
 coverage: install #= branch coverage of housing/ and tests/ on both stacks; needs what test-real needs
-	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 13000 && \
+	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 20000 && \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 # docker-compose 1.29 or Compose v2. Environment variables take precedence over images.env.
