@@ -250,6 +250,29 @@ def read_the_list(read: Callable[..., Response]) -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
+def reprice(home: Property) -> Callable[[Any], None]:
+    """Set the price of the newest property, as any process would."""
+
+    def reprice(price: Any) -> None:
+        mine = Property.objects.get(pk=home.pk)
+        mine.price = price
+        mine.save(update_fields=["price"])
+
+    return reprice
+
+
+@pytest.fixture
+def price(read: Callable[..., Response], home: Property) -> Callable[[], tuple[str, str | None]]:
+    """The price that a reader sees, and its Cache-Status."""
+
+    def price() -> tuple[str, str | None]:
+        response = read("cached")
+        return response.rows[0]["price"], response.came_from
+
+    return price
+
+
+@pytest.fixture
 def warm(read: Callable[..., Response]) -> Callable[..., bytes]:
     """Warm a page, check that the next read is a hit, and return its body."""
 

@@ -62,7 +62,7 @@ def serializers_read_what_is_joined(app_configs: Any, **_: Any) -> Found:
     return [
         checks.Error(
             f"{view.serializer_class.__name__}.{field} reads {'.'.join(relation)}, which the query of {view.__name__} does not join.",
-            hint="Join it in housing/queries.py with select_related(), or prefetch_related() if it leads to many rows, and add its rows to the tags there.",
+            hint="Join it in housing/queries.py with select_related(), or prefetch_related() if it leads to many rows.",
             id="housing.E009",
         )
         for view in (OptimizedPropertyListView, OptimizedPropertyDetailView)

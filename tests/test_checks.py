@@ -389,7 +389,7 @@ class Pieces(serializers.Serializer):
     images = serializers.CharField()
 
 
-HINT = "Join it in housing/queries.py with select_related(), or prefetch_related() if it leads to many rows, and add its rows to the tags there."
+HINT = "Join it in housing/queries.py with select_related(), or prefetch_related() if it leads to many rows."
 
 
 @pytest.mark.parametrize(

@@ -30,19 +30,8 @@ SOON = 2_000
 
 
 @pytest.fixture
-def price(read, home):
-    """The price that a reader sees, and its Cache-Status."""
-
-    def price():
-        response = read("cached")
-        return response.rows[0]["price"], response.came_from
-
-    return price
-
-
-@pytest.fixture
 def reprice(home):
-    """Set the price of the newest property, as any process would."""
+    """Set the price of the newest property with one UPDATE, so that the fault meets the write and no SELECT before it."""
 
     def reprice(price):
         Property.objects.filter(pk=home.pk).update(price=price)

@@ -15,32 +15,8 @@ from conftest import Killed, die, entries, flush
 from housing.freshness.journal import Hit, Miss, journal, script
 from housing.freshness.management.commands.leases import Command
 from housing.freshness.settings import conf
-from housing.models import Property
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
-
-
-@pytest.fixture
-def reprice(home):
-    """Set the price of the newest property, as any process would."""
-
-    def reprice(price):
-        mine = Property.objects.get(pk=home.pk)
-        mine.price = price
-        mine.save(update_fields=["price"])
-
-    return reprice
-
-
-@pytest.fixture
-def price(read):
-    """The price that a reader sees, and its Cache-Status."""
-
-    def price():
-        response = read("cached")
-        return response.rows[0]["price"], response.came_from
-
-    return price
 
 
 def evict_the_journal():

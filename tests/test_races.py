@@ -33,29 +33,6 @@ def an_open_cursor():
     return cursor
 
 
-@pytest.fixture
-def reprice(home):
-    """Set the price of the newest property, as any process would."""
-
-    def reprice(price):
-        mine = Property.objects.get(pk=home.pk)
-        mine.price = price
-        mine.save(update_fields=["price"])
-
-    return reprice
-
-
-@pytest.fixture
-def price(read):
-    """The price that a reader sees, and its Cache-Status."""
-
-    def price():
-        response = read("cached")
-        return response.rows[0]["price"], response.came_from
-
-    return price
-
-
 # A write races a read
 
 

@@ -98,7 +98,7 @@ def _each_noted(recording: Recorder, reading: Any, chunks: Iterable[Any]) -> Ite
         yield chunk
 
 
-class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # likewise
+class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
     """A compiler of INSERT, UPDATE or DELETE. It tags the write in its transaction, and opens one in autocommit."""
 
     verb: str
@@ -319,4 +319,4 @@ class OperationsMixin:
 
     def compiler(self, compiler_name: str) -> type:
         """Return the compiler of this name, with its mixin."""
-        return mixed(compiler_name, super().compiler(compiler_name))  # type: ignore[misc]  # the method of the class that this is mixed into
+        return mixed(compiler_name, super().compiler(compiler_name))  # type: ignore[misc]  # the class that this is mixed into has it

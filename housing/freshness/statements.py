@@ -194,7 +194,7 @@ def _is_harmless(piece: str) -> bool:
 
 def _tables_of_one(piece: str, sql: str) -> frozenset[str]:
     everything = frozenset(tracking.tables())
-    if _is_harmless(piece) or READS_ONLY.match(sql[LEAD.match(sql).end() :]):  # type: ignore[union-attr]  # which matches nothing, too
+    if _is_harmless(piece) or READS_ONLY.match(sql[LEAD.match(sql).end() :]):  # type: ignore[union-attr]  # LEAD matches every text, also the empty one
         return NOTHING
     if EXPLAIN.match(piece):
         return _tables_of_explained(piece, sql)
