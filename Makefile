@@ -29,7 +29,7 @@ test-browser: install #= run the browser specs in Chromium (Debian: apt install 
 	@rm -rf screenshots && $(BIN)/pytest -q --browser -m browser
 
 .PHONY: races
-races: install #= run every interleaving of readers and writers, with kills: 9,601 schedules, some minutes
+races: install #= run every interleaving of readers and writers, with kills: 11,241 schedules, some minutes
 	@$(BIN)/pytest -v -n auto --races -m races
 
 .PHONY: lint
