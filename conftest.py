@@ -33,6 +33,8 @@ from django_redis import get_redis_connection
 from pytest_django import DjangoDbBlocker
 
 from housing import settings as service
+from housing.freshness import ours, watchman
+from housing.freshness.identity import _known
 from housing.freshness.journal import journal
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from housing.views import select_of
@@ -66,6 +68,7 @@ def own_keys_are_deleted() -> Iterator[None]:
 def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
     """Commit writes, as pytest-django's fixture does, but empty the tables afterwards without creating Django's permissions again each time."""
     with django_db_blocker.unblock():
+        verify()
         yield
         connection.close()
         kept = {model._meta.db_table for model in (ContentType, Permission)}
@@ -92,7 +95,22 @@ def flush() -> None:
 def clear_the_cache() -> None:
     """Empty the cache, and begin a new journal."""
     flush()
+    begin_journal()
+
+
+def begin_journal() -> None:
+    """Begin a new journal that is verified for each known database, as a watchman does within milliseconds. In the specs no watchman runs."""
     journal.begin()
+    for database in {"", *(identity for identity, _ in _known.values())}:
+        if verification := journal.begin_verification(database):
+            journal.end_verification(verification, ())
+
+
+def verify() -> None:
+    """Verify the journal for the specs' database at once, as a watchman does as soon as a third of the bound has passed."""
+    connection.ensure_connection()
+    get_redis_connection("default").zrem(cache.make_key("journal"), f"|begun:{ours().identity}")
+    watchman.verify(ours())
 
 
 # Data
@@ -272,6 +290,12 @@ def price(read: Callable[..., Response], home: Property) -> Callable[[], tuple[s
     return price
 
 
+@pytest.fixture(name="verify")
+def verified() -> Callable[[], None]:
+    """`verify()`: let a watchman close what is missing in the journal, and allow hits."""
+    return verify
+
+
 @pytest.fixture
 def warm(read: Callable[..., Response]) -> Callable[..., bytes]:
     """Warm a page, check that the next read is a hit, and return its body."""
@@ -396,7 +420,7 @@ def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     clock = Clock()
     monkeypatch.setattr("fakeredis.commands_mixins.server_mixin.time", clock)
-    journal.begin()
+    begin_journal()
     return clock
 
 

@@ -45,8 +45,9 @@ ALLOWED_HOSTS = ["localhost", "127.0.0.1", "testserver"]
 ROOT_URLCONF = "posts.urls"
 DATABASES["default"] |= environ.Env.db_url_config({database!r}) | {{"ENGINE": {engine!r}}}
 CACHES["default"] |= {cache!r}
+FRESHNESS_WATCHMAN, FRESHNESS_MAX_STALENESS = False, 1e9
 """
-"""The settings that this run adds to those of the README: its servers, and the URLs of the blog."""
+"""The settings that this run adds to those of the README: its servers, the URLs of the blog, and no watchman, so that nothing depends on the time."""
 
 FAKEREDIS = """
 from fakeredis import FakeRedisConnection

@@ -47,6 +47,144 @@ def judged(text: str) -> str:
     return f"test_statements.py::test_a_statement_is_a_write_unless_its_text_says_otherwise[{text}]"
 
 
+# The bound: each of its defences by name, and what verifies.
+
+BOUND = (
+    Sabotage(
+        "bounded hit: the age of the verification is not compared",
+        "freshness/journal.lua",
+        "if not (j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS) then",
+        "if false then",
+        "test_verification.py::test_a_response_is_at_most_the_bound_old_even_if_every_watchman_is_dead",
+    ),
+    Sabotage(
+        "bounded hit: a verification in the future counts",
+        "freshness/journal.lua",
+        "j.verified <= now and now <=",
+        "now <=",
+        "test_verification.py::test_a_clock_that_steps_back_ends_hits_until_the_next_verification",
+    ),
+    Sabotage(
+        "bounded hit: the verification of any database counts",
+        "freshness/journal.lua",
+        "return '|verified:' .. (database or '') end",
+        "return '|verified:' end",
+        "test_verification.py::test_the_verification_of_one_database_allows_no_hit_of_another",
+    ),
+    Sabotage(
+        "instant before select: the time of the end is recorded",
+        "freshness/journal.lua",
+        "call('ZADD', journal, '-' .. instant, verified_field(database))",
+        "call('ZADD', journal, text(-clock()), verified_field(database))",
+        "test_verification.py::test_a_write_after_the_select_of_a_verification_is_not_counted_as_verified",
+    ),
+    Sabotage(
+        "row in transaction: the row is written after COMMIT",
+        "freshness/connection.py",
+        "                outbox.write(self, tags)\n",
+        "                self.run_on_commit.append((set(), lambda: outbox.write(self, tags), True))\n",
+        "test_verification.py::test_a_write_without_redis_is_not_lost_if_its_writer_is_killed_after_its_commit",
+    ),
+    Sabotage(
+        "close before delete: rows are deleted first",
+        "freshness/watchman.py",
+        "    rows = outbox.read(connection)\n",
+        "    rows = outbox.read(connection); outbox.delete(connection, rows)\n",
+        "test_verification.py::test_a_watchman_that_dies_before_it_closes_deletes_nothing",
+    ),
+    Sabotage(
+        "delete what was seen: every row is deleted",
+        "freshness/outbox.py",
+        "WHERE id IN ({', '.join(str(int(row)) for row, _ in rows)})",
+        "",
+        "test_verification.py::test_the_row_of_a_write_that_was_committed_after_the_select_is_kept",
+    ),
+    Sabotage(
+        "same epoch: a verification counts in another journal",
+        "freshness/journal.lua",
+        "if j.epoch ~= tonumber(epoch) then return '0' end",
+        "",
+        "test_verification.py::test_a_verification_of_a_lost_journal_counts_for_nothing",
+    ),
+    Sabotage(
+        "another database may have been verified",
+        "freshness/watchman.py",
+        "if connection.identity != database or not journal",
+        "if not journal",
+        "test_verification.py::test_a_verification_whose_database_was_replaced_counts_for_nothing",
+    ),
+    Sabotage(
+        "a verification may read an old snapshot",
+        "freshness/watchman.py",
+        "if verification is None or connection.reads_the_past:",
+        "if verification is None:",
+        "test_verification.py::test_a_verification_in_an_open_transaction_counts_for_nothing",
+    ),
+    Sabotage(
+        "rows beyond the limit are forgotten",
+        "freshness/outbox.py",
+        "{EVERYTHING} if len(rows) == LIMIT or EVERYTHING in found",
+        "{EVERYTHING} if EVERYTHING in found",
+        "test_verification.py::test_more_rows_than_are_read_at_once_make_every_entry_stale",
+    ),
+    Sabotage(
+        "the tag of everything is one among others",
+        "freshness/outbox.py",
+        "len(rows) == LIMIT or EVERYTHING in found",
+        "len(rows) == LIMIT",
+        "test_verification.py::test_the_tag_of_everything_makes_every_entry_stale",
+    ),
+    Sabotage(
+        "each watchman verifies whenever it looks",
+        "freshness/journal.lua",
+        "if begun and math.abs(now + begun) < MAX_STALENESS / 3 then return {} end",
+        "",
+        "test_verification.py::test_all_watchmen_together_cost_at_most_four_queries_in_each_bound",
+    ),
+    Sabotage(
+        "a verification that found rows does not postpone the next",
+        "freshness/journal.lua",
+        "if tags ~= '' then call('ZADD', journal, text(-instant - MAX_STALENESS / 3), begun_field(database)) end",
+        "",
+        "test_verification.py::test_all_watchmen_together_cost_at_most_four_queries_in_each_bound",
+    ),
+    Sabotage(
+        "a write without a lease is committed without a row",
+        "freshness/connection.py",
+        "                outbox.write(self, tags)\n",
+        "                pass\n",
+        "test_verification.py::test_a_write_without_redis_is_in_the_reads_after_the_next_verification",
+    ),
+    Sabotage(
+        "a write that can be recorded nowhere is committed",
+        "freshness/connection.py",
+        '                why = " ".join(str(error).split())\n',
+        '                why = " ".join(str(error).split()); return None\n',
+        "test_verification.py::test_a_write_with_neither_redis_nor_outbox_is_refused_before_it_is_committed",
+    ),
+    Sabotage(
+        "each reader starts a thread",
+        "freshness/watchman.py",
+        "            if self.thread is None:\n",
+        "            if True:\n",
+        "test_verification.py::test_the_first_read_starts_one_thread_and_waits_for_its_first_verification",
+    ),
+    Sabotage(
+        "the watchman dies of its first error",
+        "freshness/watchman.py",
+        "            self._report(alias, error)\n",
+        "            raise\n",
+        "test_verification.py::test_a_watchman_survives_every_error",
+    ),
+    Sabotage(
+        "the watchman logs each failure",
+        "freshness/watchman.py",
+        "if now - logged >= REMINDER:",
+        "if True:",
+        "test_verification.py::test_a_watchman_says_once_that_it_fails_and_once_that_it_is_back",
+    ),
+)
+
 # The journal: each of its defences by name, and the rest of the comparison.
 
 JOURNAL = (
@@ -60,8 +198,8 @@ JOURNAL = (
     Sabotage(
         "lease: no lease is opened before COMMIT",
         "freshness/connection.py",
-        "lease = journal.lease(tags)",
-        'lease = Lease("none", tuple(tags))',
+        "return journal.lease(tags)",
+        'return Lease("none", tuple(tags))',
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
     Sabotage(
@@ -74,8 +212,8 @@ JOURNAL = (
     Sabotage(
         "lease: a lease is opened after COMMIT",
         "freshness/connection.py",
-        "lease = journal.lease(tags)",
-        "super()._commit(); lease = journal.lease(tags)",
+        "return journal.lease(tags)",
+        "super()._commit(); return journal.lease(tags)",
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
     Sabotage(
@@ -109,8 +247,8 @@ JOURNAL = (
     Sabotage(
         "closed record: a close leaves no record",
         "freshness/journal.lua",
-        "record(j, text(j.last), split(tags))",
-        "record(j)",
+        "record(j, text(j.last), split(tags))\n  call('ZREM'",
+        "record(j)\n  call('ZREM'",
         "test_races.py::test_a_read_that_a_write_raced_is_repeated_before_it_is_stored",
     ),
     Sabotage(
@@ -172,7 +310,7 @@ JOURNAL = (
     Sabotage(
         "quarantine: when it is over, it leaves no low-water mark",
         "freshness/journal.lua",
-        "call('ZADD', journal, text(-expiry), 'low')",
+        "call('ZADD', journal, text(-expiry), '|low')",
         "",
         "test_journal.py::test_a_read_at_the_instant_at_which_a_lease_runs_out_is_not_stored",
     ),
@@ -186,7 +324,7 @@ JOURNAL = (
     Sabotage(
         "low water: the mark does not rise when records are dropped",
         "freshness/journal.lua",
-        "call('ZADD', journal, text(TTL - j.last), 'low')",
+        "call('ZADD', journal, text(TTL - j.last), '|low')",
         "",
         "test_journal.py::test_a_read_from_before_the_oldest_kept_record_is_not_stored",
     ),
@@ -200,8 +338,8 @@ JOURNAL = (
     Sabotage(
         "run id: the journal does not contain it",
         "freshness/journal.lua",
-        "'run:@RUN@'",
-        "'run:'",
+        "'|run:@RUN@'",
+        "'|run:'",
         "test_journal.py::test_a_server_that_restarts_with_its_data_begins_cold",
     ),
     Sabotage(
@@ -235,7 +373,7 @@ JOURNAL = (
     Sabotage(
         "monotonic instants: the last instant is not stored",
         "freshness/journal.lua",
-        "call('ZADD', journal, scored({text(-j.last), 'last'}, score, members, 1))",
+        "call('ZADD', journal, scored({text(-j.last), '|last'}, score, members, 1))",
         "if score then call('ZADD', journal, scored({}, score, members, 1)) end",
         "test_journal.py::test_a_write_is_not_missed_if_the_clock_steps_back_a_little",
     ),
@@ -317,8 +455,8 @@ SERVERS = (
     Sabotage(
         "half way: records are dropped before the low-water mark rises",
         "freshness/journal.lua",
-        "    call('ZADD', journal, text(TTL - j.last), 'low')\n",
-        "    call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL)) call('ZADD', journal, text(TTL - j.last), 'low')\n",
+        "    call('ZADD', journal, text(TTL - j.last), '|low')\n",
+        "    call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL)) call('ZADD', journal, text(TTL - j.last), '|low')\n",
         "test_scripts.py::test_a_close_that_fails_drops_no_record_that_is_still_needed",
     ),
     Sabotage(
@@ -1604,15 +1742,15 @@ READ = (
     Sabotage(
         "a miss reads the epoch in a round trip of its own",
         "freshness/entries.py",
-        "verdict = journal.store(key, found, recording.tags, etag_of(body), body, seconds)",
-        "journal.lookup(key); verdict = journal.store(key, found, recording.tags, etag_of(body), body, seconds)",
+        "verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database)",
+        "journal.lookup(key); verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database)",
         "test_cost.py::test_a_miss_costs_two_round_trips",
     ),
     Sabotage(
         "a pickled response is stored",
         "freshness/entries.py",
-        "verdict = journal.store(key, found, recording.tags, etag_of(body), body, seconds)",
-        'verdict = journal.store(key, found, recording.tags, etag_of(body), __import__("pickle").dumps(body), seconds)',
+        "verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database)",
+        'verdict = journal.store(key, miss, recording.tags, etag_of(body), __import__("pickle").dumps(body), seconds, database)',
         "test_hits.py::test_an_entry_holds_bytes_and_no_pickle",
     ),
     Sabotage(
@@ -1646,8 +1784,8 @@ READ = (
     Sabotage(
         "a raced read is repeated without a limit",
         "freshness/entries.py",
-        "for _ in range(ATTEMPTS):",
-        "while True:",
+        "for attempt in range(ATTEMPTS):",
+        "for attempt in iter(int, 1):",
         "test_races.py::test_a_reader_that_is_raced_every_time_responds_and_stores_nothing",
     ),
     Sabotage(
@@ -2255,7 +2393,7 @@ HOME = (
     ),
 )
 
-SABOTAGES = (*JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME)
+SABOTAGES = (*BOUND, *JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME)
 
 
 # Running them

@@ -85,6 +85,7 @@ DOCUMENTS = (
             "races",
             "waiting",
             "journal",
+            "verification",
             "schedules",
             "histories",
             "faults",

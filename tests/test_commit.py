@@ -10,7 +10,6 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django_redis import get_redis_connection
 
-from housing.freshness.connection import NotLeased
 from housing.freshness.settings import conf
 from housing.freshness.tracking import MANY_ROWS
 from housing.models import Office, Property, PropertyImage
@@ -261,25 +260,6 @@ def test_a_rollback_on_the_next_connection_does_not_withdraw_the_lease_of_a_comm
     assert read("cached").came_from == "fwd=miss; detail=leased"
 
 
-def test_without_redis_a_write_is_refused_before_it_is_committed(home, read, redis_unreachable, warm):
-    """Once committed without Redis, the write would stay invisible to readers until the entries expire."""
-    warm()
-
-    with redis_unreachable(), pytest.raises(NotLeased, match=r"Rolled back: Redis at .* is unreachable"):
-        Property.objects.filter(pk=home.pk).update(price=1)
-
-    assert read("optimized").rows[0]["price"] == "300000.00"
-    assert read("cached").came_from == "hit"
-
-
-def test_the_connection_still_works_after_a_save_was_refused_without_redis(home, redis_unreachable):
-    """The transaction is rolled back, so the next write begins a new one."""
-    with redis_unreachable(), pytest.raises(NotLeased):
-        home.save()
-
-    home.save()
-
-
 def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, warm, monkeypatch):
     """Without a lease there is no COMMIT, whatever the reason."""
     warm()
@@ -419,7 +399,7 @@ def test_a_transaction_that_writes_many_rows_is_in_the_next_read(twenty_properti
             office.save()
 
     assert {row["agent"]["office"]["name"] for row in read_the_list()} == {"Merged"}
-    assert get_redis_connection("default").zcard(cache.make_key("journal")) < 10
+    assert get_redis_connection("default").zcount(cache.make_key("journal"), 0, "+inf") < 6
 
 
 # The log

@@ -240,7 +240,7 @@ def test_the_leases_command_fails_with_one_line_if_redis_is_unreachable(redis_un
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("lose", [evict_the_journal, flush])
-def test_no_read_is_stored_after_the_journal_is_lost_during_a_write(reprice, price, around_commit, redis_clock, settings, lose):
+def test_no_read_is_stored_after_the_journal_is_lost_during_a_write(reprice, price, around_commit, redis_clock, verify, lose):
     """T1 leases · the journal is lost, and T1's lease with it · T2 reads twice, may not store · T1 COMMITs, closes · T2 may not store until the lease on
     everything has run out. A new journal begins with that lease, which lasts as long as a lost one. (Embedded only: the spec sets Redis's clock.)
     """
@@ -256,6 +256,7 @@ def test_no_read_is_stored_after_the_journal_is_lost_during_a_write(reprice, pri
     assert seen == [("300000.00", "fwd=miss; detail=recovering")] * 2
     assert price() == ("1.00", "fwd=miss; detail=recovering")
     redis_clock.seconds += conf.LEASE + 1
+    verify()
     assert price()[0] == "1.00"
     assert price() == ("1.00", "hit")
 
@@ -274,7 +275,7 @@ def test_no_entry_is_trusted_after_a_writer_is_killed_and_the_journal_is_lost(re
 
 
 @pytest.mark.only("embedded")
-def test_an_entry_of_a_lost_journal_is_not_trusted_even_if_the_clock_steps_back(reprice, price, redis_clock, settings):
+def test_an_entry_of_a_lost_journal_is_not_trusted_even_if_the_clock_steps_back(reprice, price, redis_clock, verify):
     """T1 reads, stores · T2 writes · the journal is lost, the clock steps back · T3 reads. The entry's instant is later than all instants of the new
     journal, so only the epoch shows that it is old. (Embedded only: the spec sets Redis's clock.)
     """
@@ -284,6 +285,7 @@ def test_an_entry_of_a_lost_journal_is_not_trusted_even_if_the_clock_steps_back(
     redis_clock.seconds -= 3 * conf.LEASE
     price()
     redis_clock.seconds += conf.LEASE + 1
+    verify()
     assert price()[0] == "1.00"
     assert price() == ("1.00", "hit")  # the old entry was replaced, although its instant is later
 
@@ -337,14 +339,14 @@ def test_the_journal_keeps_only_what_was_written_within_a_ttl(home, redis_clock,
             journal.close(lease)
         redis_clock.seconds += conf.TTL / 10
 
-    assert get_redis_connection("default").zcard(cache.make_key("journal")) < 20
+    assert get_redis_connection("default").zcount(cache.make_key("journal"), 0, "+inf") < 16
 
 
 # Redis's clock
 
 
 @pytest.mark.only("embedded")
-def test_a_write_is_not_missed_if_the_clock_steps_back_a_little(reprice, price, redis_clock):
+def test_a_write_is_not_missed_if_the_clock_steps_back_a_little(reprice, price, redis_clock, verify):
     """T1 reads, stores · the clock steps back · T2 writes · T3 reads the new price. Instants never decrease, so a write cannot look older than a read
     before it. (Embedded only: the spec sets Redis's clock.)
     """
@@ -352,11 +354,12 @@ def test_a_write_is_not_missed_if_the_clock_steps_back_a_little(reprice, price, 
     redis_clock.seconds -= 1
     reprice(1)
     assert price() == ("1.00", "fwd=stale; stored")
+    verify()
     assert price() == ("1.00", "hit")
 
 
 @pytest.mark.only("embedded")
-def test_a_clock_that_steps_back_by_more_than_a_lease_begins_a_new_journal(home, reprice, price, redis_clock, settings):
+def test_a_clock_that_steps_back_by_more_than_a_lease_begins_a_new_journal(home, reprice, price, redis_clock, verify):
     """T1 reads, stores · the clock steps back · T2 writes · T3 reads, may not store until the lease on everything has run out. In the old journal no lease
     would run out before the clock has caught up. (Embedded only: the spec sets Redis's clock.)
     """
@@ -366,6 +369,7 @@ def test_a_clock_that_steps_back_by_more_than_a_lease_begins_a_new_journal(home,
     reprice(1)
     assert price() == ("1.00", "fwd=miss; detail=recovering")
     redis_clock.seconds += conf.LEASE + 1
+    verify()
     price()
     assert price() == ("1.00", "hit")
 
@@ -438,8 +442,9 @@ def run_id(monkeypatch, settings):
 
 
 @pytest.mark.only("embedded")
-def test_a_server_that_restarts_with_its_data_begins_cold(reprice, price, run_id):
+def test_a_server_that_restarts_with_its_data_begins_cold(price, run_id, verify):
     """The data may come from a dump that is older than the last write. (Embedded only: the spec sets the server's run ID.)"""
+    verify()
     price()
     assert price() == ("300000.00", "hit")
     run_id("b")
@@ -447,8 +452,9 @@ def test_a_server_that_restarts_with_its_data_begins_cold(reprice, price, run_id
 
 
 @pytest.mark.only("embedded")
-def test_a_server_that_lost_only_its_scripts_stays_warm(home, price, run_id):
+def test_a_server_that_lost_only_its_scripts_stays_warm(price, run_id, verify):
     """The run ID is the same, so the script is loaded again and the entries are still trusted. (Embedded only: the spec sets the server's run ID.)"""
+    verify()
     price()
     run_id("a")
     assert price() == ("300000.00", "hit")

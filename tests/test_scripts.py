@@ -73,6 +73,9 @@ VERBS = {
     "withdraw": lambda fill, lease: journal.withdraw(module.Lease("another's", ("t",))),
     "begin": lambda fill, lease: journal.begin(),
     "leases": lambda fill, lease: journal.leases(),
+    "begin_verification": lambda fill, lease: journal.begin_verification(""),
+    "end_verification": lambda fill, lease: journal.end_verification(module.Verification("", fill.epoch, fill.read_at), {*MANY, "t"}),
+    "verified": lambda fill, lease: journal.verified(""),
     "forbidden": lambda fill, lease: journal._run("forbidden", "time"),
 }
 """Calls of every verb. `fill` is the miss of a reader of the old value, and `lease` is that of the writer of the new value."""
@@ -147,7 +150,7 @@ def test_a_close_that_fails_drops_no_record_that_is_still_needed(monkeypatch):
         clear_the_cache()
         fill = journal.lookup(PAGE)
         journal.close(journal.lease({"t"}))
-        get_redis_connection("default").zadd(cache.make_key("journal"), {"low": -1})  # so that the close drops records
+        get_redis_connection("default").zadd(cache.make_key("journal"), {"|low": -1})  # so that the close drops records
         return fill, journal.lease({"u"})
 
     def close(_, lease):

@@ -329,7 +329,7 @@ def test_a_user_with_only_the_listed_permissions_can_run_every_verb(limited_user
     journal.withdraw(journal.lease({"t"}))
     lease = journal.lease({"t"})
     assert journal.leases().keys() == {lease}
-    limited_user.admin.zadd(cache.make_key("journal"), {"low": -1})  # so that the close drops records
+    limited_user.admin.zadd(cache.make_key("journal"), {"|low": -1})  # so that the close drops records
     journal.close(lease)
     assert journal.lookup(PAGE).stale
     journal.abandon(PAGE, journal.lookup(PAGE))

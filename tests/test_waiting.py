@@ -224,7 +224,7 @@ def one_second_reads(monkeypatch):
 
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
-def test_an_entry_expires_early_as_often_as_the_xfetch_formula_says(transactional_db, read, redis_clock, settings, one_second_reads, beta):
+def test_an_entry_expires_early_as_often_as_the_xfetch_formula_says(transactional_db, read, redis_clock, settings, one_second_reads, verify, beta):
     """A reader refills an entry early if cost × β × −ln(random) reaches the time that the entry has left. (Embedded only: the spec sets Redis's clock.)"""
     settings.FRESHNESS_BETA = beta
     draws.seed(7)
@@ -234,9 +234,11 @@ def test_an_entry_expires_early_as_often_as_the_xfetch_formula_says(transactiona
     seen, expected = [], []
     for _ in range(20):
         redis_clock.seconds += conf.TTL - 1.5
+        verify()
         seen.append(read("cached").came_from)
         expected.append("fwd=stale; stored" if 1.0 * beta * formula.expovariate(1.0) >= 1.5 else "hit")
         journal.begin()
+        verify()
         read("cached")
         formula.expovariate(1.0)
 

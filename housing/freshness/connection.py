@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, NotSupportedError, OperationalError, connections, transaction
 
-from . import statements
+from . import outbox, statements
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
 from .journal import Lease, Unreachable, journal
+from .settings import conf
 from .tracking import MANY_ROWS, Table, tables
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ JSON = (bool, dict, list)
 
 
 class NotLeased(OperationalError):
-    """A transaction was rolled back, because its lease could not be opened in Redis."""
+    """A transaction was rolled back, because its tags could be written neither to Redis nor to the outbox."""
 
 
 @dataclass(eq=False)
@@ -230,9 +231,9 @@ class ConnectionMixin(IdentifiedMixin):
         tags = self._collapsed()
         changes = [change for scope in self.scopes for change in scope.changes]
         try:
-            lease = journal.lease(tags)
-        except Unreachable as away:
-            raise NotLeased(f"Rolled back: {away} Committing without a lease would leave stale entries in the cache.") from away
+            lease = self._lease(tags)
+        except DatabaseError:
+            raise
         except BaseException:  # Ctrl-C: Django rolls back after database errors only, and SQLite would commit with the next statement
             self._rollback()
             raise
@@ -243,11 +244,28 @@ class ConnectionMixin(IdentifiedMixin):
             raise
         self.scopes = [Scope()]
         try:
-            journal.close(lease)
+            if lease is not None:
+                journal.close(lease)
         except Unreachable as away:
             logger.warning("Committed, but the lease could not be closed: %s Readers query the database until it expires.", away)
         for change, stale in changes:
-            logger.info("%s Stale: %s.", change, ", ".join(stale))
+            logger.info("%s Stale%s: %s.", change, "" if lease else f" in {conf.MAX_STALENESS:g} s", ", ".join(stale))
+
+    def _lease(self, tags: set[str]) -> Lease | None:
+        """Return a lease on these tags. If Redis is unreachable, write them to the outbox and return None.
+
+        Raises NotLeased if that is impossible, too.
+        """
+        try:
+            return journal.lease(tags)
+        except Unreachable as away:
+            try:
+                outbox.write(self, tags)
+            except DatabaseError as error:
+                why = " ".join(str(error).split())
+                raise NotLeased(f"Rolled back: {away} The outbox cannot be written, either: {why}. Run `manage.py migrate`.") from away
+            logger.warning("Committing without a lease: %s Cached responses are stale for at most %g s after Redis is back.", away, conf.MAX_STALENESS)
+            return None
 
     def _collapsed(self) -> set[str]:
         """Return the tags of the transaction. More than `MANY_ROWS` tags of one table become the tag of the whole table."""

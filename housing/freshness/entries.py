@@ -19,8 +19,9 @@ from django.db import connections
 from .connection import ConnectionMixin
 from .dependencies import Recorder, recorded
 from .identity import Unidentified
-from .journal import Filling, Hit, Miss, Unreachable, journal
+from .journal import Filling, Hit, Miss, Unreachable, Unverified, journal
 from .settings import conf
+from .watchman import watchman
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ draws = random.Random()
 Read = Callable[[], bytes]
 """Reads a response from the database. Its queries tell what it depends on."""
 
-NOT_STORED = "unverified"
-"""The detail in Cache-Status if the dependencies of a response are not known: it is served, and never stored."""
+NOT_VERIFIED = "unverified"
+"""The detail in Cache-Status if an entry cannot be used because no verification is recent enough, or if the dependencies of a response are not known."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
     """
     if connection.reads_the_past:  # its snapshot may be older than every instant of the journal, or contain uncommitted writes
         return _without_cache(read, etags, "transaction")
+    if connection.alias not in watchman.watched:
+        watchman.watch(connection.alias)
     deadline = monotonic() + conf.WAIT_TIMEOUT
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
             database = connection.database_identity()
             key = key_in(database)
@@ -72,29 +75,38 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
             return _without_cache(read, etags, "unreachable" if isinstance(why, Unreachable) else "unverified")
         if isinstance(found, Hit):
             return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
-        body, recording, seconds = _read_after(found, key, read, connection)
-        if recording.complaint:
-            _abandon(key, found)
-            logger.error("Served, but not stored: %s", recording.complaint)
-            return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail={NOT_STORED}")
-        if connection.identity != database:  # the connection was opened for this read, and leads to another database
-            _abandon(key, found)
-            verdict = "raced"
-            continue
-        try:
-            verdict = journal.store(key, found, recording.tags, etag_of(body), body, seconds)
-        except Unreachable as unreachable:
-            logger.warning("Served, but not stored: %s", unreachable)
-            return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")
-        if verdict == "stored":
-            return _response(body, etags, f"{conf.NAME}; fwd={'stale' if found.stale else 'miss'}; stored")
-        if verdict != "raced":
+        if isinstance(found, Unverified):
             break
+        if filled := _fill(found, key, database, etags, read, connection, may_repeat=attempt < ATTEMPTS - 1):
+            return filled
+    return _without_cache(read, etags, NOT_VERIFIED)
+
+
+def _fill(miss: Miss, key: str, database: str, etags: Collection[str], read: Read, connection: ConnectionMixin, *, may_repeat: bool) -> CachedResponse | None:
+    """Read a response, and store it if it is fresh. None if a write raced it and it may be read again."""
+    body, recording, seconds = _read_after(miss, key, read, connection)
+    if recording.complaint:
+        _abandon(key, miss)
+        logger.error("Served, but not stored: %s", recording.complaint)
+        return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail={NOT_VERIFIED}")
+    try:
+        if connection.identity != database:  # the connection was opened for this read, and leads to another database
+            _abandon(key, miss)
+            verdict = "raced"
+        else:
+            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database)
+    except Unreachable as unreachable:
+        logger.warning("Served, but not stored: %s", unreachable)
+        return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")
+    if verdict == "stored":
+        return _response(body, etags, f"{conf.NAME}; fwd={'stale' if miss.stale else 'miss'}; stored")
+    if verdict == "raced" and may_repeat:
+        return None
     return _response(body, etags, f"{conf.NAME}; fwd=miss; detail={verdict}")
 
 
-def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | Miss, bool]:
-    """The entry under `key` or a miss, and whether this waited for another reader. It never waits after `deadline`."""
+def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | Miss | Unverified, bool]:
+    """The entry under `key`, a miss, or why the entry cannot be used, and whether this waited for another reader. It never waits after `deadline`."""
     draw = draws.expovariate(1.0) * conf.BETA
     looks = 0
     while isinstance(found := journal.lookup(key, etags, draw=draw, may_wait=monotonic() < deadline), Filling):

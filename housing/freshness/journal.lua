@@ -1,15 +1,18 @@
 -- The freshness journal as one script, with a verb for each action of readers and writers (see journal.py).
 --
 -- KEYS[1] is the journal, one sorted set:
---   'run:…'       the run ID of the server on which this journal was created
---   'epoch'       minus a random number, which its entries carry, too
---   'last'        minus the last instant that was issued
---   'low'         minus the low-water mark: records at or before it may have been dropped
---   tag           the instant of its last close
+--   '|run:…'      the run ID of the server on which this journal was created
+--   '|epoch'      minus a random number, which its entries carry, too
+--   '|last'       minus the last instant that was issued
+--   '|low'        minus the low-water mark: records at or before it may have been dropped
+--   '|verified:…' minus the instant since when writes to this database may not have been closed yet, which bounds every hit
+--   '|begun:…'    minus the instant at which the newest verification of this database began
+--   tag           the instant of its last close. The bar keeps a table from having the name of a field above
 --   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything
 -- KEYS[2] is an entry, one hash:
 --   epoch, read_at, tags   when it was read, and the tags that make it stale
 --   etag, body             the response; missing if a lease did not allow storing it
+--   database               the identity of the database that was read
 --   cost, until            how many microseconds the read took, and the instant at which the entry expires
 --   filling                the read_at of the one reader that queries the database, while others wait;
 --                          or minus the instant at which it failed, since when nobody waits
@@ -18,7 +21,7 @@
 -- Redis does not undo what a script wrote before it failed. So every verb is safe after each of its commands: it records first
 -- and removes second, and writes that belong together are one command.
 
-local RUN, LEASE, TTL, WAIT_TIMEOUT = 'run:@RUN@', @LEASE@, @TTL@, @WAIT_TIMEOUT@
+local RUN, LEASE, TTL, WAIT_TIMEOUT, MAX_STALENESS = '|run:@RUN@', @LEASE@, @TTL@, @WAIT_TIMEOUT@, @MAX_STALENESS@
 local call = redis.call
 local LEASES = 4e15 -- greater than every instant until the year 2096, and twice that still fits a double
 local MANY = 1000 -- tags in one command: Lua's stack holds a few thousand values, and unpack fails with more
@@ -31,11 +34,14 @@ local function clock()
   return time[1] * 1000000 + time[2]
 end
 
--- The journal's own fields, or nil if there is no journal of this run of the server.
-local function read_journal()
-  local m = call('ZMSCORE', journal, RUN, 'epoch', 'last', 'low')
+local function verified_field(database) return '|verified:' .. (database or '') end
+local function begun_field(database) return '|begun:' .. database end
+
+-- The journal's own fields, or nil if there is no journal of this run of the server. `verified` is nil if this database never was.
+local function read_journal(database)
+  local m = call('ZMSCORE', journal, RUN, '|epoch', '|last', '|low', verified_field(database))
   if not m[1] then return nil end
-  return {epoch = -m[2], last = -m[3], low = -m[4]}
+  return {epoch = -m[2], last = -m[3], low = -m[4], verified = m[5] and -m[5]}
 end
 
 local function split(tags)
@@ -66,17 +72,18 @@ local function doubt(j, epoch, read_at, tags)
 end
 
 -- may_wait ('1' or '0'), draw, etags… → 'hit', etag, body (left out if the reader has it) | 'filling': look again later
--- | 'miss' or 'stale', epoch, read_at
+-- | 'unverified': fresh as far as the journal knows, but a write from outside may be missing in it | 'miss' or 'stale', epoch, read_at
 -- Early expiration (XFetch: Vattani et al., VLDB 2015): with `draw` from the exponential distribution one reader refills an
 -- entry before it expires. That is likelier the sooner it expires and the more it cost.
 local function find(may_wait, draw, ...)
-  local j = read_journal()
-  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'body')
+  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'body', 'database')
+  local j = read_journal(e[8])
   local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]))
   local now, filling = clock(), tonumber(e[6]) or 0
   local lately = math.abs(now - math.abs(filling)) < WAIT_TIMEOUT -- a clock that stepped back keeps no reader waiting
   local taken = filling > 0 and lately
   if e[3] and not why and (taken or now + e[4] * draw < tonumber(e[5])) then
+    if not (j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS) then return {'unverified'} end
     for _, known in ipairs({...}) do
       if known == e[3] or known == '*' then return {'hit', e[3]} end
     end
@@ -98,7 +105,7 @@ end
 -- begins with a lease on everything, because a writer may be between its lease in the old journal and its COMMIT.
 local function create(nonce, quiet)
   local now = clock()
-  local fields = {-1, RUN, '-' .. nonce, 'epoch', text(-now), 'last', text(-now), 'low'}
+  local fields = {-1, RUN, '-' .. nonce, '|epoch', text(-now), '|last', text(-now), '|low'}
   if not quiet then fields[9], fields[10] = text(LEASES + now + LEASE), 'recovering|*' end
   call('DEL', journal)
   call('ZADD', journal, unpack(fields))
@@ -122,7 +129,7 @@ local function settle(j)
       for first = 1, #tags, MANY do call('ZADD', journal, 'GT', scored({}, text(expiry), tags, first)) end
     elseif expiry > j.low then
       j.low = expiry
-      call('ZADD', journal, text(-expiry), 'low')
+      call('ZADD', journal, text(-expiry), '|low')
     end
     call('ZREM', journal, over[i])
   end
@@ -143,7 +150,7 @@ end
 -- Write the instant and these members, MANY per command, because commands are half of the cost of a write.
 local function record(j, score, members)
   members = members or {}
-  call('ZADD', journal, scored({text(-j.last), 'last'}, score, members, 1))
+  call('ZADD', journal, scored({text(-j.last), '|last'}, score, members, 1))
   for first = MANY + 1, #members, MANY do call('ZADD', journal, scored({}, score, members, first)) end
 end
 
@@ -161,14 +168,14 @@ function verbs.lookup(nonce)
 end
 
 -- → 'stored', or the reason why not
-function verbs.store(_, epoch, read_at, tags, etag, body, cost)
+function verbs.store(_, epoch, read_at, tags, etag, body, cost, database)
   local j = read_journal()
   local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
   local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
   if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'raced' end
   local fields = {'epoch', epoch, 'read_at', read_at, 'tags', tags}
   if not why then
-    for i, value in ipairs({'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL)}) do fields[6 + i] = value end
+    for i, value in ipairs({'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL), 'database', database}) do fields[6 + i] = value end
   end
   if not (why == 'raced' or why and there[3]) then
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
@@ -199,7 +206,7 @@ function verbs.close(nonce, lease, tags)
   call('ZREM', journal, lease .. '|' .. tags)
   settle(j)
   if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
-    call('ZADD', journal, text(TTL - j.last), 'low')
+    call('ZADD', journal, text(TTL - j.last), '|low')
     call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
   end
 end
@@ -209,6 +216,39 @@ function verbs.withdraw(_, lease, tags) call('ZREM', journal, lease .. '|' .. ta
 
 -- Create a new journal while nobody writes.
 function verbs.begin(nonce) create(nonce, true) end
+
+-- database → epoch and the instant at which this verification begins; nothing if another one began less than a third of MAX_STALENESS ago.
+-- The instant is Redis's clock itself, because it is compared with nothing else.
+function verbs.begin_verification(nonce, database)
+  record(tick(nonce))
+  local now, j = clock(), read_journal()
+  local begun = call('ZMSCORE', journal, begun_field(database))[1]
+  if begun and math.abs(now + begun) < MAX_STALENESS / 3 then return {} end
+  call('ZADD', journal, text(-now), begun_field(database))
+  return {text(j.epoch), text(now)}
+end
+
+-- Close the tags that were found in the outbox, '*' for everything, and record that all writes before the instant are closed.
+-- If there were any, their rows are still to be deleted, so the next verification begins later: at most four queries in MAX_STALENESS.
+-- → '1', or '0' if this is another journal
+function verbs.end_verification(nonce, database, epoch, instant, tags)
+  local j = tick(nonce)
+  if j.epoch ~= tonumber(epoch) then return '0' end
+  if tags == '*' then
+    call('ZADD', journal, text(-j.last), '|low', text(-j.last), '|last')
+  elseif tags ~= '' then
+    record(j, text(j.last), split(tags))
+  end
+  call('ZADD', journal, '-' .. instant, verified_field(database))
+  if tags ~= '' then call('ZADD', journal, text(-instant - MAX_STALENESS / 3), begun_field(database)) end
+  return '1'
+end
+
+-- database → the µs since the instant up to which it is verified, or nothing
+function verbs.verified(_, database)
+  local j = read_journal(database)
+  return j and j.verified and text(clock() - j.verified)
+end
 
 -- → lease|tags, the µs until it runs out, … of the open leases, the first to run out first. Writes nothing, not even an instant.
 function verbs.leases()

@@ -76,6 +76,19 @@ class Filling:
     """No entry yet, because another reader is filling it. Look again later."""
 
 
+class Unverified:
+    """An entry that is fresh as far as the journal knows. A write that did not come through it may be missing, so it is not used."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A check that no write is missing in the journal. `instant` is Redis's clock before it looked, in microseconds."""
+
+    database: str
+    epoch: bytes
+    instant: bytes
+
+
 class Journal:
     """The verbs of `journal.lua`. Each is one round trip, and raises Unreachable if Redis is unreachable."""
 
@@ -85,22 +98,24 @@ class Journal:
         self._refused: tuple[float, str, Objection] | None = None
         self._line = ThreadConnection()
 
-    def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, may_wait: bool = False) -> Hit | Miss | Filling:
+    def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, may_wait: bool = False) -> Hit | Miss | Filling | Unverified:
         """The entry under this key if it is fresh. Its body is left out if its ETag is one of the reader's `etags`.
 
         The entry expires early by `draw`, from the exponential distribution, times the seconds that it cost. With `may_wait` the result is
-        Filling while another reader fills the entry.
+        Filling while another reader fills the entry. It is Unverified if its database was not verified for FRESHNESS_MAX_STALENESS seconds.
         """
         verdict, *rest = self._run("lookup", int(may_wait), repr(draw), *etags, entry=entry)
-        if verdict == b"filling":
-            return Filling()
         if verdict == b"hit":
             return Hit(rest[0].decode(), rest[1] if len(rest) > 1 else None)
+        if verdict == b"filling":
+            return Filling()
+        if verdict == b"unverified":
+            return Unverified()
         return Miss(verdict == b"stale", *rest)
 
-    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0) -> str:
-        """Store what was read after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering"."""
-        args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000))
+    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0, database: str = "") -> str:
+        """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering"."""
+        args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000), database)
         return bytes(self._run("store", *args, entry=entry)).decode()
 
     def abandon(self, entry: str, miss: Miss) -> None:
@@ -120,6 +135,23 @@ class Journal:
     def withdraw(self, lease: Lease) -> None:
         """Report that the leased write did not happen, so nothing becomes stale."""
         self._run("withdraw", lease.id, "\n".join(lease.tags))
+
+    def begin_verification(self, database: str) -> Verification | None:
+        """Begin to look for writes to this database that are missing in the journal. None if another process began a moment ago."""
+        begun = self._run("begin_verification", database)
+        return Verification(database, *begun) if begun else None
+
+    def end_verification(self, verification: Verification, tags: Collection[str]) -> bool:
+        """Close the tags of the missing writes ("*" for everything), and allow hits for FRESHNESS_MAX_STALENESS seconds from its instant on.
+
+        Returns False, and does nothing, if this is not the journal in which the verification began.
+        """
+        return bool(self._run("end_verification", verification.database, verification.epoch, verification.instant, "\n".join(sorted(tags))) == b"1")
+
+    def verified(self, database: str) -> float | None:
+        """The seconds since the instant up to which this database is verified, or None if it never was."""
+        age = self._run("verified", database)
+        return None if age is None else int(age) / 1_000_000
 
     def begin(self) -> None:
         """Begin a new journal without the lease on everything, with which a missing one is created.
@@ -275,7 +307,7 @@ class ThreadConnection(threading.local):
 def script(run: str) -> str:
     """The text of `journal.lua` for one run of a server. The settings are in seconds, the script's instants in microseconds."""
     text = SCRIPT.replace("@RUN@", run)
-    for name in ("LEASE", "TTL", "WAIT_TIMEOUT"):
+    for name in ("LEASE", "TTL", "WAIT_TIMEOUT", "MAX_STALENESS"):
         text = text.replace(f"@{name}@", str(round(getattr(conf, name) * 1_000_000)))
     return text
 

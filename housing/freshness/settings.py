@@ -29,6 +29,9 @@ SETTINGS: dict[str, Setting] = {
     "LEASE": Setting(5.0, "seconds", "How long a lease lasts. If a process dies during COMMIT, readers of its tags query the database until then."),
     # The journal keeps its records this long, too.
     "TTL": Setting(24 * 3600.0, "seconds", "How long an entry lives when nothing invalidates it."),
+    # A bound on writes that the journal does not know. A shorter one makes hits depend on a database that replies quickly.
+    "MAX_STALENESS": Setting(1.0, "seconds", "How old a response may be at most after a write by another program, or by a process that could not reach Redis."),
+    "WATCHMAN": Setting(True, "bool", "Whether each serving process has a thread that verifies the journal. If none has, cached responses are not served."),
     # Longer than the slowest page. If the reader that fills the entry dies, the others wait this long.
     "WAIT_TIMEOUT": Setting(0.5, "seconds", "How long a reader waits for another reader's fill."),
     # 1 is optimal if costs vary little; a larger factor is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede

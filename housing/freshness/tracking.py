@@ -127,7 +127,7 @@ def cascades() -> dict[str, frozenset[str]]:
 def other_tables() -> frozenset[str]:
     """The tables of all other models; what is not managed may be a view of a tracked table."""
     every = {model._meta.db_table for model in apps.get_models(include_auto_created=True) if model._meta.managed}
-    every |= {MigrationRecorder.Migration._meta.db_table, "freshness_database"}  # neither is a model of an app
+    every |= {MigrationRecorder.Migration._meta.db_table, "freshness_database", "freshness_outbox"}  # none is a model of an app
     return frozenset(every) - tables().keys()
 
 

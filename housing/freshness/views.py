@@ -26,7 +26,7 @@ from rest_framework.settings import api_settings
 from rest_framework.views import APIView
 
 from .connection import ours
-from .entries import NOT_STORED, CachedResponse, Read, respond
+from .entries import NOT_VERIFIED, CachedResponse, Read, respond
 from .keys import entry_key
 from .requests import JSON, noted, parameters
 from .settings import conf
@@ -189,7 +189,7 @@ class CachedView(GenericAPIView[Any]):
                 raise NotCached(response)
             if more := _more_than_json(response):
                 logger.error("Served, but not stored: The response of %s has %s. A cached response may only have JSON.", type(self).__name__, more)
-                response.headers["Cache-Status"] = f"{conf.NAME}; fwd=bypass; detail={NOT_STORED}"
+                response.headers["Cache-Status"] = f"{conf.NAME}; fwd=bypass; detail={NOT_VERIFIED}"
                 raise NotCached(response)
             return bytes((response.render() if hasattr(response, "render") else response).content)
 

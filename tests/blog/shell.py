@@ -27,6 +27,7 @@ from django.db.models import F, Q  # noqa: E402
 from django.test import Client, RequestFactory  # noqa: E402
 from django.test.utils import CaptureQueriesContext  # noqa: E402
 from django.utils import timezone, translation  # noqa: E402
+from freshness import ours, watchman  # noqa: E402
 from freshness.journal import journal  # noqa: E402
 from freshness.statements import CONTROL  # noqa: E402
 from posts.models import Author, Comment, Label, Like, Part, Post, Series  # noqa: E402
@@ -93,8 +94,9 @@ def start():
 
 
 def cold():
-    """Begin a new journal and an empty log. No other process writes, so the journal need not recover."""
+    """Begin a new, verified journal and an empty log. No other process writes, so the journal need not recover."""
     journal.begin()
+    watchman.verify(ours())
     logged.clear()
 
 
