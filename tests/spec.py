@@ -89,6 +89,7 @@ DOCUMENTS = (
             "schedules",
             "histories",
             "faults",
+            "deploys",
             "scripts",
             "servers",
             "home",
