@@ -14,7 +14,7 @@ from housing.freshness.connection import NotLeased
 from housing.freshness.settings import conf
 from housing.freshness.tracking import MANY_ROWS
 from housing.models import Office, Property, PropertyImage
-from tests.rows import execute
+from tests.fixtures.rows import execute
 
 # Rollbacks and savepoints
 

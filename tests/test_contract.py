@@ -17,12 +17,13 @@ from hypothesis import settings as hypothesis_settings
 from rest_framework.exceptions import ValidationError
 from rest_framework.serializers import ModelSerializer, SerializerMethodField
 
-from conftest import NEW_YEAR, VARIANTS, a_property, saved
 from housing.filters import Query
 from housing.freshness.postgresql.base import DatabaseWrapper
 from housing.models import Agent, Location, Office, Property
 from housing.queries import joined
 from housing.serializers import Columns
+from tests.fixtures.responses import VARIANTS
+from tests.fixtures.rows import NEW_YEAR, a_property, saved
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
 

@@ -24,7 +24,7 @@ from housing.listings import MODELS
 from housing.management.commands import import_listings as command
 from housing.management.commands import seed as seeding
 from housing.models import Agent, Location, Office, Property, PropertyImage
-from tests.test_setup import python
+from tests.fixtures.processes import python
 
 ROOT = Path(command.__file__).parents[2]
 PROJECT = ROOT.parent

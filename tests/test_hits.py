@@ -16,12 +16,13 @@ from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
-from conftest import clear_the_cache, entries, make_images
 from housing.freshness.connection import NotLeased
 from housing.freshness.journal import journal
 from housing.freshness.keys import LONG, entry_key
 from housing.freshness.settings import conf
 from housing.models import Property
+from tests.fixtures.cache import clear_the_cache, entries
+from tests.fixtures.rows import make_images
 
 # Cached responses
 

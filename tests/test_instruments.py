@@ -20,10 +20,10 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django_redis import get_redis_connection
 
-from conftest import ROOT
 from housing.models import Office, Property
-from tests import compare, spec
+from tests import ROOT, spec
 from tests.instruments import Latency, Timings, bytes_of, command_names, interval_of, shape_of
+from tests.measurements import compare
 
 
 def failure(broken):

@@ -23,7 +23,6 @@ from django.db import OperationalError, connection, connections
 from django.utils.translation import gettext_lazy
 from django_redis import get_redis_connection
 
-from conftest import entries
 from housing.freshness import fingerprint as shape
 from housing.freshness import identity
 from housing.freshness.checks import database_has_an_identity, settings_have_a_text
@@ -32,8 +31,8 @@ from housing.freshness.fingerprint import LEFT_OUT, fingerprint, settings_that_c
 from housing.freshness.identity import Unidentified
 from housing.freshness.journal import journal
 from housing.freshness.keys import LONG, entry_key
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+from tests.fixtures.cache import entries
 
 NOT_PROMISED = {
     "A running process notices another PostgreSQL database at its address before it reconnects": "A hit queries no database, and a pooler such as PgBouncer "

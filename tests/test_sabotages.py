@@ -4,8 +4,10 @@ import ast
 
 import pytest
 
-from tests import equivalent_mutants, sabotages
-from tests.sabotages import ROOT, SABOTAGES, Sabotage
+from tests import ROOT
+from tests.sabotages import Sabotage, equivalent_mutants
+from tests.sabotages import __main__ as sabotages
+from tests.sabotages.__main__ import SABOTAGES
 
 SPEC = "def test_it():\n    from housing.limits import LIMIT\n    assert LIMIT == 3\n"
 
@@ -63,8 +65,8 @@ def test_a_sabotage_is_noticed_if_its_spec_fails(project, capsys):
     ("sabotage", "complaint"),
     [
         (a_sabotage("OTHER = 3", "OTHER = 4"), "test_limits.py::test_it still passes"),
-        (a_sabotage("LIMIT = 7"), "its old text is 0 times in housing/limits.py instead of once: update tests/sabotages.py"),
-        (a_sabotage("= 3"), "its old text is 2 times in housing/limits.py instead of once: update tests/sabotages.py"),
+        (a_sabotage("LIMIT = 7"), "its old text is 0 times in housing/limits.py instead of once: update tests/sabotages/"),
+        (a_sabotage("= 3"), "its old text is 2 times in housing/limits.py instead of once: update tests/sabotages/"),
         (a_sabotage(spec="test_limits.py::test_that"), "test_limits.py::test_that cannot be run: "),
     ],
     ids=["the spec still passes", "the line is gone", "the line is there twice", "there is no such spec"],

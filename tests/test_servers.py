@@ -14,9 +14,9 @@ from django.core import checks
 from django.core.cache import cache
 from django_redis import get_redis_connection
 
-from conftest import OwnRedis
 from housing.freshness.journal import REFUSED_FOR, SCRIPT, Miss, Refused, Unreachable, journal
 from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
+from tests.stacks import OwnRedis
 
 PAGE = cache.make_key("page")
 

@@ -22,7 +22,7 @@ from housing.freshness.postgresql import base as postgresql_backend
 from housing.freshness.sqlite3 import base as sqlite3_backend
 from housing.freshness.statements import text_of, written_tables
 from housing.models import Office, Property
-from tests.rows import execute
+from tests.fixtures.rows import execute
 
 RENAME = "UPDATE housing_office SET name = 'Renamed'"
 

@@ -29,10 +29,10 @@ from unittest.mock import patch
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from conftest import Killed
 from housing.freshness import entries
 from housing.freshness.journal import Journal
-from tests.linearizability import Operation, violation
+from tests.exploration.linearizability import Operation, violation
+from tests.fixtures.processes import Killed
 
 TIMEOUT = 60
 """Seconds after which an actor counts as stuck if it neither reaches its next step nor waits for a lock."""
