@@ -49,6 +49,13 @@ def test_every_sabotage_fits_the_code_and_names_an_existing_spec():
     assert len({sabotage.what for sabotage in SABOTAGES}) == len(SABOTAGES)
 
 
+def test_every_table_of_sabotages_is_run():
+    """A new table that is not part of SABOTAGES would silently test nothing."""
+    tables = [ast.parse(table.read_text(encoding="utf-8")) for table in (ROOT / "tests" / "sabotages").glob("*.py")]
+
+    assert sum(isinstance(node, ast.Call) and ast.unparse(node.func) == "Sabotage" for table in tables for node in ast.walk(table)) == len(SABOTAGES)
+
+
 def test_every_defence_of_the_journal_has_a_sabotage_of_its_own():
     """A defence without a failing spec could be removed unnoticed."""
     for defence in ("read_at", "lease", "closed record", "own lease only", "epoch", "quarantine", "low water", "run id", "monotonic instants", "ties"):

@@ -29,21 +29,21 @@ EXAMPLE = (
         "filters.py",
         'order_by(f"{sign}{column}", f"{sign}id")',
         'order_by(f"{sign}{column}")',
-        "test_contract.py::test_a_cursor_pages_through_a_filtered_list_without_loss_or_repeat",
+        "test_cursors.py::test_a_cursor_pages_through_a_filtered_list_without_loss_or_repeat",
     ),
     Sabotage(
         "the last page of the remaining rows is taken for the first page",
         "filters.py",
         "if rows else Cursor(self.ordering, backward=True)",  # plain-words: code
         "if rows else Cursor(self.ordering, backward=False)",  # plain-words: code
-        "test_contract.py::test_a_cursor_past_the_end_leads_back_to_the_last_page",
+        "test_cursors.py::test_a_cursor_past_the_end_leads_back_to_the_last_page",
     ),
     Sabotage(
         "a page that `previous` leads to has no `next`",
         "filters.py",
         "following = cursor.after(rows[-1], backward=False, pick=pick) if rows else None",  # plain-words: code
         "following = None",
-        "test_contract.py::test_previous_leads_back_to_the_same_page",
+        "test_cursors.py::test_previous_leads_back_to_the_same_page",
     ),
     Sabotage(
         "parsed parameters are memoized without their encoding",
