@@ -1,4 +1,4 @@
-"""The comparison of two trees: `make bench-compare` tells whether this one is slower than another commit, and how sure that is."""
+"""The comparison of two trees. `make bench-compare` says whether this tree is slower than another commit, and `make bench-proof` how often it is wrong."""
 
 import io
 import sys

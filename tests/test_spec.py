@@ -1,4 +1,4 @@
-"""The documents and their chapters. SPEC.md, README and the series say what the specs say, and a chapter can be read in one sitting."""
+"""The documents and the chapters. SPEC.md, README and the series say what the specs say, and each chapter is short enough for one sitting."""
 
 import ast
 import re
