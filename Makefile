@@ -40,18 +40,18 @@ lint: install #= ruff, mypy, and linters of the hosted workflow
 
 .PHONY: bench
 bench: install ## measure the budgets: naive, optimized, cold, warm; results and a plot in reports/
-	@$(BIN)/pytest -q --benchmark-only; ended=$$?; $(BIN)/python -m tests.report && exit $$ended
+	@$(BIN)/pytest -q --benchmark-only; ended=$$?; $(BIN)/python -m tests.measurements.report && exit $$ended
 
 .PHONY: report
 report: install reports/bench.json reports/counts.json ## write all measurements as one page: reports/report.html
-	@$(BIN)/python -m tests.report
+	@$(BIN)/python -m tests.measurements.report
 
 # A run with a time above its budget fails, but its results are shown.
 reports/bench.json: | install
 	@$(BIN)/pytest -q --benchmark-only || [ -f $@ ]
 
 # The counts are renewed when the code has changed.
-reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py) | install
+reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py tests/*/*.py) | install
 	@$(BIN)/pytest -q -n auto --metrics
 
 .PHONY: bench-real
@@ -60,19 +60,19 @@ bench-real: install #= measure the budgets on PostgreSQL and Redis
 
 .PHONY: bench-compare
 bench-compare: install #= is this tree slower than BASE, a commit, branch or tag? (BASE=main)
-	@$(BIN)/python -m tests.compare "$(BASE)"
+	@$(BIN)/python -m tests.measurements.compare "$(BASE)"
 
 .PHONY: bench-proof
 bench-proof: install #= measure the false-alarm and miss rates of bench-compare (N=100, half an hour)
-	@$(BIN)/python -m tests.compare --proof $(or $(N),100)
+	@$(BIN)/python -m tests.measurements.compare --proof $(or $(N),100)
 
 .PHONY: scale
 scale: install #= query plans with a million properties; seeds them in minutes, on DATABASE_URL or in a container
-	@$(BIN)/python -m tests.scale
+	@$(BIN)/python -m tests.measurements.scale
 
 .PHONY: load
 load: install ## load test with dozens of readers and one writer; fails on a stale read; results in reports/
-	@$(BIN)/python -m tests.load
+	@$(BIN)/python -m tests.measurements.load
 
 .PHONY: coverage
 coverage: install #= branch coverage of housing/ and tests/ on both stacks; needs what test-real needs
@@ -115,7 +115,7 @@ engine:
 
 .PHONY: mutants
 mutants: install #= mutation testing of housing/; resumes after an interruption
-	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.equivalent_mutants
+	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.sabotages.equivalent_mutants
 
 .PHONY: spec
 spec: install #= write SPEC.md from the specs
@@ -130,7 +130,7 @@ lock: install #= resolve pyproject.toml into requirements.lock and requirements-
 	@$(MAKE) --no-print-directory calls
 
 .PHONY: calls
-calls: install #= renew the counts of Python calls in tests/calls.json
+calls: install #= renew the counts of Python calls in tests/measurements/calls.json
 	@$(BIN)/pytest -q --renew-calls tests/test_latency.py -k python_calls
 
 .PHONY: clean

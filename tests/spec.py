@@ -18,9 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import ROOT
 from tests.stacks import STACKS
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,20 @@ DOCUMENTS = (
             "writes",
             "commit",
             "contract",
+            "cursors",
             "cost",
             "latency",
             "scale",
             "hits",
+            "warming",
             "keys",
+            "identity",
             "dependencies",
             "kinds",
             "compiler",
             "precision",
             "sql",
+            "drivers",
             "statements",
             "races",
             "waiting",
@@ -94,7 +97,8 @@ DOCUMENTS = (
             "servers",
             "home",
             "browser",
-            "data",
+            "seed",
+            "import",
             "setup",
             "checks",
             "engine",
@@ -107,7 +111,7 @@ DOCUMENTS = (
         "The promises of the test tools",
         "Every sentence is the name of a spec in `tests/` and links to it. ✓ is promised on this stack, — is not.\n"
         "Promises about the service and its cache are in [SPEC.md](SPEC.md), with a glossary. `make spec` writes both files from the specs.",
-        ("stacks", "instruments", "report", "load", "sabotages"),
+        ("stacks", "instruments", "compare", "report", "load", "sabotages", "spec"),
     ),
 )
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from conftest import ROOT, VARIANTS
-from tests import stacks
-from tests.test_setup import Served, any_free_port, new_folder_in, served
+from tests import ROOT, stacks
+from tests.fixtures.processes import Served, any_free_port, new_folder_in, served
+from tests.fixtures.responses import VARIANTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Locator, Page

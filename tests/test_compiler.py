@@ -16,7 +16,7 @@ from housing.freshness.requests import Headers
 from housing.freshness.tracking import MANY_ROWS
 from housing.models import Agent, Office, Property, PropertyImage
 
-pytest_plugins = ["tests.kinds"]
+pytest_plugins = ["tests.fixtures.kinds"]
 
 
 def touched(write):

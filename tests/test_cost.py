@@ -7,8 +7,9 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 
-from conftest import clear_the_cache, entries, make_images, make_properties
 from housing.freshness.journal import journal
+from tests.fixtures.cache import clear_the_cache, entries
+from tests.fixtures.rows import make_images, make_properties
 from tests.instruments import bytes_of
 
 

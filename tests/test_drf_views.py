@@ -1,4 +1,4 @@
-"""Typical DRF views, cached. The views of `tests/blog/other_views.py` run with DRF's default settings in the blog of the previous chapter."""
+"""Typical DRF views, cached. The views of `tests/fixtures/blog/other_views.py` run with DRF's default settings in the blog of the previous chapter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import pytest
 
 from housing.freshness.views import READ_BY_EVERYBODY
-from tests.blogs import Blog, Response, readme
+from tests.fixtures.blogs import Blog, Response, readme
 
 # Views
 

@@ -11,11 +11,13 @@ from django.db import OperationalError, connection
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
-from conftest import ROOT, VARIANTS, a_property, saved
 from housing import home as page_code
 from housing.filters import Query
 from housing.home import shows_toolbar
 from housing.models import Property
+from tests import ROOT
+from tests.fixtures.responses import VARIANTS
+from tests.fixtures.rows import a_property, saved
 
 PROGRAM = {"Accept": "application/json"}
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -11,11 +11,12 @@ from django.core.management import call_command
 from django_redis import get_redis_connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from conftest import Killed, die, entries, flush
 from housing.freshness.fingerprint import version
 from housing.freshness.journal import Hit, Miss, journal, script
 from housing.freshness.management.commands.leases import Command
 from housing.freshness.settings import conf
+from tests.fixtures.cache import entries, flush
+from tests.fixtures.processes import Killed, die
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 

@@ -13,14 +13,15 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django_redis import get_redis_connection
 
-from conftest import VARIANTS, clear_the_cache, entries
-from tests.baselines import PlainSave, baseline_key
+from tests.fixtures.cache import clear_the_cache, entries
+from tests.fixtures.responses import VARIANTS
+from tests.measurements.baselines import PlainSave, baseline_key
 
 
 @pytest.fixture
 def serve(settings):
     """`serve(path)`: a function that handles a request as a WSGI server does. The test client of the other specs would take half of the measured time."""
-    settings.ROOT_URLCONF = "tests.baselines"
+    settings.ROOT_URLCONF = "tests.measurements.baselines"
     application = WSGIHandler()
 
     def serve(path, **headers):
@@ -40,7 +41,7 @@ def serve(settings):
     return serve
 
 
-CALLS = Path(__file__).with_name("calls.json")
+CALLS = Path(__file__).with_name("measurements") / "calls.json"
 """The number of Python function calls of each request, with the versions in the lock. `make calls` updates it."""
 
 

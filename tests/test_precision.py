@@ -10,8 +10,10 @@ from django.apps import apps
 from django.db import transaction
 from django.db.models import ForeignKey
 
-from conftest import NEW_YEAR, VARIANTS, a_property, clear_the_cache, make_images, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage
+from tests.fixtures.cache import clear_the_cache
+from tests.fixtures.responses import VARIANTS
+from tests.fixtures.rows import NEW_YEAR, a_property, make_images, saved
 
 PAGES = {
     "a": "",  # every property

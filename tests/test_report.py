@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from django.conf import settings
 
-from conftest import ROOT
-from tests import metrics, report
-from tests.metrics import Benchmark
+from tests import ROOT
+from tests.measurements import metrics, report
+from tests.measurements.metrics import Benchmark
 
 BENCH = {
     "datetime": "2026-11-23T10:11:36+00:00",
@@ -190,7 +190,7 @@ def test_the_command_prints_the_files_that_it_wrote(folder, monkeypatch, capsys)
 def test_the_command_needs_no_django_settings(folder):
     """It only draws, and uses no database."""
     assert settings.configured
-    code = f"from pathlib import Path; from tests import report; report.REPORTS = Path({str(folder)!r}); report.main([])"
+    code = f"from pathlib import Path; from tests.measurements import report; report.REPORTS = Path({str(folder)!r}); report.main([])"
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 

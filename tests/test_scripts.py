@@ -11,9 +11,9 @@ from django.core.cache import cache
 from django.test.utils import override_settings
 from django_redis import get_redis_connection
 
-from conftest import clear_the_cache
 from housing.freshness import journal as module
 from housing.freshness.journal import Hit, Unreachable, journal
+from tests.fixtures.cache import clear_the_cache
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 MANY = [f"row:{number:05}" for number in range(2_500)]

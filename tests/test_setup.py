@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -26,37 +20,24 @@ from django.db import connection
 
 from housing.run import CHANGED, Refused, cache_address, serve
 from housing.settings import gateways
+from tests import ROOT
+from tests.fixtures.processes import (
+    TIMEOUT,
+    Ended,
+    any_free_port,
+    check_ended,
+    clean,
+    in_a_second_terminal,
+    killed_after,
+    new_folder_in,
+    python,
+    served,
+    until_it_serves,
+)
 from tests.stacks import wait_for
-
-ROOT = Path(__file__).resolve().parent.parent
-OURS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DJANGO_ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE")
-"""The environment variables that the service reads."""
 
 NOBODY = "127.0.0.1:1"
 """An address at which no server listens."""
-
-TIMEOUT = 60
-"""Seconds after which a process without the expected output is killed, and the spec fails. Each usually takes less than a tenth of it."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended, with its exit code and output."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-def python(*arguments: str, folder: Path = ROOT, **environment: str) -> Ended:
-    """Run Python in `folder`. Of the service's variables it sees only those in `environment`; an empty one overrides .env."""
-    ended = subprocess.run([sys.executable, *arguments], cwd=folder, env=clean() | environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
-
-
-def clean() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in OURS}
-
 
 # Settings that prevent a start
 
@@ -189,110 +170,9 @@ def free_port() -> int:
     return any_free_port()
 
 
-def any_free_port() -> int:
-    """A free port of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
-
-
 @pytest.fixture
 def new_folder(tmp_path: Path) -> Path:
     return new_folder_in(tmp_path)
-
-
-def new_folder_in(parent: Path) -> Path:
-    """A fresh copy of the project, without .env and database. The folder's name has characters that a URL must quote."""
-    folder = parent / "new folder #1"
-    folder.mkdir()
-    shutil.copytree(ROOT / "housing", folder / "housing")  # with its bytecode, so that it starts sooner
-    shutil.copy(ROOT / "manage.py", folder)
-    return folder
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running service."""
-
-    process: subprocess.Popen[str]
-    url: str
-    greeting: str
-
-    def headers(self, path: str) -> Any:
-        """GET a path as HTML, and return the response's headers."""
-        request = urllib.request.Request(self.url + path, headers={"Accept": "text/html"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            return response.headers
-
-    def get(self, path: str) -> tuple[str, Any]:
-        """GET a path as JSON, and return Cache-Status and the parsed body."""
-        request = urllib.request.Request(self.url + path, headers={"Accept": "application/json"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            return response.headers.get("Cache-Status", ""), json.load(response)
-
-    def first_price(self) -> tuple[str, str]:
-        """GET the cached list, and return its Cache-Status and the price of its first row."""
-        came_from, page = self.get("/api/properties/cached/")
-        return came_from, page["results"][0]["price"]
-
-
-@contextmanager
-def served(folder: Path, port: int, properties: int = 20, timeout: float = TIMEOUT) -> Iterator[Served]:
-    """Run `make run` while the block runs, but at most `timeout` seconds. The block starts when the service is ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "housing.run", "--port", str(port), "--properties", str(properties)],
-        cwd=folder,
-        env=clean() | {"PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        with killed_after(TIMEOUT, process):
-            greeting = until_it_serves(process)
-        with killed_after(timeout, process):
-            yield Served(process, f"http://127.0.0.1:{port}", greeting)
-    finally:
-        with killed_after(TIMEOUT, process):
-            process.terminate()
-            process.wait()
-        assert process.stdout
-        process.stdout.close()
-        wait_for(lambda: check_ended(process), pytest.fail.Exception)
-
-
-def check_ended(process: subprocess.Popen[str]) -> None:
-    """Fail while the process's group has a process that has not been reaped."""
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
-
-
-@contextmanager
-def killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
-    """Kill the process and its children if the block takes longer than `seconds`."""
-    watchdog = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
-    watchdog.start()
-    try:
-        yield
-    finally:
-        watchdog.cancel()
-
-
-def in_a_second_terminal(folder: Path, script: str, **environment: str) -> None:
-    """Run a script in `manage.py shell`, without the toolbar, which takes a third of Django's start."""
-    shell = python("manage.py", "shell", "-c", script, folder=folder, DJANGO_DEBUG="false", DJANGO_SECRET_KEY="any", **environment)
-    assert shell.code == 0, shell.stderr
-
-
-def until_it_serves(process: subprocess.Popen[str]) -> str:
-    """Wait until the server is ready, at its start or after a reload, and return its output until then."""
-    assert process.stdout
-    output = ""
-    while re.search("Starting (WSGI )?development server", output) is None:
-        line = process.stdout.readline()
-        assert line, f"The server ended before it was ready. Its output: {output}"
-        output += line
-    return output
 
 
 @pytest.fixture

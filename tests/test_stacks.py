@@ -12,8 +12,7 @@ import psycopg
 import pytest
 import redis
 
-from conftest import ROOT
-from tests import stacks
+from tests import ROOT, stacks
 
 ONE_SPEC = "tests/test_cost.py::test_a_cold_read_costs_one_query"
 

@@ -14,12 +14,12 @@ from django.db import connection, connections, transaction
 from django.test import Client
 from django_redis import get_redis_connection
 
-from conftest import Killed, die
 from housing.freshness import outbox, watchman
 from housing.freshness.connection import NotLeased, ours
 from housing.freshness.journal import Hit, Unreachable, Unverified, journal
 from housing.freshness.watchman import Watchman
 from housing.models import Property
+from tests.fixtures.processes import Killed, die
 
 PAGE = cache.make_key("page")
 BOUND = 1.0

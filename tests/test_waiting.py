@@ -15,10 +15,10 @@ from django.db import connection
 from django.test import Client
 from django_redis import get_redis_connection
 
-from conftest import ask
 from housing.freshness.entries import PAUSES, draws
 from housing.freshness.journal import Filling, Hit, Miss, journal
 from housing.freshness.settings import conf
+from tests.fixtures.responses import ask
 
 PAGE = cache.make_key("page")
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-REPORTS = Path(__file__).resolve().parent.parent / "reports"
+from tests import ROOT
+
+REPORTS = ROOT / "reports"
 """The folder with the results. git ignores it."""
 
 

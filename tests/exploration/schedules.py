@@ -29,10 +29,10 @@ from unittest.mock import patch
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from conftest import Killed
 from housing.freshness import entries
 from housing.freshness.journal import Journal
-from tests.linearizability import Operation, violation
+from tests.exploration.linearizability import Operation, violation
+from tests.fixtures.processes import Killed
 
 TIMEOUT = 60
 """Seconds after which an actor counts as stuck if it neither reaches its next step nor waits for a lock."""
@@ -382,7 +382,7 @@ class Stage:
                 return run(journal, verb, *args, **entry)
             self._stand_or_go_on(actor, verb)
             response = run(journal, verb, *args, **entry)
-            verdict = (response[0] if isinstance(response, list) else response or b"").decode()
+            verdict = (response[0] if response and isinstance(response, list) else response or b"").decode()
             actor.result = f"{actor.result} {verdict}".strip()
             self.idle |= verdict == "filling" and actor.looked >= 0
             self.changes += verdict not in ("hit", "filling")

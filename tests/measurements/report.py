@@ -24,7 +24,7 @@ from django.conf import settings
 from django.template import Context, Engine
 from django.utils.safestring import mark_safe
 
-from tests.metrics import REPORTS, Benchmark, benchmarks_of, part_of
+from tests.measurements.metrics import REPORTS, Benchmark, benchmarks_of, part_of
 from tests.stacks import STACKS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -311,7 +311,7 @@ def write(folder: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the files, and print their names."""
-    argparse.ArgumentParser(prog="python -m tests.report", description=__doc__).parse_args(arguments)
+    argparse.ArgumentParser(prog="python -m tests.measurements.report", description=__doc__).parse_args(arguments)
     if not settings.configured:
         settings.configure(USE_I18N=False)
     for file in write(REPORTS):
