@@ -7,7 +7,6 @@ import json
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -38,12 +37,16 @@ from housing.models import Agent, Location, Office, Property, PropertyImage
 from housing.views import select_of
 from tests import blogs, stacks
 from tests.blogs import Blog
+from tests.failures import explanation
 from tests.instruments import CONTROL
+from tests.trace import Trace
 
 VARIANTS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
 """The three endpoints that return the same rows."""
 
 ROOT = Path(__file__).resolve().parent
+
+TRACE = pytest.StashKey[Trace]()
 
 NEW_YEAR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -76,9 +79,19 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
 
 
 @pytest.fixture(autouse=True)
+def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
+    """The trace of this spec, with the steps after its fixtures. It would be counted and timed, so a spec that counts calls or measures has none."""
+    trace = request.node.stash[TRACE] = Trace()
+    if {"python_calls", "benchmark"} & set(request.fixturenames):
+        yield trace
+    else:
+        with trace.recording():
+            yield trace
+
+
+@pytest.fixture(autouse=True)
 def a_cold_cache(request: pytest.FixtureRequest) -> None:
     """Start each spec with an empty cache and a journal without open leases."""
-    RESPONSES.clear()
     select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
     clear_the_cache()
 
@@ -205,10 +218,6 @@ class Response:
         return self.headers.get("Cache-Status", "").removeprefix("housing; ") or None
 
 
-RESPONSES: deque[Response] = deque(maxlen=10)
-"""The newest responses of this spec, which its failure shows."""
-
-
 @pytest.fixture(scope="session")
 def handler() -> ClientHandler:
     """The service's middleware, loaded once, as on a server."""
@@ -234,9 +243,7 @@ def ask(client: Client, target: str = "cached", headers: dict[str, str] | None =
     path, _, query = target.partition("?")
     variant, _, rest = path.partition("/")
     path = VARIANTS[variant] + (f"{rest}/" if rest else "") if variant in VARIANTS else path
-    response = Response(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
-    RESPONSES.append(response)
-    return response
+    return Response(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
 
 
 @pytest.fixture
@@ -481,22 +488,21 @@ def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractC
 
 # Reports
 
-EXPLANATION = """\
-promised: each response has the rows that were committed before its request
-happened: {}
-to do:    An old value with "hit": the write touched no tag of that entry, or skipped the lease. Compare the tags
-          in the entry's Redis hash with those in the log line of the write.
-          A "fwd=…" instead of "hit": the entry was not stored, or a write invalidated it. The detail says which.
-          An old value with "fwd=…": it was read from the database. Check that the write was committed."""
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Separate the steps of the spec from those of its fixtures."""
+    if TRACE in item.stash:
+        item.stash[TRACE].begin()
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failed spec of the cache its newest responses, with their Cache-Status, and how to read them."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failed spec of the cache which page was wrong, and the write and the tags that explain it."""
     report = yield
-    if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and any(response.came_from for response in RESPONSES):
-        happened = "\n          ".join(map(repr, RESPONSES))
-        report.longrepr.addsection("The newest responses of this spec", EXPLANATION.format(happened))
+    if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and (text := explanation(item.stash[TRACE])):
+        report.longrepr.addsection("The cache in this spec", text)
     return report
 
 
