@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import secrets
 import threading
 import time
@@ -39,14 +40,14 @@ from tests import blogs, stacks
 from tests.blogs import Blog
 from tests.failures import explanation
 from tests.instruments import CONTROL
-from tests.trace import Trace
+from tests.trace import CURRENT, RACES, Trace, complaint, lines_of, renew
 
 VARIANTS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
 """The three endpoints that return the same rows."""
 
 ROOT = Path(__file__).resolve().parent
 
-TRACE = pytest.StashKey[Trace]()
+TRACE, PASSED = pytest.StashKey[Trace](), pytest.StashKey[bool]()
 
 NEW_YEAR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -87,6 +88,19 @@ def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
     else:
         with trace.recording():
             yield trace
+    if request.node.stash.get(PASSED, False) and has_steps(request.node):
+        name = request.node.name
+        if request.config.option.renew_steps:
+            renew(name, lines_of(trace))
+        elif wrong := complaint(name, lines_of(trace)):
+            pytest.fail(wrong, pytrace=False)  # an error and not a failure, so that no sabotage counts as noticed because of its steps
+
+
+def has_steps(item: pytest.Item) -> bool:
+    """Whether SPEC.md shows the steps of this spec if it is a race. The real stack takes others, and a drawn or a chosen schedule is another each time."""
+    drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule
+    is_race = item.path.stem.removeprefix("test_") in RACES
+    return is_race and item.config.option.stack == "embedded" and not drawn and "MUTANT_UNDER_TEST" not in os.environ
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +112,8 @@ def a_cold_cache(request: pytest.FixtureRequest) -> None:
 
 def flush() -> None:
     """Delete the specs' keys alone, because others may use the same server."""
+    for trace in CURRENT:
+        trace.happen("Redis loses all data")
     client = get_redis_connection("default")
     client.delete(cache.make_key("journal"), *client.scan_iter(cache.make_key("*")))
 
@@ -372,6 +388,8 @@ def around_commit(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[..., Any]
                 commit(self)
                 elsewhere(after)
             except Killed:
+                for trace in CURRENT:
+                    trace.die()
                 self.close()
                 raise
 
@@ -396,7 +414,17 @@ def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Redis's own clock, stopped. `redis_clock.seconds += 5` advances it."""
 
     class Clock:
-        seconds = time.time()
+        now = time.time()
+
+        @property
+        def seconds(self) -> float:
+            return self.now
+
+        @seconds.setter
+        def seconds(self, now: float) -> None:
+            for trace in CURRENT:
+                trace.happen("time passes" if now > self.now else "Redis's clock steps back")
+            self.now = now
 
         def time(self) -> float:
             return self.seconds
@@ -501,6 +529,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add to a failed spec of the cache which page was wrong, and the write and the tags that explain it."""
     report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
     if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and (text := explanation(item.stash[TRACE])):
         report.longrepr.addsection("The cache in this spec", text)
     return report

@@ -1,6 +1,6 @@
-"""The failure of a spec of the cache. It shows the write, the page, the values, the tags and the lines, so that nobody has to search for them.
+"""Failures and races. A failed spec of the cache shows the write, the page, the values, the tags and the lines. SPEC.md shows the steps of each race.
 
-Each spec here breaks the service, fails on purpose, and reads the message as somebody would who has not read the code.
+The first specs break the service and fail on purpose.
 """
 
 import re
@@ -8,10 +8,11 @@ import re
 import pytest
 from django.db import transaction
 
-from conftest import ROOT
+from conftest import ROOT, TRACE
 from housing.freshness import connection
 from housing.freshness.journal import journal
 from housing.models import Property
+from tests import failures, spec, trace
 
 
 @pytest.fixture
@@ -170,3 +171,127 @@ def test_a_failure_without_a_cached_page_gets_no_explanation(home, read, message
         assert read("optimized").status == 201
 
     assert message(fail) == []
+
+
+# The steps of a race in SPEC.md
+
+
+@pytest.fixture
+def steps_file(monkeypatch, tmp_path):
+    """An empty file of steps."""
+    monkeypatch.setattr(trace, "STEPS", tmp_path / "steps.json")
+
+
+def test_the_steps_of_a_race_are_recorded_while_it_runs(home, reprice, read, meanwhile, request):
+    """SPEC.md cannot show other steps than those that ran, because nobody writes them by hand."""
+    with meanwhile(lambda: reprice(1)):
+        read("cached")
+
+    assert trace.lines_of(request.node.stash[TRACE]) == [
+        "T1  lookup: miss, SELECT … FROM housing_property",
+        "T2  SELECT … FROM housing_property, UPDATE housing_property SET price, lease, COMMIT, close",
+        "T1  store: raced, lookup: miss, SELECT … FROM housing_property, store: stored",
+    ]
+
+
+def test_a_reader_that_a_spec_plays_by_itself_is_a_process_too(home, request):
+    """A miss and its store belong together, and so do a lease and its close."""
+    miss, lease = journal.lookup("page"), journal.lease({"t"})
+    journal.close(lease)
+    journal.store("page", miss, {"t"}, '"1"', b"1")
+
+    assert trace.lines_of(request.node.stash[TRACE]) == ["T1  lookup: miss", "T2  lease, close", "T1  store: raced"]
+
+
+def test_a_spec_with_one_process_shows_no_steps(home, reprice, read, request):
+    """It is no race."""
+    reprice(1)
+    read("cached")
+
+    assert trace.lines_of(request.node.stash[TRACE]) == []
+
+
+def test_equal_steps_of_many_processes_and_repeated_steps_are_one_line():
+    """Fifty readers would otherwise be fifty lines."""
+    steps = [*((number, number, "lookup: filling") for number in (3, 2, 4)), *[(1, 1, "lookup: miss")] * 3, (2, 2, "lease"), (2, 2, "close")]
+
+    assert trace.joined(steps) == ["T2 to T4  lookup: filling", "T1  lookup: miss (3 times)", "T2  lease, close"]
+
+
+def test_other_steps_than_those_in_spec_md_are_reported(steps_file):
+    """The error shows both, and says how to accept the new steps."""
+    trace.renew("test_a", ["T1  lease", "T2  lookup: miss"])
+
+    assert trace.complaint("test_a", ["T1  lease", "T2  lookup: miss"]) is None
+    assert trace.complaint("test_a", ["T2  lookup: miss", "T1  lease"]).splitlines() == [
+        "promised: the steps in SPEC.md",
+        "  T1  lease",
+        "  T2  lookup: miss",
+        "happened:",
+        "  T2  lookup: miss",
+        "  T1  lease",
+        "to do:    check that the new steps are right. If they are, run `make steps`, which writes them into tests/steps.json and SPEC.md.",
+    ]
+
+
+def test_steps_of_a_spec_that_is_no_race_any_longer_are_removed(steps_file):
+    """SPEC.md would otherwise show them for ever."""
+    trace.renew("test_a", ["T1  lease", "T2  lookup: miss"])
+    trace.renew("test_a", [])
+
+    assert trace.recorded() == {}
+
+
+def test_examples_with_different_steps_are_shown_one_by_one():
+    """Examples with equal steps share them."""
+    recorded = {"test_a[list]": ["T1  x"], "test_a[detail]": ["T1  y"], "test_a[head]": ["T1  x"], "test_b": ["T1  z"]}
+
+    assert spec.steps_of("test_a", recorded) == ("With list or head:", "T1  x", "", "With detail:", "T1  y")
+    assert spec.steps_of("test_b", recorded) == ("T1  z",)
+    assert spec.steps_of("test_c", recorded) == ()
+
+
+def test_every_recorded_race_is_a_spec_of_a_chapter_of_races():
+    """A renamed spec would leave its old steps behind."""
+    names = {name for chapter in trace.RACES for name in re.findall(r"^def (test_\w+)", (ROOT / f"tests/test_{chapter}.py").read_text(encoding="utf-8"), re.M)}
+
+    assert {name.partition("[")[0] for name in trace.recorded()} <= names
+
+
+@pytest.mark.parametrize(
+    ("sql", "shown"),
+    [
+        ('SELECT "a", "b" FROM "t" INNER JOIN "u"', "SELECT … FROM t"),
+        ("SELECT 1", "SELECT …"),
+        ('UPDATE "t" SET "a" = %s WHERE "b" = %s', "UPDATE t SET a"),
+        ('UPDATE "t" SET "a" = %s, "b" = %s', "UPDATE t SET …"),
+        ('INSERT INTO "t" ("a") VALUES (%s)', "INSERT INTO t"),
+        ('DELETE FROM "t" WHERE "a" = %s', "DELETE FROM t"),
+        ('ROLLBACK TO SAVEPOINT "s1"', "ROLLBACK TO SAVEPOINT"),
+        ("COMMIT", "COMMIT"),
+        ("", ""),
+    ],
+)
+def test_a_statement_is_shown_without_its_values(sql, shown):
+    """A race is about tables and columns."""
+    assert trace.short(sql) == shown
+
+
+def test_a_failure_shows_a_statement_with_its_values():
+    """A long one is cut."""
+    assert trace.with_values("UPDATE t SET a = %s, b = %s", [1, "x"]) == "UPDATE t SET a = 1, b = 'x'"
+    assert trace.with_values("SELECT %s", None) == "SELECT %s"
+    assert trace.with_values("SELECT 12345", (), limit=8) == "SELECT 1 …"
+
+
+def test_rows_that_appear_and_disappear_are_counted():
+    """A list of another length has no rows that could be compared one by one."""
+    assert list(failures.differences({"results": [1, 2]}, {"results": [1]})) == ["results: 2 rows were served, 1 are in the database"]
+    assert list(failures.differences([{"a": 1}], [{"b": 1}])) == ['[0]: {"a": 1} was served, {"b": 1} is in the database']
+
+
+def test_many_tags_of_one_table_are_put_together():
+    """A page of twenty has eighty of them."""
+    assert failures.tags_in_words({f"t:{number}" for number in range(1, 21)} | {"t:*", "t.a"}) == "t.a, t:1 to t:20 (20 tags), t:*"
+    assert failures.tags_in_words({"t:1", "t:2"}) == "t:1, t:2"
+    assert failures.tags_in_words(()) == "none"

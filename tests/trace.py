@@ -6,12 +6,13 @@ A failure explains a stale or over-invalidated page with it. SPEC.md shows the s
 from __future__ import annotations
 
 import itertools
+import json
 import linecache
 import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -27,11 +28,17 @@ from housing.freshness.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
 
+LONGEST = 20
+"""A race with more lines is a loop, and nobody would read them."""
+
 KEPT = 2_000
 """How many of the newest steps of a spec are kept."""
 
 CONTROL = re.compile(r"\s*(BEGIN|START TRANSACTION|SET TRANSACTION|PRAGMA|RELEASE|SAVEPOINT)\b", re.IGNORECASE)
 """Statements that SPEC.md does not show, because they differ between the databases or change nothing."""
+
+CURRENT: list[Trace] = []
+"""The trace of the spec that runs, if it has one."""
 
 UNDONE = "ROLLBACK TO SAVEPOINT"
 
@@ -84,6 +91,15 @@ class Trace:
         self.before = list(self.steps)
         self.steps.clear()
 
+    def happen(self, what: str) -> None:
+        """Add something that happens to all processes, as a step of none."""
+        self.steps.append(Step(None, object(), what, place()))
+
+    def die(self) -> None:
+        """Add that the process of this thread is killed. From now on the thread plays another one."""
+        self.steps.append(Step(self._actor, self._operation(closes=True), "is killed", place()))
+        self.here.actor = self.here.transaction = None
+
     @contextmanager
     def recording(self) -> Iterator[Trace]:
         """Record all steps until the block ends. It sends nothing and changes no result."""
@@ -97,6 +113,8 @@ class Trace:
                 (Journal, "_run", self._script),
             ):
                 patches.enter_context(patch.object(kind, name, wrap(getattr(kind, name))))
+            patches.callback(CURRENT.remove, self)
+            CURRENT.append(self)
             yield self
 
     def _operation(self, closes: bool = False) -> Any:
@@ -107,6 +125,13 @@ class Trace:
             self.here.transaction, self.here.ended = object(), False
         return self.here.transaction
 
+    @property
+    def _actor(self) -> Any:
+        """The process that this thread plays. A later thread may have the same ident, so that is not enough."""
+        if getattr(self.here, "actor", None) is None:
+            self.here.actor = object()
+        return self.here.actor
+
     def _request(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def request(handler: Any, environ: dict[str, Any]) -> Any:
@@ -115,7 +140,7 @@ class Trace:
                 response = call(handler, environ)
                 status = f"{response.status_code}, Cache-Status: {response.headers.get('Cache-Status', 'none')}"
                 what = f"{environ['REQUEST_METHOD']} {response.wsgi_request.get_full_path()}: {status}"
-                self.steps.append(Step(threading.get_ident(), self.here.request, what, place(), entry=self.here.entry, response=response))
+                self.steps.append(Step(self._actor, self.here.request, what, place(), entry=self.here.entry, response=response))
             finally:
                 self.here.request = None
             return response
@@ -127,7 +152,7 @@ class Trace:
         def statement(cursor: Any, sql: Any, params: Any, *rest: Any) -> Any:
             found = execute(cursor, sql, params, *rest)
             text = " ".join(str(sql).split())
-            self.steps.append(Step(threading.get_ident(), self._operation(), short(text), place(), sql=with_values(text, params)))
+            self.steps.append(Step(self._actor, self._operation(), short(text), place(), sql=with_values(text, params)))
             return found
 
         return statement
@@ -136,7 +161,7 @@ class Trace:
         @wraps(end)
         def ended(wrapper: Any) -> Any:
             found = end(wrapper)
-            self.steps.append(Step(threading.get_ident(), self._operation(), what, place()))
+            self.steps.append(Step(self._actor, self._operation(), what, place()))
             self.here.ended = True
             return found
 
@@ -145,7 +170,7 @@ class Trace:
     def _script(self, run: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(run)
         def script(journal: Journal, verb: str, *args: Any, entry: str = "") -> Any:
-            actor, operation = threading.get_ident(), self._operation(closes=verb in ("close", "withdraw"))
+            actor, operation = self._actor, self._operation(closes=verb in ("close", "withdraw"))
             reply = run(journal, verb, *args, entry=entry) if entry else run(journal, verb, *args)
             self._add_script(actor, operation, verb, args, entry, reply)
             return reply
@@ -218,32 +243,61 @@ def shown(value: Any) -> str:
 # For SPEC.md
 
 
-def interleaved(steps: Sequence[Step]) -> bool:
-    """Whether a step of one process comes between two steps of one operation of another."""
-    first: dict[Any, int] = {}
-    last: dict[Any, int] = {}
-    for number, step in enumerate(steps):
-        first.setdefault(step.operation, number)
-        last[step.operation] = number
-    return any(other.actor is not steps[first[operation]].actor for operation in first for other in steps[first[operation] : last[operation]])
+def lines_of(trace: Trace) -> list[str]:
+    """The steps of a race: `T1  lookup: miss, SELECT … FROM housing_property`. Empty if the spec plays fewer than two processes, or too many.
 
-
-def as_lines(steps: Iterable[Step]) -> list[str]:
-    """The steps as `T1  lookup: miss, SELECT … FROM housing_property`. Processes are numbered in the order of their first steps.
-
-    Neighbouring steps of one process are on one line. Equal neighbouring lines of several processes are one line.
+    Processes are numbered in the order of their first steps. A line is what one process did, within one request or transaction, before another went on.
     """
-    numbers: dict[Any, int] = {}
-    pairs = [(numbers.setdefault(step.actor, len(numbers) + 1), step.what) for step in steps if step.response is None and not CONTROL.match(step.what)]
-    return joined(pairs)
+    if trace.scheduled is not None:
+        pairs = [(int(line[1]), 0, line.partition(" ")[2]) for line in trace.scheduled]
+    else:
+        numbers: dict[Any, int] = {None: 0}
+        shown = [step for step in trace.steps if step.response is None and not CONTROL.match(step.what)]
+        pairs = [(numbers.setdefault(step.actor, len(numbers)), step.operation, step.what) for step in shown]
+    lines = joined(pairs)
+    return lines if len({number for number, _, _ in pairs} - {0}) > 1 and len(lines) <= LONGEST else []
 
 
-def joined(pairs: Iterable[tuple[int, str]]) -> list[str]:
-    """(number of a process, its step) → the lines."""
-    lines = [(number, ", ".join(what for _, what in group)) for number, group in itertools.groupby(pairs, key=lambda pair: pair[0])]
+def joined(steps: Iterable[tuple[int, Any, str]]) -> list[str]:
+    """(number of a process, its operation, its step) → the lines. Equal neighbouring lines of several processes are one."""
+    lines = [(key[0], [what for *_, what in group]) for key, group in itertools.groupby(steps, key=lambda step: step[:2])]
     result = []
-    for what, group in itertools.groupby(lines, key=lambda line: line[1]):
-        alike = sorted(number for number, _ in group)
-        actor = f"T{alike[0]}" if len(alike) == 1 else f"T{alike[0]} to T{alike[-1]}"
-        result.append(f"{actor}  {what}")
+    for steps_of_one, group in itertools.groupby(lines, key=lambda line: line[1]):
+        numbers = [number for number, _ in group]
+        if len(steps_of_one) == 1 and len(set(numbers)) > 1:
+            numbers.sort()
+            result.append(f"T{numbers[0]} {'and' if len(numbers) == 2 else 'to'} T{numbers[-1]}  {steps_of_one[0]}")
+        else:
+            result += [f"{f'T{number}' if number else '  '}  {_without_repeats(steps_of_one)}" for number in numbers]
     return result
+
+
+def _without_repeats(steps: Iterable[str]) -> str:
+    counted = ((what, len(list(group))) for what, group in itertools.groupby(steps))
+    return ", ".join(f"{what} ({times} times)" if times > 2 else ", ".join([what] * times) for what, times in counted)
+
+
+STEPS = ROOT / "tests/steps.json"
+"""The steps of each race on the embedded stack, by the name of its spec. SPEC.md shows them, and each run compares them."""
+
+RACES = ("commit", "journal", "races", "schedules", "waiting")
+"""The chapters in which specs take the steps of several processes in a given order."""
+
+
+def recorded() -> dict[str, list[str]]:
+    """The steps in the file."""
+    return dict(json.loads(STEPS.read_text(encoding="utf-8"))) if STEPS.exists() else {}
+
+
+def renew(name: str, lines: list[str]) -> None:
+    """Write the steps of one spec into the file."""
+    steps = {key: value for key, value in (recorded() | {name: lines}).items() if value}
+    STEPS.write_text(json.dumps(dict(sorted(steps.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def complaint(name: str, lines: list[str]) -> str | None:
+    """What to do if a spec took other steps than those in the file, otherwise None."""
+    if (promised := recorded().get(name, [])) == lines:
+        return None
+    advice = "to do:    check that the new steps are right. If they are, run `make steps`, which writes them into tests/steps.json and SPEC.md."
+    return "\n".join(["promised: the steps in SPEC.md", *(f"  {line}" for line in promised), "happened:", *(f"  {line}" for line in lines), advice])
