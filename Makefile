@@ -122,7 +122,7 @@ spec: install #= write SPEC.md from the specs
 	@$(BIN)/python -m tests.spec
 
 .PHONY: steps
-steps: install #= record the steps of the races anew, and write SPEC.md
+steps: install #= record the steps of the races again, and write SPEC.md
 	@rm -f tests/steps.json && $(BIN)/pytest -q --renew-steps $(addprefix tests/test_,commit.py journal.py races.py schedules.py waiting.py)
 	@$(BIN)/python -m tests.spec
 

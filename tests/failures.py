@@ -1,6 +1,6 @@
 """Explain a failed spec of the cache to somebody who has not read the code: which write, which page, which values, which tags, which lines.
 
-Each page that the spec read is read once more from the database. What it shows then is compared with its last response.
+Each page of the spec is read once more from the database, and compared with its last response.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TO_DO = {
     "": 'no page is wrong now. If the spec expected "hit", check whether a write made the entry stale. If it expected another value, check that\n'
     "          the write was committed, and before the read.",
 }
-"""What is wrong with a page → what to do."""
+"""The fault of a page → what to do."""
 
 
 @dataclass
@@ -148,7 +148,7 @@ def tags_in_words(tags: Iterable[str]) -> str:
 
 
 def verdict_of(page: Page, status: int, body: bytes) -> tuple[str, list[str]]:
-    """What is wrong with the last response of a page, as a key of TO_DO, and the values that show it, when the database has this status and body."""
+    """The fault of a page's last response, as a key of TO_DO, and the values that show it. The page read from the database has this status and body."""
     response = page.last.response
     served = response.headers.get("Cache-Status", "")
     is_touched = "tags in common" if any(page.common(write) for write in page.writes) else "no tag in common"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import io
+import itertools
 import re
 import sys
 import tokenize
@@ -150,6 +151,7 @@ SPELLED = (
         "check deploy": "`check --deploy`",
         "atomic requests": "ATOMIC_REQUESTS",
         "cache status": "Cache-Status",
+        "prefers reduced motion": "prefers-reduced-motion",
         "docker": "Docker",
     }
     | {
@@ -277,6 +279,16 @@ def stacks_of(marks: Iterable[ast.expr]) -> frozenset[str]:
     return frozenset(STACKS)
 
 
+def folded(line: str) -> list[str]:
+    """A line of steps in the width of GitHub's page. A longer one is folded between two steps."""
+    lines = [""]
+    for step in line.split(", "):
+        if len(lines[-1]) + len(step) > 98 and lines[-1]:
+            lines.append("   ")
+        lines[-1] = f"{lines[-1].rstrip(',')}, {step}" if lines[-1].strip() else f"{lines[-1]} {step}" if lines[1:] else step
+    return [f"{part}," for part in lines[:-1]] + lines[-1:]
+
+
 def steps_of(name: str, recorded: dict[str, list[str]]) -> tuple[str, ...]:
     """The lines of a race. If a spec has several examples with different steps, each begins with the names of its examples."""
     examples: dict[tuple[str, ...], list[str]] = {}
@@ -362,7 +374,7 @@ class Chapter:
         for group in self.groups:
             parts += [f"### {group.title}" if group.title else "", "\n".join(table_of(group.promises, notes))]
             for promise in filter(lambda promise: promise.steps, group.promises):
-                parts += [f"#### {promise.sentence}", "\n".join(["```text", *promise.steps, "```"])]
+                parts += [f"#### {promise.sentence}", "\n".join(["```text", *itertools.chain(*map(folded, promise.steps)), "```"])]
         return "\n\n".join(filter(None, parts))
 
 

@@ -83,8 +83,8 @@ def cascading_by_the_database(*tracked, settings, monkeypatch):
         tracking.forget()
 
 
-def test_a_row_whose_deletion_the_database_cascades_touches_the_tables_below(home, settings, monkeypatch):
-    """Also where the row's own table is not tracked. To create or to change such a row touches nothing."""
+def test_a_deletion_that_the_database_cascades_tags_the_tables_of_the_deleted_rows(home, settings, monkeypatch):
+    """With ON DELETE CASCADE the database deletes rows without Django. If the parent's own table is not tracked, creating or changing a parent tags nothing."""
     image = home.images.first()
     with cascading_by_the_database("housing.PropertyImage", settings=settings, monkeypatch=monkeypatch):
         created = touched(lambda: Property.objects.create(title="New", price=1, location=home.location, agent=home.agent))

@@ -103,7 +103,7 @@ def test_the_failure_for_a_stale_entry_that_was_trusted_names_the_tags_in_common
 
 @pytest.mark.parametrize("broken", [False, True], ids=["it touched a tag", "it touched none"])
 def test_the_failure_for_an_over_invalidated_page_says_which_tag_the_write_touched(home, warm, read, monkeypatch, message, broken):
-    """No page shows the hash, so a write of it changes no bytes. If it touched no tag of the entry, something else made the entry stale."""
+    """No page shows the hash, so a write of it changes no bytes. If it touched no tag of the entry, there is another reason."""
     warm()
 
     def fail():

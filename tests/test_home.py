@@ -88,7 +88,7 @@ def test_the_promises_are_shown_as_a_page(transactional_db, client, path, file):
 def test_every_link_of_the_promises_leads_somewhere(transactional_db, client, path):
     """The anchors are GitHub's, so the same links work there."""
     found = Elements(client.get(path).text).found
-    anchors = [attributes["id"] for tag, attributes in found if tag in {"h1", "h2", "h3"}]
+    anchors = [attributes["id"] for tag, attributes in found if tag in {"h1", "h2", "h3", "h4"}]
     links = {attributes["href"] for tag, attributes in found if tag == "a"}
 
     assert len(anchors) == len(set(anchors))
@@ -254,7 +254,7 @@ def test_a_change_sets_updated_at(on_my_machine, home, change):
     assert Property.objects.get(pk=home.pk).updated_at > before
 
 
-def test_without_a_script_a_change_redirects_to_the_demo_page_and_is_confirmed_once(on_my_machine, home, client, change):
+def test_without_javascript_a_change_redirects_to_the_demo_page_and_is_confirmed_once(on_my_machine, home, client, change):
     response = change(home, headers=BROWSER, price="395000")
 
     assert (response.status_code, response.headers["Location"]) == (302, "/")
@@ -287,7 +287,7 @@ def test_an_invalid_price_is_refused_with_400_and_invalidates_nothing(on_my_mach
 
 
 @pytest.mark.parametrize(("value", "wrong"), WRONG)
-def test_without_a_script_the_demo_page_shows_the_error_beside_the_invalid_price(on_my_machine, home, change, value, wrong):
+def test_without_javascript_the_demo_page_shows_the_error_beside_the_invalid_price(on_my_machine, home, change, value, wrong):
     response = change(home, headers=BROWSER, **value)
     [field] = [attributes for _, attributes in Elements(response.text).found if attributes.get("name") == "price"]
 

@@ -170,8 +170,8 @@ def test_an_ignored_setting_does_not_change_the_fingerprint(settings, monkeypatc
                 assert in_a_new_process() == before, name
 
 
-def test_a_project_can_ignore_settings_of_its_own(settings, in_a_new_process):
-    """The address of a server, for example, may differ between processes."""
+def test_a_setting_that_a_project_ignores_changes_no_key(settings, in_a_new_process):
+    """The address of a server may differ between processes, which would then share no entries. FRESHNESS_IGNORED_SETTINGS lists such settings."""
     assert {"DATABASE_URL", "REDIS_URL"} == {*settings.FRESHNESS_IGNORED_SETTINGS}
     before = in_a_new_process()
     settings.REDIS_URL = "redis://another/0"
@@ -279,8 +279,8 @@ def test_another_version_of_the_interpreter_changes_the_fingerprint(monkeypatch,
     assert in_a_new_process() != before
 
 
-def test_a_process_hashes_its_code_when_it_starts(monkeypatch):
-    """A deployment that overwrites the files may change them before the first request."""
+def test_the_code_in_the_fingerprint_is_hashed_when_a_process_starts(monkeypatch):
+    """A deployment may overwrite the files before the first request, and the hash would not be that of the code that runs."""
     call = [sys.executable, "-c", "import django; django.setup(); from housing.freshness import fingerprint as f; print(f._hash_of_code.cache_info().currsize)"]
 
     assert subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
@@ -526,7 +526,7 @@ def test_a_copy_of_the_database_at_the_same_address_causes_a_miss(home, warm, re
         assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
-def test_another_id_in_the_database_changes_all_keys(home, warm, read, connect):
+def test_a_new_id_in_the_database_changes_all_keys(home, warm, read, connect):
     """An operator can change the id after a restore that cannot be detected."""
     warm()
     connection.close()
@@ -750,8 +750,8 @@ def test_a_database_without_an_identity_is_read_without_the_cache(home, warm, re
         assert database_has_an_identity(None, databases=["default"]) == []
 
 
-def test_a_database_that_was_never_migrated_is_not_reported(replaced):
-    """`migrate` runs the checks before it creates the table."""
+def test_a_database_that_was_never_migrated_passes_the_check_of_its_identity(replaced):
+    """The first `migrate` runs the checks before it creates the table of the identity."""
     with replaced("DROP TABLE freshness_database", "DROP TABLE django_migrations"):
         assert database_has_an_identity(None, databases=["default"]) == []
 

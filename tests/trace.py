@@ -237,7 +237,9 @@ def with_values(sql: str, params: Any, limit: int = 400) -> str:
 
 def shown(value: Any) -> str:
     """A value as SQL shows it."""
-    return f"'{value}'" if not isinstance(value, int | float) else str(value)
+    if value is None:
+        return "NULL"
+    return str(value) if isinstance(value, int | float) else f"'{value}'"
 
 
 # For SPEC.md
@@ -296,7 +298,7 @@ def renew(name: str, lines: list[str]) -> None:
 
 
 def complaint(name: str, lines: list[str]) -> str | None:
-    """What to do if a spec took other steps than those in the file, otherwise None."""
+    """A message if a spec took other steps than those in the file, otherwise None."""
     if (promised := recorded().get(name, [])) == lines:
         return None
     advice = "to do:    check that the new steps are right. If they are, run `make steps`, which writes them into tests/steps.json and SPEC.md."
