@@ -151,6 +151,8 @@ SPELLED = (
         "check deploy": "`check --deploy`",
         "atomic requests": "ATOMIC_REQUESTS",
         "cache status": "Cache-Status",
+        "if none match": "If-None-Match",
+        "demo page docs and admin": "demo page, docs and admin",
         "prefers reduced motion": "prefers-reduced-motion",
         "docker": "Docker",
     }

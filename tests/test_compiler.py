@@ -185,7 +185,8 @@ def test_a_column_of_a_table_that_is_not_joined_is_refused(transactional_db):
         read_off(compiler)
 
 
-def test_a_condition_of_a_kind_that_nobody_knows_is_refused(transactional_db):
+def test_a_condition_of_an_unknown_kind_is_refused(transactional_db):
+    """It may read columns that the entry would not be tagged with."""
     compiler = compiled(Property.objects.all())
     compiler.query.where = WhereNode([object()])
 
@@ -198,8 +199,8 @@ def test_a_prefetch_of_something_that_is_no_relation_leads_to_no_model():
     assert list(_models_on_path(Property, ["neighbours"])) == []
 
 
-def test_a_header_that_is_everybodys_may_be_looked_at(rf_noted):
-    """`Accept` and `Host` decide nothing that the key does not carry."""
+def test_a_view_may_read_headers_that_do_not_change_its_response(rf_noted):
+    """Reading `Accept` or `Host` keeps the response cached: only JSON is cached, and the key has the host. A cookie or another header would not."""
     headers, noted = rf_noted
     assert headers["Accept"] == "text/html"
     assert noted == []

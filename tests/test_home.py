@@ -116,8 +116,8 @@ def test_markdown_is_escaped_and_equal_headings_have_anchors_of_their_own():
 
 
 @pytest.mark.parametrize(("path", "missing"), [("/spec/", "SPEC"), ("/spec/tools/", "SPEC_TOOLS")])
-def test_without_its_specs_the_service_does_not_speak_of_them(home, client, monkeypatch, tmp_path, path, missing):
-    """As in a container, whose image has none."""
+def test_without_its_specs_the_service_has_no_link_to_them(home, client, monkeypatch, tmp_path, path, missing):
+    """The image of the container has none, so `/spec/` returns 404 there."""
     monkeypatch.setattr(page_code, "SPEC", tmp_path / "SPEC.md")
     monkeypatch.setattr(page_code, missing, tmp_path / "missing.md")
 
@@ -427,7 +427,7 @@ def test_each_row_links_its_detail(twenty_properties, read, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_page_links_the_other_variants_the_demo_page_docs_and_admin(home, read, variant):
+def test_a_page_links_to_the_other_variants_and_to_the_demo_page_docs_and_admin(home, read, variant):
     """A filter is kept, so the same rows can be compared."""
     listed = links_of(read(f"{variant}?city=Springfield", headers=BROWSER))
     assert {*(f"{url}?city=Springfield" for url in VARIANTS.values()), "/", "/api/docs/", "/admin/"} <= set(listed)
