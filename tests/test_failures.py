@@ -85,6 +85,26 @@ def test_the_failure_for_a_write_without_a_lease_says_so(home, warm, read, monke
     assert lines[-2].startswith("to do:    no write opened a lease, so the journal in Redis knows of none.")
 
 
+def test_a_failure_shows_a_few_of_many_differences(home, warm, read, monkeypatch, message):
+    """A page of twenty has hundreds of values."""
+    drop(monkeypatch, lambda tag: False)
+    warm()
+
+    def fail():
+        Property.objects.update(price=8)
+        assert read("cached").rows[0]["price"] == "8.00"
+
+    lines = message(fail)
+
+    assert len([line for line in lines if line.startswith("value ")]) == failures.SHOWN
+    assert f"and {20 - failures.SHOWN} more differences" in lines
+
+
+def test_a_step_that_no_spec_took_has_no_line():
+    """A server's thread, for example, reads without a spec below it."""
+    assert trace.Step(None, None, "GET /").line == "outside the specs"
+
+
 def test_the_failure_for_a_stale_entry_that_was_trusted_names_the_tags_in_common(home, warm, read, monkeypatch, message):
     """The write was tagged well, so the fault is in the comparison. A missing tag need not be searched for."""
     warm()
@@ -222,8 +242,11 @@ def test_other_steps_than_those_in_spec_md_are_reported(steps_file):
     """The error shows both, and says how to accept the new steps."""
     trace.renew("test_a", ["T1  lease", "T2  lookup: miss"])
 
-    assert trace.complaint("test_a", ["T1  lease", "T2  lookup: miss"]) is None
-    assert trace.complaint("test_a", ["T2  lookup: miss", "T1  lease"]).splitlines() == [
+    trace.compare("test_a", ["T1  lease", "T2  lookup: miss"])
+    with pytest.raises(pytest.fail.Exception) as raised:
+        trace.compare("test_a", ["T2  lookup: miss", "T1  lease"])
+
+    assert str(raised.value).splitlines() == [
         "promised: the steps in SPEC.md",
         "  T1  lease",
         "  T2  lookup: miss",

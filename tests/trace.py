@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.test.client import ClientHandler
@@ -297,9 +298,9 @@ def renew(name: str, lines: list[str]) -> None:
     STEPS.write_text(json.dumps(dict(sorted(steps.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def complaint(name: str, lines: list[str]) -> str | None:
-    """A message if a spec took other steps than those in the file, otherwise None."""
-    if (promised := recorded().get(name, [])) == lines:
-        return None
-    advice = "to do:    check that the new steps are right. If they are, run `make steps`, which writes them into tests/steps.json and SPEC.md."
-    return "\n".join(["promised: the steps in SPEC.md", *(f"  {line}" for line in promised), "happened:", *(f"  {line}" for line in lines), advice])
+def compare(name: str, lines: list[str]) -> None:
+    """Fail if a spec took other steps than those in the file."""
+    if (promised := recorded().get(name, [])) != lines:
+        advice = "to do:    check that the new steps are right. If they are, run `make steps`, which writes them into tests/steps.json and SPEC.md."
+        shown = ["promised: the steps in SPEC.md", *(f"  {line}" for line in promised), "happened:", *(f"  {line}" for line in lines), advice]
+        pytest.fail("\n".join(shown), pytrace=False)
