@@ -121,6 +121,11 @@ mutants: install #= mutation testing of housing/; resumes after an interruption
 spec: install #= write SPEC.md from the specs
 	@$(BIN)/python -m tests.spec
 
+.PHONY: steps
+steps: install #= record the steps of the races again, and write SPEC.md
+	@rm -f tests/fixtures/steps.json && $(BIN)/pytest -q --renew-steps $(addprefix tests/test_,commit.py journal.py races.py schedules.py waiting.py verification.py deploys.py)
+	@$(BIN)/python -m tests.spec
+
 RESOLVE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 
 .PHONY: lock

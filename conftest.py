@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -32,11 +33,15 @@ from tests import stacks
 from tests.fixtures import blogs
 from tests.fixtures.blogs import Blog
 from tests.fixtures.cache import begin_journal, clear_the_cache, entries, flush, verify
+from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed
-from tests.fixtures.responses import RESPONSES, Response, ask
+from tests.fixtures.responses import Response, ask
 from tests.fixtures.rows import make_properties
+from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL
 from tests.stacks import OwnRedis
+
+PASSED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +73,29 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
 
 
 @pytest.fixture(autouse=True)
+def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
+    """The trace of this spec, with the steps after its fixtures. It would be counted and timed, so a spec that counts calls or measures has none."""
+    trace = request.node.stash[TRACE] = Trace()
+    if {"python_calls", "benchmark"} & set(request.fixturenames):
+        yield trace
+    else:
+        with trace.recording():
+            yield trace
+    if request.node.stash.get(PASSED, False) and has_steps(request.node):
+        # After the spec this is an error and no failure, so no sabotage counts as noticed because of its steps.
+        (renew if request.config.option.renew_steps else compare)(request.node.name, lines_of(trace))
+
+
+def has_steps(item: pytest.Item) -> bool:
+    """Whether SPEC.md shows the steps of this spec if it is a race. The real stack takes others, and a drawn or a chosen schedule is another each time."""
+    drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule
+    is_race = item.path.stem.removeprefix("test_") in RACES
+    return is_race and item.config.option.stack == "embedded" and not drawn and "MUTANT_UNDER_TEST" not in os.environ
+
+
+@pytest.fixture(autouse=True)
 def a_cold_cache(request: pytest.FixtureRequest) -> None:
     """Start each spec with an empty cache and a journal without open leases."""
-    RESPONSES.clear()
     select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
     clear_the_cache()
 
@@ -253,6 +278,8 @@ def around_commit(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[..., Any]
                 commit(self)
                 elsewhere(after)
             except Killed:
+                for trace in CURRENT:
+                    trace.die()
                 self.close()
                 raise
 
@@ -268,7 +295,17 @@ def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Redis's own clock, stopped. `redis_clock.seconds += 5` advances it."""
 
     class Clock:
-        seconds = time.time()
+        now = time.time()
+
+        @property
+        def seconds(self) -> float:
+            return self.now
+
+        @seconds.setter
+        def seconds(self, now: float) -> None:
+            for trace in CURRENT:
+                trace.happen("time passes" if now > self.now else "Redis's clock steps back")
+            self.now = now
 
         def time(self) -> float:
             return self.seconds
@@ -352,22 +389,23 @@ def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractC
 
 # Reports
 
-EXPLANATION = """\
-promised: each response has the rows that were committed before its request
-happened: {}
-to do:    An old value with "hit": the write touched no tag of that entry, or skipped the lease. Compare the tags
-          in the entry's Redis hash with those in the log line of the write.
-          A "fwd=…" instead of "hit": the entry was not stored, or a write invalidated it. The detail says which.
-          An old value with "fwd=…": it was read from the database. Check that the write was committed."""
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Separate the steps of the spec from those of its fixtures."""
+    if TRACE in item.stash:
+        item.stash[TRACE].begin()
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failed spec of the cache its newest responses, with their Cache-Status, and how to read them."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failed spec of the cache which page was wrong, and the write and the tags that explain it."""
     report = yield
-    if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and any(response.came_from for response in RESPONSES):
-        happened = "\n          ".join(map(repr, RESPONSES))
-        report.longrepr.addsection("The newest responses of this spec", EXPLANATION.format(happened))
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and (text := explanation(item.stash[TRACE])):
+        report.longrepr.addsection("The cache in this spec", text)
     return report
 
 

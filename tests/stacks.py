@@ -50,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--browser", action="store_true", help="also run the specs that use the service in Chromium")
     group.addoption("--operations", type=int, help="the number of operations in the long history (default: 104,000)")
     group.addoption("--renew-calls", action="store_true", help="write the current number of Python calls of each request to tests/measurements/calls.json")
+    group.addoption("--renew-steps", action="store_true", help="write the current steps of each race to tests/fixtures/steps.json; not with -n")
     group.addoption("--schedule", help="run only this schedule of a spec, as printed in its failure")
 
 

@@ -1,7 +1,6 @@
 """Rolling deploys: two versions of the code, libraries and settings share one Redis. Each may tag differently, and knows nothing of the tags of the other.
 
-Therefore a write by one version makes all entries of the other one stale. Old and new are processes with different versions. Their steps are in order,
-separated by dots.
+Therefore a write by one version makes all entries of the other one stale. T1 is a process of the old version, and T2 of the new one.
 """
 
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from housing.freshness.fingerprint import version
 from housing.freshness.journal import journal
 from housing.freshness.settings import conf
 from housing.models import Property
+from tests.fixtures.trace import playing
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 
@@ -26,7 +26,8 @@ def another_version():
     before = version()
     with override_settings(A_NEW_SETTING="of the next release"):
         assert version() != before
-        yield
+        with playing("the new version"):
+            yield
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def set_the_price(home, price):
 
 
 def test_a_write_by_the_new_version_is_in_the_next_read_of_the_old_one(home, price, monkeypatch):
-    """Old stores · new writes with tags that old does not know · old reads the new price."""
+    """The old version does not know the new version's tags."""
     price()
     with other_tags(monkeypatch):
         price()  # it serves readers, too
@@ -53,7 +54,7 @@ def test_a_write_by_the_new_version_is_in_the_next_read_of_the_old_one(home, pri
 
 
 def test_a_write_by_the_old_version_is_in_the_next_read_of_the_new_one(home, price, monkeypatch):
-    """New stores with tags that old does not know · old writes · new reads the new price."""
+    """The old version does not know the tags of the new version's entry."""
     price()
     with other_tags(monkeypatch):
         price()
@@ -92,9 +93,7 @@ def test_a_write_leaves_the_other_pages_of_its_own_version_warm(home, warm, read
 
 @pytest.mark.only("embedded")
 def test_a_write_that_is_killed_after_its_commit_is_in_the_reads_of_the_other_version(home, price, redis_clock, monkeypatch):
-    """Old stores · new leases, COMMITs, is killed · old reads the new price, because the lease has the tag of its entries, too.
-    (Embedded only: the spec sets Redis's clock.)
-    """
+    """The lease has the tag of the other version's entries, too. (Embedded only: the spec sets Redis's clock.)"""
     price()
     with other_tags(monkeypatch):
         price()
@@ -117,8 +116,8 @@ def test_a_write_without_redis_is_in_the_reads_of_the_other_version(home, price,
 
 @pytest.mark.only("embedded")
 def test_a_new_version_stores_nothing_until_the_open_leases_of_others_have_run_out(redis_clock):
-    """Old leases · new misses for the first time · old COMMITs, is killed. The lease does not have the tag of new's entries, so new may not store until it
-    has run out. (Embedded only: the spec sets Redis's clock.)
+    """Such a lease does not have the tag of the new version's entries, and its process may be killed before the close. (Embedded only: the spec
+    sets Redis's clock.)
     """
     miss = journal.lookup(ANOTHER)
     journal.store(ANOTHER, miss, {"t"}, '"e"', b"e")

@@ -90,7 +90,7 @@ def test_the_promises_are_shown_as_a_page(transactional_db, client, path, file):
 def test_every_link_of_the_promises_leads_somewhere(transactional_db, client, path):
     """The anchors are GitHub's, so the same links work there."""
     found = Elements(client.get(path).text).found
-    anchors = [attributes["id"] for tag, attributes in found if tag in {"h1", "h2", "h3"}]
+    anchors = [attributes["id"] for tag, attributes in found if tag in {"h1", "h2", "h3", "h4"}]
     links = {attributes["href"] for tag, attributes in found if tag == "a"}
 
     assert len(anchors) == len(set(anchors))
@@ -118,8 +118,8 @@ def test_markdown_is_escaped_and_equal_headings_have_anchors_of_their_own():
 
 
 @pytest.mark.parametrize(("path", "missing"), [("/spec/", "SPEC"), ("/spec/tools/", "SPEC_TOOLS")])
-def test_without_its_specs_the_service_does_not_speak_of_them(home, client, monkeypatch, tmp_path, path, missing):
-    """As in a container, whose image has none."""
+def test_without_its_specs_the_service_has_no_link_to_them(home, client, monkeypatch, tmp_path, path, missing):
+    """The image of the container has none, so `/spec/` returns 404 there."""
     monkeypatch.setattr(page_code, "SPEC", tmp_path / "SPEC.md")
     monkeypatch.setattr(page_code, missing, tmp_path / "missing.md")
 
@@ -256,7 +256,7 @@ def test_a_change_sets_updated_at(on_my_machine, home, change):
     assert Property.objects.get(pk=home.pk).updated_at > before
 
 
-def test_without_a_script_a_change_redirects_to_the_demo_page_and_is_confirmed_once(on_my_machine, home, client, change):
+def test_without_javascript_a_change_redirects_to_the_demo_page_and_is_confirmed_once(on_my_machine, home, client, change):
     response = change(home, headers=BROWSER, price="395000")
 
     assert (response.status_code, response.headers["Location"]) == (302, "/")
@@ -289,7 +289,7 @@ def test_an_invalid_price_is_refused_with_400_and_invalidates_nothing(on_my_mach
 
 
 @pytest.mark.parametrize(("value", "wrong"), WRONG)
-def test_without_a_script_the_demo_page_shows_the_error_beside_the_invalid_price(on_my_machine, home, change, value, wrong):
+def test_without_javascript_the_demo_page_shows_the_error_beside_the_invalid_price(on_my_machine, home, change, value, wrong):
     response = change(home, headers=BROWSER, **value)
     [field] = [attributes for _, attributes in Elements(response.text).found if attributes.get("name") == "price"]
 
@@ -429,7 +429,7 @@ def test_each_row_links_its_detail(twenty_properties, read, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_page_links_the_other_variants_the_demo_page_docs_and_admin(home, read, variant):
+def test_a_page_links_to_the_other_variants_and_to_the_demo_page_docs_and_admin(home, read, variant):
     """A filter is kept, so the same rows can be compared."""
     listed = links_of(read(f"{variant}?city=Springfield", headers=BROWSER))
     assert {*(f"{url}?city=Springfield" for url in VARIANTS.values()), "/", "/api/docs/", "/admin/"} <= set(listed)

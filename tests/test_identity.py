@@ -152,7 +152,7 @@ def test_a_copy_of_the_database_at_the_same_address_causes_a_miss(home, warm, re
         assert (response.came_from, response.rows[0]["price"]) == ("fwd=miss; stored", "1.00")
 
 
-def test_another_id_in_the_database_changes_all_keys(home, warm, read, connect):
+def test_a_new_id_in_the_database_changes_all_keys(home, warm, read, connect):
     """An operator can change the id after a restore that cannot be detected."""
     warm()
     connection.close()
@@ -381,7 +381,7 @@ def test_a_database_without_an_identity_is_read_without_the_cache(home, warm, re
         assert database_has_an_identity(None, databases=["default"]) == []
 
 
-def test_a_database_that_was_never_migrated_is_not_reported(replaced):
+def test_a_database_that_was_never_migrated_passes_the_check_of_its_identity(replaced):
     """`migrate` runs the checks before it creates the table."""
     with replaced("DROP TABLE freshness_database", "DROP TABLE django_migrations"):
         assert database_has_an_identity(None, databases=["default"]) == []

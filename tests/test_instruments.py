@@ -126,20 +126,6 @@ def test_counting_changes_nothing(home, read, queries, redis_commands):
     assert connection.force_debug_cursor is False
 
 
-def test_a_failed_spec_of_the_cache_shows_its_newest_responses(twenty_properties, read, request):
-    """An assertion about a hit says little without the Cache-Status of the responses before it."""
-
-    def fail():
-        assert [read("cached").came_from for _ in range(2)] == ["hit", "hit"]
-
-    call = pytest.CallInfo.from_call(fail, when="call")
-    report = request.node.ihook.pytest_runtest_makereport(item=request.node, call=call)
-
-    first, second = report.longreprtext.split("happened: ")[1].split("to do:")[0].strip().split("\n")
-    assert first.endswith("/: 200, Cache-Status: housing; fwd=miss; stored>")
-    assert second.endswith("/: 200, Cache-Status: housing; hit>")
-
-
 def test_statements_that_differ_only_in_values_have_the_same_shape():
     """An N+1 sends one shape with another value for each row."""
     assert shape_of("SELECT a FROM t WHERE b = 'it''s' AND c IN (1, 2.5, %s)  LIMIT 20") == shape_of("SELECT a FROM t WHERE b = 'x' AND c IN (%s)\nLIMIT 1")

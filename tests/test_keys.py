@@ -151,8 +151,8 @@ def test_an_ignored_setting_does_not_change_the_fingerprint(settings, monkeypatc
                 assert in_a_new_process() == before, name
 
 
-def test_a_project_can_ignore_settings_of_its_own(settings, in_a_new_process):
-    """The address of a server, for example, may differ between processes."""
+def test_a_setting_that_a_project_ignores_changes_no_key(settings, in_a_new_process):
+    """The address of a server may differ between processes, which would then share no entries. FRESHNESS_IGNORED_SETTINGS lists such settings."""
     assert {"DATABASE_URL", "REDIS_URL"} == {*settings.FRESHNESS_IGNORED_SETTINGS}
     before = in_a_new_process()
     settings.REDIS_URL = "redis://another/0"
@@ -260,8 +260,8 @@ def test_another_version_of_the_interpreter_changes_the_fingerprint(monkeypatch,
     assert in_a_new_process() != before
 
 
-def test_a_process_hashes_its_code_when_it_starts(monkeypatch):
-    """A deployment that overwrites the files may change them before the first request."""
+def test_the_code_in_the_fingerprint_is_hashed_when_a_process_starts(monkeypatch):
+    """A deployment may overwrite the files before the first request, and the hash would not be that of the code that runs."""
     call = [sys.executable, "-c", "import django; django.setup(); from housing.freshness import fingerprint as f; print(f._hash_of_code.cache_info().currsize)"]
 
     assert subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"

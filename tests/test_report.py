@@ -152,7 +152,7 @@ def test_missing_results_are_listed_with_the_command_that_makes_them(tmp_path):
         assert f"There is no reports/{name}.json yet. Run {made_by}" in page
 
 
-def test_a_second_run_writes_the_same_files_and_no_others(folder):
+def test_a_second_report_of_the_same_results_writes_the_same_files_and_no_others(folder):
     """The report depends on the results only."""
     first = {file.name: file.read_text() for file in report.write(folder)}
     second = {file.name: file.read_text() for file in report.write(folder)}

@@ -320,7 +320,7 @@ def limited_user(request, new_redis, as_the_cache):
 
 
 @pytest.mark.only("real")
-def test_a_user_with_only_the_listed_permissions_can_run_every_verb(limited_user):
+def test_a_user_with_only_the_listed_permissions_can_run_every_command_of_the_journal(limited_user):
     """The user may pass no key but the cache's, not even an empty one. (Real only: embedded servers have no users.)"""
     journal.begin()
     miss = journal.lookup(PAGE)

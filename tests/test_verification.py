@@ -1,7 +1,7 @@
 """The bound: a response is at most FRESHNESS_MAX_STALENESS old after a write that the journal does not know, because another program made it or Redis was
 unreachable. The read itself enforces this: without a recent verification there is no hit.
 
-T1, T2, … are processes, V is a watchman, X is another program. Their steps are in order, separated by dots.
+T1, T2, … are processes. Below each table are the steps that its specs take, as they were recorded.
 """
 
 import logging
@@ -20,6 +20,7 @@ from housing.freshness.journal import Hit, Unreachable, Unverified, journal
 from housing.freshness.watchman import Watchman
 from housing.models import Property
 from tests.fixtures.processes import Killed, die
+from tests.fixtures.trace import another_program
 
 PAGE = cache.make_key("page")
 BOUND = 1.0
@@ -52,6 +53,7 @@ def from_outside(home):
         ):
             driver.connection.execute(sql, params)
         driver.close()
+        another_program("UPDATE housing_property SET price", "INSERT INTO freshness_outbox (its trigger)", "COMMIT")
 
     return from_outside
 
@@ -59,7 +61,7 @@ def from_outside(home):
 @pytest.fixture
 def waiting_rows():
     """`waiting_rows()`: the rows of the outbox."""
-    return lambda: outbox.read(connection)
+    return lambda: [*connection.connection.execute("SELECT id, tags FROM freshness_outbox").fetchall()]
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def during_the_select(elsewhere):
 
 @embedded
 def test_a_response_is_at_most_the_bound_old_even_if_every_watchman_is_dead(price, clock, from_outside):
-    """T1 stores · X COMMITs · within the bound T2 may get the old price · after it T2 reads from the database. (Embedded only: the spec sets Redis's clock.)"""
+    """Within the bound a reader may get the old price. After it there is no hit. (Embedded only: the spec sets Redis's clock.)"""
     price()
     from_outside(1)
     clock.seconds += BOUND
@@ -94,7 +96,7 @@ def test_a_response_is_at_most_the_bound_old_even_if_every_watchman_is_dead(pric
 
 @embedded
 def test_a_write_by_another_program_is_in_the_reads_after_the_next_verification(price, clock, from_outside, verify, waiting_rows):
-    """T1 stores · X COMMITs · V closes X's tags, and deletes the row · T1 reads, stores, hits. (Embedded only: the spec sets Redis's clock.)"""
+    """The verification closes the tags of the row that a trigger left. (Embedded only: the spec sets Redis's clock.)"""
     price()
     from_outside(1)
     verify()
@@ -162,9 +164,7 @@ def test_the_verification_of_one_database_allows_no_hit_of_another(transactional
 
 @embedded
 def test_a_write_after_the_select_of_a_verification_is_not_counted_as_verified(price, clock, from_outside, during_the_select, verify):
-    """T1 stores · V takes its instant, SELECTs · X COMMITs · more than the bound passes · V records its instant · T1 reads from the database. The
-    instant from before the SELECT is recorded, not the time at the end. (Embedded only: the spec sets Redis's clock.)
-    """
+    """The verification records its instant from before the SELECT, not the time at its end. (Embedded only: the spec sets Redis's clock.)"""
 
     def write_and_wait():
         from_outside(1)
@@ -177,7 +177,7 @@ def test_a_write_after_the_select_of_a_verification_is_not_counted_as_verified(p
 
 
 def test_the_row_of_a_write_that_was_committed_after_the_select_is_kept(price, from_outside, during_the_select, verify, waiting_rows):
-    """X COMMITs · V SELECTs · X COMMITs again · V deletes only what it has seen · the next verification closes the rest."""
+    """A verification deletes only the rows that it has seen. The next one closes the rest."""
     price()
     from_outside(2)
     with during_the_select(lambda: from_outside(1)):
@@ -189,7 +189,7 @@ def test_the_row_of_a_write_that_was_committed_after_the_select_is_kept(price, f
 
 
 def test_a_watchman_that_dies_before_it_closes_deletes_nothing(price, from_outside, verify, waiting_rows, monkeypatch):
-    """X COMMITs · V1 SELECTs, dies · V2 closes X's tags. If rows were deleted first, nobody would ever close their tags."""
+    """If rows were deleted first, nobody would ever close their tags."""
 
     def die(*_):
         raise Unreachable("V1 is killed")
@@ -205,7 +205,7 @@ def test_a_watchman_that_dies_before_it_closes_deletes_nothing(price, from_outsi
 
 
 def test_rows_that_were_closed_and_not_deleted_are_closed_again(price, from_outside, verify, waiting_rows, monkeypatch):
-    """X COMMITs · V1 closes X's tags, dies · V2 closes them again, and deletes the row. Closing twice may only over-invalidate."""
+    """The watchman may die in between. Closing twice may only over-invalidate."""
     price()
     from_outside(1)
     with monkeypatch.context() as patched:
@@ -220,9 +220,7 @@ def test_rows_that_were_closed_and_not_deleted_are_closed_again(price, from_outs
 
 @embedded
 def test_a_verification_of_a_lost_journal_counts_for_nothing(price, clock, from_outside, during_the_select, verify):
-    """V takes its instant, SELECTs · the journal is lost, and the clock steps back · T1 stores · X COMMITs · V may not record its instant, which is in the
-    future, and would allow hits until then. (Embedded only: the spec sets Redis's clock.)
-    """
+    """Its instant may be in the future of the new journal's clock, and would allow hits until then. (Embedded only: the spec sets Redis's clock.)"""
 
     def lose_the_journal():
         get_redis_connection("default").delete(cache.make_key("journal"))
@@ -319,7 +317,7 @@ def test_a_warm_read_costs_no_query_and_one_round_trip(twenty_properties, warm, 
 
 
 def test_a_write_without_redis_is_in_the_reads_after_the_next_verification(home, warm, price, redis_unreachable, verify, caplog):
-    """T1 stores · Redis is unreachable, T2 COMMITs with a row in the outbox · Redis is back, V closes T2's tags · T1 reads the new price."""
+    """The writer leaves its tags in the outbox, as part of its transaction."""
     warm()
 
     with redis_unreachable():
@@ -348,9 +346,7 @@ def test_a_write_without_redis_leaves_other_pages_warm(home, warm, read, redis_u
 
 @embedded
 def test_a_write_without_redis_is_not_lost_if_its_writer_is_killed_after_its_commit(home, price, clock, reprice, around_commit, redis_unreachable, verify):
-    """T1 stores · T2 cannot reach Redis, COMMITs, is killed · V closes T2's tags. The row is part of T2's transaction. (Embedded only: the spec sets
-    Redis's clock.)
-    """
+    """The row is part of the transaction. (Embedded only: the spec sets Redis's clock.)"""
     price()
     with redis_unreachable(), pytest.raises(Killed), around_commit(after=die):
         reprice(1)
@@ -360,9 +356,7 @@ def test_a_write_without_redis_is_not_lost_if_its_writer_is_killed_after_its_com
 
 @embedded
 def test_a_write_without_redis_is_within_the_bound_for_readers_who_can_reach_it(price, clock, reprice, redis_unreachable):
-    """T1 stores · T2 cannot reach Redis, COMMITs · T1, who can, may get the old price within the bound, and not after it. (Embedded only: the spec sets
-    Redis's clock.)
-    """
+    """Only the writer was cut off. (Embedded only: the spec sets Redis's clock.)"""
     price()
     with redis_unreachable():
         reprice(1)

@@ -123,7 +123,7 @@ def test_warming_shows_its_progress_in_a_terminal(twenty_properties, warm_cache,
     assert "4/4" in terminal.getvalue()
 
 
-def test_quiet_warming_is_quiet(twenty_properties, warm_cache, capsys):
+def test_quiet_warming_prints_nothing(twenty_properties, warm_cache, capsys):
     """A cron job should send mail only about errors."""
     assert warm_cache(verbosity=0) == ""
     assert capsys.readouterr() == ("", "")

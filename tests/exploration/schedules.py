@@ -33,6 +33,7 @@ from housing.freshness import entries
 from housing.freshness.journal import Journal
 from tests.exploration.linearizability import Operation, violation
 from tests.fixtures.processes import Killed
+from tests.fixtures.trace import CURRENT
 
 TIMEOUT = 60
 """Seconds after which an actor counts as stuck if it neither reaches its next step nor waits for a lock."""
@@ -177,6 +178,8 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.patches = ExitStack()
+        for trace in CURRENT:
+            trace.scheduled = trace.scheduled or []
         for target, name, replacement in (
             (Journal, "_run", self._script(Journal._run)),
             (BaseDatabaseWrapper, "_commit", self._commit(BaseDatabaseWrapper._commit)),
@@ -245,6 +248,8 @@ class Stage:
                 actor.dead = True
                 actor.go.release()
         if schedule:
+            for trace in CURRENT:
+                trace.scheduled = trace.scheduled or list(self.lines)
             for instant, value in enumerate(self.afterwards(), len(self.lines)):
                 self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
         return schedule

@@ -78,7 +78,7 @@ KEYS = (
         "freshness/fingerprint.py",
         " | {*conf.IGNORED_SETTINGS}",
         "",
-        "test_keys.py::test_a_project_can_ignore_settings_of_its_own",
+        "test_keys.py::test_a_setting_that_a_project_ignores_changes_no_key",
     ),
     Sabotage(
         "a set has a different text in each process",
@@ -113,7 +113,7 @@ KEYS = (
         "freshness/apps.py",
         "fingerprint.code_in_force()",
         "",
-        "test_keys.py::test_a_process_hashes_its_code_when_it_starts",
+        "test_keys.py::test_the_code_in_the_fingerprint_is_hashed_when_a_process_starts",
     ),
     Sabotage(
         "a changed setting does not change the fingerprint",
@@ -148,7 +148,7 @@ KEYS = (
         "freshness/sqlite3/base.py",
         '"SELECT id, ',
         '"SELECT 1, ',
-        "test_identity.py::test_another_id_in_the_database_changes_all_keys",
+        "test_identity.py::test_a_new_id_in_the_database_changes_all_keys",
     ),
     Sabotage(
         "identity: a file that is restored in place counts as unchanged",
@@ -218,6 +218,6 @@ KEYS = (
         "freshness/checks.py",
         "if MigrationRecorder(connection).has_table():",
         "if True:",
-        "test_identity.py::test_a_database_that_was_never_migrated_is_not_reported",
+        "test_identity.py::test_a_database_that_was_never_migrated_passes_the_check_of_its_identity",
     ),
 )
