@@ -71,6 +71,7 @@ DOCUMENTS = (
             "writes",
             "commit",
             "contract",
+            "schema",
             "cost",
             "latency",
             "scale",
