@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md")
+COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock")
 """The parts of the tree that the specs below need."""
 
 TIMEOUT = 120
@@ -2330,7 +2330,19 @@ SCHEMA = (
     ),
 )
 
-SABOTAGES = (*JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME, *SCHEMA)
+# `make run`
+
+RUN = (
+    Sabotage(
+        "`make run` needs a package that it does not install",
+        "run.py",
+        "import django\n",
+        "import django, packaging\n",
+        "test_setup.py::test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_the_cache",
+    ),
+)
+
+SABOTAGES = (*JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME, *SCHEMA, *RUN)
 
 
 # Running them
