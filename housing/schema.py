@@ -12,7 +12,7 @@ from rest_framework.generics import ListAPIView
 from rest_framework.serializers import CharField, ListField
 from rest_framework.settings import api_settings
 
-from housing.filters import MAX_ID, NEWEST_FIRST, PAGE_SIZE, PropertyFilter
+from housing.filters import MAX_ID, NEWEST_FIRST, PAGE_SIZE, Query
 from housing.freshness import CachedView
 
 DEFAULTS = {"ordering": NEWEST_FIRST, "page_size": PAGE_SIZE}
@@ -20,7 +20,7 @@ DEFAULTS = {"ordering": NEWEST_FIRST, "page_size": PAGE_SIZE}
 ERROR = inline_serializer("Error", {"detail": CharField()})
 PARAMETER_ERRORS = inline_serializer(
     "ParameterErrors",
-    {name: ListField(child=CharField(), required=False) for name in (*PropertyFilter.base_filters, api_settings.NON_FIELD_ERRORS_KEY)},
+    {name: ListField(child=CharField(), required=False) for name in (*Query.form_class.base_fields, api_settings.NON_FIELD_ERRORS_KEY)},
 )
 
 NO_NUL = "^[^\\u0000]*$"
@@ -65,7 +65,7 @@ class Schema(AutoSchema):
 
     def _parameters(self) -> list[OpenApiParameter]:
         if self._is_list:
-            parameters = [parameter(name, filter_.field) for name, filter_ in PropertyFilter.base_filters.items()]
+            parameters = [parameter(name, field) for name, field in Query.form_class.base_fields.items()]
         else:
             id_ = {"type": "integer", "minimum": 1, "maximum": MAX_ID}
             parameters = [OpenApiParameter("id", id_, OpenApiParameter.PATH, description="Id of the property.")]
