@@ -97,7 +97,7 @@ class PropertyFilter(django_filters.FilterSet):
     )
     min_bedrooms = Integer("bedrooms", "gte", label="Minimum bedrooms", help_text="Lowest number of bedrooms.", min_value=0, max_value=32767)
     search = django_filters.CharFilter(label="Search", help_text="Part of the title or description.", method="in_title_or_description", max_length=200)
-    ordering = django_filters.ChoiceFilter(label="Order", help_text="Order of the rows.", method="read_by_the_query", choices=ORDERINGS)
+    ordering = django_filters.ChoiceFilter(label="Order", help_text="Order of the rows; `-` means descending.", method="read_by_the_query", choices=ORDERINGS)
     page_size = Integer(label="Page size", help_text="Rows per page.", method="read_by_the_query", min_value=1, max_value=MAX_PAGE_SIZE)
     cursor = django_filters.CharFilter(label="Cursor", help_text="Opaque position from a `next` or `previous` link.", method="read_by_the_query")
 
@@ -279,4 +279,6 @@ class KeysetPagination(BasePagination):
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
         """Describe the page for `/api/schema/`."""
         link = {"type": "string", "nullable": True, "example": "?cursor=…"}
-        return {"type": "object", "required": ["next", "previous", "results"], "properties": {"next": link, "previous": link, "results": schema}}
+        following = link | {"description": "The parameters of the next page, beginning with `?`. Null on the last page."}
+        preceding = link | {"description": "The parameters of the previous page, beginning with `?`. Null on the first page."}
+        return {"type": "object", "required": ["next", "previous", "results"], "properties": {"next": following, "previous": preceding, "results": schema}}

@@ -138,7 +138,11 @@ REST_FRAMEWORK: dict[str, object] = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Housing",
-    "DESCRIPTION": "Property listings in three variants with the same bytes: naive (61 SQL queries), optimized (1), and cached (1, then 0, and never stale).",
+    "DESCRIPTION": (
+        "Property listings in three variants with the same bytes: naive (61 SQL queries), optimized (1), and cached (1, then 0, and never stale).\n\n"
+        "An empty query parameter counts as absent, an unknown one is ignored, and a repeated one is refused with 400. "
+        "To read all pages, send the parameters of `next` until it is null. Prices and other decimal numbers are strings."
+    ),
     "VERSION": "1.0.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",

@@ -75,6 +75,7 @@ DOCUMENTS = (
             "commit",
             "contract",
             "cursors",
+            "schema",
             "cost",
             "latency",
             "scale",

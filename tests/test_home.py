@@ -1,9 +1,8 @@
-"""The demo page, the browsable API and the OpenAPI schema. The demo page shows the cost of each list, and the responses that a change invalidates."""
+"""The demo page and the browsable API. The demo page shows the cost of each list, and the responses that a change invalidates."""
 
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -452,90 +451,6 @@ def test_a_browser_finds_a_favicon_on_every_page(home, client, read):
 
     assert (response.status_code, response.headers["Location"]) == (302, "/static/housing/favicon.svg")
     assert b"<svg" in b"".join(client.get(response.headers["Location"]).streaming_content)
-
-
-# The OpenAPI schema
-
-
-@pytest.fixture
-def paths(client):
-    """The operations of the schema, by path."""
-    return client.get("/api/schema/", headers={"Accept": "application/vnd.oai.openapi+json"}).json()["paths"]
-
-
-def outside(schema):
-    """A value for each bound of a parameter that is just outside of it."""
-    match schema:
-        case {"minimum": least, "maximum": most}:
-            return [least - 1, most + 1, "x"]
-        case {"enum": values}:
-            return ["".join(values)]
-        case {"maxLength": length}:
-            return ["x" * (length + 1)]
-    return ["x"]
-
-
-def inside(schema):
-    """The bounds of a parameter, which are valid."""
-    match schema:
-        case {"minimum": least, "maximum": most}:
-            return [least, most]
-        case {"enum": values}:
-            return values
-        case {"maxLength": length}:
-            return ["x" * length]
-    return []
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_schema_has_the_type_and_bounds_that_each_parameter_is_validated_with(transactional_db, paths, read, variant):
-    """A generated client refuses a value exactly when the service does."""
-    parameters = {parameter["name"]: parameter for parameter in paths[VARIANTS[variant]]["get"]["parameters"]}
-    assert set(parameters) == set(Query.filters.filters)
-
-    for name, parameter in parameters.items():
-        schema = parameter["schema"]
-        assert schema["type"] in ("integer", "number", "string"), name
-        assert parameter["description"].endswith("."), name
-        for value in inside(schema):
-            assert read(f"{variant}?{urlencode({name: value})}").status == 200, (name, value)
-        for value in outside(schema):
-            assert list(read(f"{variant}?{urlencode({name: value})}").json) == [name], (name, value)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_schema_has_every_status_code_with_its_body(home, paths, read, client, variant):
-    cached = ["304"] if variant == "cached" else []
-    listed, detailed = paths[VARIANTS[variant]]["get"]["responses"], paths[f"{VARIANTS[variant]}{{id}}/"]["get"]["responses"]
-
-    assert sorted(listed) == sorted(["200", *cached, "400", "405", "406", "503"])
-    assert sorted(detailed) == sorted(["200", *cached, "404", "405", "406", "503"])
-    for status, response in [*listed.items(), *detailed.items()]:
-        assert ("content" in response) == (status != "304")
-        assert status == "200" or response["description"]
-
-    assert list(read(f"{variant}/{home.pk + 10**6}").json) == ["detail"]
-    assert list(client.post(VARIANTS[variant]).json()) == ["detail"]
-    assert list(read(variant, headers={"Accept": "text/csv"}).json) == ["detail"]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_schema_has_the_headers_of_a_response(home, paths, read, variant):
-    described = paths[VARIANTS[variant]]["get"]["responses"]["200"]["headers"]
-
-    assert set(described) == {name for name in ("Server-Timing", "Cache-Status", "ETag") if name in read(variant).headers}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_an_unavailable_database_is_answered_with_503_and_retry_after(home, read, variant):
-    def refuse(execute, sql, *rest):
-        raise OperationalError("the database is shutting down")
-
-    with connection.execute_wrapper(refuse):
-        response = read(variant)
-
-    assert (response.status, response.json) == (503, {"detail": "The database is unavailable. Try again later."})
-    assert int(response.headers["Retry-After"]) > 0
 
 
 # The Debug Toolbar

@@ -29,18 +29,19 @@ from tests.sabotages.example import EXAMPLE
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.reads import FILLS, READS
+from tests.sabotages.schema import RUN, SCHEMA
 from tests.sabotages.servers import SERVERS
 from tests.sabotages.statements import STATEMENTS
 from tests.sabotages.verification import DEPLOYS, VERIFICATION
 from tests.sabotages.views import VIEWS
 
-COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md")
+COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock")
 """The parts of the tree that the specs need."""
 
 TIMEOUT = 120
 """Seconds after which a spec counts as hung."""
 
-SABOTAGES = (*JOURNAL, *SERVERS, *DEPENDENCIES, *COMMIT, *STATEMENTS, *READS, *FILLS, *EXAMPLE, *KEYS, *VIEWS, *VERIFICATION, *DEPLOYS)
+SABOTAGES = (*JOURNAL, *SERVERS, *DEPENDENCIES, *COMMIT, *STATEMENTS, *READS, *FILLS, *EXAMPLE, *KEYS, *VIEWS, *VERIFICATION, *DEPLOYS, *SCHEMA, *RUN)
 """The rows of all tables."""
 
 
