@@ -7,6 +7,8 @@
   localStorage.setItem("djdt.show", localStorage.getItem(choice) ?? api);
 
   document.addEventListener("DOMContentLoaded", () => {
+    // The admin's container is as high as the screen, so a longer page would continue under the toolbar.
+    document.getElementById("container")?.style.setProperty("height", "auto");
     const toolbar = document.getElementById("djDebugRoot").shadowRoot.getElementById("djDebugToolbar");
     for (const box of toolbar.querySelectorAll("input")) box.ariaLabel = `${box.parentElement.id.replace("djdt-", "")}: ${box.title}`;
     new ResizeObserver(() => {
