@@ -101,9 +101,9 @@ def test_the_page_of_the_promises_loads_its_own_styles_alone(transactional_db, c
     """It is the same without a network, and no style or script is written into it."""
     found = Elements(client.get("/spec/").text).found
 
-    assert [attributes["href"] for tag, attributes in found if tag == "link"] == ["data:,", "/static/housing/spec.css"]
+    assert [attributes["href"] for tag, attributes in found if tag == "link"] == [f"/static/housing/{file}" for file in ("favicon.svg", "page.css", "spec.css")]
     assert not [tag for tag, attributes in found if tag in {"style", "script", "img"} or "style" in attributes]
-    styles = (STATIC / "spec.css").read_text()
+    styles = (STATIC / "page.css").read_text() + (STATIC / "spec.css").read_text()
     assert "prefers-color-scheme: dark" in styles
     assert not re.search(r"//\w|url\(|@import", styles)
 
@@ -158,8 +158,8 @@ def test_the_demo_page_loads_only_files_of_this_service(on_my_machine, home, cli
     loaded = [attributes["src"] for _, attributes in Elements(page).found if "src" in attributes]
     loaded += [attributes["href"] for tag, attributes in Elements(page).found if tag == "link"]
 
-    assert sorted(loaded) == ["/static/housing/favicon.svg", "/static/housing/home.css", "/static/housing/home.js"]
-    for file in ("home.css", "home.js"):
+    assert sorted(loaded) == [f"/static/housing/{file}" for file in ("favicon.svg", "home.css", "home.js", "page.css")]
+    for file in ("home.css", "home.js", "page.css"):
         assert not re.search(r"//\w|url\(|@import|\bimport\b", (STATIC / file).read_text())
 
 
@@ -402,6 +402,15 @@ def test_each_filter_of_the_form_has_a_label(home, read, variant):
     labels = dict(re.findall(r'<label for="id_(\w+)">([^<]+):</label>', page))
     assert labels == {name: filter_.label for name, filter_ in Query.filters.filters.items()}
     assert "[invalid name]" not in page
+
+
+def test_the_form_on_a_later_page_starts_another_order_at_its_first_page(twenty_properties, read):
+    """A cursor belongs to one order, so with another one it would be refused."""
+    second = read(f"cached{read('cached?page_size=5').json['next']}", headers=BROWSER)
+    fields = {attributes["name"]: attributes.get("value") for tag, attributes in Elements(second.body.decode()).found if tag == "input"}
+
+    assert fields["page_size"] == "5"
+    assert fields["cursor"] is None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

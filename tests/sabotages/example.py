@@ -115,4 +115,11 @@ EXAMPLE = (
         "@lru_cache(maxsize=0)\ndef select_of(",
         "test_latency.py::test_a_request_makes_no_more_python_calls_than_recorded[a cold page-]",
     ),
+    Sabotage(
+        "the form of a later page sends its cursor with another order",
+        "filters.py",
+        'method="read_by_the_query", widget=EmptyInput',
+        'method="read_by_the_query"',
+        "test_home.py::test_the_form_on_a_later_page_starts_another_order_at_its_first_page",
+    ),
 )
