@@ -112,8 +112,8 @@ def admin(service: Served) -> tuple[str, str]:
 def pages(chromium: Browser, service: Served) -> list[str]:
     """The path of each page: of the routes that send HTML to a browser, and of the admin."""
     [newest, *_] = service.get(VARIANTS["naive"])[1]["results"]
-    routes = [route for route in urlpatterns if isinstance(route, URLPattern)]
-    paths = [reverse(route.name or "", kwargs=dict.fromkeys(route.pattern.converters, newest["id"])) for route in routes]
+    routes = [route for route in urlpatterns if isinstance(route, URLPattern) and route.name]  # the one without a name answers with 404
+    paths = [reverse(str(route.name), kwargs=dict.fromkeys(route.pattern.converters, newest["id"])) for route in routes]
     with chromium.new_context(base_url=service.url) as context:
         responses = [context.request.get(path, headers={"Accept": "text/html"}) for path in paths]
         found = [path for path, response in zip(paths, responses, strict=True) if response.ok and "text/html" in response.headers["content-type"]]

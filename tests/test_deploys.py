@@ -43,6 +43,9 @@ def set_the_price(home, price):
     Property.objects.filter(pk=home.pk).update(price=price)
 
 
+# Writes by the other version
+
+
 def test_a_write_by_the_new_version_is_in_the_next_read_of_the_old_one(home, price, monkeypatch):
     """The old version does not know the new version's tags."""
     price()
@@ -112,6 +115,9 @@ def test_a_write_without_redis_is_in_the_reads_of_the_other_version(home, price,
             set_the_price(home, 1)
     verify()
     assert price() == ("1.00", "fwd=stale; stored")
+
+
+# Versions that come and go
 
 
 @pytest.mark.only("embedded")
