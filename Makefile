@@ -146,7 +146,7 @@ clean: ## remove what make and pytest created; db.sqlite3 and .env stay
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # .venv has a copy of each lock that it was filled from, so a lock is installed again only when it has changed.
-# What `make run` needs is a part of everything else: `make test` adds the rest, and `make run` takes what is there.
+# The packages of `make run` are among those of `make test`, which adds the others.
 .PHONY: install
 install:
 	@$(call filled,$(LOCK)) || { $(call fill,$(LOCK),$(call filled,$(RUN_LOCK)) && [ ! -e .venv/$(LOCK) ]) && cp $(LOCK) $(RUN_LOCK) .venv/; }

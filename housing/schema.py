@@ -57,7 +57,7 @@ class Schema(AutoSchema):
             header("Server-Timing", SERVER_TIMING, ALL),
             header("Vary", "The request headers on which the response depends.", [200, 304]),
             header("Allow", "The methods that are allowed.", [405]),
-            header("Retry-After", "After so many seconds the client may try again.", [503], int),
+            header("Retry-After", "The number of seconds after which the client may try again.", [503], int),
         ]
         if self._is_cached:
             headers += [header(name, text, [200, 304]) for name, text in (("Cache-Status", CACHE_STATUS), ("Cache-Control", CACHE_CONTROL), ("ETag", ETAG))]

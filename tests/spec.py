@@ -383,7 +383,10 @@ class Chapter:
         for group in self.groups:
             parts += [f"### {group.title}" if group.title else "", "\n".join(table_of(group.promises, notes))]
             for promise in filter(lambda promise: promise.steps, group.promises):
-                parts += [f"{'####' if group.title else '###'} {promise.sentence}", "\n".join(["```text", *itertools.chain(*map(folded, promise.steps)), "```"])]
+                parts += [
+                    f"{'####' if group.title else '###'} {promise.sentence}",
+                    "\n".join(["```text", *itertools.chain(*map(folded, promise.steps)), "```"]),
+                ]
         return "\n\n".join(filter(None, parts))
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI schema at `/api/schema/`, and a client that is generated from it. The schema says what the service validates and returns, and nothing else."""
+"""The OpenAPI schema at `/api/schema/`, and a client that is generated from it. The schema describes exactly what the service validates and returns."""
 
 import json
 import sys
@@ -53,7 +53,7 @@ def described(operation, place):
     return {parameter["name"]: parameter for parameter in operation["parameters"] if parameter["in"] == place}
 
 
-# What it says
+# Its content
 
 
 def test_the_schema_is_generated_without_a_warning(transactional_db, capsys):

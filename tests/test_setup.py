@@ -203,7 +203,8 @@ from importlib.machinery import PathFinder
 class Installed(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in {missing} else super().find_spec(name, path, target)
+        if name.partition(".")[0] not in {missing}:
+            return super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Installed
 """
@@ -375,7 +376,7 @@ command pip 'for lock; do :; done; cat fails 2>/dev/null && exit 1; sed -n "s/==
 command python 'echo run >> actions'
 command pytest 'echo test >> actions'
 """
-"""It creates an environment whose commands only note what they are told to do. A real one would need the network."""
+"""It creates an environment whose commands only write down their arguments. A real one would need the network."""
 
 
 @dataclass(frozen=True)
@@ -392,7 +393,7 @@ class Clone:
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
     def actions(self, *targets: str) -> list[str]:
-        """What happens when these targets are made one after the other."""
+        """The actions of these targets, made one after the other."""
         noted = self.folder / "actions"
         noted.unlink(missing_ok=True)
         assert [self.make(target).code for target in targets] == [0] * len(targets)

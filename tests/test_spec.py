@@ -232,7 +232,7 @@ def imported_by(path):
 
 
 def test_no_spec_imports_conftest_or_another_chapter():
-    """What several chapters share has a file of its own in `tests/fixtures/`, so a reader knows where to look."""
+    """Code that several chapters share has a file of its own in `tests/fixtures/`, so a reader knows where to look."""
     wrong = {
         f"{path.relative_to(ROOT)} imports {name}"
         for path in (ROOT / "tests").rglob("*.py")

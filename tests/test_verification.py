@@ -164,7 +164,7 @@ def test_the_verification_of_one_database_allows_no_hit_of_another(transactional
 
 @embedded
 def test_a_write_after_the_select_of_a_verification_is_not_counted_as_verified(price, clock, from_outside, during_the_select, verify):
-    """The verification records its instant from before the SELECT, not the time at its end. (Embedded only: the spec sets Redis's clock.)"""
+    """The verification records its instant from before the SELECT, and not that of its end. (Embedded only: the spec sets Redis's clock.)"""
 
     def write_and_wait():
         from_outside(1)
@@ -463,7 +463,7 @@ def test_the_first_read_starts_one_thread_and_waits_for_its_first_verification(n
 def test_a_watchman_ends_with_its_process_and_closes_its_connection(new_watchman):
     new_watchman.watch("default")
     [thread] = threads()
-    assert thread.daemon  # a process that is told to end does not wait for it
+    assert thread.daemon  # a process that ends does not wait for it
     new_watchman.stop()
     assert threads() == []
 

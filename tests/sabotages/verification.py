@@ -142,7 +142,7 @@ DEPLOYS = (
     Sabotage(
         "a write adds no tag for other versions",
         "freshness/journal.lua",
-        "if other == version then known = true else tags[#tags + 1] = '|others:' .. other end",
+        "if other == version then known = true else tags[#tags + 1] = '|others:' .. other end",  # plain-words: code
         "if other == version then known = true end",
         "test_deploys.py::test_a_write_by_the_new_version_is_in_the_next_read_of_the_old_one",
     ),
