@@ -4,6 +4,7 @@ unreachable. The read itself enforces this: without a recent verification there 
 T1, T2, … are processes. Below each table are the steps that its specs take, as they were recorded.
 """
 
+import json
 import logging
 import threading
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from housing.freshness.connection import NotLeased, ours
 from housing.freshness.journal import Hit, Unreachable, Unverified, journal
 from housing.freshness.watchman import Watchman
 from housing.models import Property
-from tests.fixtures.processes import Killed, die
+from tests.fixtures.processes import Killed, die, python
 from tests.fixtures.trace import another_program
 
 PAGE = cache.make_key("page")
@@ -507,3 +508,48 @@ def test_a_forked_process_has_a_watchman_of_its_own(transactional_db):
     parent.thread = threading.Thread()
     parent.forget()
     assert (parent.watched, parent.thread) == (set(), None)
+
+
+FORKING = """
+import json, os, sys, threading
+from wsgiref.util import setup_testing_defaults
+import housing.settings
+housing.settings.FRESHNESS_MAX_STALENESS = 60.0
+from housing.wsgi import application
+
+def read():
+    environ = {"PATH_INFO": "/api/properties/cached/"}
+    setup_testing_defaults(environ)
+    response = application(environ, lambda *_: None)
+    response.close()
+    return response.headers["Cache-Status"]
+
+def watchmen():
+    return sum(thread.name == "freshness-watchman" for thread in threading.enumerate())
+
+def report(who):
+    os.write(1, (json.dumps([who, watchmen(), [read(), read()], watchmen()]) + "\\n").encode())
+
+report("the parent")
+child = os.fork()
+report("the parent again" if child else "the child")
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+"""A server that reads a page before it forks. A line: who, its watchmen, the Cache-Status of two reads, and its watchmen after them."""
+
+
+@embedded
+def test_a_server_has_one_watchman_in_each_of_its_processes_and_ends_with_them(twenty_properties):
+    """A thread does not survive a fork, and nobody may wait for one at the end. (Embedded only: nothing here depends on the servers.)"""
+    name = f"sqlite:///{connection.settings_dict['NAME']}"
+    server = python("-c", FORKING, DATABASE_URL=name, REDIS_URL="fakeredis://", DJANGO_SECRET_KEY="any", DJANGO_ALLOWED_HOSTS="127.0.0.1")
+
+    assert (server.code, server.stderr.count("Traceback")) == (0, 0), server.stderr
+    seen = {who: rest for who, *rest in map(json.loads, server.stdout.splitlines())}
+    assert {who: (before, after) for who, (before, _, after) in seen.items()} == {"the parent": (0, 1), "the parent again": (1, 1), "the child": (0, 1)}
+
+
+NOT_PROMISED = {
+    "Two caches on one database see each other's writes": "The outbox belongs to one journal. Services that share a database must share a Redis, too.",
+}
