@@ -15,7 +15,7 @@ from django.core.cache import cache
 from django_redis import get_redis_connection
 
 from conftest import OwnRedis
-from housing.freshness.journal import REFUSED_FOR, SCRIPT, Miss, Refused, Unreachable, journal
+from housing.freshness.journal import SCRIPT, Miss, Refused, Unreachable, journal
 from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
 
 PAGE = cache.make_key("page")
@@ -59,19 +59,20 @@ class Stub(socketserver.ThreadingTCPServer):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """The clock by which a refusal lasts; `clock.seconds += 1` sets it forward."""
+def clock(monkeypatch, settings):
+    """The clock by which a refusal lasts, which is a second; `clock.seconds += 1` sets it forward."""
 
     class Clock:
         seconds = 0.0
 
     clock = Clock()
-    monkeypatch.setattr("housing.freshness.journal.monotonic", lambda: clock.seconds)
+    settings.FRESHNESS_RETRY = 1.0
+    monkeypatch.setattr("housing.freshness.breaker.monotonic", lambda: clock.seconds)
     return clock
 
 
 @pytest.fixture
-def stub(settings, clock):
+def stub(settings):
     """A stub as the service's cache."""
     settings.FRESHNESS_RUN_ID = None
     with Stub() as stub:
@@ -206,7 +207,7 @@ def test_a_replica_that_is_promoted_is_used_without_restarting_the_service(stub,
     with pytest.raises(Refused):
         journal.lookup(PAGE)
     stub.info = info()
-    clock.seconds += REFUSED_FOR - 0.001
+    clock.seconds += 0.999
     with pytest.raises(Refused):
         journal.lookup(PAGE)
     assert stub.commands == ["INFO"]
@@ -383,7 +384,7 @@ def test_a_real_replica_is_refused_until_it_is_promoted(image, new_redis, as_the
         assert read("cached").came_from == "fwd=bypass; detail=unreachable"
 
         admin.replicaof("NO", "ONE")
-        clock.seconds += REFUSED_FOR
+        clock.seconds += 1
         journal.begin()
         assert [read("cached").came_from for _ in range(2)] == ["fwd=miss; stored", "hit"]
 

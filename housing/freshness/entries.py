@@ -71,7 +71,8 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
             key = key_in(database)
             found, waited = _look_up(key, etags, deadline)
         except (Unidentified, Unreachable) as why:
-            logger.warning("Served from the database: %s", why)
+            if not (isinstance(why, Unreachable) and why.is_repeated):  # the breaker logs when it opens and closes
+                logger.warning("Served from the database: %s", why)
             return _without_cache(read, etags, "unreachable" if isinstance(why, Unreachable) else "unverified")
         if isinstance(found, Hit):
             return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
