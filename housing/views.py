@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache, wraps
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
-from django.http import HttpRequest, JsonResponse
+from django.db import connection
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
-from django.views.decorators.cache import never_cache
 from django_filters.rest_framework import DjangoFilterBackend
 from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
 
 from housing import queries
 from housing.filters import KEPT, KeysetPagination, PropertyFilter, Query
-from housing.freshness import CONTROL, CachedView, Read, Refused, Select, Unreachable, inspect_server, ours
+from housing.freshness import CONTROL, CachedView, Read, Select, ours
 from housing.models import Property
+from housing.outages import bounds_its_reads
 from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
-
-logger = logging.getLogger(__name__)
-
-RETRY_AFTER = 5
-"""Seconds after which a client may try again while the database is unavailable."""
 
 COLUMNS, DETAIL = Columns(PropertySerializer()), PropertyDetailSerializer()
 ROWS = queries.properties().values_list(*COLUMNS.paths)
@@ -61,19 +55,14 @@ class CountedView(GenericAPIView[Property]):
         @wraps(view)
         def counted(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             counter, started = QueryCounter(), time.perf_counter()
-            response: HttpResponseBase
-            try:
-                with connection.execute_wrapper(counter):
-                    response = view(request, *args, **kwargs)
-            except (InterfaceError, OperationalError):
-                logger.exception("The database is unavailable.")
-                response = JsonResponse({"detail": "The database is unavailable. Try again later."}, status=503, headers={"Retry-After": str(RETRY_AFTER)})
+            with connection.execute_wrapper(counter):
+                response: HttpResponseBase = view(request, *args, **kwargs)
             total = time.perf_counter() - started
             queries_ = f"{counter.statements} {'query' if counter.statements == 1 else 'queries'}"
             response.headers["Server-Timing"] = f'sql;desc="{queries_}";dur={counter.seconds * 1000:.2f}, total;dur={total * 1000:.2f}'
             return response
 
-        return counted
+        return bounds_its_reads(counted) if issubclass(cls, CachedView) else counted
 
 
 class PropertyListView(CountedView, ListAPIView[Property]):
@@ -141,21 +130,3 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
                 return rendered(DETAIL.to_representation(home))
 
         return "detail", str(self.kwargs["id"]), read
-
-
-@never_cache
-def health(request: HttpRequest) -> JsonResponse:
-    """Return 200 while the database is reachable and 503 while it is not, with the state of the database and of Redis."""
-    state = {"database": "ok", "cache": "ok"}
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except DatabaseError as away:
-        state["database"] = f"unreachable: {away}"
-    try:
-        inspect_server()
-    except Refused as refused:
-        state["cache"] = f"refused: {refused}"
-    except Unreachable as away:
-        state["cache"] = f"unreachable: {away}"
-    return JsonResponse(state, status=200 if state["database"] == "ok" else 503)

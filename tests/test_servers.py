@@ -37,7 +37,7 @@ class Stub(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), self.RequestHandlerClass)
         self.info, self.commands, self.sockets = {}, [], []
         self.replies = {"HELLO": b"%1\r\n+proto\r\n:3\r\n", "CLIENT": b"-ERR unknown command\r\n", "SCRIPT": b"+the sha\r\n"}
-        self.script_replies = {"forbidden": b"*0\r\n", "lookup": b"*3\r\n+miss\r\n+1\r\n+1\r\n"}
+        self.script_replies = {"forbidden": b"*0\r\n", "lookup": b"*3\r\n+miss\r\n+1\r\n+1\r\n", "probe": b"$-1\r\n", "verified": b"$1\r\n0\r\n"}
 
     @property
     def address(self):
@@ -161,11 +161,13 @@ def test_check_deploy_refuses_a_server_that_cannot_keep_the_promise(stub, refuse
 
 @pytest.mark.django_db
 def test_the_health_endpoint_says_why_a_server_is_refused(client, stub, refused):
-    """Its status is 200, because every read still gets a response."""
+    """Its status is 200, because every read still gets a response. It is for everybody, so it shows no address."""
     response = client.get("/health/")
 
     assert response.status_code == 200
-    assert response.json() == {"database": "ok", "cache": f"refused: {' '.join(refused)}"}
+    assert response.json()["status"] == "degraded"
+    assert response.json()["cache"] == f"refused: {refused[0].partition('cannot keep the promise: ')[2].rstrip('.')}"
+    assert stub.address not in response.text
 
 
 @pytest.mark.django_db

@@ -35,6 +35,15 @@ logger = logging.getLogger(__name__)
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
 
+REPLIES: dict[type[refusals.RedisError], str] = {
+    refusals.OutOfMemoryError: "it is full",
+    refusals.AuthenticationError: "it does not accept the user or the password",
+    refusals.BusyLoadingError: "it is loading its data",
+    refusals.ResponseError: "it takes no writes",
+}
+"""What an error that the server replied means. The most general is last."""
+
+
 class Refused(Unreachable):
     """Redis is reachable but cannot keep the promise, so it is not used. `reason` says which server and why, `remedy` what to do."""
 
@@ -150,6 +159,14 @@ class Journal:
         age = self._run("verified", database)
         return None if age is None else int(age) / 1_000_000
 
+    def not_known_to_be_stale(self, entry: str, seconds: float) -> tuple[tuple[str, bytes], float] | None:
+        """The ETag and the body under this key, and the seconds since they were certainly current, if those are fewer than `seconds`.
+
+        None if there is no entry, or if a write of its tags is closed or leased since it was read.
+        """
+        found = self._run("not_known_to_be_stale", round(seconds * 1_000_000), entry=entry)
+        return ((found[0].decode(), found[1]), int(found[2]) / 1_000_000) if found else None
+
     def begin(self) -> None:
         """Begin a new journal without the lease on everything, with which a missing one is created.
 
@@ -179,6 +196,17 @@ class Journal:
             raise self._failed(client, error) from error
         self.breaker.close()
         return info
+
+    def state(self) -> str:
+        """Whether the server does what the journal needs, writes included: "ok", or why not, in words that show neither its address nor its users."""
+        try:
+            self.inspect_server()
+            self._run("probe")
+        except Refused as refused:
+            return f"refused: {refused.why.reason.partition(' (')[0].rstrip('.')}"
+        except Unreachable as error:
+            return next((f"refused: {why}" for kind, why in REPLIES.items() if isinstance(error.__cause__, kind)), "unreachable")
+        return "ok"
 
     def forget_server(self) -> None:
         """Ask the server what it is at the next call. A forked process does so, too."""

@@ -36,6 +36,12 @@ SETTINGS: dict[str, Setting] = {
     "RETRY": Setting(1.0, "seconds", "How long Redis is not used after it failed, until one request tries it again; 0 tries it at every request."),
     # Longer than the slowest page. If the reader that fills the entry dies, the others wait this long.
     "WAIT_TIMEOUT": Setting(0.5, "seconds", "How long a reader waits for another reader's fill."),
+    # Half of the four threads that gunicorn.conf.py sets. A cold page takes milliseconds of the processor, so more at once would not make it quicker.
+    "COLD_READS": Setting(2, "reads", "How many reads of a process may use the database at once. Beyond it a read is refused with 503 if they take long."),
+    # A restart or a failover of the database takes less.
+    "STALE_IF_ERROR": Setting(
+        60.0, "seconds", "How old an entry may be that is served while the database cannot be reached, since its last verification; 0 serves none."
+    ),
     # 1 is optimal if costs vary little; a larger factor is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
     # Prevention", VLDB 2015.
     "BETA": Setting(1.0, "factor", "How early an entry is refilled before its TTL ends."),
