@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
+import os
 import secrets
 import threading
 import time
@@ -257,6 +259,14 @@ def ask(client: Client, target: str = "cached", headers: dict[str, str] | None =
     return response
 
 
+def ask_elsewhere(target: str = "cached", **parameters: Any) -> Response:
+    """Send one GET from a thread of its own, and close the thread's connections."""
+    try:
+        return ask(Client(), target, **parameters)
+    finally:
+        connections.close_all()
+
+
 @pytest.fixture
 def read_the_list(read: Callable[..., Response]) -> Callable[..., list[Any]]:
     """GET a page, of the cached variant by default, and return its rows."""
@@ -498,6 +508,23 @@ def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractC
         with monkeypatch.context() as patched:
             patched.setattr(redis.connection.AbstractConnection, "connect_check_health", refuse)
             get_redis_connection("default").connection_pool.disconnect()
+            yield
+
+    return unreachable
+
+
+@pytest.fixture
+def database_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager[None]]:
+    """`with database_unreachable():` close the connection, and let new ones fail with this text."""
+
+    @contextmanager
+    def unreachable(why: str = os.strerror(errno.ECONNREFUSED)) -> Iterator[None]:
+        def refuse(self: Any, *_: Any) -> None:
+            raise self.Database.OperationalError(f"connection failed: {why}")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(ours()), "get_new_connection", refuse)
+            connection.close()
             yield
 
     return unreachable

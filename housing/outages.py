@@ -56,7 +56,6 @@ class Outages:
             try:
                 vars(request)["_began_to_read"] = cold_reads.enter()
             except Busy as busy:
-                logger.warning("503 for %s: %s", request.path, busy)
                 return unavailable(request, str(busy), busy.wait)
         return None
 
@@ -73,5 +72,8 @@ def unavailable(request: HttpRequest, why: str, retry_after: int) -> HttpRespons
     kinds = [JSON, HTML] if request.path.startswith("/api/") else [HTML, JSON]
     headers = {"Retry-After": str(retry_after), "Cache-Control": "no-store", "Vary": "Accept"}
     if request.get_preferred_type(kinds) == HTML:
-        return HttpResponse(render_to_string("housing/unavailable.html", {"why": why}), status=503, headers=headers)
-    return JsonResponse({"detail": why}, status=503, headers=headers)
+        response = HttpResponse(render_to_string("housing/unavailable.html", {"why": why}), status=503, headers=headers)
+    else:
+        response = JsonResponse({"detail": why}, status=503, headers=headers)
+    response._has_been_logged = True  # type: ignore[attr-defined]  # otherwise Django logs each as an error, and mails it to ADMINS
+    return response

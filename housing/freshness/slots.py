@@ -6,6 +6,7 @@ database is slow. Then it is refused with 503, so that the other threads stay fr
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from rest_framework import status
 from rest_framework.exceptions import APIException
 
 from .settings import conf
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER = 1
 """Seconds after which a client may try again. A read that is stuck ends with the timeout of its statement."""
@@ -56,6 +59,7 @@ class ColdReads:
         """Begin a read, which has to `leave` with the returned instant. Raises Busy."""
         with self._turn:
             if not self._turn.wait_for(lambda: len(self._begun) < conf.COLD_READS, timeout=self._patience()):
+                logger.warning("Refused with 503: %d reads of this process are using the database, and the oldest takes long.", len(self._begun))
                 raise Busy
             self._begun.append(begun := monotonic())
         return begun
