@@ -7,6 +7,7 @@ T1, T2, … are requests. V is a watchman.
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import redis
@@ -17,9 +18,10 @@ from django.test import Client
 from django.urls import get_resolver, reverse
 from django_redis import get_redis_connection
 
-from conftest import ask, ask_elsewhere, clear_the_cache
+from conftest import VARIANTS, ask, ask_elsewhere, clear_the_cache
 from housing.freshness.breaker import Unreachable
-from housing.freshness.journal import journal
+from housing.freshness.journal import Miss, journal
+from tests.test_servers import Stub
 from tests.test_setup import python
 
 embedded = pytest.mark.only("embedded")
@@ -101,6 +103,63 @@ def test_only_the_first_read_waits_for_a_redis_that_never_replies(twenty_propert
     for _ in range(100):
         assert read("cached").came_from == BYPASS
     assert silent.attempts() == 0
+
+
+@pytest.fixture
+def stub(settings):
+    """A server whose replies a spec sets, as the service's cache."""
+    with Stub() as stub:
+        thread = threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.001})
+        thread.start()
+        yield stub
+        get_redis_connection("default").connection_pool.disconnect()
+        stub.shutdown()
+        thread.join()
+
+
+def test_only_one_read_waits_for_a_redis_that_stops_replying(twenty_properties, read, clock, stub, redis_at, monkeypatch):
+    """Its connections stay open, so only a timeout shows it."""
+    redis_at(stub.address)
+    assert isinstance(journal.lookup("housing:any"), Miss)
+    stub.commands.clear()
+    monkeypatch.setattr(stub, "reply", lambda *command: stub.commands.append(command) or b"")
+
+    for _ in range(100):
+        assert read("cached").came_from == BYPASS
+    assert len(stub.commands) == 1
+
+
+@pytest.mark.only("real")
+def test_a_real_redis_whose_process_is_stopped_costs_one_read_a_moment(own_redis, home, warm, read, clock, caplog):
+    """The engine pauses its container, as SIGSTOP does: the kernel still accepts connections, and nobody replies. (Real only: embedded servers have no
+    process.)
+    """
+    server = own_redis()
+    get_redis_connection("default").connection_pool.connection_kwargs["socket_timeout"] = 0.05
+    get_redis_connection("default").connection_pool.reset()
+    journal._line.pool = None
+    warm()
+    with paused(server):
+        assert {read("cached").came_from for _ in range(100)} == {BYPASS}
+        clock.seconds += 1
+        assert {read("cached").came_from for _ in range(100)} == {BYPASS}
+    clock.seconds += 1
+    assert read("cached").came_from == "hit"
+    assert len([line for line in caplog.messages if line.startswith("Served from the database")]) == 2, "one for each read that waited"
+
+
+@contextmanager
+def paused(server):
+    """Pause the container that listens at this server's port."""
+    import docker
+
+    port = server.url.rpartition(":")[2].partition("/")[0]
+    [container] = [each for each in docker.from_env().containers.list() if f"'{port}'" in str(each.ports)]
+    container.pause()
+    try:
+        yield
+    finally:
+        container.unpause()
 
 
 def test_the_first_read_loses_at_most_a_quarter_of_a_second():
@@ -319,6 +378,20 @@ def test_a_hit_needs_no_database(warm, read, home, database_unreachable):
     with database_unreachable():
         response = read("cached")
     assert (response.came_from, response.body, "Age" in response.headers) == ("hit", body, False)
+
+
+@pytest.mark.only("real")
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_database_that_accepts_and_never_replies_is_given_up(home, read, silent, monkeypatch, variant, caplog):
+    """`connect_timeout` ends the wait, with libpq's least, two seconds. (Real only: SQLite is a file.)"""
+    host, port = silent.address.split(":")
+    for name, value in (("HOST", host), ("PORT", port)):
+        monkeypatch.setitem(connection.settings_dict, name, value)
+    connection.close()
+    assert read(variant).status == 503
+    assert silent.attempts() == 1
+    assert "timeout expired" in caplog.text
 
 
 # stale-if-error

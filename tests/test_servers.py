@@ -14,7 +14,7 @@ from django.core import checks
 from django.core.cache import cache
 from django_redis import get_redis_connection
 
-from conftest import OwnRedis
+from conftest import OwnRedis, begin_journal
 from housing.freshness.journal import SCRIPT, Miss, Refused, Unreachable, journal
 from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
 
@@ -342,7 +342,7 @@ def test_a_user_with_only_the_listed_permissions_can_run_every_verb(limited_user
 @pytest.mark.only("real")
 def test_a_user_who_lacks_any_of_the_listed_permissions_is_refused_with_its_name(twenty_properties, read, limited_user):
     """Reads are served from the database until the permission is back. (Real only: embedded servers have no users.)"""
-    journal.begin()
+    begin_journal()
     body = read("cached").body
     for command in COMMANDS:
         assert check_results("E005") == []
@@ -387,7 +387,7 @@ def test_a_real_replica_is_refused_until_it_is_promoted(image, new_redis, as_the
 
         admin.replicaof("NO", "ONE")
         clock.seconds += 1
-        journal.begin()
+        begin_journal()
         assert [read("cached").came_from for _ in range(2)] == ["fwd=miss; stored", "hit"]
 
 

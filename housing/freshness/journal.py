@@ -39,7 +39,7 @@ REPLIES: dict[type[refusals.RedisError], str] = {
     refusals.OutOfMemoryError: "it is full",
     refusals.AuthenticationError: "it does not accept the user or the password",
     refusals.BusyLoadingError: "it is loading its data",
-    refusals.ResponseError: "it takes no writes",
+    refusals.ResponseError: "it refuses the script of the journal, or writes",
 }
 """What an error that the server replied means. The most general is last."""
 
