@@ -17,7 +17,6 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from housing.freshness import state_of_the_cache
-from housing.freshness.settings import conf
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +72,7 @@ def live(request: HttpRequest) -> JsonResponse:
 def ready(request: HttpRequest) -> JsonResponse:
     """Return 200 while the database replies, and otherwise 503. The status is "degraded" if responses come from the database instead of the cache."""
     state: dict[str, Any] = {"database": database.state()} | state_of_the_cache()
-    lag = state["lag"]
-    is_whole = state["cache"] == "ok" and state["breaker"] == "closed" and lag is not None and lag <= conf.MAX_STALENESS
-    status = "unavailable" if state["database"] != "ok" else "ok" if is_whole else "degraded"
+    status = "unavailable" if state["database"] != "ok" else "ok" if state["hits"] else "degraded"
     response = JsonResponse({"status": status} | state, status=503 if status == "unavailable" else 200)
     response._has_been_logged = True  # type: ignore[attr-defined]  # otherwise Django logs each check as an error, and mails it to ADMINS
     return response

@@ -75,7 +75,7 @@ def test_a_process_is_ready_while_reads_are_cached(ready):
     """`lag` is the seconds since the last verification, which bound the age of every response."""
     status, state = ready()
     lag = state.pop("lag")
-    assert (status, state) == (200, {"status": "ok", "database": "ok", "cache": "ok", "breaker": "closed", "watchman": "off"})
+    assert (status, state) == (200, {"status": "ok", "database": "ok", "cache": "ok", "breaker": "closed", "watchman": "off", "hits": True})
     assert 0 <= lag < 60
 
 
@@ -84,7 +84,8 @@ def test_a_process_is_degraded_and_ready_without_redis(ready, settings, redis_un
     settings.FRESHNESS_RETRY = 3600.0
     with redis_unreachable():
         status, state = ready()
-    assert (status, state) == (200, {"status": "degraded", "database": "ok", "cache": "unreachable", "breaker": "open", "watchman": "off", "lag": None})
+    without = {"database": "ok", "cache": "unreachable", "breaker": "open", "watchman": "off", "lag": None, "hits": False}
+    assert (status, state) == (200, {"status": "degraded"} | without)
     assert ready()[1]["status"] == "ok"
 
 
@@ -134,10 +135,19 @@ def test_a_check_waits_only_briefly_for_a_database_that_hangs(ready, monkeypatch
     assert ready()[0] == 200
 
 
-def test_a_check_opens_no_connection_that_stays(ready):
+def test_a_check_leaves_no_connection_open(ready, monkeypatch):
     """It would count against the limit of the server."""
+    connect, opened = type(ours()).get_new_connection, []
+
+    def note(self, *arguments):
+        opened.append(connect(self, *arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(type(ours()), "get_new_connection", note)
     ready()
-    assert [thread for thread in threading.enumerate() if thread.name == "health"] == []
+    [driver] = opened
+    with pytest.raises(ours().Database.Error, match="closed"):
+        driver.execute("SELECT 1")
 
 
 @pytest.mark.parametrize(("failing", "state"), [({}, "running"), ({"default": (0.0, 0.0)}, "failing")])

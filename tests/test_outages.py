@@ -21,7 +21,7 @@ from django_redis import get_redis_connection
 from conftest import VARIANTS, ask, ask_elsewhere, clear_the_cache
 from housing.freshness.breaker import Unreachable
 from housing.freshness.journal import Miss, journal
-from tests.test_servers import Stub
+from tests.test_servers import Stub, info
 from tests.test_setup import python
 
 embedded = pytest.mark.only("embedded")
@@ -107,8 +107,10 @@ def test_only_the_first_read_waits_for_a_redis_that_never_replies(twenty_propert
 
 @pytest.fixture
 def stub(settings):
-    """A server whose replies a spec sets, as the service's cache."""
+    """A server whose replies a spec sets."""
+    settings.FRESHNESS_RUN_ID = None
     with Stub() as stub:
+        stub.info = info()
         thread = threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.001})
         thread.start()
         yield stub
@@ -386,10 +388,11 @@ def test_a_hit_needs_no_database(warm, read, home, database_unreachable):
 def test_a_database_that_accepts_and_never_replies_is_given_up(home, read, silent, monkeypatch, variant, caplog):
     """`connect_timeout` ends the wait, with libpq's least, two seconds. (Real only: SQLite is a file.)"""
     host, port = silent.address.split(":")
-    for name, value in (("HOST", host), ("PORT", port)):
-        monkeypatch.setitem(connection.settings_dict, name, value)
-    connection.close()
-    assert read(variant).status == 503
+    with monkeypatch.context() as patched:
+        for name, value in (("HOST", host), ("PORT", port)):
+            patched.setitem(connection.settings_dict, name, value)
+        connection.close()
+        assert read(variant).status == 503
     assert silent.attempts() == 1
     assert "timeout expired" in caplog.text
 

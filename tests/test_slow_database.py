@@ -80,14 +80,13 @@ def test_an_entry_that_is_refused_keeps_no_other_reader_waiting(stuck, read, wai
 
 def test_a_read_beyond_the_bound_waits_for_its_turn_while_the_database_is_quick(slots, home, warm, monkeypatch, settings):
     """T1 SELECTs · T2 waits · T1 responds · T2 SELECTs, responds. A burst of cold pages gets no errors."""
-    settings.FRESHNESS_COLD_READS = 1
+    settings.FRESHNESS_COLD_READS, settings.FRESHNESS_WAIT_TIMEOUT = 1, 30.0
     waits, threads = threading.Event(), ThreadPoolExecutor(1)
     patience = cold_reads._patience
 
     def note_the_wait():
         if cold_reads._begun:
             waits.set()
-            return 30
         return patience()
 
     monkeypatch.setattr(cold_reads, "_patience", note_the_wait)
@@ -108,11 +107,12 @@ def test_no_read_waits_after_a_slow_one_until_one_is_quick_again(slots, twenty_p
     """Otherwise every thread would wait again each time that a stuck read ends with its timeout."""
     first = cold_reads.enter()
     slots.seconds += 1
+    second = cold_reads.enter()
     cold_reads.leave(first)
     assert cold_reads._patience() == 0
     assert read("optimized").status == 200
-    cold_reads.enter()
     assert cold_reads._patience() > 0
+    cold_reads.leave(second)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

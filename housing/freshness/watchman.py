@@ -136,12 +136,14 @@ watchman = Watchman()
 def state_of_the_cache(alias: str = DEFAULT_DB_ALIAS) -> dict[str, Any]:
     """How the cache is, for a health check, without a query: the server, the breaker, the watchman, and `lag`, the seconds since the last verification.
 
-    Hits are given while `lag` is at most FRESHNESS_MAX_STALENESS. It is None if nothing was verified.
+    `hits` is whether hits are given and entries stored. `lag` is None if nothing was verified.
     """
     cache, lag = journal.state(), None
     with suppress(Unreachable):
         lag = journal.verified(known_identity(alias) or "")
-    return {"cache": cache, "breaker": "open" if journal.breaker.opened else "closed", "watchman": watchman.state(alias), "lag": lag}
+    breaker = "open" if journal.breaker.opened else "closed"
+    hits = (cache, breaker) == ("ok", "closed") and lag is not None and lag <= conf.MAX_STALENESS
+    return {"cache": cache, "breaker": breaker, "watchman": watchman.state(alias), "lag": lag, "hits": hits}
 
 
 atexit.register(watchman.stop)
