@@ -16,7 +16,10 @@ from housing.freshness import CachedView
 DEFAULTS = {"ordering": NEWEST_FIRST, "page_size": PAGE_SIZE}
 DETAIL = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
 ERRORS_OF_PARAMETERS = {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}
-CACHE_STATUS = "Where the response came from (RFC 9211), such as `housing; hit`, `housing; fwd=miss; stored` or `housing; fwd=stale; stored`."
+CACHE_STATUS = (
+    "Where the response came from (RFC 9211), such as `housing; hit`, `housing; fwd=miss; stored` or `housing; fwd=stale; stored`. "
+    "`housing; hit; detail=stale-if-error` comes with `Age` while the database cannot be reached."
+)
 SERVER_TIMING = "The number of SQL statements, and the milliseconds of SQL and of the whole request."
 
 
@@ -52,7 +55,7 @@ class Schema(AutoSchema):
             responses[404] = OpenApiResponse(DETAIL, description="There is no property with this id.")
         responses[405] = OpenApiResponse(DETAIL, description="Any method other than GET, HEAD and OPTIONS.")
         responses[406] = OpenApiResponse(DETAIL, description="The `Accept` header allows neither JSON nor HTML.")
-        responses[503] = OpenApiResponse(DETAIL, description="The database is unavailable. `Retry-After` has the seconds to wait.")
+        responses[503] = OpenApiResponse(DETAIL, description="The database is unavailable or busy. `Retry-After` has the seconds to wait.")
         return responses
 
 

@@ -2422,7 +2422,7 @@ OUTAGES = (
         "freshness/breaker.py",
         "        else:\n            self.close()\n",
         "        else:\n            pass\n",
-        "test_outages.py::test_redis_is_used_again_after_one_successful_read",
+        "test_outages.py::test_the_breaker_is_logged_once_when_it_opens_and_once_when_it_closes",
     ),
     Sabotage(
         "breaker: it logs every failed probe",

@@ -240,3 +240,9 @@ def test_a_full_redis_still_gives_hits(own_redis, home, warm, read):
     assert read("cached", city="Springfield").came_from == "fwd=bypass; detail=unreachable"
     assert Client().get(READY).json()["status"] == "degraded"
     assert cold_reads._begun == []
+
+
+NOT_PROMISED = {
+    "A health check responds while every thread of the server is in use": "Reads of the database leave threads free. Clients that send a byte a second do not: "
+    "a proxy in front of the service buffers their requests.",
+}
