@@ -35,8 +35,8 @@ INTERNAL_IPS = ["127.0.0.1", "::1", *(gateways() if DEBUG else [])]
 
 # The engines
 
-COMMANDS = ("manage.py", "django-admin", "run.py", "-c")
-"""The names under which Python runs a management command, or `prepare` of housing/run.py."""
+COMMANDS = ("manage.py", "django-admin", "django/__main__.py", "housing/run.py", "-c")
+"""How the path of a program ends that runs management commands, or `prepare` of housing/run.py."""
 
 REQUEST_TIMEOUTS = " ".join(
     f"-c {name}={milliseconds}"
@@ -51,7 +51,7 @@ REQUEST_TIMEOUTS = " ".join(
 
 def serves_requests(argv: list[str]) -> bool:
     """Whether this process is a server, and no command. Whatever is unknown counts as a server."""
-    return Path(argv[0]).name not in COMMANDS or "runserver" in argv[1:2]
+    return not argv[0].endswith(COMMANDS) or "runserver" in argv[1:2]
 
 
 DATABASE_URL = env.str("DATABASE_URL", default="") or f"sqlite:///{quote(str(ROOT / 'db.sqlite3'))}"

@@ -21,6 +21,7 @@ from django_redis import get_redis_connection
 from conftest import VARIANTS, ask, ask_elsewhere, clear_the_cache
 from housing.freshness.breaker import Unreachable
 from housing.freshness.journal import Miss, journal
+from housing.freshness.slots import Busy, cold_reads
 from tests.test_servers import Stub, info
 from tests.test_setup import python
 
@@ -484,6 +485,29 @@ def test_no_old_entry_is_served_if_only_a_statement_fails(unverified, read):
 
     with connection.execute_wrapper(time_out):
         assert read("cached").status == 503
+
+
+@embedded
+def test_a_read_beyond_the_bound_gets_the_entry_too_if_the_last_read_found_no_database(unverified, read, database_unreachable, monkeypatch):
+    """T1 waits for a connection · T2 and T3, too · T4 need not wait in turn. After a read that succeeds, T5 gets 503 again. (Embedded only: the spec sets
+    Redis's clock.)
+    """
+    with monkeypatch.context() as patched:
+        patched.setattr(cold_reads, "enter", busy)
+        assert read("cached").status == 503
+    with database_unreachable():
+        assert read("cached").came_from == "hit; detail=stale-if-error"
+        with monkeypatch.context() as patched:
+            patched.setattr(cold_reads, "enter", busy)
+            response = read("cached")
+            assert (response.came_from, response.headers["Age"]) == ("hit; detail=stale-if-error", "2")
+    assert read("cached").status == 200
+    monkeypatch.setattr(cold_reads, "enter", busy)
+    assert read("cached").status == 503
+
+
+def busy():
+    raise Busy
 
 
 @embedded

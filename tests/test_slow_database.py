@@ -154,7 +154,10 @@ def test_a_server_has_a_timeout_for_everything_that_it_may_wait_for(argv):
     assert found["keepalives_idle"] + found["keepalives_interval"] * found["keepalives_count"] <= 60
 
 
-@pytest.mark.parametrize("argv", [["manage.py", "migrate"], ["./manage.py", "import_listings", "runserver"], ["-c"], ["/srv/housing/run.py"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["manage.py", "migrate"], ["./manage.py", "import_listings", "runserver"], ["/venv/django/__main__.py", "migrate"], ["-c"], ["/srv/housing/run.py"]],
+)
 def test_a_command_has_no_timeout_for_its_statements(argv):
     """A migration of a large table, an import and `warm_cache` may take minutes. A connection attempt does not."""
     found = options(argv)

@@ -23,7 +23,7 @@ from .dependencies import Recorder, recorded
 from .identity import Unidentified
 from .journal import Filling, Hit, Miss, Unverified, journal
 from .settings import conf
-from .slots import cold_reads
+from .slots import Busy, cold_reads
 from .watchman import watchman
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ ATTEMPTS = 3
 
 PAUSES = (0.002, 0.004, 0.008, 0.016, 0.032)
 """Seconds that a waiting reader pauses between two looks; the last pause is repeated."""
+
+unreachable: set[str] = set()
+"""The aliases of the databases that the last read of this process could not reach."""
 
 draws = random.Random()
 """Draws that decide which reader refills an entry before it expires."""
@@ -85,13 +88,16 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
             return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
         try:
             if isinstance(found, Unverified):
-                return _without_cache(read, etags, NOT_VERIFIED)
-            if filled := _fill(found, key, database, etags, read, connection, may_repeat=attempts < ATTEMPTS):
-                return filled
-        except (InterfaceError, OperationalError) as error:
+                response: CachedResponse | None = _without_cache(read, etags, NOT_VERIFIED)
+            else:
+                response = _fill(found, key, database, etags, read, connection, may_repeat=attempts < ATTEMPTS)
+        except (Busy, InterfaceError, OperationalError) as error:
             if old := _stale_if_error(key, etags, connection, error):
                 return old
             raise
+        unreachable.discard(connection.alias)
+        if response:
+            return response
 
 
 def _why_not_cached(why: Unidentified | Unreachable) -> str:
@@ -176,16 +182,24 @@ def _without_cache(read: Read, etags: Collection[str], why: str) -> CachedRespon
     return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail={why}")
 
 
+def _is_unreachable(connection: ConnectionMixin, error: Exception) -> bool:
+    """Whether nobody replies at the database's address. A read that was not even tried, because others are waiting, knows it from the one before."""
+    if not isinstance(error, Busy):
+        with cold_reads.slot():
+            if connection.is_unreachable(error):
+                unreachable.add(connection.alias)
+            else:
+                unreachable.discard(connection.alias)
+    return connection.alias in unreachable
+
+
 def _stale_if_error(key: str, etags: Collection[str], connection: ConnectionMixin, error: Exception) -> CachedResponse | None:
     """The entry, if the database cannot be reached and no write is known since the entry was read. None if it may not be served.
 
     A write that the journal knows was confirmed to its writer, who must not read an older value later. So only an unverified entry is served.
     """
-    if not conf.STALE_IF_ERROR:
+    if not conf.STALE_IF_ERROR or not _is_unreachable(connection, error):
         return None
-    with cold_reads.slot():
-        if not connection.is_unreachable(error):
-            return None
     try:
         old = journal.not_known_to_be_stale(key, conf.STALE_IF_ERROR)
     except Unreachable:
