@@ -14,7 +14,7 @@ import pytest
 from django.db import connection
 from django.test import Client
 
-from conftest import ROOT, VARIANTS, ask, ask_elsewhere
+from conftest import ROOT, VARIANTS, ask, ask_elsewhere, clear_the_cache
 from housing.freshness.settings import SETTINGS
 from housing.freshness.slots import cold_reads
 from housing.models import Property
@@ -179,10 +179,11 @@ def connected_with(monkeypatch):
     """`connected_with(options)`: connect again with these options of PostgreSQL."""
 
     def connected_with(text):
-        monkeypatch.setitem(connection.settings_dict["OPTIONS"], "options", text)
+        patched.setitem(connection.settings_dict["OPTIONS"], "options", text)
         connection.close()
 
-    yield connected_with
+    with monkeypatch.context() as patched:
+        yield connected_with
     connection.close()
 
 
@@ -233,22 +234,30 @@ def test_a_transaction_that_is_left_open_is_ended_by_postgresql(home, connected_
 @pytest.mark.only("real")
 @pytest.mark.slow
 def test_warm_pages_stay_quick_while_sixteen_cold_readers_wait_for_a_lock(twenty_properties, warm, read, settings):
-    """Two of them wait, and the others get 503. (Real only: a reader of SQLite waits for nobody.)"""
+    """Two of them wait, and the others get 503. Each round compares the 99th percentile of hits with that of the same moment, and the quietest round counts,
+    because other programs use this machine. (Real only: a reader of SQLite waits for nobody.)
+    """
     settings.FRESHNESS_COLD_READS = 2
     warm()
-    usual = min(p99_of(read) for _ in range(3))
+    assert min(ratio_of_the_p99(read) for _ in range(5)) <= 3
+
+
+def ratio_of_the_p99(read):
+    """The 99th percentile of the seconds of a hit while sixteen cold readers meet a locked table, relative to the usual one."""
+    clear_the_cache()
+    cold_reads.forget()
+    read("cached")
+    usual = p99_of(read)
     with locked() as lock, ThreadPoolExecutor(16) as threads:
         cold = [threads.submit(ask_elsewhere, city="Springfield", page_size=number + 1) for number in range(16)]
         while sum(each.done() for each in cold) < 14:
             assert read("cached").came_from == "hit"
-        locked_p99 = min(p99_of(read) for _ in range(3))
+        while_locked = p99_of(read)
         assert sum(each.done() for each in cold) == 14, "two of them still wait"
         assert {each.result().status for each in cold if each.done()} == {503}
         lock.rollback()
         assert [each.result(30).status for each in cold].count(200) == 2
-    cold_reads.forget()
-
-    assert locked_p99 <= 3 * usual
+    return while_locked / usual
 
 
 def p99_of(read, reads=400):
