@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import threading
@@ -26,6 +27,7 @@ from django_redis import get_redis_connection
 from pytest_django import DjangoDbBlocker
 
 from housing import settings as service
+from housing.freshness import ours
 from housing.freshness.journal import journal
 from housing.models import Property
 from housing.views import select_of
@@ -382,6 +384,23 @@ def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractC
         with monkeypatch.context() as patched:
             patched.setattr(redis.connection.AbstractConnection, "connect_check_health", refuse)
             get_redis_connection("default").connection_pool.disconnect()
+            yield
+
+    return unreachable
+
+
+@pytest.fixture
+def database_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager[None]]:
+    """`with database_unreachable():` close the connection, and let new ones fail with this text."""
+
+    @contextmanager
+    def unreachable(why: str = os.strerror(errno.ECONNREFUSED)) -> Iterator[None]:
+        def refuse(self: Any, *_: Any) -> None:
+            raise self.Database.OperationalError(f"connection failed: {why}")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(ours()), "get_new_connection", refuse)
+            connection.close()
             yield
 
     return unreachable

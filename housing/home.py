@@ -28,6 +28,7 @@ from rest_framework.renderers import BrowsableAPIRenderer
 
 from housing import queries
 from housing.models import Office, Property
+from housing.outages import bounds_its_reads
 
 JSON = "application/json"
 CONTENT_SECURITY_POLICY = (
@@ -166,6 +167,7 @@ def saved(form: ChangeForm) -> int:
     return 204
 
 
+@bounds_its_reads
 def spec(request: HttpRequest, tools: bool = False) -> HttpResponse:
     """SPEC.md, or SPEC-TOOLS.md, as a page. Raises Http404 where the service is without its specs, as in a container."""
     file: Path = SPEC_TOOLS if tools else SPEC
@@ -216,6 +218,7 @@ def _lead_somewhere(inline: Iterable[Token]) -> None:
             token.tag, tag = tag, "a"
 
 
+@bounds_its_reads
 @never_cache
 def favicon(request: HttpRequest) -> HttpResponseRedirect:
     """Redirect browsers that look for the icon of a page without a link to it, such as the admin."""

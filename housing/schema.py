@@ -28,7 +28,10 @@ NO_NUL = "^[^\\u0000]*$"
 
 ALL = [200, 304, 400, 404, 405, 406, 503]
 SERVER_TIMING = "The number of SQL statements, and the milliseconds of SQL and of the whole request."
-CACHE_STATUS = "Where the response came from (RFC 9211), such as `housing; hit`, `housing; fwd=miss; stored` or `housing; fwd=stale; stored`."
+CACHE_STATUS = (
+    "Where the response came from (RFC 9211), such as `housing; hit`, `housing; fwd=miss; stored` or `housing; fwd=stale; stored`. "
+    "`housing; hit; detail=stale-if-error` comes with `Age` while the database cannot be reached."
+)
 CACHE_CONTROL = "`no-cache`: a client may keep the response, and must validate it with its `ETag` before each use."
 ETAG = "Identifies the response. Send it as `If-None-Match` to get 304 while the response has not changed."
 
@@ -86,7 +89,7 @@ class Schema(AutoSchema):
             responses[404] = OpenApiResponse(ERROR, description="There is no property with this id.")
         responses[405] = OpenApiResponse(ERROR, description="Any method other than GET, HEAD and OPTIONS.")
         responses[406] = OpenApiResponse(ERROR, description="The `Accept` header allows neither JSON nor HTML.")
-        responses[503] = OpenApiResponse(ERROR, description="The database is unavailable. `Retry-After` has the seconds to wait.")
+        responses[503] = OpenApiResponse(ERROR, description="The database is unavailable or busy. `Retry-After` has the seconds to wait.")
         return responses
 
 

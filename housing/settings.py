@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,18 +35,44 @@ INTERNAL_IPS = ["127.0.0.1", "::1", *(gateways() if DEBUG else [])]
 
 # The engines
 
+COMMANDS = ("manage.py", "django-admin", "django/__main__.py", "housing/run.py", "-c")
+"""How the path of a program ends that runs management commands, or `prepare` of housing/run.py."""
+
+REQUEST_TIMEOUTS = " ".join(
+    f"-c {name}={milliseconds}"
+    for name, milliseconds in {
+        "lock_timeout": 3_000,  # a row is locked for milliseconds; the error says more than that of the next
+        "statement_timeout": 5_000,  # a page takes milliseconds, and a client does not wait longer than this
+        "idle_in_transaction_session_timeout": 10_000,  # a request that hangs in its transaction must not keep its locks
+    }.items()
+)
+"""For requests only: a migration, an import or `warm_cache` may take minutes."""
+
+
+def serves_requests(argv: list[str]) -> bool:
+    """Whether this process is a server, and no command. Whatever is unknown counts as a server."""
+    return not argv[0].endswith(COMMANDS) or "runserver" in argv[1:2]
+
+
 DATABASE_URL = env.str("DATABASE_URL", default="") or f"sqlite:///{quote(str(ROOT / 'db.sqlite3'))}"
 ENGINES = {"sqlite": "housing.freshness.sqlite3", "postgres": "housing.freshness.postgresql", "postgresql": "housing.freshness.postgresql"}
 scheme = DATABASE_URL.partition(":")[0]
 if scheme not in ENGINES:
     raise ImproperlyConfigured(f"DATABASE_URL has an unsupported engine: '{scheme}'. Use postgres://USER:PASSWORD@HOST:PORT/NAME, or sqlite:///PATH.")
 DATABASES = {"default": env.db_url_config(DATABASE_URL) | {"ENGINE": ENGINES[scheme]}}
+from_url = DATABASES["default"].get("OPTIONS", {})
 if scheme == "sqlite":
     # A transaction waits for SQLite's write lock when it begins, because one that asks for it later may fail instead.
     # WAL lets readers continue during a write. (https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
-    DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
+    # `timeout` is how many seconds a writer waits for another one: an import may take that long.
+    options = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
 else:
     DATABASES["default"] |= {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
+    # Nothing waits for ever: neither for a server that does not reply (libpq's least is 2 s) nor for one that vanished without closing its connections.
+    options = {"connect_timeout": 2, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+    if serves_requests(sys.argv):
+        from_url["options"] = f"{REQUEST_TIMEOUTS} {from_url.get('options', '')}".strip()  # PostgreSQL uses the last value of each
+DATABASES["default"]["OPTIONS"] = options | from_url
 
 REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")
 EMBEDDED = REDIS_URL.startswith("fakeredis://")  # fakeredis://HOST:PORT is a TCP server; fakeredis:// runs in this process
@@ -54,7 +81,8 @@ CACHES = {
         "BACKEND": "django_redis.cache.RedisCache",
         "LOCATION": REDIS_URL.replace("fakeredis://", "redis://", 1),
         "KEY_PREFIX": "housing",
-        "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 1, "CONNECTION_POOL_KWARGS": {}},
+        # A hit takes less than a millisecond. After 0.2 s without a reply it is better to ask the database, and then nobody waits for FRESHNESS_RETRY seconds.
+        "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 0.2, "SOCKET_TIMEOUT": 0.2, "CONNECTION_POOL_KWARGS": {}},
     }
 }
 if REDIS_URL.rstrip("/") == "fakeredis:":
@@ -89,6 +117,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
+    "housing.outages.Outages",  # first, so that nothing delays a health check
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -5,7 +5,7 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from housing import home, views
+from housing import health, home, views
 
 lists = {
     "live/naive": (views.PropertyListView, views.PropertyDetailView),
@@ -24,7 +24,7 @@ urlpatterns = [
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema", template_name="housing/docs.html"), name="docs"),
     re_path("^api/(?:.*/)?$", views.unknown_path),
-    path("health/", views.health, name="health"),
+    *(path(url.removeprefix("/"), check, name="-".join(url.strip("/").split("/"))) for url, check in health.CHECKS.items()),
     path("admin/", admin.site.urls),
 ]
 if settings.DEBUG:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,25 +10,20 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import TooManyFieldsSent
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection
 from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
-from django.views.decorators.cache import never_cache
 from django_filters.rest_framework import DjangoFilterBackend
 from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
 from rest_framework.settings import api_settings
 
 from housing import queries
 from housing.filters import KEPT, KeysetPagination, PropertyFilter, Query
-from housing.freshness import CONTROL, CachedView, Read, Refused, Select, Unreachable, inspect_server, ours
+from housing.freshness import CONTROL, CachedView, Read, Select, ours
 from housing.models import Property
+from housing.outages import bounds_its_reads, without_a_database
 from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
-
-logger = logging.getLogger(__name__)
-
-RETRY_AFTER = 5
-"""Seconds after which a client may try again while the database is unavailable."""
 
 COLUMNS, DETAIL = Columns(PropertySerializer()), PropertyDetailSerializer()
 ROWS = queries.properties().values_list(*COLUMNS.paths)
@@ -71,15 +65,14 @@ class CountedView(GenericAPIView[Property]):
             except TooManyFieldsSent:
                 why = f"There are more than {settings.DATA_UPLOAD_MAX_NUMBER_FIELDS} parameters."
                 response = JsonResponse({api_settings.NON_FIELD_ERRORS_KEY: [why]}, status=400)
-            except (InterfaceError, OperationalError):
-                logger.exception("The database is unavailable.")
-                response = JsonResponse({"detail": "The database is unavailable. Try again later."}, status=503, headers={"Retry-After": str(RETRY_AFTER)})
+            except (InterfaceError, OperationalError) as error:
+                response = without_a_database(request, error)
             total = time.perf_counter() - started
             queries_ = f"{counter.statements} {'query' if counter.statements == 1 else 'queries'}"
             response.headers["Server-Timing"] = f'sql;desc="{queries_}";dur={counter.seconds * 1000:.2f}, total;dur={total * 1000:.2f}'
             return response
 
-        return counted
+        return bounds_its_reads(counted) if issubclass(cls, CachedView) else counted
 
 
 class PropertyListView(CountedView, ListAPIView[Property]):
@@ -152,21 +145,3 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
 def unknown_path(request: HttpRequest) -> JsonResponse:
     """Return 404 for any other path below `/api/`. Django's own response would be HTML for every client."""
     return JsonResponse({"detail": "There is nothing at this path. /api/docs/ has a list of all paths."}, status=404)
-
-
-@never_cache
-def health(request: HttpRequest) -> JsonResponse:
-    """Return 200 while the database is reachable and 503 while it is not, with the state of the database and of Redis."""
-    state = {"database": "ok", "cache": "ok"}
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except DatabaseError as away:
-        state["database"] = f"unreachable: {away}"
-    try:
-        inspect_server()
-    except Refused as refused:
-        state["cache"] = f"refused: {refused}"
-    except Unreachable as away:
-        state["cache"] = f"unreachable: {away}"
-    return JsonResponse(state, status=200 if state["database"] == "ok" else 503)

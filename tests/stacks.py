@@ -84,6 +84,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "only(stack): holds on this stack only; the docstring says why")
     config.option.benchmark_disable = not config.option.benchmark_only
     settings.FRESHNESS_WATCHMAN, settings.FRESHNESS_MAX_STALENESS = False, 1e9  # no thread and no clock: a spec verifies at a step of its own
+    settings.FRESHNESS_RETRY = 0  # a spec that breaks Redis and restores it waits for no probe
+    settings.DATABASES["default"]["OPTIONS"].pop("options", None)  # the same for PostgreSQL
+    # A machine that is busy with other specs may need a second for a reply. A spec of timeouts sets its own.
+    settings.CACHES["default"]["OPTIONS"] |= {"SOCKET_CONNECT_TIMEOUT": 5, "SOCKET_TIMEOUT": 5}
     settings.CACHES["default"]["KEY_PREFIX"] = f"housing-specs-{secrets.token_hex(4)}"
 
 

@@ -483,7 +483,7 @@ def test_a_toolbar_that_is_not_the_first_middleware_is_reported(debugging):
 
     assert reported("housing.W005") == [
         (
-            "The debug toolbar is not the first middleware, so it does not measure django.middleware.security.SecurityMiddleware.",
+            "The debug toolbar is not the first middleware, so it does not measure housing.outages.Outages.",
             "Put debug_toolbar.middleware.DebugToolbarMiddleware first in MIDDLEWARE.",
         )
     ]

@@ -76,6 +76,8 @@ VERBS = {
     "begin_verification": lambda fill, lease: journal.begin_verification(""),
     "end_verification": lambda fill, lease: journal.end_verification(module.Verification("", fill.epoch, fill.read_at), {*MANY, "t"}),
     "verified": lambda fill, lease: journal.verified(""),
+    "not_known_to_be_stale": lambda fill, lease: journal.not_known_to_be_stale(PAGE, 1e9),
+    "probe": lambda fill, lease: journal._run("probe"),
     "forbidden": lambda fill, lease: journal._run("forbidden", "time"),
 }
 """Calls of every verb. `fill` is the miss of a reader of the old value, and `lease` is that of the writer of the new value."""

@@ -4,8 +4,6 @@ Reads are then served from the database as if Redis were unreachable, and writes
 """
 
 import re
-import socket
-import socketserver
 import threading
 
 import pytest
@@ -14,64 +12,30 @@ from django.core import checks
 from django.core.cache import cache
 from django_redis import get_redis_connection
 
-from housing.freshness.journal import REFUSED_FOR, SCRIPT, Miss, Refused, Unreachable, journal
+from housing.freshness.journal import SCRIPT, Miss, Refused, Unreachable, journal
 from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
+from tests.fixtures.cache import begin_journal
+from tests.fixtures.stub import Stub, info, valkey
 from tests.stacks import OwnRedis
 
 PAGE = cache.make_key("page")
 
 
-class Stub(socketserver.ThreadingTCPServer):
-    """A server whose replies a spec sets: `info` is its INFO, and `replies` are its other replies by command, in RESP."""
-
-    daemon_threads = True
-
-    class RequestHandlerClass(socketserver.StreamRequestHandler):
-        def handle(self):
-            self.server.sockets.append(self.connection)
-            while line := self.rfile.readline():
-                parts = [self.rfile.read(int(self.rfile.readline()[1:]) + 2)[:-2].decode() for _ in range(int(line[1:]))]
-                self.wfile.write(self.server.reply(*parts))
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), self.RequestHandlerClass)
-        self.info, self.commands, self.sockets = {}, [], []
-        self.replies = {"HELLO": b"%1\r\n+proto\r\n:3\r\n", "CLIENT": b"-ERR unknown command\r\n", "SCRIPT": b"+the sha\r\n"}
-        self.script_replies = {"forbidden": b"*0\r\n", "lookup": b"*3\r\n+miss\r\n+1\r\n+1\r\n"}
-
-    @property
-    def address(self):
-        return "{}:{}".format(*self.server_address)
-
-    def cut(self):
-        """End every connection."""
-        while self.sockets:
-            self.sockets.pop().shutdown(socket.SHUT_RDWR)
-
-    def reply(self, command, *arguments):
-        self.commands += [command] if command not in ("HELLO", "CLIENT") else []
-        if command == "EVALSHA":
-            return self.script_replies[arguments[2 + int(arguments[1])]]
-        if command == "INFO" and command not in self.replies:
-            info = "".join(f"{name}:{value}\r\n" for name, value in self.info.items()).encode()
-            return b"$%d\r\n%b\r\n" % (len(info), info)
-        return self.replies[command]
-
-
 @pytest.fixture
-def clock(monkeypatch):
-    """The clock by which a refusal lasts; `clock.seconds += 1` sets it forward."""
+def clock(monkeypatch, settings):
+    """The clock by which a refusal lasts, which is a second; `clock.seconds += 1` sets it forward."""
 
     class Clock:
         seconds = 0.0
 
     clock = Clock()
-    monkeypatch.setattr("housing.freshness.journal.monotonic", lambda: clock.seconds)
+    settings.FRESHNESS_RETRY = 1.0
+    monkeypatch.setattr("housing.freshness.breaker.monotonic", lambda: clock.seconds)
     return clock
 
 
 @pytest.fixture
-def stub(settings, clock):
+def stub(settings):
     """A stub as the service's cache."""
     settings.FRESHNESS_RUN_ID = None
     with Stub() as stub:
@@ -84,17 +48,6 @@ def stub(settings, clock):
         journal.forget_server()
         stub.shutdown()
         thread.join()
-
-
-def info(version="8.0.6", **fields):
-    """The INFO of a Redis that can keep the promise, with these fields changed. None leaves a field out."""
-    fields = {"redis_version": version, "redis_mode": "standalone", "run_id": "a1b2c3", "role": "master", "maxmemory": 0} | fields
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def valkey(version="9.1.2", **fields):
-    """The INFO of a Valkey that can keep the promise, with these fields changed."""
-    return info("7.2.4", **{"server_name": "valkey", "valkey_version": version, "redis_mode": None, "server_mode": "standalone"} | fields)
 
 
 def check_results(what, **options):
@@ -160,11 +113,13 @@ def test_check_deploy_refuses_a_server_that_cannot_keep_the_promise(stub, refuse
 
 @pytest.mark.django_db
 def test_the_health_endpoint_says_why_a_server_is_refused(client, stub, refused):
-    """Its status is 200, because every read still gets a response."""
+    """Its status is 200, because every read still gets a response. It is for everybody, so it shows no address."""
     response = client.get("/health/")
 
     assert response.status_code == 200
-    assert response.json() == {"database": "ok", "cache": f"refused: {' '.join(refused)}"}
+    assert response.json()["status"] == "degraded"
+    assert response.json()["cache"] == f"refused: {refused[0].partition('cannot keep the promise: ')[2].rstrip('.')}"
+    assert stub.address not in response.text
 
 
 @pytest.mark.django_db
@@ -206,7 +161,7 @@ def test_a_replica_that_is_promoted_is_used_without_restarting_the_service(stub,
     with pytest.raises(Refused):
         journal.lookup(PAGE)
     stub.info = info()
-    clock.seconds += REFUSED_FOR - 0.001
+    clock.seconds += 0.999
     with pytest.raises(Refused):
         journal.lookup(PAGE)
     assert stub.commands == ["INFO"]
@@ -339,8 +294,7 @@ def test_a_user_with_only_the_listed_permissions_can_run_every_command_of_the_jo
 @pytest.mark.only("real")
 def test_a_user_who_lacks_any_of_the_listed_permissions_is_refused_with_its_name(twenty_properties, read, limited_user, verify):
     """Reads are served from the database until the permission is back. (Real only: embedded servers have no users.)"""
-    journal.begin()
-    verify()
+    begin_journal()
     body = read("cached").body
     for command in COMMANDS:
         assert check_results("E005") == []
@@ -384,9 +338,8 @@ def test_a_real_replica_is_refused_until_it_is_promoted(image, new_redis, as_the
         assert read("cached").came_from == "fwd=bypass; detail=unreachable"
 
         admin.replicaof("NO", "ONE")
-        clock.seconds += REFUSED_FOR
-        journal.begin()
-        verify()
+        clock.seconds += 1
+        begin_journal()
         assert [read("cached").came_from for _ in range(2)] == ["fwd=miss; stored", "hit"]
 
 

@@ -9,24 +9,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .breaker import Unreachable
     from .connection import NotLeased, ours
     from .dependencies import Select
     from .entries import Read
-    from .journal import Refused, Unreachable, begin_journal, inspect_server
+    from .journal import Refused, begin_journal, inspect_server
+    from .slots import Busy, cold_reads
     from .statements import CONTROL
     from .views import CachedView
-    from .watchman import verify
+    from .watchman import state_of_the_cache, verify
 
-__all__ = ["CONTROL", "CachedView", "NotLeased", "Read", "Refused", "Select", "Unreachable", "begin_journal", "inspect_server", "ours", "verify"]
+__all__ = [
+    "CONTROL",
+    "Busy",
+    "CachedView",
+    "NotLeased",
+    "Read",
+    "Refused",
+    "Select",
+    "Unreachable",
+    "begin_journal",
+    "cold_reads",
+    "inspect_server",
+    "ours",
+    "state_of_the_cache",
+    "verify",
+]
 
 _HOMES = {
+    "slots": ("Busy", "cold_reads"),
     "connection": ("NotLeased", "ours"),
     "dependencies": ("Select",),
     "entries": ("Read",),
-    "journal": ("Refused", "Unreachable", "begin_journal", "inspect_server"),
+    "breaker": ("Unreachable",),
+    "journal": ("Refused", "begin_journal", "inspect_server"),
     "statements": ("CONTROL",),
     "views": ("CachedView",),
-    "watchman": ("verify",),
+    "watchman": ("state_of_the_cache", "verify"),
 }
 
 

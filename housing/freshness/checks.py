@@ -22,10 +22,11 @@ from django.urls import URLResolver, get_resolver
 from django_redis.cache import RedisCache
 
 from . import private
+from .breaker import Unreachable
 from .connection import ConnectionMixin
 from .fingerprint import settings_without_text
 from .identity import IdentifiedMixin, Unidentified
-from .journal import Refused, Unreachable, journal
+from .journal import Refused, journal
 from .settings import conf
 from .tracking import tables, tracked
 from .views import CachedView

@@ -6,20 +6,23 @@ remaining tags to the journal.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, DatabaseError, NotSupportedError, OperationalError, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, NotSupportedError, OperationalError, connections, transaction
 
 from . import outbox, statements
+from .breaker import Unreachable
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
-from .journal import Lease, Unreachable, journal
+from .journal import Lease, journal
 from .settings import conf
 from .tracking import MANY_ROWS, Table, tables
 
@@ -27,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 JSON = (bool, dict, list)
 """Types of JSON values that Python and databases compare differently."""
+
+NO_REPLY = (
+    *map(os.strerror, (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOENT)),
+    "failed to resolve host",
+    "timeout expired",
+)
+"""Texts of errors of a connection attempt to which no server replied: those of the operating system, of psycopg and of libpq."""
 
 
 class NotLeased(OperationalError):
@@ -57,6 +67,11 @@ def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
     return connection
 
 
+def _is_no_reply(error: Exception) -> bool:
+    """Whether the text of a driver's error says that nobody replied. Neither psycopg nor libpq has a code for it."""
+    return any(text in str(error) for text in NO_REPLY)
+
+
 def _differ_in_json(one: Any, other: Any) -> bool:
     """Whether two values that are equal in Python differ in JSON, such as `True` and `1`."""
     return isinstance(one, JSON) is not isinstance(other, JSON) or (isinstance(one, JSON) and repr(one) != repr(other))
@@ -79,6 +94,20 @@ class ConnectionMixin(IdentifiedMixin):
     def text_of(self, sql: Any) -> str | None:
         """Return the text of a statement that is neither str nor bytes; None if the driver does not accept it."""
         return None
+
+    def is_unreachable(self, error: Exception) -> bool:
+        """Whether no connection to the server can be opened, after this error. Tries to open one, unless the error says so already.
+
+        A server that refuses a connection with a reply, such as "too many clients", is reachable: others may be connected, and write.
+        """
+        if self.connection is None and _is_no_reply(error):
+            return True
+        self.close()
+        try:
+            self.ensure_connection()
+        except (InterfaceError, OperationalError) as again:
+            return _is_no_reply(again)
+        return False
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Open a transaction whose SELECTs all see the same state."""

@@ -11,16 +11,19 @@ import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import ceil
 from time import monotonic, perf_counter, sleep
 from typing import Any
 
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 
+from .breaker import Unreachable
 from .connection import ConnectionMixin
 from .dependencies import Recorder, recorded
 from .identity import Unidentified
-from .journal import Filling, Hit, Miss, Unreachable, Unverified, journal
+from .journal import Filling, Hit, Miss, Unverified, journal
 from .settings import conf
+from .slots import Busy, cold_reads
 from .watchman import watchman
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,9 @@ ATTEMPTS = 3
 
 PAUSES = (0.002, 0.004, 0.008, 0.016, 0.032)
 """Seconds that a waiting reader pauses between two looks; the last pause is repeated."""
+
+unreachable: set[str] = set()
+"""The aliases of the databases that the last read of this process could not reach."""
 
 draws = random.Random()
 """Draws that decide which reader refills an entry before it expires."""
@@ -48,6 +54,8 @@ class CachedResponse:
     etag: str
     body: bytes | None
     status: str
+    age: int | None = None
+    """The seconds since it was certainly current, if it is served because the database cannot be reached."""
 
 
 def etag_of(body: bytes) -> str:
@@ -58,28 +66,45 @@ def etag_of(body: bytes) -> str:
 def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin) -> CachedResponse:
     """The response under the key that `key_in` returns for the database's identity. It is never older than the last write that ended before this call.
 
-    `etags` are those that the reader has. Raises whatever `read` raises, and then stores nothing.
+    `etags` are those that the reader has. Raises whatever `read` raises, and then stores nothing. Raises Busy if too many reads wait for the database.
+
+    If the database cannot be reached, an entry may be served that was verified less than FRESHNESS_STALE_IF_ERROR seconds ago (RFC 5861).
     """
     if connection.reads_the_past:  # its snapshot may be older than every instant of the journal, or contain uncommitted writes
         return _without_cache(read, etags, "transaction")
     if connection.alias not in watchman.watched:
         watchman.watch(connection.alias)
     deadline = monotonic() + conf.WAIT_TIMEOUT
-    for attempt in range(ATTEMPTS):
+    attempts = 0
+    while True:
+        attempts += 1
         try:
-            database = connection.database_identity()
+            database = connection.database_identity(cold_reads.slot)
             key = key_in(database)
             found, waited = _look_up(key, etags, deadline)
         except (Unidentified, Unreachable) as why:
-            logger.warning("Served from the database: %s", why)
-            return _without_cache(read, etags, "unreachable" if isinstance(why, Unreachable) else "unverified")
+            return _without_cache(read, etags, _why_not_cached(why))
         if isinstance(found, Hit):
             return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
-        if isinstance(found, Unverified):
-            break
-        if filled := _fill(found, key, database, etags, read, connection, may_repeat=attempt < ATTEMPTS - 1):
-            return filled
-    return _without_cache(read, etags, NOT_VERIFIED)
+        try:
+            if isinstance(found, Unverified):
+                response: CachedResponse | None = _without_cache(read, etags, NOT_VERIFIED)
+            else:
+                response = _fill(found, key, database, etags, read, connection, may_repeat=attempts < ATTEMPTS)
+        except (Busy, InterfaceError, OperationalError) as error:
+            if old := _stale_if_error(key, etags, connection, error):
+                return old
+            raise
+        unreachable.discard(connection.alias)
+        if response:
+            return response
+
+
+def _why_not_cached(why: Unidentified | Unreachable) -> str:
+    """The detail in Cache-Status, which is logged with its reason. What the breaker repeats was logged when it opened."""
+    if isinstance(why, Unidentified) or not why.is_repeated:
+        logger.warning("Served from the database: %s", why)
+    return "unreachable" if isinstance(why, Unreachable) else NOT_VERIFIED
 
 
 def _fill(miss: Miss, key: str, database: str, etags: Collection[str], read: Read, connection: ConnectionMixin, *, may_repeat: bool) -> CachedResponse | None:
@@ -119,9 +144,10 @@ def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -
     """The result of `read`, its dependencies, and the seconds that it took. If `read` raises, no other reader waits for this fill any longer."""
     started = perf_counter()
     try:
-        connection.ensure_connection()  # so that its identity belongs to what is read
-        with recorded() as recording, watched(recording, connection):
-            body = read()
+        with cold_reads.slot():
+            connection.ensure_connection()  # so that its identity belongs to what is read
+            with recorded() as recording, watched(recording, connection):
+                body = read()
     except BaseException:
         _abandon(key, miss)
         raise
@@ -151,7 +177,38 @@ def _abandon(key: str, miss: Miss) -> None:
 
 
 def _without_cache(read: Read, etags: Collection[str], why: str) -> CachedResponse:
-    return _response(read(), etags, f"{conf.NAME}; fwd=bypass; detail={why}")
+    with cold_reads.slot():
+        body = read()
+    return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail={why}")
+
+
+def _is_unreachable(connection: ConnectionMixin, error: Exception) -> bool:
+    """Whether nobody replies at the database's address. A read that was not even tried, because others are waiting, knows it from the one before."""
+    if not isinstance(error, Busy):
+        with cold_reads.slot():
+            if connection.is_unreachable(error):
+                unreachable.add(connection.alias)
+            else:
+                unreachable.discard(connection.alias)
+    return connection.alias in unreachable
+
+
+def _stale_if_error(key: str, etags: Collection[str], connection: ConnectionMixin, error: Exception) -> CachedResponse | None:
+    """The entry, if the database cannot be reached and no write is known since the entry was read. None if it may not be served.
+
+    A write that the journal knows was confirmed to its writer, who must not read an older value later. So only an unverified entry is served.
+    """
+    if not conf.STALE_IF_ERROR or not _is_unreachable(connection, error):
+        return None
+    try:
+        old = journal.not_known_to_be_stale(key, conf.STALE_IF_ERROR)
+    except Unreachable:
+        return None
+    if old is None:
+        return None
+    (etag, body), age = old
+    logger.warning("Served from the cache, verified %.1f s ago, because the database cannot be reached: %s", age, " ".join(str(error).split()))
+    return CachedResponse(etag, None if etag in etags or "*" in etags else body, f"{conf.NAME}; hit; detail=stale-if-error", ceil(age))
 
 
 def _response(body: bytes, etags: Collection[str], status: str) -> CachedResponse:

@@ -10,7 +10,8 @@ no model, so `dumpdata` and `flush` ignore it.
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,8 +21,13 @@ class Unidentified(Exception):
     """The identity of the database cannot be read. The message says why, and what to do."""
 
 
-_known: dict[str, tuple[str, Any]] = {}
+_known: dict[str, tuple[str | None, Any]] = {}
 """alias → the identity that the newest connection of this process read, and the place of the database."""
+
+
+def known_identity(alias: str) -> str | None:
+    """Return the identity that this process read last, without a query."""
+    return _known.get(alias, (None, None))[0]
 
 
 class IdentifiedMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
@@ -45,15 +51,16 @@ class IdentifiedMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type
         super().connect()
         self._identify(place)
 
-    def database_identity(self) -> str:
-        """Return the identity of the database, without a query if this process knows it.
+    def database_identity(self, while_asking: Callable[[], AbstractContextManager[Any]] = nullcontext) -> str:
+        """Return the identity of the database, without a query if this process knows it. Otherwise it is read inside of `while_asking()`.
 
         Raises Unidentified, and OperationalError if the database is unreachable.
         """
         identity, place = _known.get(self.alias, (None, None))
         if identity and self.place() in (None, place) and (self.connection is None or self.identity == identity):
             return identity
-        return self._read_again()
+        with while_asking():
+            return self._read_again()
 
     def _read_again(self) -> str:
         self.close()  # it may be connected to a database that has moved

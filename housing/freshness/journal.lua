@@ -306,6 +306,16 @@ function verbs.verified(_, database)
   return j and j.verified and text(clock() - j.verified)
 end
 
+-- age → etag, body, the µs since it was certainly current; nothing if those are not less than `age`, or if a write since then is known.
+-- It was current when it was read, and when its database was verified after that. For readers whose database cannot be reached.
+function verbs.not_known_to_be_stale(_, age)
+  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'body', 'database')
+  local j = read_journal(e[5])
+  if not (j and e[3]) or doubt(j, tonumber(e[1]), tonumber(e[2])) then return end
+  local since = clock() - math.max(tonumber(e[2]), j.verified or 0)
+  if since >= 0 and since < tonumber(age) then return {e[3], e[4], text(since)} end
+end
+
 -- → lease|tags, the µs until it runs out, … of the open leases, the first to run out first. Writes nothing, not even an instant.
 function verbs.leases()
   if not read_journal() then return {} end
@@ -314,6 +324,9 @@ function verbs.leases()
   for i = 2, #open, 2 do open[i] = text(open[i] - LEASES - now) end
   return open
 end
+
+-- Write an instant. It fails where every miss and every write would fail.
+function verbs.probe(nonce) record(tick(nonce)) end
 
 -- commands… → those of them that the user may not run on the journal's key.
 function verbs.forbidden(_, ...)

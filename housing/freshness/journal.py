@@ -11,12 +11,13 @@ Leases against the race of a fill with a write come from Nishtala et al., "Scali
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any
 from weakref import finalize
 
@@ -25,25 +26,30 @@ from django_redis import get_redis_connection
 from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
 
+from .breaker import Breaker, Unreachable
 from .fingerprint import version
 from .servers import SCRIPTED, Objection, objection, parsed, permission_objection, server_name
 from .settings import conf
 
+logger = logging.getLogger(__name__)
+
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
 
-REFUSED_FOR = 1.0
-"""Seconds until a refused server is checked again. A check takes a new connection, so not every read should make one."""
-
-
-class Unreachable(Exception):
-    """Redis sent no reply, or an error. The message says which server it was, and the error."""
+REPLIES: dict[type[refusals.RedisError], str] = {
+    refusals.OutOfMemoryError: "it is full",
+    refusals.AuthenticationError: "it does not accept the user or the password",
+    refusals.BusyLoadingError: "it is loading its data",
+    refusals.ResponseError: "it refuses the script of the journal, or writes",
+}
+"""What an error that the server replied means. The most general is last."""
 
 
 class Refused(Unreachable):
     """Redis is reachable but cannot keep the promise, so it is not used. `reason` says which server and why, `remedy` what to do."""
 
     def __init__(self, where: str, why: Objection) -> None:
+        self.why = why
         self.reason, self.remedy = f"{why.server} at {where} cannot keep the promise: {why.reason}", why.remedy
         super().__init__(f"{self.reason} {self.remedy}")
 
@@ -96,8 +102,8 @@ class Journal:
     def __init__(self) -> None:
         self._sha: str | None = None
         self._server = "Redis"
-        self._refused: tuple[float, str, Objection] | None = None
         self._line = ThreadConnection()
+        self.breaker = Breaker()
 
     def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, may_wait: bool = False) -> Hit | Miss | Filling | Unverified:
         """The entry under this key if it is fresh. Its body is left out if its ETag is one of the reader's `etags`.
@@ -155,6 +161,14 @@ class Journal:
         age = self._run("verified", database)
         return None if age is None else int(age) / 1_000_000
 
+    def not_known_to_be_stale(self, entry: str, seconds: float) -> tuple[tuple[str, bytes], float] | None:
+        """The ETag and the body under this key, and the seconds since they were certainly current, if those are fewer than `seconds`.
+
+        None if there is no entry, or if a write of its tags is closed or leased since it was read.
+        """
+        found = self._run("not_known_to_be_stale", round(seconds * 1_000_000), entry=entry)
+        return ((found[0].decode(), found[1]), int(found[2]) / 1_000_000) if found else None
+
     def begin(self) -> None:
         """Begin a new journal without the lease on everything, with which a missing one is created.
 
@@ -175,20 +189,40 @@ class Journal:
         """Check whether the server can keep the promise, and load the script. Returns its INFO, or {} if FRESHNESS_RUN_ID replaces it.
 
         Raises Refused if it cannot. The first call of any verb does the same, and so does the next call after an error.
-        A refusal lasts for REFUSED_FOR seconds, but this method asks at once.
+        After a failure the breaker lets one call through each FRESHNESS_RETRY seconds, but this method asks at once.
         """
         client: Redis = get_redis_connection(conf.CACHE)
         try:
-            return self._load(client)[1]
+            info = self._load(client)[1]
         except refusals.RedisError as error:
             raise self._failed(client, error) from error
+        self.breaker.close()
+        return info
+
+    def state(self) -> str:
+        """Whether the server does what the journal needs, writes included: "ok", or why not, in words that show neither its address nor its users."""
+        try:
+            self.inspect_server()
+            self._run("probe")
+        except Refused as refused:
+            return f"refused: {refused.why.reason.partition(' (')[0].rstrip('.')}"
+        except Unreachable as error:
+            return next((f"refused: {why}" for kind, why in REPLIES.items() if isinstance(error.__cause__, kind)), "unreachable")
+        return "ok"
 
     def forget_server(self) -> None:
-        """Ask the server what it is at the next call."""
-        self._sha = self._refused = None
+        """Ask the server what it is at the next call. A forked process does so, too."""
+        self._sha = None
+        self.breaker = Breaker()
 
     def _run(self, verb: str, *args: Any, entry: str = "") -> Any:
         client: Redis = get_redis_connection(conf.CACHE)
+        if self.breaker.opened is None:
+            return self._send(client, verb, args, entry)
+        with self.breaker.probing(_address(client)):
+            return self._send(client, verb, args, entry)
+
+    def _send(self, client: Redis, verb: str, args: Iterable[Any], entry: str) -> Any:
         nonce = str(int.from_bytes(os.urandom(6)) + 1)
         try:
             try:
@@ -200,15 +234,9 @@ class Journal:
             raise self._failed(client, error) from error
 
     def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any]) -> Any:
-        sha = self._sha or self._learn(client)
+        sha = self._sha or self._load(client)[0]
         keys = (2, caches[conf.CACHE].make_key("journal"), entry) if entry else (1, caches[conf.CACHE].make_key("journal"))
         return self._line.ask(client, "EVALSHA", sha, *keys, verb, nonce, *args)
-
-    def _learn(self, client: Redis) -> str:
-        """The SHA of the loaded script. Raises Refused, without a round trip, if the server was refused a moment ago."""
-        if self._refused and monotonic() < self._refused[0]:
-            raise Refused(*self._refused[1:])
-        return self._load(client)[0]
 
     def _load(self, client: Redis) -> tuple[str, dict[str, str]]:
         """Load the script with the server's run ID as a literal in it, so that its SHA changes when the server restarts. Returns the SHA and INFO.
@@ -230,7 +258,7 @@ class Journal:
             self._sha = None
             connection.disconnect()
             raise
-        self._sha, self._refused = sha, None
+        self._sha = sha
         return sha, info
 
     def _suitable(self, client: Redis, connection: Any) -> dict[str, str]:
@@ -247,19 +275,24 @@ class Journal:
             raise self._refuse(client, why)
         return info
 
-    def _refuse(self, client: Redis, why: Objection) -> Refused:
-        """The error to raise now and for the next REFUSED_FOR seconds."""
-        self._refused = monotonic() + REFUSED_FOR, _address(client), why
-        return Refused(*self._refused[1:])
+    def _refuse(self, client: Redis, why: Objection) -> Unreachable:
+        """Open the breaker. Returns the error to raise."""
+        address = _address(client)
+        return self.breaker.open(address, partial(Refused, address, why))
 
     def _failed(self, client: Redis, error: refusals.RedisError) -> Unreachable:
-        """The error to raise for an error of redis-py. The address may lead to another server now, so the next call asks, unless the server is only full."""
+        """The error to raise for an error of redis-py. The address may lead to another server now, so the next call asks, unless the server is only full.
+
+        The breaker opens if there was no reply, or if the server cannot be used. Other errors concern one call only.
+        """
         if not isinstance(error, refusals.OutOfMemoryError):
             self._sha = None
             self._line.disconnect()
         if isinstance(error, refusals.NoPermissionError) or "ACL failure" in str(error):
             return self._refuse(client, permission_objection(self._server, str(error), caches[conf.CACHE].make_key("*")))
-        return Unreachable(f"Redis at {_address(client)} is unreachable ({error}).")
+        address = _address(client)
+        failed = partial(Unreachable, f"Redis at {address} is unreachable ({error}).")
+        return self.breaker.open(address, failed) if isinstance(error, refusals.ConnectionError | refusals.TimeoutError) else failed()
 
 
 def _address(client: Redis) -> str:
@@ -300,9 +333,16 @@ class ThreadConnection(threading.local):
         """Borrow a connection from the pool, which checks that it is alive, and return the thread's previous one."""
         self.give_back()
         self.pool = self.connection = None  # another thread may have it by now, even if this one gets no other
-        self.connection = pool.get_connection()
+        try:
+            self.connection = pool.get_connection()
+        except refusals.MaxConnectionsError:  # each thread keeps its connection, so this one would never get any
+            logger.warning("max_connections of the cache is less than one connection for each thread, so the journal opens another one.")
+            self.connection = pool.connection_class(**pool.connection_kwargs)
+            give_back: Callable[[], Any] = self.connection.disconnect
+        else:
+            give_back = partial(pool.release, self.connection)
         self.pool, self.process = pool, os.getpid()
-        self.give_back = finalize(threading.current_thread(), pool.release, self.connection)
+        self.give_back = finalize(threading.current_thread(), give_back)
         return self.connection
 
 
@@ -317,3 +357,5 @@ def script(run: str) -> str:
 journal = Journal()
 
 begin_journal, inspect_server = journal.begin, journal.inspect_server
+
+os.register_at_fork(after_in_child=journal.forget_server)

@@ -32,8 +32,16 @@ SETTINGS: dict[str, Setting] = {
     # A bound on writes that the journal does not know. A shorter one makes hits depend on a database that replies quickly.
     "MAX_STALENESS": Setting(1.0, "seconds", "How old a response may be at most after a write by another program, or by a process that could not reach Redis."),
     "WATCHMAN": Setting(True, "bool", "Whether each serving process has a thread that verifies the journal. If none has, cached responses are not served."),
+    # A dead server then costs one request per second a wait for SOCKET_TIMEOUT, and a server that is back is used within a second.
+    "RETRY": Setting(1.0, "seconds", "How long Redis is not used after it failed, until one request tries it again; 0 tries it at every request."),
     # Longer than the slowest page. If the reader that fills the entry dies, the others wait this long.
     "WAIT_TIMEOUT": Setting(0.5, "seconds", "How long a reader waits for another reader's fill."),
+    # Half of the four threads that gunicorn.conf.py sets. A cold page takes milliseconds of the processor, so more at once would not make it quicker.
+    "COLD_READS": Setting(2, "reads", "How many reads of a process may use the database at once. Beyond it a read is refused with 503 if they take long."),
+    # A restart or a failover of the database takes less.
+    "STALE_IF_ERROR": Setting(
+        60.0, "seconds", "How old an entry may be that is served while the database cannot be reached, since its last verification; 0 serves none."
+    ),
     # 1 is optimal if costs vary little; a larger factor is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
     # Prevention", VLDB 2015.
     "BETA": Setting(1.0, "factor", "How early an entry is refilled before its TTL ends."),

@@ -30,6 +30,7 @@ from .entries import NOT_VERIFIED, CachedResponse, Read, respond
 from .keys import entry_key
 from .requests import JSON, noted, parameters
 from .settings import conf
+from .slots import Busy
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class CachedView(GenericAPIView[Any]):
                     return self.as_json(request)
                 except NotCached as refused:
                     return refused.response
-                except (ValidationError, Http404) as refused:
+                except (Busy, ValidationError, Http404) as refused:
                     self.refused = refused
             for method in ("get", "head"):
                 if handler := getattr(self, method, None):
@@ -116,7 +117,7 @@ class CachedView(GenericAPIView[Any]):
         try:
             if request.accepted_renderer.format == "api":
                 found = self.cached(request._request, ())
-                return described(Response(json.loads(found.body or b"null")), found.status)
+                return described(Response(json.loads(found.body or b"null")), found.status, found.age)
             if request.accepted_media_type == JSON:
                 return self.as_json(request._request)
         except NotCached as refused:
@@ -160,7 +161,7 @@ class CachedView(GenericAPIView[Any]):
         """Return the cached bytes, or 304 if the client has them."""
         known = request.META.get("HTTP_IF_NONE_MATCH")
         found = self.cached(request, [etag.removeprefix("W/") for etag in parse_etags(known)[:KNOWN]] if known else ())
-        headers = _headers(found.status) | {"ETag": found.etag}
+        headers = _headers(found.status, found.age) | {"ETag": found.etag}
         return HttpResponseNotModified(headers=headers) if found.body is None else HttpResponse(found.body, content_type=JSON, headers=headers)
 
     def cached(self, request: HttpRequest, etags: Collection[str]) -> CachedResponse:
@@ -214,13 +215,16 @@ def _more_than_json(response: Any) -> str | None:
     return found[0] if found else None
 
 
-def _headers(status: str) -> dict[str, str]:
+def _headers(status: str, age: int | None = None) -> dict[str, str]:
     """Return the headers of the cache. `no-cache` makes browsers revalidate each time."""
-    return {"Cache-Status": status, "Cache-Control": "no-cache", "Vary": "Accept"}
+    headers = {"Cache-Status": status, "Cache-Control": "no-cache", "Vary": "Accept"}
+    if age is not None:
+        headers["Age"] = str(age)
+    return headers
 
 
-def described(response: R, status: str) -> R:
+def described(response: R, status: str, age: int | None = None) -> R:
     """Add the headers of the cache to a response."""
-    for name, value in _headers(status).items():
+    for name, value in _headers(status, age).items():
         response.headers[name] = value
     return response

@@ -15,11 +15,14 @@ import os
 import threading
 from contextlib import suppress
 from time import monotonic
+from typing import Any
 
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from . import outbox
+from .breaker import Unreachable
 from .connection import ConnectionMixin, ours
+from .identity import known_identity
 from .journal import journal
 from .settings import conf
 
@@ -118,8 +121,30 @@ class Watchman:
             logger.warning("The database '%s' cannot be verified, so cached responses are not served: %s", alias, " ".join(str(error).split()))
         self._failing[alias] = since, logged
 
+    def state(self, alias: str) -> str:
+        """Whether it verifies this database: "running", "failing", "not running", or "off" if FRESHNESS_WATCHMAN is."""
+        if not conf.WATCHMAN:
+            return "off"
+        if alias in self._failing:
+            return "failing"
+        return "running" if alias in self.watched and self.thread and self.thread.is_alive() else "not running"
+
 
 watchman = Watchman()
+
+
+def state_of_the_cache(alias: str = DEFAULT_DB_ALIAS) -> dict[str, Any]:
+    """How the cache is, for a health check, without a query: the server, the breaker, the watchman, and `lag`, the seconds since the last verification.
+
+    `hits` is whether hits are given and entries stored. `lag` is None if nothing was verified.
+    """
+    cache, lag = journal.state(), None
+    with suppress(Unreachable):
+        lag = journal.verified(known_identity(alias) or "")
+    breaker = "open" if journal.breaker.opened else "closed"
+    hits = (cache, breaker) == ("ok", "closed") and lag is not None and lag <= conf.MAX_STALENESS
+    return {"cache": cache, "breaker": breaker, "watchman": watchman.state(alias), "lag": lag, "hits": hits}
+
 
 atexit.register(watchman.stop)
 os.register_at_fork(after_in_child=watchman.forget)

@@ -41,8 +41,8 @@ READS = (
     Sabotage(
         "a thread keeps its connection when it ends",
         "freshness/journal.py",
-        "finalize(threading.current_thread(), pool.release, self.connection)",
-        "finalize(self, pool.release, self.connection)",
+        "finalize(threading.current_thread(), give_back)",
+        "finalize(self, give_back)",
         "test_hits.py::test_a_thread_that_ends_returns_its_connection_to_the_pool",
     ),
     Sabotage(
@@ -104,8 +104,8 @@ READS = (
     Sabotage(
         "a raced read is repeated without a limit",
         "freshness/entries.py",
-        "for attempt in range(ATTEMPTS):",
-        "for attempt in iter(int, 1):",
+        "may_repeat=attempts < ATTEMPTS)",
+        "may_repeat=True)",
         "test_races.py::test_a_reader_that_is_raced_every_time_responds_and_stores_nothing",
     ),
     Sabotage(

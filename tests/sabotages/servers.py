@@ -173,16 +173,16 @@ SERVERS = (
     ),
     Sabotage(
         "servers: a refused server is checked again at every read",
-        "freshness/journal.py",
-        "if self._refused and monotonic() < self._refused[0]:",
-        "if False:",
+        "freshness/breaker.py",
+        "if monotonic() - opened.tried < conf.RETRY or not",
+        "if not",
         "test_servers.py::test_a_replica_that_is_promoted_is_used_without_restarting_the_service",
     ),
     Sabotage(
         "servers: a refused server is never checked again",
-        "freshness/journal.py",
-        "if self._refused and monotonic() < self._refused[0]:",
-        "if self._refused:",
+        "freshness/breaker.py",
+        "if monotonic() - opened.tried < conf.RETRY or not",
+        "if True or not",
         "test_servers.py::test_a_replica_that_is_promoted_is_used_without_restarting_the_service",
     ),
     Sabotage(
@@ -194,9 +194,9 @@ SERVERS = (
     ),
     Sabotage(
         "servers: /health/ does not report a refused server",
-        "views.py",
-        '        state["cache"] = f"refused: {refused}"',
-        "        refused",
+        "freshness/journal.py",
+        "            return f\"refused: {refused.why.reason.partition(' (')[0].rstrip('.')}\"",
+        "            del refused",
         "test_servers.py::test_the_health_endpoint_says_why_a_server_is_refused",
     ),
     Sabotage(

@@ -6,7 +6,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from ...journal import Lease, Unreachable, journal
+from ...breaker import Unreachable
+from ...journal import Lease, journal
 
 RECOVERING = "recovering"
 """The id of the lease on everything that a new journal begins with."""

@@ -1,0 +1,84 @@
+"""Requests while the database is unavailable or slow: each gets 503 with `Retry-After`, as JSON or as a page, and one line in the log.
+
+The middleware also bounds the requests that use the database at once, so that some threads stay free for hits. Cached views bound their own reads,
+because a hit uses no database. The health checks come first, so that nothing else can delay or break them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from django.db import InterfaceError, OperationalError
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
+from django.template.loader import render_to_string
+
+from housing import health
+from housing.freshness import Busy, cold_reads
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER = 5
+"""Seconds after which a client may try again while the database is unavailable."""
+
+JSON, HTML = "application/json", "text/html"
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def bounds_its_reads(view: View) -> View:
+    """Mark a view that uses no database, or bounds its reads itself."""
+    view.bounds_its_reads = True  # type: ignore[attr-defined]  # an attribute of a function
+    return view
+
+
+class Outages:
+    """The middleware; see the module."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Return the response, or that of a health check."""
+        if request.path_info in health.CHECKS:
+            return health.CHECKS[request.path_info](request)
+        try:
+            return self.get_response(request)
+        finally:
+            if "_began_to_read" in vars(request):
+                cold_reads.leave(vars(request)["_began_to_read"])
+
+    def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> HttpResponse | None:
+        """Wait a moment until fewer requests use the database. Return 503 if they take long."""
+        if not hasattr(view, "bounds_its_reads"):
+            try:
+                vars(request)["_began_to_read"] = cold_reads.enter()
+            except Busy as busy:
+                response = unavailable(request, str(busy), busy.wait)
+                response.headers["Server-Timing"] = 'sql;desc="0 queries";dur=0.00'
+                return response
+        return None
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
+        """Return 503 if the database is unavailable, or did not reply in time."""
+        return without_a_database(request, error) if isinstance(error, InterfaceError | OperationalError) else None
+
+
+def without_a_database(request: HttpRequest, error: Exception) -> HttpResponse:
+    """Log the error of the database, and return 503."""
+    logger.error("503 for %s: The database is unavailable: %s", request.path, " ".join(str(error).split()))
+    return unavailable(request, "The database is unavailable. Try again later.", RETRY_AFTER)
+
+
+def unavailable(request: HttpRequest, why: str, retry_after: int) -> HttpResponse:
+    """Return 503 as JSON, or as a page if the client prefers HTML."""
+    kinds = [JSON, HTML] if request.path.startswith("/api/") else [HTML, JSON]
+    headers = {"Retry-After": str(retry_after), "Cache-Control": "no-store", "Vary": "Accept"}
+    if request.get_preferred_type(kinds) == HTML:
+        response = HttpResponse(render_to_string("housing/unavailable.html", {"why": why}), status=503, headers=headers)
+    else:
+        response = JsonResponse({"detail": why}, status=503, headers=headers)
+    response._has_been_logged = True  # type: ignore[attr-defined]  # otherwise Django logs each as an error, and mails it to ADMINS
+    return response
