@@ -6,6 +6,7 @@ from django.urls import include, path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from housing import home, views
+from housing.freshness import serve_metrics
 
 lists = {
     "live/naive": (views.PropertyListView, views.PropertyDetailView),
@@ -24,6 +25,7 @@ urlpatterns = [
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("health/", views.health, name="health"),
+    path("metrics/", serve_metrics, name="metrics"),
     path("admin/", admin.site.urls),
 ]
 if settings.DEBUG:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "housing" / "freshness"
 SOURCES = sorted(path for path in ENGINE.rglob("*.py") if "migrations" not in path.parts)
 
-LIBRARIES = {"django", "django_redis", "redis", "rest_framework", "psycopg", "sqlite3"}
+LIBRARIES = {"django", "django_redis", "prometheus_client", "redis", "rest_framework", "psycopg", "sqlite3"}
 """The packages that the engine may import, besides the standard library and itself."""
 
 

@@ -76,6 +76,10 @@ VERBS = {
     "begin_verification": lambda fill, lease: journal.begin_verification(""),
     "end_verification": lambda fill, lease: journal.end_verification(module.Verification("", fill.epoch, fill.read_at), {*MANY, "t"}),
     "verified": lambda fill, lease: journal.verified(""),
+    "ages": lambda fill, lease: journal.ages(),
+    "inspect": lambda fill, lease: journal.inspect(PAGE),
+    "invalidate_everything": lambda fill, lease: journal.invalidate_everything(),
+    "invalidate_entry": lambda fill, lease: journal.invalidate_entry(PAGE),
     "forbidden": lambda fill, lease: journal._run("forbidden", "time"),
 }
 """Calls of every verb. `fill` is the miss of a reader of the old value, and `lease` is that of the writer of the new value."""

@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from .dependencies import Select
     from .entries import Read
     from .journal import Refused, Unreachable, begin_journal, inspect_server
+    from .metrics import serve_metrics
     from .statements import CONTROL
     from .views import CachedView
 
-__all__ = ["CONTROL", "CachedView", "NotLeased", "Read", "Refused", "Select", "Unreachable", "begin_journal", "inspect_server", "ours"]
+__all__ = ["CONTROL", "CachedView", "NotLeased", "Read", "Refused", "Select", "Unreachable", "begin_journal", "inspect_server", "ours", "serve_metrics"]
 
 _HOMES = {
     "connection": ("NotLeased", "ours"),
     "dependencies": ("Select",),
     "entries": ("Read",),
     "journal": ("Refused", "Unreachable", "begin_journal", "inspect_server"),
+    "metrics": ("serve_metrics",),
     "statements": ("CONTROL",),
     "views": ("CachedView",),
 }

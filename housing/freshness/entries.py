@@ -55,10 +55,11 @@ def etag_of(body: bytes) -> str:
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin) -> CachedResponse:
+def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin, address: Callable[[], str] = str) -> CachedResponse:
     """The response under the key that `key_in` returns for the database's identity. It is never older than the last write that ended before this call.
 
-    `etags` are those that the reader has. Raises whatever `read` raises, and then stores nothing.
+    `etags` are those that the reader has. `address` returns where an operator can ask for the response again.
+    Raises whatever `read` raises, and then stores nothing.
     """
     if connection.reads_the_past:  # its snapshot may be older than every instant of the journal, or contain uncommitted writes
         return _without_cache(read, etags, "transaction")
@@ -77,12 +78,14 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
             return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
         if isinstance(found, Unverified):
             break
-        if filled := _fill(found, key, database, etags, read, connection, may_repeat=attempt < ATTEMPTS - 1):
+        if filled := _fill(found, key, database, etags, read, connection, address, may_repeat=attempt < ATTEMPTS - 1):
             return filled
     return _without_cache(read, etags, NOT_VERIFIED)
 
 
-def _fill(miss: Miss, key: str, database: str, etags: Collection[str], read: Read, connection: ConnectionMixin, *, may_repeat: bool) -> CachedResponse | None:
+def _fill(
+    miss: Miss, key: str, database: str, etags: Collection[str], read: Read, connection: ConnectionMixin, address: Callable[[], str], *, may_repeat: bool
+) -> CachedResponse | None:
     """Read a response, and store it if it is fresh. None if a write raced it and it may be read again."""
     body, recording, seconds = _read_after(miss, key, read, connection)
     if recording.complaint:
@@ -94,7 +97,7 @@ def _fill(miss: Miss, key: str, database: str, etags: Collection[str], read: Rea
             _abandon(key, miss)
             verdict = "raced"
         else:
-            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database)
+            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address())
     except Unreachable as unreachable:
         logger.warning("Served, but not stored: %s", unreachable)
         return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")

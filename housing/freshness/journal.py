@@ -81,6 +81,31 @@ class Unverified:
 
 
 @dataclass(frozen=True)
+class Inspected:
+    """An entry, as an operator sees it."""
+
+    verdict: str
+    """"fresh"; "unverified" if nothing was written and no verification is recent enough; or why it is stale: "raced" (a write was committed), "leased" (a
+    write is being committed), "recovering" (the journal is new), "dropped" (it is older than the journal's records), "lost" (it is from another journal)."""
+    which: str
+    """The tag that was written, or the tags that are leased."""
+    etag: str
+    body: bytes
+    tags: tuple[str, ...]
+    address: str
+    read_at: bytes
+    age: float
+    """Seconds since it was read."""
+    left: float
+    """Seconds until it expires."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether no write is known that makes it stale, so it is served as soon as the journal is verified."""
+        return self.verdict in ("fresh", "unverified")
+
+
+@dataclass(frozen=True)
 class Verification:
     """A check that no write is missing in the journal. `instant` is Redis's clock before it looked, in microseconds."""
 
@@ -113,9 +138,12 @@ class Journal:
             return Unverified()
         return Miss(verdict == b"stale", *rest)
 
-    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0, database: str = "") -> str:
-        """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering"."""
-        args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000), database)
+    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0, database: str = "", address: str = "") -> str:
+        """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
+
+        An operator can ask for it again at `address`.
+        """
+        args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000), database, address)
         return bytes(self._run("store", *args, entry=entry)).decode()
 
     def abandon(self, entry: str, miss: Miss) -> None:
@@ -136,9 +164,9 @@ class Journal:
         """Report that the leased write did not happen, so nothing becomes stale."""
         self._run("withdraw", lease.id, "\n".join(lease.tags))
 
-    def begin_verification(self, database: str) -> Verification | None:
-        """Begin to look for writes to this database that are missing in the journal. None if another process began a moment ago."""
-        begun = self._run("begin_verification", database)
+    def begin_verification(self, database: str, *, at_once: bool = False) -> Verification | None:
+        """Begin to look for writes to this database that are missing in the journal. None if another process began a moment ago, unless `at_once`."""
+        begun = self._run("begin_verification", database, int(at_once))
         return Verification(database, *begun) if begun else None
 
     def end_verification(self, verification: Verification, tags: Collection[str]) -> bool:
@@ -168,6 +196,29 @@ class Journal:
             lease, tags = held.split("|")
             leases[Lease(lease, tuple(tags.splitlines()))] = int(next(listed)) / 1_000_000
         return leases
+
+    def ages(self) -> tuple[float, float] | None:
+        """The seconds since the journal's last instant and since its low-water mark, or None if there is no journal."""
+        ages = self._run("ages")
+        return (int(ages[0]) / 1_000_000, int(ages[1]) / 1_000_000) if ages else None
+
+    def inspect(self, entry: str) -> Inspected | None:
+        """The entry under this key, with its freshness, or None if there is none. Changes nothing."""
+        found = [bytes(part) for part in self._run("inspect", entry=entry)]
+        if not found:
+            return None
+        verdict, which, etag, body, tags, address, read_at, age, left = found
+        reason = which.decode().rpartition("|")[2].replace("\n", ", ")
+        seconds = int(age) / 1_000_000, int(left) / 1_000_000
+        return Inspected(verdict.decode(), reason, etag.decode(), body, tuple(tags.decode().splitlines()), address.decode(), read_at, *seconds)
+
+    def invalidate_everything(self) -> None:
+        """Make every response stale that was read before now."""
+        self._run("invalidate_everything")
+
+    def invalidate_entry(self, entry: str) -> None:
+        """Make the response under this key stale if it was read before now, whether it is stored already or not."""
+        self._run("invalidate_entry", entry=entry)
 
     def inspect_server(self) -> dict[str, str]:
         """Check whether the server can keep the promise, and load the script. Returns its INFO, or {} if FRESHNESS_RUN_ID replaces it.
@@ -247,7 +298,7 @@ class Journal:
 
     def _refuse(self, client: Redis, why: Objection) -> Refused:
         """The error to raise now and for the next REFUSED_FOR seconds."""
-        self._refused = monotonic() + REFUSED_FOR, _address(client), why
+        self._refused = monotonic() + REFUSED_FOR, server_address(client), why
         return Refused(*self._refused[1:])
 
     def _failed(self, client: Redis, error: refusals.RedisError) -> Unreachable:
@@ -257,10 +308,11 @@ class Journal:
             self._line.disconnect()
         if isinstance(error, refusals.NoPermissionError) or "ACL failure" in str(error):
             return self._refuse(client, permission_objection(self._server, str(error), caches[conf.CACHE].make_key("*")))
-        return Unreachable(f"Redis at {_address(client)} is unreachable ({error}).")
+        return Unreachable(f"Redis at {server_address(client)} is unreachable ({error}).")
 
 
-def _address(client: Redis) -> str:
+def server_address(client: Redis) -> str:
+    """The host and port of a server, or the path of its socket."""
     where = client.connection_pool.connection_kwargs
     return where.get("path") or f"{where.get('host')}:{where.get('port')}"
 
