@@ -70,6 +70,14 @@ def test_a_request_makes_no_more_python_calls_than_recorded(twenty_properties, s
     python_calls.at_most(recorded(CALLS, updates)[request_], act, prepare=prepare, because=because)
 
 
+@pytest.mark.only("embedded")
+def test_a_hit_that_is_counted_for_prometheus_makes_at_most_8_python_calls_more(twenty_properties, serve, settings, python_calls):
+    """Counting is the increment of one number. (Embedded only, as the count of a hit itself.)"""
+    settings.FRESHNESS_METRICS_TOKEN = "a token"
+    read = serve(VARIANTS["cached"])
+    python_calls.at_most(recorded(CALLS, {})["a hit"] + 8, read, prepare=read, because="it is a hit, and an increment under a lock")
+
+
 def recorded(file, updates):
     """The number of calls that each request may make. `updates` are written to the file."""
     calls = json.loads(file.read_text()) | updates

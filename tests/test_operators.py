@@ -559,3 +559,23 @@ def test_the_progress_is_shown_on_a_terminal_only(home, warm, manage):
 )
 def test_the_first_difference_is_named_by_its_place(cached, true, text):
     assert difference(cached, true) == text
+
+
+@pytest.mark.parametrize("path", ["/posts/?labels__name=maths", "/posts/3/", "/other/set/", "/other/set/2/", "/other/set/3/label_names/", "/other/cursor/"])
+def test_a_view_of_any_kind_is_compared_in_its_own_language_and_at_its_own_host(blog, path):
+    """Generic views, viewsets and their extra actions. The key of such an entry has the host, the language and the time zone."""
+    blog.run(f"""
+        with translation.override('de'), timezone.override('Europe/Vienna'):
+            Client().get({path!r}, HTTP_HOST='localhost', HTTP_ACCEPT='application/json')
+    """)
+    blog.run("from freshness.comparison import compare\nfrom freshness.operations import keys")
+
+    assert blog.run("[compare(key).outcome for key in keys()]") == ["equal"]
+    blog.run("""
+        from unittest import mock
+        from freshness.connection import ConnectionMixin
+        with mock.patch.object(ConnectionMixin, 'tag'):
+            Post.objects.update(title='Untold')
+            Label.objects.update(name='untold')
+    """)
+    assert blog.run("[compare(key).outcome for key in keys()]") == ["stale"]

@@ -82,7 +82,7 @@ def is_allowed(request: HttpRequest) -> bool:
 
 def key_of(request: HttpRequest, url: str) -> str:
     """Return the key of the response at a URL. A path is one of this host."""
-    with operations.asking(request.build_absolute_uri(url)) as asked:
+    with operations.asking(f"{request.scheme}://{request.get_host()}{url}" if url.startswith("/") else url) as asked:
         return asked.key
 
 

@@ -145,7 +145,10 @@ def _detail(refused: Exception) -> str:
 
 def _request(url: str) -> HttpRequest:
     """A GET of JSON, as a WSGI server makes it."""
-    parts, prefix = urlsplit(url), get_script_prefix().rstrip("/")
+    try:
+        parts, prefix = urlsplit(url), get_script_prefix().rstrip("/")
+    except ValueError as error:
+        raise NotAsked(f"{url} is not a URL.") from error
     host = parts.netloc or next((name for name in settings.ALLOWED_HOSTS if name.strip(".*")), "localhost").lstrip(".")
     return WSGIRequest(
         {

@@ -6,6 +6,7 @@ A key includes the host, the URL with its parameters, the language and the time 
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from functools import cache
 from typing import Any, cast
 
@@ -14,7 +15,6 @@ from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, QueryDict
 from django.http.request import HttpHeaders
 from django.utils import timezone, translation
-from django.utils.encoding import iri_to_uri
 
 from .dependencies import recorder
 
@@ -104,11 +104,10 @@ def parameters(request: HttpRequest) -> QueryDict:
 
 def address_of(request: HttpRequest) -> str:
     """Return the URL of a request, its language and its time zone, separated by spaces. The URL is only a path if the request has no valid host."""
-    try:
-        url = request.build_absolute_uri()
-    except (KeyError, DisallowedHost):
-        url = request.get_full_path()
-    return f"{iri_to_uri(url)[:LONGEST]} {translation.get_language()} {timezone.get_current_timezone_name()}"
+    url = request.get_full_path()
+    with suppress(KeyError, DisallowedHost):
+        url = f"{request.scheme}://{request.get_host()}{url}"
+    return f"{url[:LONGEST]} {translation.get_language()} {timezone.get_current_timezone_name()}"
 
 
 def noted(request: HttpRequest) -> HttpRequest:
