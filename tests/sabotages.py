@@ -53,7 +53,7 @@ BOUND = (
     Sabotage(
         "bounded hit: the age of the verification is not compared",
         "freshness/journal.lua",
-        "if not (j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS) then",
+        "if not is_verified(j, now) then",
         "if false then",
         "test_verification.py::test_a_response_is_at_most_the_bound_old_even_if_every_watchman_is_dead",
     ),
@@ -137,7 +137,7 @@ BOUND = (
     Sabotage(
         "each watchman verifies whenever it looks",
         "freshness/journal.lua",
-        "if begun and math.abs(now + begun) < MAX_STALENESS / 3 then return {} end",
+        "if at_once ~= '1' and begun and math.abs(now + begun) < MAX_STALENESS / 3 then return {} end",
         "",
         "test_verification.py::test_all_watchmen_together_cost_at_most_four_queries_in_each_bound",
     ),
@@ -219,14 +219,14 @@ JOURNAL = (
     Sabotage(
         "lease: entries are trusted while a lease is open",
         "freshness/journal.lua",
-        "if mine[tag] then return 'leased' end",
+        "if mine[tag] then return 'leased', lease end",
         "",
         "test_journal.py::test_a_write_is_not_missed_if_its_writer_is_killed_between_commit_and_close",
     ),
     Sabotage(
         "lease: any open lease makes every entry doubtful",
         "freshness/journal.lua",
-        "if mine[tag] then return 'leased' end",
+        "if mine[tag] then return 'leased', lease end",
         "do return 'leased' end",
         "test_races.py::test_an_entry_that_a_write_does_not_touch_stays_warm_while_it_commits",
     ),
@@ -2393,7 +2393,201 @@ HOME = (
     ),
 )
 
-SABOTAGES = (*BOUND, *JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME)
+# Operators: what they see, invalidate and compare.
+
+OPERATORS = (
+    Sabotage(
+        "operators: a check changes the query of a view",
+        "freshness/checks.py",
+        "queryset.query.clone().get_compiler(",
+        "queryset.query.get_compiler(",
+        "test_checks.py::test_a_check_leaves_the_querysets_of_the_views_as_they_are",
+    ),
+    Sabotage(
+        "operators: everything is invalidated only in the message",
+        "freshness/journal.lua",
+        "function verbs.invalidate_everything(nonce)\n",
+        "function verbs.invalidate_everything(nonce) if true then return end\n",
+        "test_operators.py::test_everything_can_be_invalidated",
+    ),
+    Sabotage(
+        "operators: an invalidated entry keeps its body, with a new read_at",
+        "freshness/journal.lua",
+        "  call('HDEL', entry, 'etag', 'body') -- first",
+        "  -- first",
+        "test_cache_page.py::test_a_click_invalidates_the_entry",
+    ),
+    Sabotage(
+        "operators: an entry that is invalidated during a fill has no read_at",
+        "freshness/journal.lua",
+        "'read_at', text(j.last), 'tags', '')",
+        "'read_at', '1', 'tags', '')",
+        "test_operators.py::test_a_fill_that_began_before_its_entry_was_invalidated_is_not_stored",
+    ),
+    Sabotage(
+        "operators: a model is invalidated without its unknown rows",
+        "freshness/operations.py",
+        "for table in found for tag in table.all}",
+        "for table in found for tag in [table.name]}",
+        "test_operators.py::test_every_tracked_model_can_be_invalidated",
+    ),
+    Sabotage(
+        "operators: a row is invalidated without its columns",
+        "freshness/operations.py",
+        '    tags |= {f"{table.name}.{field.column}" for field in model._meta.local_concrete_fields}\n',
+        "",
+        "test_operators.py::test_an_invalidated_row_is_in_the_next_read_whatever_was_done_to_it",
+    ),
+    Sabotage(
+        "operators: a row that is gone is invalidated without its table",
+        "freshness/operations.py",
+        "        if row is None:  # to which",
+        "        if False:  # to which",
+        "test_operators.py::test_a_row_that_there_is_not_invalidates_its_whole_table",
+    ),
+    Sabotage(
+        "operators: an invalidation ends with an open lease",
+        "freshness/operations.py",
+        "    journal.close(journal.lease(set(tags)))",
+        "    journal.lease(set(tags))",
+        "test_operators.py::test_a_row_can_be_invalidated",
+    ),
+    Sabotage(
+        "operators: an entry is stored without its address",
+        "freshness/journal.lua",
+        ", 'address', address}",
+        "}",
+        "test_operators.py::test_verify_finds_nothing_while_every_entry_equals_the_database",
+    ),
+    Sabotage(
+        "operators: verify reports an entry that would not be served",
+        "freshness/comparison.py",
+        "        if seen is None or not seen.is_trusted:",
+        "        if seen is None:",
+        "test_operators.py::test_an_entry_that_would_not_be_served_is_not_stale",
+    ),
+    Sabotage(
+        "operators: verify does not look at the journal again",
+        "freshness/comparison.py",
+        "    if now is None or not now.is_trusted or (now.read_at, now.body) != (seen.read_at, seen.body):",
+        "    if now is None:",
+        "test_operators.py::test_a_write_during_a_comparison_is_not_reported",
+    ),
+    Sabotage(
+        "operators: verify does not look into the outbox",
+        "freshness/comparison.py",
+        "            if not watchman.verify(ours(asked.using), at_once=True):",
+        "            if False:",
+        "test_operators.py::test_a_write_without_redis_during_a_comparison_is_not_reported",
+    ),
+    Sabotage(
+        "operators: a verification at once waits for its turn",
+        "freshness/journal.lua",
+        "  if at_once ~= '1' and begun and",
+        "  if begun and",
+        "test_operators.py::test_a_write_without_redis_during_a_comparison_is_not_reported",
+    ),
+    Sabotage(
+        "operators: verify reads for an entry of other code",
+        "freshness/comparison.py",
+        "            if asked.key != key:",
+        "            if False:",
+        "test_operators.py::test_an_entry_of_another_version_of_the_code_is_unknown",
+    ),
+    Sabotage(
+        "operators: verify does not compare ETags",
+        "freshness/comparison.py",
+        " and seen.etag == etag_of(body):",
+        ":",
+        "test_operators.py::test_verify_notices_an_etag_that_is_not_that_of_the_bytes",
+    ),
+    Sabotage(
+        "operators: verify asks in the default language",
+        "freshness/operations.py",
+        "activated.enter_context(translation.override(language))",
+        "pass",
+        "test_operators.py::test_a_view_of_any_kind_is_compared_in_its_own_language_and_at_its_own_host",
+    ),
+    Sabotage(
+        "operators: verify ends with 0 after a stale entry",
+        "freshness/management/commands/cache.py",
+        "            raise CommandError(summary)",
+        "            self.stderr.write(summary)",
+        "test_operators.py::test_verify_ends_with_1_if_an_entry_was_tampered_with",
+    ),
+    Sabotage(
+        "operators: a limited user of Redis gets a traceback",
+        "freshness/operations.py",
+        "    except refusals.NoPermissionError as error:",
+        "    except refusals.ReadOnlyError as error:",
+        "test_operators.py::test_status_says_if_the_user_of_redis_may_not_list_keys",
+    ),
+    Sabotage(
+        "operators: staff see the page of the cache",
+        "freshness/admin.py",
+        "request.user.is_active and request.user.is_superuser",
+        "request.user.is_active and request.user.is_staff",
+        "test_cache_page.py::test_staff_without_all_permissions_see_neither_link_nor_page",
+    ),
+    Sabotage(
+        "operators: staff see a link to the page of the cache",
+        "freshness/admin.py",
+        "        if app_label is not None or not is_allowed(request):",
+        "        if app_label is not None:",
+        "test_cache_page.py::test_staff_without_all_permissions_see_neither_link_nor_page",
+    ),
+    Sabotage(
+        "operators: a GET of the page invalidates",
+        "freshness/admin.py",
+        '            if key and request.method == "POST":',
+        "            if key:",
+        "test_cache_page.py::test_a_get_invalidates_nothing",
+    ),
+    Sabotage(
+        "operators: the page takes an entry before the low-water mark for fresh",
+        "freshness/journal.lua",
+        "  elseif read_at <= j.low then",
+        "  elseif false then",
+        "test_cache_page.py::test_the_page_says_why_an_entry_is_not_served",
+    ),
+    Sabotage(
+        "metrics: served without the token",
+        "freshness/metrics.py",
+        ' and constant_time_compare(given, f"Bearer {conf.METRICS_TOKEN}")',
+        "",
+        "test_metrics.py::test_without_the_token_there_is_no_endpoint",
+    ),
+    Sabotage(
+        "metrics: an empty token is a token",
+        "freshness/metrics.py",
+        "if not (conf.METRICS_TOKEN and is_installed()",
+        "if not (is_installed()",
+        "test_metrics.py::test_without_a_token_in_the_settings_there_is_no_endpoint_and_nothing_is_counted",
+    ),
+    Sabotage(
+        "metrics: counted without a token",
+        "freshness/views.py",
+        "        if conf.METRICS_TOKEN:\n            count(found.status)",
+        "        count(found.status)",
+        "test_metrics.py::test_without_a_token_in_the_settings_there_is_no_endpoint_and_nothing_is_counted",
+    ),
+    Sabotage(
+        "metrics: a bypass is not counted",
+        "freshness/views.py",
+        "        count(status)\n",
+        "        pass\n",
+        "test_metrics.py::test_a_bypass_is_counted_with_its_reason",
+    ),
+    Sabotage(
+        "metrics: a process with them has entries of its own",
+        "freshness/fingerprint.py",
+        '("FRESHNESS_METRICS_TOKEN",)',
+        "()",
+        "test_metrics.py::test_a_process_with_metrics_shares_the_entries_of_one_without",
+    ),
+)
+
+SABOTAGES = (*BOUND, *JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME, *OPERATORS)
 
 
 # Running them

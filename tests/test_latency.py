@@ -71,7 +71,7 @@ def test_a_request_makes_no_more_python_calls_than_recorded(twenty_properties, s
 
 
 @pytest.mark.only("embedded")
-def test_a_hit_that_is_counted_for_prometheus_makes_at_most_8_python_calls_more(twenty_properties, serve, settings, python_calls):
+def test_a_hit_that_is_counted_makes_at_most_8_python_calls_more(twenty_properties, serve, settings, python_calls):
     """Counting is the increment of one number. (Embedded only, as the count of a hit itself.)"""
     settings.FRESHNESS_METRICS_TOKEN = "a token"
     read = serve(VARIANTS["cached"])

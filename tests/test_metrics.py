@@ -11,7 +11,7 @@ from django.db import connection
 from housing.freshness import metrics as module
 from housing.freshness import outbox
 from housing.freshness.journal import journal
-from housing.freshness.settings import conf
+from housing.freshness.settings import SETTINGS, conf
 from tests.test_setup import python
 
 TOKEN = "a long random text"
@@ -61,7 +61,7 @@ def responses(outcome, detail=""):
 # The counters
 
 
-def test_a_hit_a_miss_and_a_stale_read_are_counted(home, read, scrape):
+def test_hits_misses_and_stale_reads_are_counted(home, read, scrape):
     read("cached")
     read("cached")
     read("cached", headers={"If-None-Match": "*"})
@@ -95,6 +95,14 @@ def test_a_response_without_cache_status_is_not_counted(home, read, scrape):
     read("optimized")
 
     assert not [name for name in scrape() if name.startswith("freshness_responses")]
+
+
+def test_a_process_with_metrics_shares_the_entries_of_one_without(home, warm, read, counted, settings):
+    """Whether responses are counted does not change their bytes."""
+    warm()
+    settings.FRESHNESS_METRICS_TOKEN = ""
+
+    assert read("cached").came_from == "hit"
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -142,10 +150,10 @@ def test_without_the_token_there_is_no_endpoint(client, counted, authorization):
 @pytest.mark.parametrize("authorization", ["Bearer ", "Bearer", ""])
 def test_without_a_token_in_the_settings_there_is_no_endpoint_and_nothing_is_counted(client, home, read, settings, monkeypatch, authorization):
     """It is off by default, and then the library is not even imported."""
+    settings.FRESHNESS_METRICS_TOKEN = SETTINGS["METRICS_TOKEN"].default
     monkeypatch.setattr("housing.freshness.views.count", pytest.fail)
-    read("cached")
 
-    assert settings.FRESHNESS_METRICS_TOKEN == ""
+    assert read("cached").came_from == "fwd=miss; stored"
     assert client.get("/metrics/", headers={"Authorization": authorization}).status_code == 404
 
 

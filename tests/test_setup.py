@@ -29,7 +29,7 @@ from housing.settings import gateways
 from tests.stacks import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DJANGO_ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE")
+OURS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DJANGO_ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE", "FRESHNESS_METRICS_TOKEN")
 """The environment variables that the service reads."""
 
 NOBODY = "127.0.0.1:1"

@@ -45,6 +45,9 @@ local function read_journal(database)
   return {epoch = -m[2], last = -m[3], low = -m[4], verified = m[5] and -m[5]}
 end
 
+-- Whether the writes to this database are known until a moment ago. `verified` in the future is a clock that stepped back.
+local function is_verified(j, now) return j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS end
+
 local function split(tags)
   local list = {}
   for tag in tags:gmatch('[^\n]+') do list[#list + 1] = tag end
@@ -84,7 +87,7 @@ local function find(may_wait, draw, ...)
   local lately = math.abs(now - math.abs(filling)) < WAIT_TIMEOUT -- a clock that stepped back keeps no reader waiting
   local taken = filling > 0 and lately
   if e[3] and not why and (taken or now + e[4] * draw < tonumber(e[5])) then
-    if not (j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS) then return {'unverified'} end
+    if not is_verified(j, now) then return {'unverified'} end
     for _, known in ipairs({...}) do
       if known == e[3] or known == '*' then return {'hit', e[3]} end
     end
@@ -282,7 +285,7 @@ function verbs.inspect()
     why = 'dropped'
   else
     why, which = doubt(j, j.epoch, read_at)
-    if not why then why = j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS and 'fresh' or 'unverified' end
+    why = why or is_verified(j, now) and 'fresh' or 'unverified'
   end
   return {why, which or '', e[3], e[4], e[5], e[6] or '', e[2], text(now - read_at), text(e[7] - now)}
 end

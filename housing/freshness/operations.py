@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -119,13 +119,13 @@ class Asked:
 
 @contextmanager
 def asking(address: str) -> Iterator[Asked]:
-    """Ask for the response at an address again, in its language and time zone. An address is a URL or a path, with or without the two.
+    """Ask for the response at an address again: a URL or a path, and its language and time zone if they are not the current ones.
 
     Raises NotAsked, and what reads the database's identity raises.
     """
     url, language, zone, *_ = [*address.split(" "), "", ""]
     try:
-        with translation.override(language or settings.LANGUAGE_CODE), timezone.override(ZoneInfo(zone) if zone else None):
+        with _in(language, zone):
             request = _request(url)
             view = _view(request)
             kind, asked, read = view.asked(request)
@@ -135,6 +135,17 @@ def asking(address: str) -> Iterator[Asked]:
         raise NotAsked(f"{url}: {why}") from error
     except (APIException, Http404) as refused:
         raise NotAsked(f"{url}: the view refuses it. {_detail(refused)}") from refused
+
+
+@contextmanager
+def _in(language: str, zone: str) -> Iterator[None]:
+    """Activate a language and a time zone, unless they are empty or active."""
+    with ExitStack() as activated:
+        if language and language != translation.get_language():
+            activated.enter_context(translation.override(language))
+        if zone and zone != timezone.get_current_timezone_name():
+            activated.enter_context(timezone.override(ZoneInfo(zone)))
+        yield
 
 
 def _detail(refused: Exception) -> str:
