@@ -11,11 +11,11 @@ from django.db import connection, transaction
 from django.test import Client
 from django_redis import get_redis_connection
 
-from conftest import entries
 from housing.freshness.admin import FRESHNESS, CacheAdmin
 from housing.freshness.connection import ours
 from housing.freshness.journal import SCRIPT, journal
 from housing.models import Property
+from tests.fixtures.cache import entries
 
 PAGE = "/admin/freshness/cache/"
 LIST = "/api/properties/cached/"

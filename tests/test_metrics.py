@@ -12,7 +12,7 @@ from housing.freshness import metrics as module
 from housing.freshness import outbox
 from housing.freshness.journal import journal
 from housing.freshness.settings import SETTINGS, conf
-from tests.test_setup import python
+from tests.fixtures.processes import python
 
 TOKEN = "a long random text"
 

@@ -17,7 +17,6 @@ from django.db import connection, connections
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
-from conftest import entries
 from housing.filters import PropertyFilter
 from housing.freshness import outbox
 from housing.freshness.comparison import compare, difference, sample
@@ -27,6 +26,7 @@ from housing.freshness.management.commands.cache import Command, duration, size
 from housing.freshness.operations import keys, tags_of_row
 from housing.freshness.tracking import tracked
 from housing.models import Property
+from tests.fixtures.cache import entries
 
 PAGE = cache.make_key("page")
 

@@ -20,10 +20,9 @@ from django.http import HttpResponse
 from django.urls import path
 from django.utils import timezone
 
-from conftest import a_property, make_images, saved
 from housing import urls
 from housing.models import Agent, Office, Property, PropertyImage
-from tests.rows import execute
+from tests.fixtures.rows import a_property, execute, make_images, saved
 
 # Every way to write
 

@@ -16,8 +16,22 @@ if TYPE_CHECKING:
     from .metrics import serve_metrics
     from .statements import CONTROL
     from .views import CachedView
+    from .watchman import verify
 
-__all__ = ["CONTROL", "CachedView", "NotLeased", "Read", "Refused", "Select", "Unreachable", "begin_journal", "inspect_server", "ours", "serve_metrics"]
+__all__ = [
+    "CONTROL",
+    "CachedView",
+    "NotLeased",
+    "Read",
+    "Refused",
+    "Select",
+    "Unreachable",
+    "begin_journal",
+    "inspect_server",
+    "ours",
+    "serve_metrics",
+    "verify",
+]
 
 _HOMES = {
     "connection": ("NotLeased", "ours"),
@@ -27,6 +41,7 @@ _HOMES = {
     "metrics": ("serve_metrics",),
     "statements": ("CONTROL",),
     "views": ("CachedView",),
+    "watchman": ("verify",),
 }
 
 

@@ -25,6 +25,7 @@ from django_redis import get_redis_connection
 from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
 
+from .fingerprint import version
 from .servers import SCRIPTED, Objection, objection, parsed, permission_objection, server_name
 from .settings import conf
 
@@ -33,6 +34,10 @@ SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
 REFUSED_FOR = 1.0
 """Seconds until a refused server is checked again. A check takes a new connection, so not every read should make one."""
+
+
+OTHERS = "anything by another version of the code"
+"""What was written, in the words for an operator, if an entry is stale because versions do not know each other's tags."""
 
 
 class Unreachable(Exception):
@@ -129,7 +134,7 @@ class Journal:
         The entry expires early by `draw`, from the exponential distribution, times the seconds that it cost. With `may_wait` the result is
         Filling while another reader fills the entry. It is Unverified if its database was not verified for FRESHNESS_MAX_STALENESS seconds.
         """
-        verdict, *rest = self._run("lookup", int(may_wait), repr(draw), *etags, entry=entry)
+        verdict, *rest = self._run("lookup", int(may_wait), f"{draw:.3f}", version(), *etags, entry=entry)
         if verdict == b"hit":
             return Hit(rest[0].decode(), rest[1] if len(rest) > 1 else None)
         if verdict == b"filling":
@@ -143,7 +148,7 @@ class Journal:
 
         An operator can ask for it again at `address`.
         """
-        args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000), database, address)
+        args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
         return bytes(self._run("store", *args, entry=entry)).decode()
 
     def abandon(self, entry: str, miss: Miss) -> None:
@@ -153,12 +158,13 @@ class Journal:
     def lease(self, tags: Collection[str]) -> Lease:
         """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds."""
         lease = Lease(os.urandom(8).hex(), tuple(sorted(tags)))
-        self._run("lease", lease.id, "\n".join(lease.tags))
+        if of_others := self._run("lease", lease.id, "\n".join(lease.tags), version()):
+            return Lease(lease.id, (*lease.tags, *(tag.decode() for tag in of_others)))
         return lease
 
     def close(self, lease: Lease) -> None:
         """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh."""
-        self._run("close", lease.id, "\n".join(lease.tags))
+        self._run("close", lease.id, "\n".join(lease.tags), version())
 
     def withdraw(self, lease: Lease) -> None:
         """Report that the leased write did not happen, so nothing becomes stale."""
@@ -193,7 +199,7 @@ class Journal:
         listed = iter([bytes(part).decode() for part in self._run("leases")])
         leases = {}
         for held in listed:
-            lease, tags = held.split("|")
+            lease, _, tags = held.partition("|")
             leases[Lease(lease, tuple(tags.splitlines()))] = int(next(listed)) / 1_000_000
         return leases
 
@@ -208,9 +214,10 @@ class Journal:
         if not found:
             return None
         verdict, which, etag, body, tags, address, read_at, age, left = found
-        reason = which.decode().rpartition("|")[2].replace("\n", ", ")
+        written = which.decode().partition("|")[2] if verdict == b"leased" else which.decode()
+        reason = ", ".join(_own(written)) or (OTHERS if written else "")
         seconds = int(age) / 1_000_000, int(left) / 1_000_000
-        return Inspected(verdict.decode(), reason, etag.decode(), body, tuple(tags.decode().splitlines()), address.decode(), read_at, *seconds)
+        return Inspected(verdict.decode(), reason, etag.decode(), body, _own(tags.decode()), address.decode(), read_at, *seconds)
 
     def invalidate_everything(self) -> None:
         """Make every response stale that was read before now."""
@@ -309,6 +316,11 @@ class Journal:
         if isinstance(error, refusals.NoPermissionError) or "ACL failure" in str(error):
             return self._refuse(client, permission_objection(self._server, str(error), caches[conf.CACHE].make_key("*")))
         return Unreachable(f"Redis at {server_address(client)} is unreachable ({error}).")
+
+
+def _own(tags: str) -> tuple[str, ...]:
+    """The tags of the models, without that of the versions of the code."""
+    return tuple(tag for tag in tags.splitlines() if not tag.startswith("|"))
 
 
 def server_address(client: Redis) -> str:
