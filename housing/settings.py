@@ -95,6 +95,7 @@ if REDIS_URL.rstrip("/") == "fakeredis:":
 
 FRESHNESS_MODELS = ["housing"]
 FRESHNESS_NAME = "housing"
+FRESHNESS_METRICS_TOKEN = env.str("FRESHNESS_METRICS_TOKEN", default="")
 FRESHNESS_IGNORED_SETTINGS = ["DATABASE_URL", "REDIS_URL"]  # keys contain the identity of the database, and each Redis has its own entries
 # fakeredis has no run id, but it always starts empty.
 FRESHNESS_RUN_ID = "fakeredis" if EMBEDDED else None

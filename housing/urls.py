@@ -6,6 +6,7 @@ from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from housing import health, home, views
+from housing.freshness import serve_metrics
 
 lists = {
     "live/naive": (views.PropertyListView, views.PropertyDetailView),
@@ -25,6 +26,7 @@ urlpatterns = [
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema", template_name="housing/docs.html"), name="docs"),
     re_path("^api/(?:.*/)?$", views.unknown_path),
     *(path(url.removeprefix("/"), check, name="-".join(url.strip("/").split("/"))) for url, check in health.CHECKS.items()),
+    path("metrics/", serve_metrics, name="metrics"),
     path("admin/", admin.site.urls),
 ]
 if settings.DEBUG:

@@ -113,6 +113,9 @@ DOCUMENTS = (
             "engine",
             "drf_views",
             "take_home",
+            "operators",
+            "cache_page",
+            "metrics",
         ),
     ),
     Document(

@@ -117,7 +117,7 @@ def pages(chromium: Browser, service: Served) -> list[str]:
     with chromium.new_context(base_url=service.url) as context:
         responses = [context.request.get(path, headers={"Accept": "text/html"}) for path in paths]
         found = [path for path, response in zip(paths, responses, strict=True) if response.ok and "text/html" in response.headers["content-type"]]
-    return [*found, reverse("admin:index")]
+    return [*found, reverse("admin:index"), reverse("admin:freshness_cache") + f"?url={VARIANTS['cached']}"]
 
 
 @pytest.fixture
@@ -373,6 +373,22 @@ def test_no_other_tab_shows_the_old_price_again(tab: Page, newest: Any, change_i
     tab.goto(VARIANTS["cached"])
     for each in (tab, second, third):
         expect(body(each)).to_contain_text(shown("price", new))
+
+
+# The cache's page in the admin
+
+
+def test_an_entry_is_found_and_invalidated_in_the_admin(tab: Page, admin: tuple[str, str], service: Served) -> None:
+    service.get(VARIANTS["cached"])
+    log_in(tab, admin, "/admin/")
+    tab.locator("#content").get_by_role("link", name="Cache", exact=True).click()
+    tab.get_by_label("URL or path of a cached response").fill(VARIANTS["cached"])
+    tab.get_by_role("button", name="Find").click()
+    expect(tab.get_by_text("fresh: a read is a hit")).to_be_visible()
+
+    tab.get_by_role("button", name="Invalidate").click()
+    expect(tab.locator(".messagelist")).to_contain_text("Invalidated. The next read uses the database.")
+    expect(tab.get_by_text("This response is not cached.")).to_be_visible()
 
 
 # The demo page

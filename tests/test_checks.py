@@ -34,6 +34,16 @@ def reported(number, deploy=False, databases=None):
     return [(message.msg, message.hint) for message in found if message.id == (number if "." in number else f"freshness.{number}")]
 
 
+def test_a_check_leaves_the_querysets_of_the_views_as_they_are(monkeypatch):
+    """A view reads with the same query, which would have joins that no request asked for."""
+    queryset = joined()
+    monkeypatch.setattr(CachedPropertyListView, "queryset", queryset)
+    before = {**queryset.query.alias_map}
+    run_checks()
+
+    assert queryset.query.alias_map == before
+
+
 def test_the_settings_of_the_specs_pass_every_check():
     """Otherwise a check that always reports would go unnoticed."""
     assert run_checks() == []

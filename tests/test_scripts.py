@@ -78,6 +78,10 @@ VERBS = {
     "verified": lambda fill, lease: journal.verified(""),
     "not_known_to_be_stale": lambda fill, lease: journal.not_known_to_be_stale(PAGE, 1e9),
     "probe": lambda fill, lease: journal._run("probe"),
+    "ages": lambda fill, lease: journal.ages(),
+    "inspect": lambda fill, lease: journal.inspect(PAGE),
+    "invalidate_everything": lambda fill, lease: journal.invalidate_everything(),
+    "invalidate_entry": lambda fill, lease: journal.invalidate_entry(PAGE),
     "forbidden": lambda fill, lease: journal._run("forbidden", "time"),
 }
 """Calls of every verb. `fill` is the miss of a reader of the old value, and `lease` is that of the writer of the new value."""

@@ -12,6 +12,7 @@ from django.core import checks
 from django.core.cache import cache
 from django_redis import get_redis_connection
 
+from housing.freshness import operations
 from housing.freshness.journal import SCRIPT, Miss, Refused, Unreachable, journal
 from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
 from tests.fixtures.cache import begin_journal
@@ -288,7 +289,27 @@ def test_a_user_with_only_the_listed_permissions_can_run_every_command_of_the_jo
     journal.close(lease)
     assert journal.lookup(PAGE).stale
     journal.abandon(PAGE, journal.lookup(PAGE))
+    assert journal.inspect(PAGE).which == "t"
+    journal.invalidate_entry(PAGE)
+    journal.invalidate_everything()
+    assert journal.inspect(PAGE) is None
+    assert journal.end_verification(journal.begin_verification("a database"), {"t"})
+    assert journal.verified("a database") < 60
+    assert journal.ages()
     assert check_results("E005") == check_results("W002") == []
+
+
+@pytest.mark.only("real")
+def test_an_operator_with_a_limited_user_sees_everything_but_the_number_of_entries(home, read, limited_user):
+    """The service lists no keys, so SCAN is not among the permissions. (Real only: embedded servers have no users.)"""
+    read("cached")
+    state = operations.status()
+
+    assert state["entries"] == {"count": None, "is_all": False, "error": "The user of Redis may not list keys. Allow it +scan, or look at one URL at a time."}
+    assert state["journal"]
+    assert state["memory"]["used"] > 0
+    limited_user("+scan")
+    assert operations.status()["entries"] == {"count": 1, "is_all": True, "error": None}
 
 
 @pytest.mark.only("real")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .dependencies import Select
     from .entries import Read
     from .journal import Refused, begin_journal, inspect_server
+    from .metrics import serve_metrics
     from .slots import Busy, cold_reads
     from .statements import CONTROL
     from .views import CachedView
@@ -32,6 +33,7 @@ __all__ = [
     "cold_reads",
     "inspect_server",
     "ours",
+    "serve_metrics",
     "state_of_the_cache",
     "verify",
 ]
@@ -43,6 +45,7 @@ _HOMES = {
     "entries": ("Read",),
     "breaker": ("Unreachable",),
     "journal": ("Refused", "begin_journal", "inspect_server"),
+    "metrics": ("serve_metrics",),
     "statements": ("CONTROL",),
     "views": ("CachedView",),
     "watchman": ("state_of_the_cache", "verify"),

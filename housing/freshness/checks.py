@@ -219,7 +219,7 @@ def cached_views_read_what_is_tracked(app_configs: Any, **_: Any) -> Found:
 def _models_of(queryset: QuerySet[Any]) -> Iterator[type[Model]]:
     """The models whose rows a queryset reads, as far as its query and prefetches show."""
     by_table = {model._meta.db_table: model for model in apps.get_models(include_auto_created=True) if not model._meta.proxy}
-    compiler = queryset.query.get_compiler(queryset.db)
+    compiler = queryset.query.clone().get_compiler(queryset.db)  # the original would keep its joins, and the view reads with it
     with suppress(EmptyResultSet):  # raised for none(), which joins nothing
         compiler.as_sql()
     yield from (by_table[join.table_name] for join in compiler.query.alias_map.values() if join.table_name in by_table)

@@ -63,10 +63,11 @@ def etag_of(body: bytes) -> str:
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin) -> CachedResponse:
+def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin, address: Callable[[], str] = str) -> CachedResponse:
     """The response under the key that `key_in` returns for the database's identity. It is never older than the last write that ended before this call.
 
-    `etags` are those that the reader has. Raises whatever `read` raises, and then stores nothing. Raises Busy if too many reads wait for the database.
+    `etags` are those that the reader has. `address` returns where an operator can ask for the response again. Raises whatever `read` raises, and then
+    stores nothing. Raises Busy if too many reads wait for the database.
 
     If the database cannot be reached, an entry may be served that was verified less than FRESHNESS_STALE_IF_ERROR seconds ago (RFC 5861).
     """
@@ -90,7 +91,7 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
             if isinstance(found, Unverified):
                 response: CachedResponse | None = _without_cache(read, etags, NOT_VERIFIED)
             else:
-                response = _fill(found, key, database, etags, read, connection, may_repeat=attempts < ATTEMPTS)
+                response = _fill(found, key, database, etags, read, connection, address, may_repeat=attempts < ATTEMPTS)
         except (Busy, InterfaceError, OperationalError) as error:
             if old := _stale_if_error(key, etags, connection, error):
                 return old
@@ -107,7 +108,9 @@ def _why_not_cached(why: Unidentified | Unreachable) -> str:
     return "unreachable" if isinstance(why, Unreachable) else NOT_VERIFIED
 
 
-def _fill(miss: Miss, key: str, database: str, etags: Collection[str], read: Read, connection: ConnectionMixin, *, may_repeat: bool) -> CachedResponse | None:
+def _fill(
+    miss: Miss, key: str, database: str, etags: Collection[str], read: Read, connection: ConnectionMixin, address: Callable[[], str], *, may_repeat: bool
+) -> CachedResponse | None:
     """Read a response, and store it if it is fresh. None if a write raced it and it may be read again."""
     body, recording, seconds = _read_after(miss, key, read, connection)
     if recording.complaint:
@@ -119,7 +122,7 @@ def _fill(miss: Miss, key: str, database: str, etags: Collection[str], read: Rea
             _abandon(key, miss)
             verdict = "raced"
         else:
-            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database)
+            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address())
     except Unreachable as unreachable:
         logger.warning("Served, but not stored: %s", unreachable)
         return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")

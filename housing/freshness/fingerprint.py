@@ -84,6 +84,7 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
         "MANAGERS",
         "SERVER_EMAIL",
     ),
+    "It is the password of the metrics.": ("FRESHNESS_METRICS_TOKEN",),
     "They affect only tests and `check`.": ("SILENCED_SYSTEM_CHECKS", "TEST_NON_SERIALIZED_APPS", "TEST_RUNNER"),
 }
 """Reason → the Django settings that are left out. A project lists its own in FRESHNESS_IGNORED_SETTINGS."""

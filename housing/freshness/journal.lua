@@ -15,6 +15,7 @@
 --   epoch, read_at, tags   when it was read, and the tags that make it stale
 --   etag, body             the response; missing if a lease did not allow storing it
 --   database               the identity of the database that was read
+--   address                where an operator can ask for the response again
 --   cost, until            how many microseconds the read took, and the instant at which the entry expires
 --   filling                the read_at of the one reader that queries the database, while others wait;
 --                          or minus the instant at which it failed, since when nobody waits
@@ -46,13 +47,16 @@ local function read_journal(database)
   return {epoch = -m[2], last = -m[3], low = -m[4], verified = m[5] and -m[5]}
 end
 
+-- Whether the writes to this database are known until a moment ago. `verified` in the future is a clock that stepped back.
+local function is_verified(j, now) return j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS end
+
 local function split(tags)
   local list = {}
   for tag in tags:gmatch('[^\n]+') do list[#list + 1] = tag end
   return list
 end
 
--- Why a response that was read at `read_at` cannot be trusted, or nil if it is fresh. `tags` default to the entry's own.
+-- Why a response that was read at `read_at` cannot be trusted, and the tag or the lease that says so; or nil if it is fresh. `tags` default to the entry's own.
 local function doubt(j, epoch, read_at, tags)
   if epoch ~= j.epoch or read_at <= j.low then return 'raced' end
   local written = call('ZRANGEBYSCORE', journal, text(read_at), '+inf', 'LIMIT', 0, 1)
@@ -61,14 +65,14 @@ local function doubt(j, epoch, read_at, tags)
   local mine = {}
   for first = 1, #tags, MANY do
     for i, closed in ipairs(call('ZMSCORE', journal, unpack(tags, first, math.min(first + MANY - 1, #tags)))) do
-      if closed and tonumber(closed) >= read_at then return 'raced' end
+      if closed and tonumber(closed) >= read_at then return 'raced', tags[first + i - 1] end
       mine[tags[first + i - 1]] = true
     end
   end
   for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
     for _, tag in ipairs(split(lease:match('|(.*)$'))) do
       if tag == '*' then return 'recovering' end
-      if mine[tag] then return 'leased' end
+      if mine[tag] then return 'leased', lease end
     end
   end
 end
@@ -85,7 +89,7 @@ local function find(may_wait, draw, _, ...)
   local lately = math.abs(now - math.abs(filling)) < WAIT_TIMEOUT -- a clock that stepped back keeps no reader waiting
   local taken = filling > 0 and lately
   if e[3] and not why and (taken or now + e[4] * draw < tonumber(e[5])) then
-    if not (j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS) then return {'unverified'} end
+    if not is_verified(j, now) then return {'unverified'} end
     for _, known in ipairs({...}) do
       if known == e[3] or known == '*' then return {'hit', e[3]} end
     end
@@ -221,14 +225,15 @@ function verbs.lookup(nonce, _, _, version)
 end
 
 -- → 'stored', or the reason why not
-function verbs.store(_, epoch, read_at, tags, etag, body, cost, database)
+function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address)
   local j = read_journal()
   local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
   local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
   if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'raced' end
   local fields = {'epoch', epoch, 'read_at', read_at, 'tags', tags}
   if not why then
-    for i, value in ipairs({'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL), 'database', database}) do fields[6 + i] = value end
+    local more = {'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL), 'database', database, 'address', address}
+    for i, value in ipairs(more) do fields[6 + i] = value end
   end
   if not (why == 'raced' or why and there[3]) then
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
@@ -273,13 +278,14 @@ function verbs.withdraw(_, lease, tags) call('ZREM', journal, lease .. '|' .. ta
 -- Create a new journal while nobody writes.
 function verbs.begin(nonce) create(nonce, true) end
 
--- database → epoch and the instant at which this verification begins; nothing if another one began less than a third of MAX_STALENESS ago.
+-- database, at_once ('1' or '0') → epoch and the instant at which this verification begins; nothing if another one began less than a third of
+-- MAX_STALENESS ago, unless it has to begin at once.
 -- The instant is Redis's clock itself, because it is compared with nothing else.
-function verbs.begin_verification(nonce, database)
+function verbs.begin_verification(nonce, database, at_once)
   record(tick(nonce))
   local now, j = clock(), read_journal()
   local begun = call('ZMSCORE', journal, begun_field(database))[1]
-  if begun and math.abs(now + begun) < MAX_STALENESS / 3 then return {} end
+  if at_once ~= '1' and begun and math.abs(now + begun) < MAX_STALENESS / 3 then return {} end
   call('ZADD', journal, text(-now), begun_field(database))
   return {text(j.epoch), text(now)}
 end
@@ -327,6 +333,46 @@ end
 
 -- Write an instant. It fails where every miss and every write would fail.
 function verbs.probe(nonce) record(tick(nonce)) end
+
+-- → the µs since the journal's last instant and since its low-water mark, or nothing if there is no journal
+function verbs.ages()
+  local j = read_journal()
+  local now = clock()
+  return j and {text(now - j.last), text(now - j.low)} or {}
+end
+
+-- → what an operator wants to know of an entry, or nothing if it holds no response: why it is not served ('fresh' or 'unverified' if nothing was
+-- written), the tag or lease that says so, etag, body, tags, address, read_at, the µs since then and until it expires. Writes nothing.
+function verbs.inspect()
+  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'body', 'tags', 'address', 'until', 'database')
+  if not e[3] then return {} end
+  local j, now, read_at = read_journal(e[8]), clock(), tonumber(e[2])
+  local why, which
+  if not j or tonumber(e[1]) ~= j.epoch then
+    why = 'lost'
+  elseif read_at <= j.low then
+    why = 'dropped'
+  else
+    why, which = doubt(j, j.epoch, read_at)
+    why = why or is_verified(j, now) and 'fresh' or 'unverified'
+  end
+  return {why, which or '', e[3], e[4], e[5], e[6] or '', e[2], text(now - read_at), text(e[7] - now)}
+end
+
+-- What was read before now is stale, and a fill that has begun is not stored. One command, so that it happens or does not.
+function verbs.invalidate_everything(nonce)
+  local j = tick(nonce)
+  call('ZADD', journal, text(-j.last), '|low', text(-j.last), '|last')
+end
+
+-- The entry is gone, and a fill of it that has begun is not stored: `store` refuses what was read before the entry's `read_at`.
+function verbs.invalidate_entry(nonce)
+  local j = tick(nonce)
+  record(j)
+  call('HDEL', entry, 'etag', 'body') -- first, because the new read_at would make the old body fresh
+  call('HSET', entry, 'epoch', text(j.epoch), 'read_at', text(j.last), 'tags', '')
+  call('PEXPIRE', entry, TTL / 1000)
+end
 
 -- commands… → those of them that the user may not run on the journal's key.
 function verbs.forbidden(_, ...)

@@ -44,6 +44,9 @@ REPLIES: dict[type[refusals.RedisError], str] = {
 }
 """What an error that the server replied means. The most general is last."""
 
+OTHERS = "anything by another version of the code"
+"""What was written, in the words for an operator, if an entry is stale because versions do not know each other's tags."""
+
 
 class Refused(Unreachable):
     """Redis is reachable but cannot keep the promise, so it is not used. `reason` says which server and why, `remedy` what to do."""
@@ -88,6 +91,31 @@ class Unverified:
 
 
 @dataclass(frozen=True)
+class Inspected:
+    """An entry, as an operator sees it."""
+
+    verdict: str
+    """"fresh"; "unverified" if nothing was written and no verification is recent enough; or why it is stale: "raced" (a write was committed), "leased" (a
+    write is being committed), "recovering" (the journal is new), "dropped" (it is older than the journal's records), "lost" (it is from another journal)."""
+    which: str
+    """The tag that was written, or the tags that are leased."""
+    etag: str
+    body: bytes
+    tags: tuple[str, ...]
+    address: str
+    read_at: bytes
+    age: float
+    """Seconds since it was read."""
+    left: float
+    """Seconds until it expires."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether no write is known that makes it stale, so it is served as soon as the journal is verified."""
+        return self.verdict in ("fresh", "unverified")
+
+
+@dataclass(frozen=True)
 class Verification:
     """A check that no write is missing in the journal. `instant` is Redis's clock before it looked, in microseconds."""
 
@@ -120,9 +148,12 @@ class Journal:
             return Unverified()
         return Miss(verdict == b"stale", *rest)
 
-    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0, database: str = "") -> str:
-        """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering"."""
-        args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database)
+    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0, database: str = "", address: str = "") -> str:
+        """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
+
+        An operator can ask for it again at `address`.
+        """
+        args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
         return bytes(self._run("store", *args, entry=entry)).decode()
 
     def abandon(self, entry: str, miss: Miss) -> None:
@@ -144,9 +175,9 @@ class Journal:
         """Report that the leased write did not happen, so nothing becomes stale."""
         self._run("withdraw", lease.id, "\n".join(lease.tags))
 
-    def begin_verification(self, database: str) -> Verification | None:
-        """Begin to look for writes to this database that are missing in the journal. None if another process began a moment ago."""
-        begun = self._run("begin_verification", database)
+    def begin_verification(self, database: str, *, at_once: bool = False) -> Verification | None:
+        """Begin to look for writes to this database that are missing in the journal. None if another process began a moment ago, unless `at_once`."""
+        begun = self._run("begin_verification", database, int(at_once))
         return Verification(database, *begun) if begun else None
 
     def end_verification(self, verification: Verification, tags: Collection[str]) -> bool:
@@ -185,6 +216,30 @@ class Journal:
             leases[Lease(lease, tuple(tags.splitlines()))] = int(next(listed)) / 1_000_000
         return leases
 
+    def ages(self) -> tuple[float, float] | None:
+        """The seconds since the journal's last instant and since its low-water mark, or None if there is no journal."""
+        ages = self._run("ages")
+        return (int(ages[0]) / 1_000_000, int(ages[1]) / 1_000_000) if ages else None
+
+    def inspect(self, entry: str) -> Inspected | None:
+        """The entry under this key, with its freshness, or None if there is none. Changes nothing."""
+        found = [bytes(part) for part in self._run("inspect", entry=entry)]
+        if not found:
+            return None
+        verdict, which, etag, body, tags, address, read_at, age, left = found
+        written = which.decode().partition("|")[2] if verdict == b"leased" else which.decode()
+        reason = ", ".join(_own(written)) or (OTHERS if written else "")
+        seconds = int(age) / 1_000_000, int(left) / 1_000_000
+        return Inspected(verdict.decode(), reason, etag.decode(), body, _own(tags.decode()), address.decode(), read_at, *seconds)
+
+    def invalidate_everything(self) -> None:
+        """Make every response stale that was read before now."""
+        self._run("invalidate_everything")
+
+    def invalidate_entry(self, entry: str) -> None:
+        """Make the response under this key stale if it was read before now, whether it is stored already or not."""
+        self._run("invalidate_entry", entry=entry)
+
     def inspect_server(self) -> dict[str, str]:
         """Check whether the server can keep the promise, and load the script. Returns its INFO, or {} if FRESHNESS_RUN_ID replaces it.
 
@@ -219,7 +274,7 @@ class Journal:
         client: Redis = get_redis_connection(conf.CACHE)
         if self.breaker.opened is None:
             return self._send(client, verb, args, entry)
-        with self.breaker.probing(_address(client)):
+        with self.breaker.probing(server_address(client)):
             return self._send(client, verb, args, entry)
 
     def _send(self, client: Redis, verb: str, args: Iterable[Any], entry: str) -> Any:
@@ -277,7 +332,7 @@ class Journal:
 
     def _refuse(self, client: Redis, why: Objection) -> Unreachable:
         """Open the breaker. Returns the error to raise."""
-        address = _address(client)
+        address = server_address(client)
         return self.breaker.open(address, partial(Refused, address, why))
 
     def _failed(self, client: Redis, error: refusals.RedisError) -> Unreachable:
@@ -290,12 +345,18 @@ class Journal:
             self._line.disconnect()
         if isinstance(error, refusals.NoPermissionError) or "ACL failure" in str(error):
             return self._refuse(client, permission_objection(self._server, str(error), caches[conf.CACHE].make_key("*")))
-        address = _address(client)
+        address = server_address(client)
         failed = partial(Unreachable, f"Redis at {address} is unreachable ({error}).")
         return self.breaker.open(address, failed) if isinstance(error, refusals.ConnectionError | refusals.TimeoutError) else failed()
 
 
-def _address(client: Redis) -> str:
+def _own(tags: str) -> tuple[str, ...]:
+    """The tags of the models, without that of the versions of the code."""
+    return tuple(tag for tag in tags.splitlines() if not tag.startswith("|"))
+
+
+def server_address(client: Redis) -> str:
+    """The host and port of a server, or the path of its socket."""
     where = client.connection_pool.connection_kwargs
     return where.get("path") or f"{where.get('host')}:{where.get('port')}"
 

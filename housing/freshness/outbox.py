@@ -37,6 +37,13 @@ def read(connection: Any) -> list[Row]:
     return rows
 
 
+def count(connection: Any) -> int:
+    """Return the number of committed rows. Raises DatabaseError if there is no such table."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT COUNT(*) FROM freshness_outbox")
+        return int(cursor.fetchone()[0])
+
+
 def tags_of(rows: Sequence[Row]) -> set[str]:
     """Return the tags of these rows; `EVERYTHING` alone if there may be other rows."""
     found = {tag for _, tags in rows for tag in tags.split("\n")}

@@ -6,12 +6,15 @@ A key includes the host, the URL with its parameters, the language and the time 
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from functools import cache
 from typing import Any, cast
 
 from django.conf import settings
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, QueryDict
 from django.http.request import HttpHeaders
+from django.utils import timezone, translation
 
 from .dependencies import recorder
 
@@ -19,6 +22,10 @@ JSON = "application/json"
 
 PLAIN = vars(HttpRequest()).keys() | {"environ", "scope", "script_name", "urlconf", "csrf_processing_done"}
 """The attributes of a request that no middleware has added, and others that are the same for everybody."""
+
+
+LONGEST = 2000
+"""Characters of a URL that are stored with an entry. An operator cannot ask for a longer one again."""
 
 
 def note(what: str) -> None:
@@ -93,6 +100,14 @@ def parameters(request: HttpRequest) -> QueryDict:
     for name in sorted(request.GET):
         ordered.setlist(name, request.GET.getlist(name))
     return ordered
+
+
+def address_of(request: HttpRequest) -> str:
+    """Return the URL of a request, its language and its time zone, separated by spaces. The URL is only a path if the request has no valid host."""
+    url = request.get_full_path()
+    with suppress(KeyError, DisallowedHost):
+        url = f"{request.scheme}://{request.get_host()}{url}"
+    return f"{url[:LONGEST]} {translation.get_language()} {timezone.get_current_timezone_name()}"
 
 
 def noted(request: HttpRequest) -> HttpRequest:

@@ -48,6 +48,9 @@ SETTINGS: dict[str, Setting] = {
     "IGNORED_SETTINGS": Setting(
         (), "names of settings", "Which of your settings shape no response, such as the address of a server. They may differ between processes."
     ),
+    "METRICS_TOKEN": Setting(
+        "", "text", "The bearer token with which Prometheus reads the metrics. Without one, nothing is counted and no metrics are served."
+    ),
     "RUN_ID": Setting(None, "text", "The run id of Redis; None reads it from the server. Only for a server that has none and always starts empty."),
 }
 

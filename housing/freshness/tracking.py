@@ -142,6 +142,11 @@ def tracked() -> list[type[Model]]:
     return [model for model in apps.get_models(include_auto_created=True) if model._meta.db_table in tables()]
 
 
+def related_tables(model: type[Model]) -> set[str]:
+    """The tables that hold the rows of a model, and those of its many-to-many fields."""
+    return {each._meta.db_table for each in _with_relatives(iter([model]))}
+
+
 def _named() -> Iterator[type[Model]]:
     for name in conf.MODELS:
         app, _, model = name.partition(".")

@@ -28,7 +28,8 @@ from rest_framework.views import APIView
 from .connection import ours
 from .entries import NOT_VERIFIED, CachedResponse, Read, respond
 from .keys import entry_key
-from .requests import JSON, noted, parameters
+from .metrics import count
+from .requests import JSON, address_of, noted, parameters
 from .settings import conf
 from .slots import Busy
 
@@ -122,7 +123,7 @@ class CachedView(GenericAPIView[Any]):
                 return self.as_json(request._request)
         except NotCached as refused:
             return refused.response
-        return described(handler(request, *args, **kwargs), f"{conf.NAME}; fwd=bypass; detail=accept")
+        return bypassing(handler(request, *args, **kwargs), "accept")
 
     # Hooks of DRF. A GET is not authenticated, and a fill must not depend on its reader.
 
@@ -167,7 +168,10 @@ class CachedView(GenericAPIView[Any]):
     def cached(self, request: HttpRequest, etags: Collection[str]) -> CachedResponse:
         """Return the response from the cache or from the database. Raises what `asked` and its `read` raise."""
         kind, asked, read = self.asked(request)
-        return respond(partial(entry_key, kind, asked), etags, read, ours(self.using))
+        found = respond(partial(entry_key, kind, asked), etags, read, ours(self.using), partial(address_of, request))
+        if conf.METRICS_TOKEN:
+            count(found.status)
+        return found
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
         """Return the kind of the entry, the canonical text of the request, and a function that reads the response from the database.
@@ -190,8 +194,7 @@ class CachedView(GenericAPIView[Any]):
                 raise NotCached(response)
             if more := _more_than_json(response):
                 logger.error("Served, but not stored: The response of %s has %s. A cached response may only have JSON.", type(self).__name__, more)
-                response.headers["Cache-Status"] = f"{conf.NAME}; fwd=bypass; detail={NOT_VERIFIED}"
-                raise NotCached(response)
+                raise NotCached(bypassing(response, NOT_VERIFIED))
             return bytes((response.render() if hasattr(response, "render") else response).content)
 
     def _again(self) -> Any:
@@ -221,6 +224,14 @@ def _headers(status: str, age: int | None = None) -> dict[str, str]:
     if age is not None:
         headers["Age"] = str(age)
     return headers
+
+
+def bypassing(response: R, why: str) -> R:
+    """Add the headers of the cache to a response that is not cached, and count it."""
+    status = f"{conf.NAME}; fwd=bypass; detail={why}"
+    if conf.METRICS_TOKEN:
+        count(status)
+    return described(response, status)
 
 
 def described(response: R, status: str, age: int | None = None) -> R:

@@ -38,13 +38,14 @@ REMINDER = 60.0
 """Seconds between two log lines of a failure that lasts."""
 
 
-def verify(connection: ConnectionMixin) -> bool:
-    """Close the tags of the writes that are missing in the journal. Returns False if another process is doing so, or if the database or the journal changed.
+def verify(connection: ConnectionMixin, *, at_once: bool = False) -> bool:
+    """Close the tags of the writes that are missing in the journal. Returns False if another process is doing so, unless `at_once`, or if the database or the
+    journal changed.
 
     Raises Unidentified, Unreachable, or DatabaseError.
     """
     database = connection.database_identity()
-    verification = journal.begin_verification(database)
+    verification = journal.begin_verification(database, at_once=at_once)
     if verification is None or connection.reads_the_past:
         return False
     rows = outbox.read(connection)

@@ -28,6 +28,7 @@ from tests.sabotages.dependencies import DEPENDENCIES
 from tests.sabotages.example import EXAMPLE
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
+from tests.sabotages.operators import OPERATORS
 from tests.sabotages.outages import OUTAGES
 from tests.sabotages.reads import FILLS, READS
 from tests.sabotages.schema import RUN, SCHEMA
@@ -42,7 +43,24 @@ COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.
 TIMEOUT = 120
 """Seconds after which a spec counts as hung."""
 
-SABOTAGES = (*JOURNAL, *SERVERS, *DEPENDENCIES, *COMMIT, *STATEMENTS, *READS, *FILLS, *EXAMPLE, *KEYS, *VIEWS, *VERIFICATION, *DEPLOYS, *SCHEMA, *RUN, *OUTAGES)
+SABOTAGES = (
+    *JOURNAL,
+    *SERVERS,
+    *DEPENDENCIES,
+    *COMMIT,
+    *STATEMENTS,
+    *READS,
+    *FILLS,
+    *EXAMPLE,
+    *KEYS,
+    *VIEWS,
+    *VERIFICATION,
+    *DEPLOYS,
+    *SCHEMA,
+    *RUN,
+    *OPERATORS,
+    *OUTAGES,
+)
 """The rows of all tables."""
 
 

@@ -34,14 +34,14 @@ JOURNAL = (
     Sabotage(
         "lease: entries are trusted while a lease is open",
         "freshness/journal.lua",
-        "if mine[tag] then return 'leased' end",
+        "if mine[tag] then return 'leased', lease end",
         "",
         "test_journal.py::test_a_write_is_not_missed_if_its_writer_is_killed_between_commit_and_close",
     ),
     Sabotage(
         "lease: any open lease makes every entry doubtful",
         "freshness/journal.lua",
-        "if mine[tag] then return 'leased' end",
+        "if mine[tag] then return 'leased', lease end",
         "do return 'leased' end",
         "test_races.py::test_an_entry_that_a_write_does_not_touch_stays_warm_while_it_commits",
     ),

@@ -11,6 +11,7 @@ from typing import Any, cast
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 from django.http import HttpRequest, QueryDict
+from django.urls import reverse
 from rest_framework.exceptions import ValidationError
 from tqdm import tqdm
 
@@ -71,6 +72,7 @@ def _parameters(query: str) -> QueryDict:
 def _warm(parameters: QueryDict, pages: int) -> Iterator[str]:
     """Read up to this many pages, and yield where each came from."""
     view, request = CachedPropertyListView(), HttpRequest()
+    request.path = reverse("cached-list")
     for _ in range(pages):
         request.META["QUERY_STRING"] = parameters.urlencode()
         try:
