@@ -22,6 +22,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tests.stacks import STACKS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md")
@@ -40,6 +42,7 @@ class Sabotage:
     old: str
     new: str
     spec: str
+    stack: str = "embedded"
 
 
 def judged(text: str) -> str:
@@ -1034,8 +1037,8 @@ TAGS = (
     Sabotage(
         "a write through a database view tags only the view",
         "freshness/compiler.py",
-        "if table.managed if table else self.query.get_meta().managed:",  # plain-words: code
-        "if table or self.query.get_meta().managed:",
+        "is_table = table.managed if table else self",
+        "is_table = table or self",
         "test_kinds.py::test_a_write_through_a_database_view_is_in_the_next_read",
     ),
     Sabotage(
@@ -1506,15 +1509,15 @@ SQL = (
     Sabotage(
         "copy() is not judged",
         "freshness/postgresql/base.py",
-        "with self.db.statement(text_of(statement, self.db)), self.db.wrap",
-        "with self.db.wrap",
+        "self.db.statement(text_of(statement, self.db)) as tables,",
+        'self.db.statement("SELECT 1") as tables,',
         "test_sql.py::test_every_method_that_sends_sql_has_its_text_judged[PostgreSQL]",
     ),
     Sabotage(
         "stream() is not judged",
         "freshness/postgresql/base.py",
-        "with self.db.statement(text), self.db.wrap",
-        "with self.db.wrap",
+        "with self.db.statement(text) as tables,",
+        'with self.db.statement("SELECT 1") as tables,',
         "test_sql.py::test_every_method_that_sends_sql_has_its_text_judged[PostgreSQL]",
     ),
     Sabotage(
@@ -1548,8 +1551,8 @@ SQL = (
     Sabotage(
         "execute() returns the driver's own cursor",
         "freshness/cursor.py",
-        "            found = super().execute(sql, params)\n        return self if found is self.cursor else found",  # plain-words: code
-        "            found = super().execute(sql, params)\n        return found",
+        "            self.written = before\n        return self if found is self.cursor else found",
+        "            self.written = before\n        return found",
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(
@@ -1569,8 +1572,8 @@ SQL = (
     Sabotage(
         "executemany() is not judged",
         "freshness/cursor.py",
-        "with self.db.statement(text_of(sql, self.db)), self.db.execute_wrapper",
-        "with self.db.execute_wrapper",
+        "            self.db.statement(text_of(sql, self.db)) as tables,\n",
+        '            self.db.statement("SELECT 1") as tables,\n',
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(
@@ -2393,7 +2396,214 @@ HOME = (
     ),
 )
 
-SABOTAGES = (*BOUND, *JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME)
+# Other writers: the triggers on PostgreSQL, whose specs need the real stack.
+
+
+def watched(what: str, file: str, old: str, new: str, spec: str) -> Sabotage:
+    """A sabotage of the triggers or of the mark."""
+    return Sabotage(what, f"freshness/postgresql/{file}", old, new, spec if "::" in spec else f"test_other_writers.py::{spec}", "real")
+
+
+def seen(way: str) -> str:
+    """The spec in which another program writes in this way."""
+    return f"test_a_write_of_another_program_is_in_the_reads_after_the_next_verification[{way}]"
+
+
+OTHER_WRITERS = (
+    watched(
+        "mark: it counts for every table",
+        "triggers.py",
+        "OR pg_catalog.strpos(pg_catalog.split_part(pg_catalog.current_query(), '*/', 1), %s) = 0",
+        "OR %s IS NULL",
+        "test_a_mark_counts_for_the_tables_that_it_names",
+    ),
+    watched(
+        "mark: it counts for every program",
+        "triggers.py",
+        " || pg_catalog.translate(pg_catalog.current_setting('application_name'), ' */%%', '____') || ' '",
+        "",
+        seen("a statement copied from this application's log"),
+    ),
+    watched(
+        "mark: it counts for the triggers that the statement fires",
+        "triggers.py",
+        "pg_catalog.pg_trigger_depth() > 0\nOR NOT",
+        "NOT",
+        seen("a trigger that an update of the same table fires"),
+    ),
+    watched(
+        "mark: a space in application_name ends a word",
+        "triggers.py",
+        'UNSAFE = str.maketrans(" */%", "____")',
+        'UNSAFE = str.maketrans("*/%", "___")',
+        "test_a_statement_is_recognized_under_any_application_name[a name]",
+    ),
+    watched(
+        "mark: the log of queries shows it",
+        "base.py",
+        "return triggers.unmarked(found) if found else found",
+        "return found",
+        "test_the_mark_is_invisible_to_execute_wrappers_and_to_the_log_of_queries",
+    ),
+    watched(
+        "mark: COPY has none",
+        "base.py",
+        "self.cursor.copy(self._marked(statement, tables), ",
+        "self.cursor.copy(statement, ",
+        "test_writes.py::test_no_way_to_write_leaves_a_row_in_the_outbox",
+    ),
+    watched(
+        "mark: stream() has none",
+        "base.py",
+        "self.cursor.stream(self._marked(query, tables), ",
+        "self.cursor.stream(query, ",
+        "test_sql.py::test_no_way_to_send_a_write_leaves_a_row_in_the_outbox",
+    ),
+    watched(
+        "mark: executemany() has none",
+        "base.py",
+        "super()._executemany(self._marked(sql, self.written), ",
+        "super()._executemany(sql, ",
+        "test_sql.py::test_no_way_to_send_a_write_leaves_a_row_in_the_outbox",
+    ),
+    watched(
+        "mark: callproc() has none",
+        "base.py",
+        'with self.db.statement("CALL procedure()") as tables, self.writing(tables):',
+        'with self.db.statement("CALL procedure()"):',
+        "test_sql.py::test_no_way_to_send_a_write_leaves_a_row_in_the_outbox",
+    ),
+    Sabotage(
+        "mark: a statement that a wrapper replaced has that of the original",
+        "freshness/cursor.py",
+        'with connection.statement(text_of(sql, connection)) as tables, context["cursor"].writing(tables):',
+        "with connection.statement(text_of(sql, connection)):",
+        "test_sql.py::test_no_way_to_send_a_write_leaves_a_row_in_the_outbox",
+        "real",
+    ),
+    watched(
+        "triggers: they rest under session_replication_role",
+        "triggers.py",
+        "ENABLE ALWAYS TRIGGER",
+        "ENABLE TRIGGER",
+        seen("session_replication_role"),
+    ),
+    watched("triggers: TRUNCATE has none", "triggers.py", '    "TRUNCATE": "",\n', "", seen("TRUNCATE")),
+    watched(
+        "triggers: a disabled one is not reported",
+        "triggers.py",
+        'existing.get((each.table, each.name)) != "A"})',
+        "(each.table, each.name) not in existing})",
+        "test_a_trigger_that_is_missing_disabled_or_outdated_is_reported_until_the_next_migrate[disabled]",
+    ),
+    watched(
+        "triggers: an outdated function is not reported",
+        "triggers.py",
+        "if not is_current or existing",
+        "if existing",
+        "test_an_outdated_function_is_reported_until_the_next_migrate",
+    ),
+    watched(
+        "triggers: those of other tables stay",
+        "triggers.py",
+        '            execute(f"DROP TRIGGER {name} ON {table}")\n',
+        "            pass\n",
+        "test_the_triggers_follow_the_tracked_models",
+    ),
+    watched(
+        "triggers: each migrate creates them again",
+        "triggers.py",
+        'if existing.pop((trigger.table, trigger.name), None) != "A":',
+        "if existing.pop((trigger.table, trigger.name), None) != trigger:",
+        "test_each_tracked_table_has_a_trigger_for_each_kind_of_statement",
+    ),
+    watched(
+        "triggers: other programs cannot write without an outbox",
+        "triggers.py",
+        '            execute("DROP FUNCTION IF EXISTS freshness_outbox() CASCADE")',
+        "            pass",
+        "test_without_an_outbox_there_are_no_triggers",
+    ),
+    watched(
+        "triggers: a table of another owner stops migrate",
+        "triggers.py",
+        "except InsufficientPrivilege as error:",
+        "except KeyError as error:",
+        "test_a_table_of_another_owner_is_left_alone_with_a_warning",
+    ),
+    watched(
+        "rights: every role needs one to the outbox",
+        "outbox.sql",
+        "LANGUAGE plpgsql SECURITY DEFINER SET",
+        "LANGUAGE plpgsql SET",
+        "test_a_role_without_a_right_to_the_outbox_can_write",
+    ),
+    watched(
+        "rights: a role's own functions are called",
+        "outbox.sql",
+        " SET search_path = pg_catalog, pg_temp AS $$",
+        " AS $$",
+        "test_a_role_without_a_right_to_the_outbox_can_write",
+    ),
+    watched(
+        "rows: an UPDATE that changes no value counts",
+        "outbox.sql",
+        "IF is_known AND NOT is_changed THEN",
+        "IF false THEN",
+        "test_an_update_that_changes_no_value_leaves_no_row",
+    ),
+    watched(
+        "rows: equal values that differ count as unchanged",
+        "outbox.sql",
+        "format('record_image_ne(ROW(%s), ROW(%s))'",
+        "format('ROW(%s) IS DISTINCT FROM ROW(%s)'",
+        "test_a_value_that_is_equal_and_is_shown_differently_counts_as_changed",
+    ),
+    watched(
+        "rows: a changed key counts as unchanged",
+        "outbox.sql",
+        "'SELECT count(*) = (SELECT count(*) FROM freshness_new), ",
+        "'SELECT true, ",
+        seen("UPDATE of a primary key"),
+    ),
+    watched(
+        "rows: a row that is deleted and inserted again counts as new",
+        "outbox.sql",
+        "        is_known := is_known AND NOT is_again;\n",
+        "",
+        seen("DELETE and INSERT"),
+    ),
+    watched(
+        "rows: any number has tags of its own",
+        "outbox.sql",
+        "is_known := is_known AND number <= @MANY_ROWS@;",
+        "is_known := is_known;",
+        "test_a_write_of_up_to_100_rows_has_the_tags_of_its_rows[101-False]",
+    ),
+    watched(
+        "rows: a text that a tag quotes has a tag of its own",
+        "outbox.sql",
+        "bool_and(value ~ ''^[A-Za-z0-9_.~-]*$'')",
+        "true",
+        "test_a_key_that_a_tag_would_quote_has_the_tag_of_the_table",
+    ),
+    watched(
+        "rows: the new value of a reference is not tagged",
+        "outbox.sql",
+        "FROM unnest(refs) x\n        ) y(part);",
+        "FROM unnest(refs) x WHERE false\n        ) y(part);",
+        "test_a_trigger_finds_the_tags_that_the_model_finds[an UPDATE of a foreign key]",
+    ),
+    watched(
+        "rows: a renamed column stops other programs",
+        "outbox.sql",
+        "AND NOT attisdropped)\n    );",
+        "AND NOT attisdropped) AND false\n    );",
+        "test_a_column_that_a_migration_has_renamed_does_not_stop_other_programs",
+    ),
+)
+
+SABOTAGES = (*BOUND, *JOURNAL, *SERVERS, *TAGS, *COMMIT, *SQL, *READ, *KEYS, *FILL, *HOME, *OTHER_WRITERS)
 
 
 # Running them
@@ -2424,9 +2634,9 @@ def a_copy(root: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def outcome(tree: Path, spec: str, timeout: int) -> str:
+def outcome(tree: Path, spec: str, timeout: int, *options: str) -> str:
     """The last line that pytest prints about this spec in this tree: "1 failed in 0.12s". Raises TimeoutExpired."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", f"tests/{spec}"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", *options, f"tests/{spec}"]
     ended = subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False)
     return (ended.stdout.strip().splitlines() or ["nothing"])[-1]
 
@@ -2436,7 +2646,7 @@ def complaint(sabotage: Sabotage, root: Path = ROOT, timeout: int = TIMEOUT) -> 
     with a_copy(root) as tree:
         try:
             carry_out(sabotage, tree)
-            result = outcome(tree, sabotage.spec, timeout)
+            result = outcome(tree, sabotage.spec, timeout, *([] if sabotage.stack == "embedded" else [f"--stack={sabotage.stack}"]))
         except Misfit as misfit:
             return str(misfit)
         except subprocess.TimeoutExpired:
@@ -2469,8 +2679,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.sabotages", description="Change one line of housing/ at a time, in a copy, and check that its spec fails."
     )
     parser.add_argument("words", nargs="*", help="run only sabotages whose description or file contains these words")
-    words = " ".join(parser.parse_args(arguments).words)
-    chosen = [sabotage for sabotage in SABOTAGES if words in f"{sabotage.file} {sabotage.what}"]
+    parser.add_argument("--stack", choices=STACKS, default="embedded", help="run those whose specs need this stack (default: %(default)s)")
+    parsed = parser.parse_args(arguments)
+    words = " ".join(parsed.words)
+    chosen = [sabotage for sabotage in SABOTAGES if sabotage.stack == parsed.stack and words in f"{sabotage.file} {sabotage.what}"]
     if not chosen:
         parser.error(f"no sabotage has “{words}” in its description or file")
     try:

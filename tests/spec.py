@@ -86,6 +86,7 @@ DOCUMENTS = (
             "waiting",
             "journal",
             "verification",
+            "other_writers",
             "schedules",
             "histories",
             "faults",

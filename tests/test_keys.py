@@ -506,10 +506,10 @@ def test_another_database_at_the_same_address_causes_a_miss(home, warm, read, re
 
     with replaced(CHEAPER, "UPDATE freshness_database SET id = 'f3b1a8a1ac0a4a7f8a5b3b1f8a1c0a4a'"):
         connect()
+        verify()
         response = read("cached")
         assert (response.came_from, response.body) == ("fwd=miss; stored", read("optimized").body)
         assert response.rows[0]["price"] == "1.00"
-        verify()
         assert read("cached").came_from == "hit"
 
     connect()
