@@ -3,8 +3,8 @@ ARG PYTHON_IMAGE
 
 # pip and its files stay in this stage.
 FROM ${PYTHON_IMAGE} AS packages
-COPY requirements-run.lock /
-RUN python3 -m venv /venv && /venv/bin/pip install --quiet --no-cache-dir --require-hashes --only-binary :all: --requirement /requirements-run.lock
+COPY requirements-image.lock /
+RUN python3 -m venv /venv && /venv/bin/pip install --quiet --no-cache-dir --require-hashes --only-binary :all: --requirement /requirements-image.lock
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --no-create-home --shell /usr/sbin/nologin housing

@@ -4,6 +4,7 @@ PORT ?= 8000
 BASE ?= main
 BIN := .venv/bin
 LOCK := requirements.lock
+RUN_LOCK := requirements-run.lock
 
 .PHONY: help
 help: ## list these targets
@@ -13,7 +14,7 @@ help: ## list these targets
 targets = grep -hE '^[a-z-]+:.* $(1) ' $(MAKEFILE_LIST) | sed -E 's/^(.*):.* $(1) /  \1\t/' | expand -t 18
 
 .PHONY: run
-run: install ## serve with data at http://127.0.0.1:8000/ (PORT=8001 for another port)
+run: install-run ## serve with data at http://127.0.0.1:8000/ (PORT=8001 for another port)
 	@$(BIN)/python -m housing.run --port "$(PORT)"
 
 .PHONY: test
@@ -40,19 +41,19 @@ lint: install #= ruff, mypy, and linters of the hosted workflow
 
 .PHONY: bench
 bench: install ## measure the budgets: naive, optimized, cold, warm; results and a plot in reports/
-	@$(BIN)/pytest -q --benchmark-only; ended=$$?; $(BIN)/python -m tests.report && exit $$ended
+	@$(BIN)/pytest -q --benchmark-only; ended=$$?; $(BIN)/python -m tests.measurements.report && exit $$ended
 
 .PHONY: report
-report: install reports/bench.json reports/counts.json ## write all measurements as one page: reports/report.html
-	@$(BIN)/python -m tests.report
+report: install reports/bench.json reports/counts.json ## write all measurements and budgets as one page: reports/report.html
+	@$(BIN)/python -m tests.measurements.report
 
 # A run with a time above its budget fails, but its results are shown.
 reports/bench.json: | install
 	@$(BIN)/pytest -q --benchmark-only || [ -f $@ ]
 
-# The counts are renewed when the code has changed.
-reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py) | install
-	@$(BIN)/pytest -q -n auto --metrics
+# The counts are renewed when the code has changed. One above its budget is shown, too.
+reports/counts.json: conftest.py $(wildcard housing/*.py housing/*/*.py housing/*/*.lua tests/*.py tests/*/*.py) | install
+	@began=$$(mktemp) && trap 'rm -f "$$began"' EXIT && { $(BIN)/pytest -q -n auto --metrics || [ $@ -nt "$$began" ]; }
 
 .PHONY: bench-real
 bench-real: install #= measure the budgets on PostgreSQL and Redis
@@ -60,19 +61,19 @@ bench-real: install #= measure the budgets on PostgreSQL and Redis
 
 .PHONY: bench-compare
 bench-compare: install #= is this tree slower than BASE, a commit, branch or tag? (BASE=main)
-	@$(BIN)/python -m tests.compare "$(BASE)"
+	@$(BIN)/python -m tests.measurements.compare "$(BASE)"
 
 .PHONY: bench-proof
 bench-proof: install #= measure the false-alarm and miss rates of bench-compare (N=100, half an hour)
-	@$(BIN)/python -m tests.compare --proof $(or $(N),100)
+	@$(BIN)/python -m tests.measurements.compare --proof $(or $(N),100)
 
 .PHONY: scale
 scale: install #= query plans with a million properties; seeds them in minutes, on DATABASE_URL or in a container
-	@$(BIN)/python -m tests.scale
+	@$(BIN)/python -m tests.measurements.scale
 
 .PHONY: load
 load: install ## load test with dozens of readers and one writer; fails on a stale read; results in reports/
-	@$(BIN)/python -m tests.load
+	@$(BIN)/python -m tests.measurements.load
 
 .PHONY: coverage
 coverage: install #= branch coverage of housing/ and tests/ on both stacks; needs what test-real needs
@@ -115,22 +116,28 @@ engine:
 
 .PHONY: mutants
 mutants: install #= mutation testing of housing/; resumes after an interruption
-	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.equivalent_mutants
+	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.sabotages.equivalent_mutants
 
 .PHONY: spec
 spec: install #= write SPEC.md from the specs
 	@$(BIN)/python -m tests.spec
 
+.PHONY: steps
+steps: install #= record the steps of the races again, and write SPEC.md
+	@rm -f tests/fixtures/steps.json && $(BIN)/pytest -q --renew-steps $(addprefix tests/test_,commit.py journal.py races.py schedules.py waiting.py verification.py deploys.py)
+	@$(BIN)/python -m tests.spec
+
 RESOLVE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 
 .PHONY: lock
-lock: install #= resolve pyproject.toml into requirements.lock and requirements-run.lock
+lock: install #= resolve pyproject.toml into requirements.lock, and its parts for `make run` and the image
 	@$(RESOLVE) --upgrade --group embedded --group test --group browser --group load --group lint --group mutants --output-file $(LOCK)
-	@$(RESOLVE) --group debug --constraints $(LOCK) --output-file requirements-run.lock
+	@$(RESOLVE) --group embedded --constraints $(LOCK) --output-file $(RUN_LOCK)
+	@$(RESOLVE) --group debug --constraints $(LOCK) --output-file requirements-image.lock
 	@$(MAKE) --no-print-directory calls
 
 .PHONY: calls
-calls: install #= renew the counts of Python calls in tests/calls.json
+calls: install #= renew the counts of Python calls in tests/measurements/calls.json
 	@$(BIN)/pytest -q --renew-calls tests/test_latency.py -k python_calls
 
 .PHONY: clean
@@ -138,13 +145,34 @@ clean: ## remove what make and pytest created; db.sqlite3 and .env stay
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage* staticfiles mutants screenshots reports
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
-# Installs quietly, and again only when the lock has changed.
+# .venv has a copy of each lock that it was filled from, so a lock is installed again only when it has changed.
+# The packages of `make run` are among those of `make test`, which adds the others.
 .PHONY: install
 install:
-	@cmp -s $(LOCK) .venv/$(LOCK) || { \
-		for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \
-			$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
-		done; \
-		[ -n "$$python" ] || { echo 'This needs Python 3.11 or newer with its venv module (Debian: apt install python3-venv). Choose it with PYTHON=…' >&2; exit 1; }; \
-		echo 'Installing into .venv …' && rm -rf .venv && $$python -m venv .venv && \
-		$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK) && cp $(LOCK) .venv/$(LOCK); }
+	@$(call filled,$(LOCK)) || { $(call fill,$(LOCK),$(call filled,$(RUN_LOCK)) && [ ! -e .venv/$(LOCK) ]) && cp $(LOCK) $(RUN_LOCK) .venv/; }
+
+.PHONY: install-run
+install-run:
+	@$(call filled,$(LOCK)) || $(call filled,$(RUN_LOCK)) || { $(call fill,$(RUN_LOCK),false) && cp $(RUN_LOCK) .venv/; }
+
+filled = cmp -s $(1) .venv/$(1)
+
+# Installs a lock into .venv, which is created again unless the second argument says that it can be kept.
+define fill
+	packages=$$(grep -c '^[a-z0-9]' $(1)); echo "Installing the $$packages packages of $(1) into .venv …"; \
+	{ $(2); } || { $(new_venv); }; \
+	log=$$(mktemp); { while [ -t 1 ] && kill -0 $$$$; do $(progress); sleep 0.5; done 2>/dev/null & } ; trap "kill $$! 2>/dev/null; rm -f '$$log'" EXIT; \
+	$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement $(1) >"$$log" 2>&1 || \
+		{ [ ! -t 1 ] || echo; grep '^ERROR' "$$log" || tail -n 1 "$$log"; echo 'Not installed. Remove the cause, and run make again.'; exit 1; } >&2; \
+	[ ! -t 1 ] || { $(progress); echo; }; echo "Installed in $$SECONDS s: .venv has $$(du -sm .venv/ | cut -f 1) MB."
+endef
+
+progress = printf '\r  %s of %s, %s MB' "$$(grep -cE '^(Collecting|Processing|Ignoring|Requirement already)' "$$log")" "$$packages" "$$(du -sm .venv/ | cut -f 1)"
+
+define new_venv
+	for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \
+		$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
+	done; \
+	[ -n "$$python" ] || { echo 'This needs Python 3.11 or newer with its venv module (Debian: apt install python3-venv). Choose it with PYTHON=…' >&2; exit 1; }; \
+	rm -rf .venv && $$python -m venv .venv || exit 1
+endef

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import json
+import os
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,32 +17,31 @@ import redis
 from _pytest._code.code import ExceptionRepr
 from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
-from django.core.cache import cache
 from django.core.management.color import no_style
-from django.db import connection, connections, transaction
+from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.http import QueryDict
 from django.test import Client
 from django.test.client import ClientHandler
 from django_redis import get_redis_connection
 from pytest_django import DjangoDbBlocker
 
 from housing import settings as service
-from housing.freshness import ours, watchman
-from housing.freshness.identity import _known
 from housing.freshness.journal import journal
-from housing.models import Agent, Location, Office, Property, PropertyImage
+from housing.models import Property
 from housing.views import select_of
-from tests import blogs, stacks
-from tests.blogs import Blog
+from tests import stacks
+from tests.fixtures import blogs
+from tests.fixtures.blogs import Blog
+from tests.fixtures.cache import begin_journal, clear_the_cache, entries, flush, verify
+from tests.fixtures.failures import explanation
+from tests.fixtures.processes import Killed
+from tests.fixtures.responses import Response, ask
+from tests.fixtures.rows import make_properties
+from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL
+from tests.stacks import OwnRedis
 
-VARIANTS = {"naive": "/api/properties/live/naive/", "optimized": "/api/properties/live/optimized/", "cached": "/api/properties/cached/"}
-"""The three endpoints that return the same rows."""
-
-ROOT = Path(__file__).resolve().parent
-
-NEW_YEAR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+PASSED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -79,85 +73,34 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
 
 
 @pytest.fixture(autouse=True)
+def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
+    """The trace of this spec, with the steps after its fixtures. It would be counted and timed, so a spec that counts calls or measures has none."""
+    trace = request.node.stash[TRACE] = Trace()
+    if {"python_calls", "benchmark"} & set(request.fixturenames):
+        yield trace
+    else:
+        with trace.recording():
+            yield trace
+    if request.node.stash.get(PASSED, False) and has_steps(request.node):
+        # After the spec this is an error and no failure, so no sabotage counts as noticed because of its steps.
+        (renew if request.config.option.renew_steps else compare)(request.node.name, lines_of(trace))
+
+
+def has_steps(item: pytest.Item) -> bool:
+    """Whether SPEC.md shows the steps of this spec if it is a race. The real stack takes others, and a drawn or a chosen schedule is another each time."""
+    drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule
+    is_race = item.path.stem.removeprefix("test_") in RACES
+    return is_race and item.config.option.stack == "embedded" and not drawn and "MUTANT_UNDER_TEST" not in os.environ
+
+
+@pytest.fixture(autouse=True)
 def a_cold_cache(request: pytest.FixtureRequest) -> None:
     """Start each spec with an empty cache and a journal without open leases."""
-    RESPONSES.clear()
     select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
     clear_the_cache()
 
 
-def flush() -> None:
-    """Delete the specs' keys alone, because others may use the same server."""
-    client = get_redis_connection("default")
-    client.delete(cache.make_key("journal"), *client.scan_iter(cache.make_key("*")))
-
-
-def clear_the_cache() -> None:
-    """Empty the cache, and begin a new journal."""
-    flush()
-    begin_journal()
-
-
-def begin_journal() -> None:
-    """Begin a new journal that is verified for each known database, as a watchman does within milliseconds. In the specs no watchman runs."""
-    journal.begin()
-    for database in {"", *(identity for identity, _ in _known.values())}:
-        if verification := journal.begin_verification(database):
-            journal.end_verification(verification, ())
-
-
-def verify() -> None:
-    """Verify the journal for the specs' database at once, as a watchman does as soon as a third of the bound has passed."""
-    connection.ensure_connection()
-    get_redis_connection("default").zrem(cache.make_key("journal"), f"|begun:{ours().identity}")
-    watchman.verify(ours())
-
-
 # Data
-
-
-def a_property(number: int = 0, **fields: Any) -> Property:
-    """An unsaved property with its own location, agent and office. `number` is in its title and price, and is its age in minutes."""
-    facts: dict[str, Any] = {
-        "title": f"Home {number}",
-        "description": "Two floors, one garden.",
-        "price": Decimal(300_000 + 1_000 * number),
-        "bedrooms": 3,
-        "bathrooms": Decimal("1.75"),
-        "created_at": NEW_YEAR - datetime.timedelta(minutes=number),
-        "location": Location(city="Springfield", state="IL", zip_code=f"{62700 + number}", latitude=Decimal("39.7817"), longitude=Decimal("-89.6501")),
-        "agent": Agent(name=f"Agent {number}", email=f"agent{number}@example.com", office=Office(name=f"Office {number}", city="Springfield")),
-    }
-    return Property(**facts | fields)
-
-
-def saved(*homes: Property) -> list[Property]:
-    """Save these properties with their locations, agents and offices, and return them."""
-    with transaction.atomic():
-        for model, rows in (
-            (Office, [home.agent.office for home in homes]),
-            (Agent, [home.agent for home in homes]),
-            (Location, [home.location for home in homes]),
-            (Property, homes),
-        ):
-            model.objects.bulk_create({id(row): row for row in rows if row.pk is None}.values())
-    return list(homes)
-
-
-def make_properties(count: int) -> list[Property]:
-    """Save `count` properties, newest first. The first two have images. The cache is empty afterwards."""
-    with transaction.atomic():
-        homes = saved(*map(a_property, range(count)))
-        make_images(*homes[:2])
-    clear_the_cache()
-    return homes
-
-
-def make_images(*homes: Property) -> None:
-    """Save two images for each of these properties."""
-    PropertyImage.objects.bulk_create(
-        PropertyImage(property=home, url=f"https://images.example.com/{home.pk}/{position}.jpg", position=position) for home in homes for position in range(2)
-    )
 
 
 @pytest.fixture
@@ -189,44 +132,6 @@ def blog(new_blog: Blog) -> Blog:
 # Actions
 
 
-@dataclass(frozen=True)
-class Response:
-    """The response to one GET. `came_from` is its Cache-Status without the cache's name: `hit`, `fwd=miss; stored`, …"""
-
-    response: Any
-
-    def __repr__(self) -> str:
-        return f"<GET {self.response.wsgi_request.get_full_path()}: {self.status}, Cache-Status: {self.headers.get('Cache-Status', 'none')}>"
-
-    @property
-    def body(self) -> bytes:
-        return self.response.content
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def rows(self) -> list[Any]:
-        return self.json["results"]
-
-    @property
-    def status(self) -> int:
-        return self.response.status_code
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self.response.headers
-
-    @property
-    def came_from(self) -> str | None:
-        return self.headers.get("Cache-Status", "").removeprefix("housing; ") or None
-
-
-RESPONSES: deque[Response] = deque(maxlen=10)
-"""The newest responses of this spec, which its failure shows."""
-
-
 @pytest.fixture(scope="session")
 def handler() -> ClientHandler:
     """The service's middleware, loaded once, as on a server."""
@@ -245,16 +150,6 @@ def client(handler: ClientHandler) -> Client:
 def read(client: Client) -> Callable[..., Response]:
     """GET a variant or any path as JSON: `read("cached", city="Springfield")`, `read("naive/7")`, `read("cached?cursor=…")`."""
     return partial(ask, client)
-
-
-def ask(client: Client, target: str = "cached", headers: dict[str, str] | None = None, **parameters: Any) -> Response:
-    """Send one GET to a variant or any path."""
-    path, _, query = target.partition("?")
-    variant, _, rest = path.partition("/")
-    path = VARIANTS[variant] + (f"{rest}/" if rest else "") if variant in VARIANTS else path
-    response = Response(client.get(path, parameters or None, headers=headers, query_params=None if parameters else QueryDict(query)))
-    RESPONSES.append(response)
-    return response
 
 
 @pytest.fixture
@@ -322,12 +217,6 @@ def tamper_with_the_entry() -> Callable[[], bytes]:
     return tamper_with_the_entry
 
 
-def entries() -> list[bytes]:
-    """The Redis keys of all entries."""
-    client, journal_key = get_redis_connection("default"), cache.make_key("journal").encode()
-    return [key for key in client.scan_iter(cache.make_key("*")) if key != journal_key and client.hexists(key, "body")]
-
-
 @pytest.fixture
 def elsewhere() -> Callable[[Callable[[], Any]], Any]:
     """`elsewhere(act)`: call `act` with its own connections, as another process would, and wait until it returns."""
@@ -389,6 +278,8 @@ def around_commit(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[..., Any]
                 commit(self)
                 elsewhere(after)
             except Killed:
+                for trace in CURRENT:
+                    trace.die()
                 self.close()
                 raise
 
@@ -399,21 +290,22 @@ def around_commit(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[..., Any]
     return around_commit
 
 
-class Killed(BaseException):
-    """Stands in for SIGKILL: no code of the process runs after it."""
-
-
-def die() -> None:
-    """Raise Killed, as if the process ended here."""
-    raise Killed
-
-
 @pytest.fixture
 def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Redis's own clock, stopped. `redis_clock.seconds += 5` advances it."""
 
     class Clock:
-        seconds = time.time()
+        now = time.time()
+
+        @property
+        def seconds(self) -> float:
+            return self.now
+
+        @seconds.setter
+        def seconds(self, now: float) -> None:
+            for trace in CURRENT:
+                trace.happen("time passes" if now > self.now else "Redis's clock steps back")
+            self.now = now
 
         def time(self) -> float:
             return self.seconds
@@ -442,21 +334,13 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Any:
     return waiting
 
 
-@dataclass(frozen=True)
-class OwnRedis:
-    """A Redis server that one spec started. `restart()` restarts it with the data of its last SAVE."""
-
-    url: str
-    restart: Callable[[], None]
-
-
 @pytest.fixture
 def new_redis() -> Iterator[Callable[..., OwnRedis]]:
     """`new_redis(arguments…)`: start a Redis that the spec may break. `variable` selects another image."""
     with ExitStack() as servers:
 
         def new_redis(*arguments: str, **image: str) -> OwnRedis:
-            return OwnRedis(*stacks.start_redis(servers, *arguments, **image))
+            return stacks.start_redis(servers, *arguments, **image)
 
         yield new_redis
 
@@ -505,22 +389,23 @@ def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractC
 
 # Reports
 
-EXPLANATION = """\
-promised: each response has the rows that were committed before its request
-happened: {}
-to do:    An old value with "hit": the write touched no tag of that entry, or skipped the lease. Compare the tags
-          in the entry's Redis hash with those in the log line of the write.
-          A "fwd=…" instead of "hit": the entry was not stored, or a write invalidated it. The detail says which.
-          An old value with "fwd=…": it was read from the database. Check that the write was committed."""
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Separate the steps of the spec from those of its fixtures."""
+    if TRACE in item.stash:
+        item.stash[TRACE].begin()
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failed spec of the cache its newest responses, with their Cache-Status, and how to read them."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failed spec of the cache which page was wrong, and the write and the tags that explain it."""
     report = yield
-    if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and any(response.came_from for response in RESPONSES):
-        happened = "\n          ".join(map(repr, RESPONSES))
-        report.longrepr.addsection("The newest responses of this spec", EXPLANATION.format(happened))
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    if report.when == "call" and report.failed and isinstance(report.longrepr, ExceptionRepr) and (text := explanation(item.stash[TRACE])):
+        report.longrepr.addsection("The cache in this spec", text)
     return report
 
 

@@ -47,6 +47,13 @@ class Integer(django_filters.NumberFilter):
     field_class = forms.IntegerField
 
 
+class EmptyInput(forms.TextInput):
+    """An input of the browsable API's form that does not repeat the value of the request: another filter or order starts at its first page."""
+
+    def format_value(self, value: Any) -> None:
+        """Return no value."""
+
+
 class Copied(Func):
     """A column of a related row. PostgreSQL keeps a copy of it in the property's own row, in the column `copy` (migration 0004)."""
 
@@ -97,9 +104,11 @@ class PropertyFilter(django_filters.FilterSet):
     )
     min_bedrooms = Integer("bedrooms", "gte", label="Minimum bedrooms", help_text="Lowest number of bedrooms.", min_value=0, max_value=32767)
     search = django_filters.CharFilter(label="Search", help_text="Part of the title or description.", method="in_title_or_description", max_length=200)
-    ordering = django_filters.ChoiceFilter(label="Order", help_text="Order of the rows.", method="read_by_the_query", choices=ORDERINGS)
+    ordering = django_filters.ChoiceFilter(label="Order", help_text="Order of the rows; `-` means descending.", method="read_by_the_query", choices=ORDERINGS)
     page_size = Integer(label="Page size", help_text="Rows per page.", method="read_by_the_query", min_value=1, max_value=MAX_PAGE_SIZE)
-    cursor = django_filters.CharFilter(label="Cursor", help_text="Opaque position from a `next` or `previous` link.", method="read_by_the_query")
+    cursor = django_filters.CharFilter(
+        label="Cursor", help_text="Opaque position, from the link to a next or previous page.", method="read_by_the_query", widget=EmptyInput
+    )
 
     class Meta:
         model = Property
@@ -279,4 +288,6 @@ class KeysetPagination(BasePagination):
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
         """Describe the page for `/api/schema/`."""
         link = {"type": "string", "nullable": True, "example": "?cursor=…"}
-        return {"type": "object", "required": ["next", "previous", "results"], "properties": {"next": link, "previous": link, "results": schema}}
+        following = link | {"description": "The parameters of the next page, beginning with `?`. Null on the last page."}
+        preceding = link | {"description": "The parameters of the previous page, beginning with `?`. Null on the first page."}
+        return {"type": "object", "required": ["next", "previous", "results"], "properties": {"next": following, "previous": preceding, "results": schema}}

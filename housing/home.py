@@ -226,6 +226,7 @@ class BrowsablePage(BrowsableAPIRenderer):
     """DRF's browsable API, with links between pages, rows and variants. No browser may keep a page, because Back would show it as it was before a change."""
 
     template = "housing/api.html"
+    filter_template = "housing/filters.html"
 
     def get_context(self, data: Any, accepted_media_type: str | None, renderer_context: Any) -> dict[str, Any]:
         """Add the links: to the same data in each variant, to the neighbouring pages, and to the detail of each row."""

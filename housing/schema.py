@@ -7,21 +7,34 @@ from typing import Any
 
 from django import forms
 from drf_spectacular.openapi import AutoSchema
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, inline_serializer
 from rest_framework.generics import ListAPIView
+from rest_framework.serializers import CharField, ListField
+from rest_framework.settings import api_settings
 
-from housing.filters import NEWEST_FIRST, PAGE_SIZE, PropertyFilter
+from housing.filters import MAX_ID, NEWEST_FIRST, PAGE_SIZE, Query
 from housing.freshness import CachedView
 
 DEFAULTS = {"ordering": NEWEST_FIRST, "page_size": PAGE_SIZE}
-DETAIL = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
-ERRORS_OF_PARAMETERS = {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}
-CACHE_STATUS = "Where the response came from (RFC 9211), such as `housing; hit`, `housing; fwd=miss; stored` or `housing; fwd=stale; stored`."
+
+ERROR = inline_serializer("Error", {"detail": CharField()})
+PARAMETER_ERRORS = inline_serializer(
+    "ParameterErrors",
+    {name: ListField(child=CharField(), required=False) for name in (*Query.form_class.base_fields, api_settings.NON_FIELD_ERRORS_KEY)},
+)
+
+NO_NUL = "^[^\\u0000]*$"
+"""PostgreSQL cannot store the character NUL, so a form field refuses it."""
+
+ALL = [200, 304, 400, 404, 405, 406, 503]
 SERVER_TIMING = "The number of SQL statements, and the milliseconds of SQL and of the whole request."
+CACHE_STATUS = "Where the response came from (RFC 9211), such as `housing; hit`, `housing; fwd=miss; stored` or `housing; fwd=stale; stored`."
+CACHE_CONTROL = "`no-cache`: a client may keep the response, and must validate it with its `ETag` before each use."
+ETAG = "Identifies the response. Send it as `If-None-Match` to get 304 while the response has not changed."
 
 
 class Schema(AutoSchema):
-    """Describes a list or a detail: its query parameters, its responses and their headers."""
+    """Describes a list or a detail: its parameters, its responses and their headers."""
 
     @property
     def _is_list(self) -> bool:
@@ -31,34 +44,55 @@ class Schema(AutoSchema):
     def _is_cached(self) -> bool:
         return isinstance(self.view, CachedView)
 
+    def get_summary(self) -> str:
+        """Return one line for the overview of the docs page."""
+        return "List properties" if self._is_list else "Get one property with its images"
+
     def get_override_parameters(self) -> list[Any]:
-        """Return the query parameters and the response headers."""
-        headers = [header("Server-Timing", SERVER_TIMING, [200])]
+        """Return the parameters and the response headers."""
+        return [*self._headers(), *self._parameters()]
+
+    def _headers(self) -> list[OpenApiParameter]:
+        headers = [
+            header("Server-Timing", SERVER_TIMING, ALL),
+            header("Vary", "The request headers on which the response depends.", [200, 304]),
+            header("Allow", "The methods that are allowed.", [405]),
+            header("Retry-After", "The number of seconds after which the client may try again.", [503], int),
+        ]
         if self._is_cached:
-            headers += [
-                header("Cache-Status", CACHE_STATUS, [200, 304]),
-                header("ETag", "Send it as `If-None-Match` to get 304 while the response has not changed.", [200, 304]),
-            ]
-        return headers + ([parameter(name, filter_.field) for name, filter_ in PropertyFilter.base_filters.items()] if self._is_list else [])
+            headers += [header(name, text, [200, 304]) for name, text in (("Cache-Status", CACHE_STATUS), ("Cache-Control", CACHE_CONTROL), ("ETag", ETAG))]
+        return headers
+
+    def _parameters(self) -> list[OpenApiParameter]:
+        if self._is_list:
+            parameters = [parameter(name, field) for name, field in Query.form_class.base_fields.items()]
+        else:
+            id_ = {"type": "integer", "minimum": 1, "maximum": MAX_ID}
+            parameters = [OpenApiParameter("id", id_, OpenApiParameter.PATH, description="Id of the property.")]
+        if self._is_cached:
+            text = "The `ETag` of a previous response. If it is still the same, the response is 304 without a body."
+            parameters.append(OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER, description=text))
+        return parameters
 
     def get_response_serializers(self) -> Any:
         """Return a response for each status code of a GET."""
-        responses: dict[int, Any] = {200: super().get_response_serializers()}
+        shown = "A page of properties, and the links to its neighbours." if self._is_list else "The property."
+        responses: dict[int, Any] = {200: OpenApiResponse(super().get_response_serializers(), description=shown)}
         if self._is_cached:
-            responses[304] = OpenApiResponse(description="The response has not changed since the request that returned this ETag.")
-        if self._is_list:
-            responses[400] = OpenApiResponse(ERRORS_OF_PARAMETERS, description="A parameter is invalid or repeated. The body has the errors of each parameter.")
-        else:
-            responses[404] = OpenApiResponse(DETAIL, description="There is no property with this id.")
-        responses[405] = OpenApiResponse(DETAIL, description="Any method other than GET, HEAD and OPTIONS.")
-        responses[406] = OpenApiResponse(DETAIL, description="The `Accept` header allows neither JSON nor HTML.")
-        responses[503] = OpenApiResponse(DETAIL, description="The database is unavailable. `Retry-After` has the seconds to wait.")
+            responses[304] = OpenApiResponse(description="The response still has the ETag in `If-None-Match`.")
+        refused = "A parameter is invalid or repeated. The body has the errors of each parameter." if self._is_list else "There are too many parameters."
+        responses[400] = OpenApiResponse(PARAMETER_ERRORS, description=refused)
+        if not self._is_list:
+            responses[404] = OpenApiResponse(ERROR, description="There is no property with this id.")
+        responses[405] = OpenApiResponse(ERROR, description="Any method other than GET, HEAD and OPTIONS.")
+        responses[406] = OpenApiResponse(ERROR, description="The `Accept` header allows neither JSON nor HTML.")
+        responses[503] = OpenApiResponse(ERROR, description="The database is unavailable. `Retry-After` has the seconds to wait.")
         return responses
 
 
-def header(name: str, description: str, statuses: list[int]) -> OpenApiParameter:
+def header(name: str, description: str, statuses: list[int], type_: type = str) -> OpenApiParameter:
     """Describe a response header."""
-    return OpenApiParameter(name, str, OpenApiParameter.HEADER, description=description, response=statuses)
+    return OpenApiParameter(name, type_, OpenApiParameter.HEADER, description=description, response=statuses)
 
 
 def parameter(name: str, field: forms.Field) -> OpenApiParameter:
@@ -76,7 +110,9 @@ def values_of(field: forms.Field) -> dict[str, Any]:
             return {"type": "integer", "minimum": field.min_value, "maximum": field.max_value}
         case forms.ChoiceField():
             choices: Any = field.choices
-            return {"type": "string", "enum": [value for value, _ in choices if value]}
-        case forms.CharField(max_length=int(length)):
-            return {"type": "string", "maxLength": length}
-    return {"type": "string"}
+            named = {value: label for value, label in choices if value}
+            return {"type": "string", "enum": list(named), "x-enum-varnames": [label.upper().replace(" ", "_") for label in named.values()]}
+        case forms.CharField():
+            length = {} if field.max_length is None else {"maxLength": field.max_length}
+            return {"type": "string", **length, "pattern": NO_NUL}
+    raise TypeError(f"The schema cannot describe a {type(field).__name__}. Add its type and bounds to `values_of`.")

@@ -1,4 +1,7 @@
-"""The response format: a property with its location, its agent and the agent's office. The detail also has the images."""
+"""The response format: a property with its location, its agent and the agent's office. The detail also has the images.
+
+Every field is read-only, so the schema promises that a response has all of them.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ class OfficeSerializer(serializers.ModelSerializer[Office]):
 
     class Meta:
         model = Office
-        fields = ["id", "name", "city"]
+        read_only_fields = fields = ["id", "name", "city"]
 
 
 class AgentSerializer(serializers.ModelSerializer[Agent]):
     """The agent who sells a property."""
 
-    office = OfficeSerializer()
+    office = OfficeSerializer(read_only=True)
 
     class Meta:
         model = Agent
-        fields = ["id", "name", "email", "office"]
+        read_only_fields = fields = ["id", "name", "email", "office"]
 
 
 class LocationSerializer(serializers.ModelSerializer[Location]):
@@ -36,7 +39,7 @@ class LocationSerializer(serializers.ModelSerializer[Location]):
 
     class Meta:
         model = Location
-        fields = ["id", "city", "state", "zip_code", "latitude", "longitude"]
+        read_only_fields = fields = ["id", "city", "state", "zip_code", "latitude", "longitude"]
 
 
 class PropertyImageSerializer(serializers.ModelSerializer[PropertyImage]):
@@ -44,20 +47,20 @@ class PropertyImageSerializer(serializers.ModelSerializer[PropertyImage]):
 
     class Meta:
         model = PropertyImage
-        fields = ["id", "url", "caption", "position"]
+        read_only_fields = fields = ["id", "url", "caption", "position"]
 
 
 class PropertySerializer(serializers.ModelSerializer[Property]):
     """A row of a list."""
 
-    created_at = serializers.DateTimeField(default_timezone=datetime.UTC)  # not the time zone of the request
-    updated_at = serializers.DateTimeField(default_timezone=datetime.UTC)
-    location = LocationSerializer()
-    agent = AgentSerializer()
+    created_at = serializers.DateTimeField(default_timezone=datetime.UTC, read_only=True)  # not the time zone of the request
+    updated_at = serializers.DateTimeField(default_timezone=datetime.UTC, read_only=True)
+    location = LocationSerializer(read_only=True)
+    agent = AgentSerializer(read_only=True)
 
     class Meta:
         model = Property
-        fields = [
+        read_only_fields = fields = [
             "id",
             "title",
             "description",
@@ -77,10 +80,10 @@ class PropertySerializer(serializers.ModelSerializer[Property]):
 class PropertyDetailSerializer(PropertySerializer):
     """One property with its images."""
 
-    images = PropertyImageSerializer(many=True)
+    images = PropertyImageSerializer(many=True, read_only=True)
 
     class Meta(PropertySerializer.Meta):
-        fields = [*PropertySerializer.Meta.fields, "images"]
+        read_only_fields = fields = [*PropertySerializer.Meta.fields, "images"]
 
 
 # The same output, faster

@@ -2,7 +2,7 @@
 
 from django.conf import settings
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from housing import home, views
@@ -22,7 +22,8 @@ urlpatterns = [
     path("spec/", home.spec, name="spec"),
     path("spec/tools/", home.spec, {"tools": True}, name="spec-tools"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema", template_name="housing/docs.html"), name="docs"),
+    re_path("^api/(?:.*/)?$", views.unknown_path),
     path("health/", views.health, name="health"),
     path("admin/", admin.site.urls),
 ]

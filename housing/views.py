@@ -9,6 +9,8 @@ from contextlib import nullcontext
 from functools import lru_cache, wraps
 from typing import Any
 
+from django.conf import settings
+from django.core.exceptions import TooManyFieldsSent
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
@@ -16,6 +18,7 @@ from django.shortcuts import get_object_or_404
 from django.views.decorators.cache import never_cache
 from django_filters.rest_framework import DjangoFilterBackend
 from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
+from rest_framework.settings import api_settings
 
 from housing import queries
 from housing.filters import KEPT, KeysetPagination, PropertyFilter, Query
@@ -65,6 +68,9 @@ class CountedView(GenericAPIView[Property]):
             try:
                 with connection.execute_wrapper(counter):
                     response = view(request, *args, **kwargs)
+            except TooManyFieldsSent:
+                why = f"There are more than {settings.DATA_UPLOAD_MAX_NUMBER_FIELDS} parameters."
+                response = JsonResponse({api_settings.NON_FIELD_ERRORS_KEY: [why]}, status=400)
             except (InterfaceError, OperationalError):
                 logger.exception("The database is unavailable.")
                 response = JsonResponse({"detail": "The database is unavailable. Try again later."}, status=503, headers={"Retry-After": str(RETRY_AFTER)})
@@ -141,6 +147,11 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
                 return rendered(DETAIL.to_representation(home))
 
         return "detail", str(self.kwargs["id"]), read
+
+
+def unknown_path(request: HttpRequest) -> JsonResponse:
+    """Return 404 for any other path below `/api/`. Django's own response would be HTML for every client."""
+    return JsonResponse({"detail": "There is nothing at this path. /api/docs/ has a list of all paths."}, status=404)
 
 
 @never_cache

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -309,10 +309,11 @@ def _calls_broken(promised: int, because: str, seen: Counter[str]) -> str:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of each round, of a function (`this`) and of its baseline."""
+    """Seconds of each round, of a function (`this`) and of its baseline. Each budget is noted in `notes`, with which pytest-benchmark saves its results."""
 
     this: Sequence[float]
     baseline: Sequence[float]
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def milliseconds(self) -> float:
@@ -336,6 +337,7 @@ class Timings:
 
     def at_most(self, budget: float, *, because: str) -> None:
         """Fail if the whole interval of the ratio is above `budget`. Without rounds nothing is judged."""
+        self.notes["at most"] = budget
         if self.this and self.interval[0] > budget:
             low, high = self.interval
             baseline = statistics.median(self.baseline) * 1000
@@ -344,6 +346,7 @@ class Timings:
 
     def within(self, milliseconds: float, *, because: str) -> None:
         """Fail if the median of `this` is above `milliseconds`. Without rounds nothing is judged."""
+        self.notes["within"] = milliseconds
         if self.this and self.milliseconds > milliseconds:
             pytest.fail(_too_slow(f"{milliseconds:g} ms", because, f"{self.milliseconds:.2f} ms", self), pytrace=False)
 
@@ -401,7 +404,7 @@ class Latency:
         benchmark.pedantic(this, setup=setup, rounds=rounds, warmup_rounds=2)
         if not benchmark.stats:
             return Timings([], [])
-        timings = Timings(benchmark.stats.stats.data, baselines[-rounds:])
+        timings = Timings(benchmark.stats.stats.data, baselines[-rounds:], benchmark.extra_info)
         low, high = timings.interval
         benchmark.stats.name += f": {timings.ratio:.3f} ({low:.3f} to {high:.3f}) × the baseline"
         benchmark.extra_info |= {"ratio": timings.ratio, "interval": [low, high]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import io
+import itertools
 import re
 import sys
 import tokenize
@@ -18,9 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import ROOT
+from tests.fixtures import trace
 from tests.stacks import STACKS
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ GLOSSARY = {
     "unlocked save": "`save()` of a row that was read without `select_for_update()`. It may overwrite any column.",
     "cursor": "A position in a list, which leads to the next and the previous page (keyset pagination).",
     "schedule": "One order of the steps of several processes. An *actor* is one of these processes.",
+    "steps": "The steps of a race, as they were recorded. T1, T2, … are processes. `lookup` and `store` begin and end a fill, `lease` and `close` a COMMIT; "
+    "`abandon` and `withdraw` replace the end if there is nothing to store or to close.",
     "linearizable": "Each read and each write can be given one instant within its duration at which it took effect.",
     "round trip": "One message to Redis and its reply. A pipeline or a script is one round trip.",
     "baseline": "The value that a measurement is compared with.",
@@ -71,16 +74,21 @@ DOCUMENTS = (
             "writes",
             "commit",
             "contract",
+            "cursors",
+            "schema",
             "cost",
             "latency",
             "scale",
             "hits",
+            "warming",
             "keys",
+            "identity",
             "dependencies",
             "kinds",
             "compiler",
             "precision",
             "sql",
+            "drivers",
             "statements",
             "races",
             "waiting",
@@ -90,11 +98,13 @@ DOCUMENTS = (
             "schedules",
             "histories",
             "faults",
+            "deploys",
             "scripts",
             "servers",
             "home",
             "browser",
-            "data",
+            "seed",
+            "import",
             "setup",
             "checks",
             "engine",
@@ -107,7 +117,7 @@ DOCUMENTS = (
         "The promises of the test tools",
         "Every sentence is the name of a spec in `tests/` and links to it. ✓ is promised on this stack, — is not.\n"
         "Promises about the service and its cache are in [SPEC.md](SPEC.md), with a glossary. `make spec` writes both files from the specs.",
-        ("stacks", "instruments", "report", "load", "sabotages"),
+        ("stacks", "instruments", "failures", "compare", "report", "load", "sabotages", "spec"),
     ),
 )
 
@@ -149,6 +159,9 @@ SPELLED = (
         "check deploy": "`check --deploy`",
         "atomic requests": "ATOMIC_REQUESTS",
         "cache status": "Cache-Status",
+        "if none match": "If-None-Match",
+        "demo page docs and admin": "demo page, docs and admin",
+        "prefers reduced motion": "prefers-reduced-motion",
         "docker": "Docker",
     }
     | {
@@ -218,6 +231,8 @@ class Promise:
     why: str = ""
     reasons: tuple[str, ...] = ()
     stacks: frozenset[str] = frozenset(STACKS)
+    steps: tuple[str, ...] = ()
+    """The lines of a race, as they are below the table."""
 
     @property
     def full_why(self) -> str:
@@ -230,7 +245,8 @@ class Promise:
         for remark, mark in notes.items():
             if remark in why:
                 why, marks = " ".join(why.replace(remark, "").split()), f"{marks} [{mark}](#notes)"
-        cells = [f"[{self.sentence}]({self.place}){marks}", *([why] if with_why else []), *("✓" if stack in self.stacks else "—" for stack in STACKS)]
+        steps = f" ([steps](#{anchor_of(self.sentence)}))" if self.steps else ""
+        cells = [f"[{self.sentence}]({self.place}){marks}{steps}", *([why] if with_why else []), *("✓" if stack in self.stacks else "—" for stack in STACKS)]
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -273,7 +289,29 @@ def stacks_of(marks: Iterable[ast.expr]) -> frozenset[str]:
     return frozenset(STACKS)
 
 
-def groups_of(source: str, path: str = "") -> list[Group]:
+def folded(line: str) -> list[str]:
+    """A line of steps in the width of GitHub's page. A longer one is folded between two steps."""
+    lines = [""]
+    for step in line.split(", "):
+        if len(lines[-1]) + len(step) > 98 and lines[-1]:
+            lines.append("   ")
+        lines[-1] = f"{lines[-1].rstrip(',')}, {step}" if lines[-1].strip() else f"{lines[-1]} {step}" if lines[1:] else step
+    return [f"{part}," for part in lines[:-1]] + lines[-1:]
+
+
+def steps_of(name: str, recorded: dict[str, list[str]]) -> tuple[str, ...]:
+    """The lines of a race. If a spec has several examples with different steps, each begins with the names of its examples."""
+    examples: dict[tuple[str, ...], list[str]] = {}
+    for key, lines in recorded.items():
+        if key.partition("[")[0] == name:
+            examples.setdefault(tuple(lines), []).append(key.partition("[")[2].removesuffix("]"))
+    if len(examples) < 2:
+        return next(iter(examples), ())
+    parts = [("", f"With {' or '.join(names)}:", *lines) for lines, names in examples.items()]
+    return tuple(line for part in parts for line in part)[1:]
+
+
+def groups_of(source: str, path: str = "", recorded: dict[str, list[str]] | None = None) -> list[Group]:
     """The promises of one chapter, grouped by the comments that divide it. A comment without a promise below it is left out."""
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.Assign)]
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -286,7 +324,9 @@ def groups_of(source: str, path: str = "") -> list[Group]:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             why = " ".join((ast.get_docstring(node) or "").split())
             stacks = stacks_of([*node.decorator_list, *marks])
-            groups[-1].promises.append(Promise(sentence_of(node.name), f"{path}#L{node.lineno}", why, reasons_of(node), stacks))
+            groups[-1].promises.append(
+                Promise(sentence_of(node.name), f"{path}#L{node.lineno}", why, reasons_of(node), stacks, steps_of(node.name, recorded or {}))
+            )
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_PROMISED" and isinstance(node.value, ast.Dict):
             for key, why in zip(node.value.keys, node.value.values, strict=True):
                 groups[-1].promises.append(Promise(ast.literal_eval(key), f"{path}#L{key.lineno}", ast.literal_eval(why), (), frozenset()))
@@ -336,13 +376,18 @@ class Chapter:
         """Read a chapter from its file."""
         source, name = path.read_text(encoding="utf-8"), f"tests/{path.name}"
         title, _, rest = " ".join((ast.get_docstring(ast.parse(source)) or "").split()).partition(". ")
-        return cls(name, title.removesuffix("."), rest, groups_of(source, name))
+        return cls(name, title.removesuffix("."), rest, groups_of(source, name, trace.recorded()))
 
     def text(self, notes: dict[str, str]) -> str:
         """The chapter as Markdown."""
         parts = [f"## [{self.title}]({self.path})", self.introduction]
         for group in self.groups:
             parts += [f"### {group.title}" if group.title else "", "\n".join(table_of(group.promises, notes))]
+            for promise in filter(lambda promise: promise.steps, group.promises):
+                parts += [
+                    f"{'####' if group.title else '###'} {promise.sentence}",
+                    "\n".join(["```text", *itertools.chain(*map(folded, promise.steps)), "```"]),
+                ]
         return "\n\n".join(filter(None, parts))
 
 

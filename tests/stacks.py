@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 import redis
+
+from tests import ROOT
 
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 STACKS = {"embedded": "SQLite and fakeredis, in process", "real": "PostgreSQL and Redis"}
 """The stacks. SPEC.md has a column for each."""
 
-IMAGES = Path(__file__).resolve().parent.parent / "images.env"
+IMAGES = ROOT / "images.env"
 """The file with the image names that Testcontainers and Compose use. Environment variables take precedence."""
 
 TIMEOUT = 60
@@ -47,7 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--races", action="store_true", help="also run the specs that try hundreds of schedules, which takes minutes")
     group.addoption("--browser", action="store_true", help="also run the specs that use the service in Chromium")
     group.addoption("--operations", type=int, help="the number of operations in the long history (default: 104,000)")
-    group.addoption("--renew-calls", action="store_true", help="write the current number of Python calls of each request to tests/calls.json")
+    group.addoption("--renew-calls", action="store_true", help="write the current number of Python calls of each request to tests/measurements/calls.json")
+    group.addoption("--renew-steps", action="store_true", help="write the current steps of each race to tests/fixtures/steps.json; not with -n")
     group.addoption("--schedule", help="run only this schedule of a spec, as printed in its failure")
 
 
@@ -161,7 +164,7 @@ def real(servers: ExitStack) -> tuple[str, str]:
         raise pytest.UsageError("--stack=real: only one server is set. Set both DATABASE_URL and REDIS_URL, or neither to start servers with Testcontainers.")
     with ThreadPoolExecutor() as both:
         database, cache = both.submit(start_postgres, servers), both.submit(start_redis, servers)
-    return database.result(), cache.result()[0]
+    return database.result(), cache.result().url
 
 
 def require(variable: str, connect: Callable[[], Any]) -> None:
@@ -208,8 +211,15 @@ def own_number(servers: ExitStack, url: str) -> str:
     raise pytest.UsageError("All sixteen databases of the Redis at REDIS_URL are in use. Flush one of them, or unset DATABASE_URL and REDIS_URL.")
 
 
-def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAGE") -> tuple[str, Callable[[], None]]:
-    """Start a Redis or Valkey that saves nothing by itself. Returns its URL, and a function that restarts it at that URL."""
+class OwnRedis(NamedTuple):
+    """A started Redis server. `restart()` restarts it at the same URL, with the data of its last SAVE."""
+
+    url: str
+    restart: Callable[[], None]
+
+
+def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAGE") -> OwnRedis:
+    """Start a Redis or Valkey that saves nothing by itself."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]  # a port that the engine chooses would change at a restart
     container = new_container(variable).with_bind_ports(6379, port)
@@ -226,7 +236,7 @@ def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAG
         wait()
 
     wait()
-    return url, restart
+    return OwnRedis(url, restart)
 
 
 def new_container(variable: str) -> DockerContainer:

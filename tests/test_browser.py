@@ -6,17 +6,22 @@ The service is that of `make run`, and the browser is Debian's Chromium. `make t
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from django.urls import URLPattern, reverse
 
-from conftest import ROOT, VARIANTS
-from tests import stacks
-from tests.test_setup import Served, any_free_port, new_folder_in, served
+from housing.home import SPEC, SPEC_TOOLS
+from housing.urls import urlpatterns
+from tests import ROOT, stacks
+from tests.fixtures.processes import Served, any_free_port, new_folder_in, served
+from tests.fixtures.responses import VARIANTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Locator, Page
@@ -38,7 +43,10 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_folder_in(tmp_path_factory.mktemp("browser"))
+    folder = new_folder_in(tmp_path_factory.mktemp("browser"))
+    for promises in (SPEC, SPEC_TOOLS):
+        shutil.copy(promises, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +108,18 @@ def admin(service: Served) -> tuple[str, str]:
     return "admin", password
 
 
+@pytest.fixture(scope="module")
+def pages(chromium: Browser, service: Served) -> list[str]:
+    """The path of each page: of the routes that send HTML to a browser, and of the admin."""
+    [newest, *_] = service.get(VARIANTS["naive"])[1]["results"]
+    routes = [route for route in urlpatterns if isinstance(route, URLPattern) and route.name]  # the one without a name answers with 404
+    paths = [reverse(str(route.name), kwargs=dict.fromkeys(route.pattern.converters, newest["id"])) for route in routes]
+    with chromium.new_context(base_url=service.url) as context:
+        responses = [context.request.get(path, headers={"Accept": "text/html"}) for path in paths]
+        found = [path for path, response in zip(paths, responses, strict=True) if response.ok and "text/html" in response.headers["content-type"]]
+    return [*found, reverse("admin:index")]
+
+
 @pytest.fixture
 def newest(service: Served) -> Any:
     """The newest listing, read without the cache."""
@@ -111,17 +131,22 @@ def change_in_the_admin(admin: tuple[str, str]) -> Callable[..., None]:
     """Log in to the admin in this tab, and change one field of one row."""
 
     def change_in_the_admin(tab: Page, model: str, row: Any, field: str, value: str) -> None:
-        name, password = admin
-        tab.goto(f"/admin/housing/{model}/{row['id']}/change/")
-        tab.get_by_label("Username:").fill(name)
-        tab.get_by_label("Password:").fill(password)
-        tab.get_by_role("button", name="Log in").click()
+        log_in(tab, admin, f"/admin/housing/{model}/{row['id']}/change/")
         tab.locator(f"#id_{field}").fill(value)
         picture(tab, f"admin-{model}")
         tab.get_by_role("button", name="Save", exact=True).click()
         expect(tab.locator(".messagelist")).to_contain_text("was changed successfully")
 
     return change_in_the_admin
+
+
+def log_in(tab: Page, admin: tuple[str, str], path: str) -> None:
+    """Open a page of the admin, which asks for the name and the password first."""
+    name, password = admin
+    tab.goto(path)
+    tab.get_by_label("Username:").fill(name)
+    tab.get_by_label("Password:").fill(password)
+    tab.get_by_role("button", name="Log in").click()
 
 
 def expect(what: Any) -> Any:
@@ -134,6 +159,12 @@ def expect(what: Any) -> Any:
 
 def picture(tab: Page, name: str, **options: Any) -> None:
     tab.screenshot(path=PICTURES / f"{name}.png", **options)
+
+
+def show(tab: Page, page: str) -> None:
+    """Open a page, and wait for what its scripts add: the toolbar, and the whole content of the docs."""
+    tab.goto(page, wait_until="networkidle")
+    expect(tab.get_by_role("main")).to_be_visible()
 
 
 def sql(tab: Page) -> Locator:
@@ -156,6 +187,114 @@ def test_the_toolbar_shows_the_promised_query_counts(tab: Page, variant: str, co
 
         expect(sql(tab)).to_have_text(re.compile(f"^{count} (query|queries) in "))
         picture(tab, f"toolbar-{variant}-{load}")
+
+
+def test_the_toolbar_is_open_on_the_pages_of_the_api_and_collapsed_on_all_others(tab: Page, pages: list[str]) -> None:
+    """The number of queries is the point of the API's pages. Elsewhere the toolbar only takes room, and `/` has none."""
+    api = {page for page in pages if page.startswith("/api/properties/")}
+    assert len(api) == 2 * len(VARIANTS)
+    for page in [*pages, pages[0]]:
+        tab.goto(page)
+        expect(tab.locator("#djDebugToolbar:visible")).to_have_count(int(page in api))
+        expect(tab.locator("#djDebugToolbarHandle:visible")).to_have_count(int(page not in api and page != "/"))
+
+
+def test_a_collapsed_toolbar_stays_collapsed_on_the_other_pages_of_the_api(tab: Page) -> None:
+    tab.goto(VARIANTS["naive"])
+    tab.get_by_role("link", name="Hide").click()
+    for page in (VARIANTS["cached"], "/spec/", VARIANTS["optimized"]):
+        tab.goto(page)
+        expect(tab.locator("#djDebugToolbarHandle")).to_be_visible()
+    tab.locator("#djShowToolBarButton").click()
+
+    tab.goto(VARIANTS["cached"])
+    expect(tab.locator("#djDebugToolbar")).to_be_visible()
+
+
+UNDER_THE_TOOLBAR = """() => {
+    const toolbar = document.getElementById("djDebugRoot");
+    const controls = [...document.querySelectorAll("a, button, input, select, summary")].filter(control => control.checkVisibility({visibilityProperty: true}));
+    const covered = controls.filter(control => {
+        control.scrollIntoView({block: "nearest"});
+        const {left, right, top, bottom} = control.getBoundingClientRect();
+        const points = [[left + 1, top + 1], [right - 1, bottom - 1], [(left + right) / 2, (top + bottom) / 2]];
+        return points.some(([x, y]) => document.elementFromPoint(x, y) === toolbar);
+    });
+    return [controls.length, covered.map(control => control.outerHTML)];
+}"""
+"""Counts the visible controls, scrolls each into view as little as possible, and returns those that the toolbar or its handle covers."""
+
+
+def test_the_toolbar_covers_no_control_of_any_page(tab: Page, admin: tuple[str, str], pages: list[str]) -> None:
+    """Neither open nor collapsed, neither on a wide screen nor on a phone. A list of the admin is longer than a screen, unlike its first page."""
+    log_in(tab, admin, "/admin/")
+    for page in [*pages, reverse("admin:housing_property_changelist")]:
+        show(tab, page)
+        for look, switch in product(("light", "phone"), ("hide_toolbar", "show_toolbar")):
+            tab.set_viewport_size(LOOKS[look]["viewport"])
+            tab.evaluate(f"() => {{ globalThis.djdt?.{switch}(); return new Promise(requestAnimationFrame); }}")
+            controls, covered = tab.evaluate(UNDER_THE_TOOLBAR)
+            assert controls, page
+            assert not covered, f"{page}, {look}, {switch}: {covered}"
+
+
+# The browsable API
+
+
+def test_the_browsable_api_leads_to_pages_rows_variants_docs_and_admin(tab: Page, newest: Any) -> None:
+    tab.goto(VARIANTS["cached"])
+    expect(body(tab)).to_contain_text(newest["title"])
+    tab.get_by_role("link", name="Next page").click()
+    expect(body(tab)).not_to_contain_text(newest["title"])
+    tab.get_by_role("link", name="Previous page").click()
+    expect(body(tab)).to_contain_text(newest["title"])
+
+    tab.get_by_text("Filters", exact=True).click()
+    tab.get_by_label("City").fill(newest["location"]["city"])
+    tab.get_by_label("Page size").fill("1")
+    tab.get_by_role("button", name="Submit").click()
+    for variant in reversed(VARIANTS):
+        tab.get_by_role("link", name=variant.title(), exact=True).click()
+        expect(tab.locator(".request-info")).to_contain_text(VARIANTS[variant])
+        expect(body(tab)).to_contain_text(re.compile(rf'"city": "{newest["location"]["city"]}"'))
+
+    tab.get_by_text("Properties on this page").click()
+    tab.get_by_role("link", name=newest["title"]).click()
+    expect(body(tab)).to_contain_text('"images": [')
+    for link, there in (("Docs", "/api/docs/"), ("Admin", "/admin/login/?next=/admin/"), ("Housing", "/")):
+        tab.get_by_role("navigation").or_(tab.get_by_role("banner")).get_by_role("link", name=link, exact=True).first.click()
+        expect(tab).to_have_url(re.compile(re.escape(there) + "$"))
+        tab.go_back()
+
+
+# Every page
+
+
+END_TRANSITIONS = """() => {
+    const running = () => document.getAnimations().filter(each => each instanceof CSSTransition);
+    while (running().length) running().forEach(each => each.finish());
+}"""
+"""Gives everything its last colour. An inherited colour begins its transition after the one that it follows."""
+
+
+def test_every_page_is_accessible(tab: Page, admin: tuple[str, str], pages: list[str], complaints: list[str]) -> None:
+    """In light mode, in dark mode and at a phone's width, axe-core finds no violation, the console is empty, and nothing overflows."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    log_in(heard(tab, complaints), admin, "/admin/")
+    for page in pages:
+        show(tab, page)
+        for name, look in LOOKS.items():
+            tab.emulate_media(color_scheme=look["color_scheme"])
+            tab.set_viewport_size(look["viewport"])
+            tab.evaluate(END_TRANSITIONS)
+            picture(tab, f"{page.strip('/').replace('/', '-') or 'home'}-{name}")
+            tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+            found = Axe().run(tab)
+            assert not found.violations_count, f"{page}, {name}: {found.generate_report()}"
+            assert tab.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), f"{page}, {name}"
+            tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = false)")
+    assert complaints == []
 
 
 # The walkthrough: warm, change, refresh
@@ -292,6 +431,13 @@ def test_the_demo_page_is_accessible(visitor: Callable[..., BrowserContext], new
     assert not found.violations_count, found.generate_report()
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert complaints == []
+
+
+def test_the_demo_page_states_the_promise_in_one_line(tab: Page) -> None:
+    tab.goto("/")
+    promise = tab.get_by_text("every read after a saved change shows it")
+
+    assert promise.evaluate("line => line.offsetHeight / parseFloat(getComputedStyle(line).lineHeight)") == pytest.approx(1, abs=0.1)
 
 
 def test_the_demo_page_sends_no_if_none_match(tab: Page) -> None:

@@ -325,13 +325,13 @@ def test_a_cached_view_that_prefetches_an_untracked_model_is_refused(settings, m
     assert [message.split(" shows rows of ")[1].split(",")[0] for message, _ in reported("E009") if "/cached/ " in message] == ["housing.PropertyImage"]
 
 
-def test_the_cached_views_opt_out_of_atomic_requests(atomic_requests):
+def test_the_cached_views_pass_the_check_of_atomic_requests(atomic_requests):
     """`CachedView.as_view()` does it, so a project can keep ATOMIC_REQUESTS."""
     assert reported("E008") == []
 
 
-def test_a_cached_view_that_does_not_opt_out_is_refused(atomic_requests, settings):
-    """A transaction bypasses the cache, so every read would be a miss."""
+def test_a_cached_view_that_runs_inside_atomic_requests_is_refused(atomic_requests, settings):
+    """ATOMIC_REQUESTS opens a transaction, which bypasses the cache, so every read would be a miss."""
     settings.ROOT_URLCONF = Routes
 
     assert reported("E008") == [
@@ -342,7 +342,7 @@ def test_a_cached_view_that_does_not_opt_out_is_refused(atomic_requests, setting
     ]
 
 
-def test_without_atomic_requests_a_cached_view_need_not_opt_out(settings):
+def test_without_atomic_requests_every_cached_view_passes_the_check(settings):
     """Its requests run outside transactions in any case."""
     settings.ROOT_URLCONF = Routes
 

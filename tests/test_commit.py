@@ -13,7 +13,7 @@ from django_redis import get_redis_connection
 from housing.freshness.settings import conf
 from housing.freshness.tracking import MANY_ROWS
 from housing.models import Office, Property, PropertyImage
-from tests.rows import execute
+from tests.fixtures.rows import execute
 
 # Rollbacks and savepoints
 

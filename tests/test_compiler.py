@@ -16,7 +16,7 @@ from housing.freshness.requests import Headers
 from housing.freshness.tracking import MANY_ROWS
 from housing.models import Agent, Office, Property, PropertyImage
 
-pytest_plugins = ["tests.kinds"]
+pytest_plugins = ["tests.fixtures.kinds"]
 
 
 def touched(write):
@@ -83,8 +83,8 @@ def cascading_by_the_database(*tracked, settings, monkeypatch):
         tracking.forget()
 
 
-def test_a_row_whose_deletion_the_database_cascades_touches_the_tables_below(home, settings, monkeypatch):
-    """Also where the row's own table is not tracked. To create or to change such a row touches nothing."""
+def test_a_deletion_that_the_database_cascades_tags_the_tables_of_the_deleted_rows(home, settings, monkeypatch):
+    """With ON DELETE CASCADE the database deletes rows without Django. If the parent's own table is not tracked, creating or changing a parent tags nothing."""
     image = home.images.first()
     with cascading_by_the_database("housing.PropertyImage", settings=settings, monkeypatch=monkeypatch):
         created = touched(lambda: Property.objects.create(title="New", price=1, location=home.location, agent=home.agent))
@@ -185,7 +185,8 @@ def test_a_column_of_a_table_that_is_not_joined_is_refused(transactional_db):
         read_off(compiler)
 
 
-def test_a_condition_of_a_kind_that_nobody_knows_is_refused(transactional_db):
+def test_a_condition_of_an_unknown_kind_is_refused(transactional_db):
+    """It may read columns that the entry would not be tagged with."""
     compiler = compiled(Property.objects.all())
     compiler.query.where = WhereNode([object()])
 
@@ -198,8 +199,8 @@ def test_a_prefetch_of_something_that_is_no_relation_leads_to_no_model():
     assert list(_models_on_path(Property, ["neighbours"])) == []
 
 
-def test_a_header_that_is_everybodys_may_be_looked_at(rf_noted):
-    """`Accept` and `Host` decide nothing that the key does not carry."""
+def test_a_view_may_read_headers_that_do_not_change_its_response(rf_noted):
+    """Reading `Accept` or `Host` keeps the response cached: only JSON is cached, and the key has the host. A cookie or another header would not."""
     headers, noted = rf_noted
     assert headers["Accept"] == "text/html"
     assert noted == []

@@ -22,10 +22,10 @@ from rest_framework.serializers import ModelSerializer
 from housing.filters import PropertyFilter, Query
 from housing.freshness import CachedView, Select
 from housing.models import Agent, Office, Property, PropertyImage
-from tests import random_queries
-from tests.rows import ids, image, office_renamed, put, renamed, retitled
+from tests.exploration import random_queries
+from tests.fixtures.rows import ids, image, office_renamed, put, renamed, retitled
 
-pytest_plugins = ["tests.kinds"]
+pytest_plugins = ["tests.fixtures.kinds"]
 
 STORED, HIT, STALE, NOT_VERIFIED = "fwd=miss; stored", "hit", "fwd=stale; stored", "fwd=bypass; detail=unverified"
 

@@ -1,4 +1,4 @@
-"""Typical DRF views, cached. The views of `tests/blog/other_views.py` run with DRF's default settings in the blog of the previous chapter."""
+"""Typical DRF views, cached. The views of `tests/fixtures/blog/other_views.py` run with DRF's default settings in the blog of the previous chapter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import pytest
 
 from housing.freshness.views import READ_BY_EVERYBODY
-from tests.blogs import Blog, Response, readme
+from tests.fixtures.blogs import Blog, Response, readme
 
 # Views
 
@@ -58,8 +58,8 @@ def test_paginations_filters_annotations_prefetches_and_viewsets_are_cached(blog
         "Post.objects.get(id=1).likes.all().delete()",
     ],
 )
-def test_every_write_is_in_the_next_read_of_each_of_these_pages(blog: Blog, write: str) -> None:
-    """After the write, each page is compared with the database."""
+def test_every_write_to_a_blog_is_in_the_next_read_of_each_of_its_pages(blog: Blog, write: str) -> None:
+    """The blog copied the engine. After the write, each page is compared with the database."""
     seen = blog.after(write, tuple(OTHER))
 
     assert seen.warm < seen.pages.keys()

@@ -5,7 +5,6 @@ import inspect
 import re
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import django
 import pytest
@@ -18,8 +17,8 @@ from housing import freshness
 from housing.freshness import private
 from housing.freshness.settings import SETTINGS, conf
 from housing.freshness.tracking import tables
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "housing" / "freshness"
 SOURCES = sorted(path for path in ENGINE.rglob("*.py") if "migrations" not in path.parts)
 

@@ -21,8 +21,9 @@ from django.core.cache import cache
 from django.db import IntegrityError, OperationalError, connection, connections, transaction
 from django_redis import get_redis_connection
 
-from conftest import ROOT, a_property, saved
 from housing.models import Office, Property
+from tests import ROOT
+from tests.fixtures.rows import a_property, saved
 from tests.stacks import wait_for
 
 SOON = 2_000

@@ -29,9 +29,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from conftest import ROOT, VARIANTS, a_property, ask, clear_the_cache, make_properties, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage
-from tests.linearizability import Operation, violation
+from tests import ROOT
+from tests.exploration.linearizability import Operation, violation
+from tests.fixtures.cache import clear_the_cache
+from tests.fixtures.responses import VARIANTS, ask
+from tests.fixtures.rows import a_property, make_properties, saved
 from tests.stacks import TIMEOUT
 
 CITIES, PRICES = ["Springfield", "Shelbyville"], [100, 200, 300]

@@ -5,8 +5,8 @@ from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from conftest import VARIANTS
 from housing.models import Property, PropertyImage
+from tests.fixtures.responses import VARIANTS
 
 
 def test_a_saved_price_is_in_the_next_read(twenty_properties, read_the_list, queries):
@@ -34,7 +34,7 @@ def test_each_of_ten_edits_is_in_the_next_read_of_every_variant(twenty_propertie
 
 def test_a_page_cached_with_a_timeout_shows_none_of_ten_edits(twenty_properties, edits_in_the_next_read, settings, metric):
     """Django's `cache_page` shows every reader the old price until the timeout. This also proves that the spec above can fail."""
-    settings.ROOT_URLCONF = "tests.baselines"
+    settings.ROOT_URLCONF = "tests.measurements.baselines"
     fresh = edits_in_the_next_read("/baselines/cache-page/")
 
     metric("freshness", variant="cache_page", edits=10, fresh=fresh)

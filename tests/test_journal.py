@@ -1,6 +1,6 @@
 """Crashes, lost data, clocks and restarts. The journal survives them: responses may be slower, but never stale.
 
-T1, T2, … are processes. Their steps are in order, separated by dots.
+T1, T2, … are processes. Below each table are the steps that its specs take, as they were recorded.
 """
 
 import re
@@ -11,10 +11,12 @@ from django.core.management import call_command
 from django_redis import get_redis_connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from conftest import Killed, die, entries, flush
+from housing.freshness.fingerprint import version
 from housing.freshness.journal import Hit, Miss, journal, script
 from housing.freshness.management.commands.leases import Command
 from housing.freshness.settings import conf
+from tests.fixtures.cache import entries, flush
+from tests.fixtures.processes import Killed, die
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 
@@ -28,9 +30,7 @@ def evict_the_journal():
 
 @pytest.mark.only("embedded")
 def test_a_page_is_warm_again_after_the_lease_of_a_writer_killed_before_its_commit(reprice, price, around_commit, redis_clock, settings):
-    """T1 leases, is killed · T2 reads from the database, because it cannot know that nothing was written · the lease runs out · T2 reads, stores, hits.
-    (Embedded only: the spec sets Redis's clock.)
-    """
+    """Until its lease runs out, nobody can know that nothing was written. (Embedded only: the spec sets Redis's clock.)"""
     price()
     with pytest.raises(Killed), around_commit(before=die):
         reprice(1)
@@ -42,9 +42,7 @@ def test_a_page_is_warm_again_after_the_lease_of_a_writer_killed_before_its_comm
 
 @pytest.mark.only("embedded")
 def test_a_write_is_not_missed_if_its_writer_is_killed_between_commit_and_close(reprice, price, around_commit, redis_clock, settings):
-    """T1 leases, COMMITs, is killed · T2 reads the new price from the database · the lease runs out, which counts as the close · T2 reads, stores, hits.
-    (Embedded only: the spec sets Redis's clock.)
-    """
+    """The end of the lease counts as its close. (Embedded only: the spec sets Redis's clock.)"""
     price()
     with pytest.raises(Killed), around_commit(after=die):
         reprice(1)
@@ -55,7 +53,6 @@ def test_a_write_is_not_missed_if_its_writer_is_killed_between_commit_and_close(
 
 
 def test_a_fill_between_lease_and_commit_is_not_served_if_the_writer_is_killed_after_its_commit(reprice, price, around_commit):
-    """T1 leases · T2 misses, SELECTs the old price, may not store · T1 COMMITs, is killed · T3 reads the new price."""
     filled = []
     with pytest.raises(Killed), around_commit(before=lambda: filled.append(price()), after=die):
         reprice(1)
@@ -64,7 +61,6 @@ def test_a_fill_between_lease_and_commit_is_not_served_if_the_writer_is_killed_a
 
 
 def test_a_fill_between_lease_and_commit_is_not_stored_after_the_writer_is_killed(home, reprice, price, around_commit, monkeypatch):
-    """T1 leases · T2 misses, SELECTs the old price · T1 COMMITs, is killed · T2 may not store · T3 reads the new price."""
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     fills = []
     with pytest.raises(Killed), around_commit(before=lambda: fills.append(journal.lookup(PAGE)), after=die):
@@ -78,9 +74,7 @@ def test_a_fill_between_lease_and_commit_is_not_stored_after_the_writer_is_kille
 def test_a_fill_between_lease_and_commit_is_not_stored_after_the_lease_of_the_killed_writer_has_run_out(
     home, reprice, price, around_commit, redis_clock, monkeypatch
 ):
-    """T1 leases · T2 misses, SELECTs the old price · T1 COMMITs, is killed · the lease runs out · T2 may not store · T3 reads the new price. (Embedded
-    only: the spec sets Redis's clock.)
-    """
+    """It read the old price. (Embedded only: the spec sets Redis's clock.)"""
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     fills = []
     with pytest.raises(Killed), around_commit(before=lambda: fills.append(journal.lookup(PAGE)), after=die):
@@ -95,9 +89,7 @@ def test_a_fill_between_lease_and_commit_is_not_stored_after_the_lease_of_the_ki
 
 @pytest.mark.only("embedded")
 def test_a_read_under_a_lease_is_not_stored_after_the_lease_has_run_out(home, redis_clock, settings):
-    """T1 leases, is killed · T2 misses, SELECTs before T1's COMMIT can be seen · the lease runs out · T2 may not store · T3 misses, stores. (Embedded only:
-    the spec sets Redis's clock.)
-    """
+    """The COMMIT may have come after the read. (Embedded only: the spec sets Redis's clock.)"""
     journal.lease({"t"})
     miss = journal.lookup(PAGE)
     redis_clock.seconds += conf.LEASE + 1
@@ -109,9 +101,7 @@ def test_a_read_under_a_lease_is_not_stored_after_the_lease_has_run_out(home, re
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("begin", [lambda: journal.lease({"t"}), lambda: evict_the_journal() or journal.lookup(ANOTHER)], ids=["a lease", "a recovering lease"])
 def test_a_read_at_the_instant_at_which_a_lease_runs_out_is_not_stored(home, redis_clock, settings, begin):
-    """T1 leases · the lease runs out · T2 misses at the same instant, may not store. T1's COMMIT may be of that instant, so a tie counts as stale, before
-    and after the expiry is recorded. (Embedded only: the spec sets Redis's clock.)
-    """
+    """The COMMIT may be of that instant, so a tie counts as stale, before and after the expiry is recorded. (Embedded only: the spec sets Redis's clock.)"""
     redis_clock.seconds = round(redis_clock.seconds) + 1
     begin()
     redis_clock.seconds += conf.LEASE
@@ -125,9 +115,7 @@ def test_a_read_at_the_instant_at_which_a_lease_runs_out_is_not_stored(home, red
 
 @pytest.mark.only("embedded")
 def test_a_lease_that_ran_out_does_not_hide_a_later_close(home, redis_clock, settings):
-    """T1 leases, is killed, its lease runs out · T2 leases, closes · T3 misses, stores · T4 leases, closes · T5 leases other tags, which run out · T6
-    misses: T4's close counts. (Embedded only: the spec sets Redis's clock.)
-    """
+    """The record of the newer close must stay. (Embedded only: the spec sets Redis's clock.)"""
     journal.lease({"t"})
     redis_clock.seconds += conf.LEASE + 1
     journal.close(journal.lease({"t"}))
@@ -188,7 +176,7 @@ def test_the_remaining_time_of_a_lease_is_exact_to_the_microsecond(redis_clock, 
 
 @pytest.mark.only("embedded")
 def test_the_lease_of_a_killed_process_is_listed_until_it_runs_out(reprice, around_commit, leases, redis_clock, settings):
-    """T1 leases, is killed. No later read or write records that the lease is over, but it is no longer listed. (Embedded only: the spec sets Redis's clock.)"""
+    """No later read or write records that the lease is over, but it is no longer listed. (Embedded only: the spec sets Redis's clock.)"""
     with pytest.raises(Killed), around_commit(before=die):
         reprice(1)
     redis_clock.seconds += conf.LEASE - 1.5
@@ -241,9 +229,7 @@ def test_the_leases_command_fails_with_one_line_if_redis_is_unreachable(redis_un
 @pytest.mark.only("embedded")
 @pytest.mark.parametrize("lose", [evict_the_journal, flush])
 def test_no_read_is_stored_after_the_journal_is_lost_during_a_write(reprice, price, around_commit, redis_clock, verify, lose):
-    """T1 leases · the journal is lost, and T1's lease with it · T2 reads twice, may not store · T1 COMMITs, closes · T2 may not store until the lease on
-    everything has run out. A new journal begins with that lease, which lasts as long as a lost one. (Embedded only: the spec sets Redis's clock.)
-    """
+    """A new journal begins with a lease on everything, which lasts as long as a lost one. (Embedded only: the spec sets Redis's clock.)"""
     price()
     seen = []
 
@@ -263,9 +249,7 @@ def test_no_read_is_stored_after_the_journal_is_lost_during_a_write(reprice, pri
 
 @pytest.mark.parametrize("lose", [evict_the_journal, flush])
 def test_no_entry_is_trusted_after_a_writer_is_killed_and_the_journal_is_lost(reprice, price, around_commit, lose):
-    """T1 leases, COMMITs, is killed · the journal is lost, and T1's lease with it · T2 reads the new price. Entries that are still in Redis belong to the
-    lost journal, so none of them is trusted.
-    """
+    """Entries that are still in Redis belong to the lost journal, so none of them is trusted."""
     price()
     with pytest.raises(Killed), around_commit(after=die):
         reprice(1)
@@ -276,7 +260,7 @@ def test_no_entry_is_trusted_after_a_writer_is_killed_and_the_journal_is_lost(re
 
 @pytest.mark.only("embedded")
 def test_an_entry_of_a_lost_journal_is_not_trusted_even_if_the_clock_steps_back(reprice, price, redis_clock, verify):
-    """T1 reads, stores · T2 writes · the journal is lost, the clock steps back · T3 reads. The entry's instant is later than all instants of the new
+    """The entry's instant is later than all instants of the new
     journal, so only the epoch shows that it is old. (Embedded only: the spec sets Redis's clock.)
     """
     price()
@@ -292,9 +276,7 @@ def test_an_entry_of_a_lost_journal_is_not_trusted_even_if_the_clock_steps_back(
 
 @pytest.mark.only("embedded")
 def test_a_fill_that_began_before_the_journal_was_lost_is_not_stored(home, redis_clock, settings):
-    """T1 misses · the journal is lost · T1 may not store · T2 misses, which creates a new journal · T1 may not store, because the writes in between are not
-    known. (Embedded only: the spec sets Redis's clock.)
-    """
+    """The writes in between are not known. (Embedded only: the spec sets Redis's clock.)"""
     miss = journal.lookup(PAGE)
     evict_the_journal()
     assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "raced"
@@ -317,9 +299,7 @@ def test_an_evicted_entry_is_read_again(home, warm, read, entry):
 
 @pytest.mark.only("embedded")
 def test_a_read_from_before_the_oldest_kept_record_is_not_stored(home, redis_clock, settings):
-    """T1 misses · T2 writes what T1 reads · the TTL passes, and T3's close drops the record of T2 · T1 may not store. (Embedded only: the spec sets Redis's
-    clock.)
-    """
+    """The record of the write is dropped after a TTL, so nothing says any longer that the read is old. (Embedded only: the spec sets Redis's clock.)"""
     miss = journal.lookup(PAGE)
     journal.close(journal.lease({"t"}))
     redis_clock.seconds += conf.TTL + 1
@@ -347,7 +327,7 @@ def test_the_journal_keeps_only_what_was_written_within_a_ttl(home, redis_clock,
 
 @pytest.mark.only("embedded")
 def test_a_write_is_not_missed_if_the_clock_steps_back_a_little(reprice, price, redis_clock, verify):
-    """T1 reads, stores · the clock steps back · T2 writes · T3 reads the new price. Instants never decrease, so a write cannot look older than a read
+    """Instants never decrease, so a write cannot look older than a read
     before it. (Embedded only: the spec sets Redis's clock.)
     """
     price()
@@ -360,7 +340,7 @@ def test_a_write_is_not_missed_if_the_clock_steps_back_a_little(reprice, price, 
 
 @pytest.mark.only("embedded")
 def test_a_clock_that_steps_back_by_more_than_a_lease_begins_a_new_journal(home, reprice, price, redis_clock, verify):
-    """T1 reads, stores · the clock steps back · T2 writes · T3 reads, may not store until the lease on everything has run out. In the old journal no lease
+    """In the old journal no lease
     would run out before the clock has caught up. (Embedded only: the spec sets Redis's clock.)
     """
     home.agent.save()
@@ -376,9 +356,7 @@ def test_a_clock_that_steps_back_by_more_than_a_lease_begins_a_new_journal(home,
 
 @pytest.mark.only("embedded")
 def test_a_clock_that_steps_back_keeps_no_reader_waiting(home, redis_clock):
-    """T1 misses · the clock steps back by an hour · T2 misses at once. T1's fill seems to begin in an hour, and must not count as running until then.
-    (Embedded only: the spec sets Redis's clock.)
-    """
+    """The older fill seems to begin in an hour, and must not count as running until then. (Embedded only: the spec sets Redis's clock.)"""
     journal.lookup(PAGE)
     redis_clock.seconds -= 3600
     assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
@@ -386,7 +364,7 @@ def test_a_clock_that_steps_back_keeps_no_reader_waiting(home, redis_clock):
 
 @pytest.mark.only("embedded")
 def test_two_events_in_the_same_microsecond_have_different_instants(reprice, price, redis_clock):
-    """T1 reads, stores · T2 writes · T3 reads the new price, all while the clock stands still. (Embedded only: the spec sets Redis's clock.)"""
+    """The page is stored, written and read again while the clock stands still. (Embedded only: the spec sets Redis's clock.)"""
     for new in range(1, 4):
         price()
         reprice(new)
@@ -510,7 +488,7 @@ def test_a_restart_between_info_and_script_load_is_noticed(home, price, run_id):
 def test_every_command_may_run_twice(home):
     """A client that lost its connection cannot know whether a command ran, so it sends it again."""
     lease = journal.lease({"t"})
-    journal._run("lease", lease.id, *lease.tags)
+    journal._run("lease", lease.id, *lease.tags, version())
     miss = journal.lookup(PAGE)
     assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "leased"
     journal.close(lease)
@@ -528,6 +506,4 @@ NOT_PROMISED = {
     "A failover of Redis loses nothing": "The new primary may lack the last lease, and cannot know that.",
     "A COMMIT is safe if it outlasts its lease and its process is killed before the close": "Readers rely on the lease alone. "
     "FRESHNESS_LEASE is longer than a COMMIT takes on a bad day.",
-    "Two versions of the code that overlap in a deploy send each other every invalidation": "A version tags what its own "
-    "FRESHNESS_MODELS names. Their entries are separate, because the code and the settings are part of every key.",
 }

@@ -12,9 +12,9 @@ from django.db.models.signals import class_prepared
 from housing.freshness.statements import written_tables
 from housing.freshness.tracking import tables, text_of
 from housing.models import Property
-from tests.rows import ids, locked_save, put, relabelled, renamed, retitled, save
+from tests.fixtures.rows import ids, locked_save, put, relabelled, renamed, retitled, save
 
-pytest_plugins = ["tests.kinds"]
+pytest_plugins = ["tests.fixtures.kinds"]
 
 STORED, HIT, STALE = "fwd=miss; stored", "hit", "fwd=stale; stored"
 

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from conftest import ROOT
-from tests import load
-from tests.load import Read, Report, Row, Users, Write, stale_reads
+from tests import ROOT
+from tests.measurements import load
+from tests.measurements.load import Read, Report, Row, Users, Write, stale_reads
 
 # Stale reads
 
@@ -91,7 +91,7 @@ def test_the_promise_only_counts_as_kept_if_there_were_reads_and_writes(writes, 
 @pytest.mark.only("real")
 def test_no_read_is_stale_while_a_writer_changes_prices(tmp_path):
     """A short run of `make load`: gunicorn as it is deployed, real servers, and virtual users and a writer in separate processes."""
-    command = f"from pathlib import Path; from tests import load; load.REPORTS = Path({str(tmp_path / 'reports')!r}); load.main()"
+    command = f"from pathlib import Path; from tests.measurements import load; load.REPORTS = Path({str(tmp_path / 'reports')!r}); load.main()"
     ended = run("-c", command, "--seconds", "5", "--users", "5", "--properties", "200")
 
     assert (ended.returncode, ended.stdout.rpartition("Stale reads: ")[2]) == (0, "0.\n"), ended.stderr
@@ -138,7 +138,7 @@ def test_an_error_of_the_load_test_is_one_line(monkeypatch, error, message):
 
 SABOTAGED = """
 from housing.freshness.journal import Journal, Lease
-from tests import load
+from tests.measurements import load
 Journal.lease = lambda self, tags: Lease("none", tuple(tags))
 Journal.close = Journal.withdraw
 load.main()

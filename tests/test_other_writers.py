@@ -13,12 +13,11 @@ from django.apps import apps
 from django.core.management import call_command
 from django.db import connection, connections, models, transaction
 
-from conftest import a_property, saved
 from housing.freshness import checks, outbox
 from housing.freshness.postgresql import triggers
 from housing.freshness.tracking import MANY_ROWS, tables
 from housing.models import Office, Property
-from tests.rows import execute, put
+from tests.fixtures.rows import a_property, execute, put, saved
 
 pytestmark = pytest.mark.only("real")
 

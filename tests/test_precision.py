@@ -7,11 +7,15 @@ from functools import partial
 
 import pytest
 from django.apps import apps
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import ForeignKey
+from django.test.utils import CaptureQueriesContext
 
-from conftest import NEW_YEAR, VARIANTS, a_property, clear_the_cache, make_images, saved
 from housing.models import Agent, Location, Office, Property, PropertyImage
+from tests.fixtures.cache import clear_the_cache
+from tests.fixtures.responses import VARIANTS
+from tests.fixtures.rows import NEW_YEAR, a_property, make_images, saved
+from tests.instruments import COLUMNS as LIST_OF_COLUMNS
 
 PAGES = {
     "a": "",  # every property
@@ -76,7 +80,21 @@ def address(page):
 
 
 @pytest.fixture
-def fates(pages, read):
+def shown(pages, read):
+    """`shown(letter)`: a page as a failure shows it, with its address and the first query that reads it, without the columns."""
+
+    def shown(letter):
+        with CaptureQueriesContext(connection) as queries, transaction.atomic():
+            read(f"optimized{pages[letter]}")
+        query = next(query["sql"] for query in queries if query["sql"].startswith("SELECT"))
+        without_columns = LIST_OF_COLUMNS.sub(r"\1 … \2 ", query)
+        return f"page {letter} {address(pages[letter])} ({without_columns})"
+
+    return shown
+
+
+@pytest.fixture
+def fates(pages, read, shown):
     """`fates(write)`: the fate of each page after a write. Capital: stale, and its bytes changed. Small letter: over-invalidated. Dot: warm."""
     before = {letter: read(f"cached{page}").body for letter, page in pages.items()}
 
@@ -90,7 +108,7 @@ def fates(pages, read):
     def fate(letter, response, truth, write):
         if truth is not None:
             assert truth.came_from == "fwd=bypass; detail=transaction"
-            assert response.body == truth.body == before[letter], f"page {letter} {address(pages[letter])} is stale after {write}"
+            assert response.body == truth.body == before[letter], f"{shown(letter)} is stale after {write}"
             return "."
         assert (response.status, response.came_from) in ((200, "fwd=stale; stored"), (404, None))  # a 404 is not cached
         was, before[letter] = before[letter], response.body
@@ -238,40 +256,41 @@ def ways_of(cells):
     return WAYS if cells[1:] else [ONE_WAY]
 
 
-def differences(name, cells, pages):
-    """A line for each cell of this row that is not as promised, with the address of the page."""
+def differences(name, cells, shown):
+    """A line for each cell of this row that is not as promised, with the address and the query of the page."""
     promised = re.split(r"\s{2,}", PROMISED.get(name, name))[1:]
     for way, before, after in zip(ways_of(cells), promised, cells, strict=False):
-        for page, promised_fate, fate in zip(pages.items(), before, after, strict=True):
+        for letter, promised_fate, fate in zip(PAGES, before, after, strict=True):
             if promised_fate != fate:
-                yield f"{name}, {way}, page {page[0]} {address(page[1])}: promised {promised_fate!r}, happened {fate!r}"
+                yield f"{name}, {way}, {shown(letter)}: promised {promised_fate!r}, happened {fate!r}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "names"), PARTS, ids=[f"{names[0]} to {names[-1]}" for _, names in PARTS])
-def test_each_write_invalidates_exactly_the_pages_that_the_table_lists(portal, pages, fates, metric, model, names):
+def test_each_write_invalidates_exactly_the_pages_that_the_table_lists(portal, fates, shown, metric, model, names):
     """A page whose bytes change is never a hit afterwards. A page that stays warm in the table stays warm."""
     row, other = ROWS[model](portal[1]), ROWS[model](portal[0])
 
     measured = {name: [fates(write) for write in carried_out(re.split("[. ]", name)[1], row, other)] for name in names}
 
     happened = [f"{name:24}" + "  ".join(cells) for name, cells in measured.items()]
-    assert happened == [PROMISED.get(name) for name in names], "\n".join(line for row in measured.items() for line in differences(*row, pages))
+    assert happened == [PROMISED.get(name) for name in names], "\n".join(line for row in measured.items() for line in differences(*row, shown))
     for name, cells in measured.items():
         for way, cell in zip(ways_of(cells), cells, strict=True):
             metric("precision", write=name, way=way, pages=cell)
 
 
-def test_a_wrong_cell_is_reported_with_the_address_of_its_page(pages):
-    """The cells are short, so a failed spec says what each wrong one means."""
-    name, first = next(iter(PROMISED)), next(iter(pages))
+def test_a_wrong_cell_is_reported_with_the_address_and_the_query_of_its_page(pages, shown):
+    """The cells are short, so a failed spec says what each wrong one means, and which rows and columns select the page."""
+    name = "Location.city"
     promised = re.split(r"\s{2,}", PROMISED[name])[1:]
-    happened = [f"?{promised[0][1:]}", *promised[1:]]
+    happened = [promised[0].replace("J", "."), *promised[1:]]
 
-    assert list(differences(name, promised, pages)) == []
-    assert list(differences(name, happened, pages)) == [
-        f"{name}, {next(iter(ways_of(promised)))}, page {first} {address(pages[first])}: promised {promised[0][0]!r}, happened '?'"
-    ]
+    assert list(differences(name, promised, shown)) == []
+    [line] = differences(name, happened, shown)
+    assert line.startswith("Location.city, save(), page j /api/properties/cached/?city=Springfield (SELECT … FROM ")
+    assert """ WHERE "housing_location"."city" = 'Springfield' ORDER BY """ in line
+    assert line.endswith("): promised 'J', happened '.'")
 
 
 def test_every_column_of_every_model_is_in_the_table():

@@ -1,6 +1,6 @@
 """Races of readers and writers. A response that a write raced is never stored, so no later reader gets it.
 
-T1, T2, … are processes. Their steps are in order, separated by dots.
+T1, T2, … are processes. Below each table are the steps that its specs take, as they were recorded.
 """
 
 from functools import partial
@@ -37,16 +37,13 @@ def an_open_cursor():
 
 
 def test_a_read_that_a_write_raced_is_repeated_before_it_is_stored(reprice, price, meanwhile):
-    """T1 misses, SELECTs the old price · T2 leases, COMMITs, closes · T1 may not store what it read, reads again, stores the new price."""
     with meanwhile(lambda: reprice(1)):
         assert price() == ("1.00", "fwd=miss; stored")
     assert price() == ("1.00", "hit")
 
 
 def test_a_reader_that_is_raced_every_time_responds_and_stores_nothing(reprice, price, meanwhile):
-    """T1 misses, SELECTs · T2 writes · T1 SELECTs again · T2 writes, and so on. After its last attempt T1 returns what it read last, which was current when
-    it read it.
-    """
+    """After its last attempt the reader returns what it read last, which was current when it read it."""
     prices = iter(range(1, 9))
     with meanwhile(lambda: reprice(next(prices)), times=ATTEMPTS):
         assert price() == (f"{ATTEMPTS - 1}.00", "fwd=miss; detail=raced")
@@ -54,7 +51,7 @@ def test_a_reader_that_is_raced_every_time_responds_and_stores_nothing(reprice, 
 
 
 def test_a_write_that_rolls_back_does_not_race_a_read(home, price, meanwhile):
-    """T1 misses, SELECTs · T2 writes, rolls back · T1 stores. A transaction that rolls back sends nothing to Redis, so T1 need not read again."""
+    """A transaction that rolls back sends nothing to Redis, so the reader need not read again."""
 
     def roll_back():
         with transaction.atomic():
@@ -66,16 +63,13 @@ def test_a_write_that_rolls_back_does_not_race_a_read(home, price, meanwhile):
 
 
 def test_a_write_to_another_row_does_not_race_a_read(twenty_properties, read, meanwhile, queries):
-    """T1 misses, SELECTs one property · T2 writes another · T1 stores."""
     home, other = twenty_properties[:2]
     with queries.exactly(2, because="the property and its images are read once"), meanwhile(other.save):
         assert read(f"cached/{home.pk}").came_from == "fwd=miss; stored"
 
 
 def test_a_detail_never_combines_two_states_of_the_database(home, read, meanwhile):
-    """T1 SELECTs the property · T2 changes its title and adds an image · T1 SELECTs the images. Both queries read one snapshot, even if T1 is raced every
-    time.
-    """
+    """Both queries read one snapshot, even if the read is raced every time."""
 
     def rename_and_add_an_image():
         with transaction.atomic():
@@ -97,7 +91,7 @@ def test_a_detail_never_combines_two_states_of_the_database(home, read, meanwhil
 
 
 def test_a_read_between_lease_and_commit_is_not_stored(reprice, price, around_commit):
-    """T1 leases · T2 reads the old price · T1 COMMITs, closes. The old price is still current when T2 reads it, but COMMIT may come before the store."""
+    """The old price is still current when it is read, but the COMMIT may come before the store."""
     seen = []
     with around_commit(before=lambda: seen.append(price())):
         reprice(1)
@@ -106,7 +100,7 @@ def test_a_read_between_lease_and_commit_is_not_stored(reprice, price, around_co
 
 
 def test_a_read_between_commit_and_close_returns_the_new_price(reprice, price, around_commit):
-    """T1 leases, COMMITs · T2 reads twice · T1 closes. The page was warm, but its entry is not trusted while a lease on its tags is open."""
+    """The page was warm, but its entry is not trusted while a lease on its tags is open."""
     price()
     seen = []
     with around_commit(after=lambda: seen.extend([price(), price()])):
@@ -116,7 +110,6 @@ def test_a_read_between_commit_and_close_returns_the_new_price(reprice, price, a
 
 
 def test_a_detail_between_lease_and_commit_is_not_stored(home, reprice, read, around_commit):
-    """T1 leases · T2 reads the detail in a transaction of its own · T1 COMMITs, closes."""
     seen = []
     with around_commit(before=lambda: seen.append(read(f"cached/{home.pk}"))):
         reprice(1)
@@ -136,7 +129,6 @@ def test_a_transaction_after_a_detail_still_takes_the_write_lock_when_it_begins(
 
 
 def test_no_read_between_lease_and_close_is_stored(reprice, price, around_commit):
-    """T1 leases · T2 reads · T1 COMMITs · T3 reads · T1 closes."""
     seen = []
 
     def read_while_it_commits():
@@ -149,7 +141,7 @@ def test_no_read_between_lease_and_close_is_stored(reprice, price, around_commit
 
 
 def test_an_entry_that_a_write_does_not_touch_stays_warm_while_it_commits(twenty_properties, warm, read, around_commit):
-    """T1 leases one property · T2 reads the detail of another · T1 COMMITs, closes. A lease affects only the entries that have its tags."""
+    """A lease affects only the entries that have its tags."""
     home, other = twenty_properties[:2]
     warm(f"cached/{other.pk}")
     seen = []
@@ -159,7 +151,6 @@ def test_an_entry_that_a_write_does_not_touch_stays_warm_while_it_commits(twenty
 
 
 def test_a_close_does_not_end_the_lease_of_another_writer(home, reprice, price):
-    """T1 leases · T2 leases the same row, COMMITs, closes · T3 reads, may not store, because T1 may have COMMITted · T1 closes · T3 reads, stores."""
     price()
     lease = journal.lease({f"housing_property:{home.pk}"})
     reprice(2)
@@ -169,14 +160,13 @@ def test_a_close_does_not_end_the_lease_of_another_writer(home, reprice, price):
 
 
 def test_a_close_ends_only_one_of_two_leases_on_the_same_tags():
-    """T1 leases · T2 leases the same tags, closes. Every lease has an ID, so T1's lease stays open."""
+    """Every lease has an ID, so the other one stays open."""
     first, second = journal.lease({"t"}), journal.lease({"t"})
     journal.close(second)
     assert list(journal.leases()) == [first]
 
 
 def test_a_slow_reader_does_not_overwrite_a_newer_entry(home, price):
-    """T1 misses · T2 misses, stores · T1 may not store, because what T2 read is newer."""
     slow = journal.lookup(PAGE)
     fast = journal.lookup(PAGE)
     assert journal.store(PAGE, fast, {"t"}, '"new"', b"new") == "stored"
@@ -191,8 +181,8 @@ def test_a_slow_reader_does_not_overwrite_a_newer_entry(home, price):
 @pytest.mark.parametrize("page", ["cached", "cached/{}"], ids=["a list", "a detail"])
 @pytest.mark.parametrize("pin", [an_open_iterator, an_open_cursor], ids=["an iterator", "a cursor"])
 def test_a_read_beside_an_unfinished_select_is_not_stored(home, read, reprice, elsewhere, pin, page):
-    """T1 begins a SELECT · T2 leases, COMMITs, closes · T1 misses, SELECTs the old price, may not store. On SQLite every SELECT of a connection sees the
-    state of its first unfinished one, which is older than `read_at`. (Embedded only: psycopg fetches every result completely.)
+    """On SQLite every SELECT of a connection sees the state of its first unfinished one, which is older than `read_at`. (Embedded only: psycopg fetches every
+    result completely.)
     """
     page = page.format(home.pk)
     for price in (1, 2):  # for the connection's first read and for a later one
@@ -207,8 +197,8 @@ def test_a_read_beside_an_unfinished_select_is_not_stored(home, read, reprice, e
 @pytest.mark.parametrize(("begin", "end"), [("BEGIN", "COMMIT"), ("SAVEPOINT mine", "RELEASE mine")])
 @pytest.mark.parametrize("page", ["cached", "cached/{}"], ids=["a list", "a detail"])
 def test_a_read_inside_a_transaction_that_raw_sql_began_is_not_stored(home, read, reprice, elsewhere, begin, end, page):
-    """T1 begins, SELECTs · T2 leases, COMMITs, closes · T1 reads the old price, may not store. Django believes that T1 is in autocommit mode, but the
-    driver knows better. (Embedded only: PostgreSQL allows no SAVEPOINT outside a transaction.)
+    """Django believes that the connection is in autocommit mode, but the driver knows better. (Embedded only: PostgreSQL allows no SAVEPOINT outside a
+    transaction.)
     """
     page = page.format(home.pk)
     with connection.cursor() as cursor:

@@ -11,9 +11,16 @@ from xml.etree import ElementTree
 import pytest
 from django.conf import settings
 
-from conftest import ROOT
-from tests import metrics, report
-from tests.metrics import Benchmark
+from tests import ROOT
+from tests.measurements import metrics, report
+from tests.measurements.metrics import Benchmark
+
+BUDGETS = {
+    "optimized to naive": {"at most": 0.6},
+    "cold to naive": {"at most": 0.19, "within": 20},
+    "warm to naive": {"at most": 0.04, "within": 0.5},
+}
+"""Kept, above it but within the interval, and exceeded."""
 
 BENCH = {
     "datetime": "2026-11-23T10:11:36+00:00",
@@ -25,7 +32,7 @@ BENCH = {
             "group": group,
             "name": f"{name}: {ratio} (… to …) × the baseline",
             "stats": {"median": median, "rounds": 60},
-            "extra_info": {"ratio": ratio, "interval": [ratio * 0.9, ratio * 1.1]},
+            "extra_info": {"ratio": ratio, "interval": [ratio * 0.9, ratio * 1.1]} | BUDGETS.get(name, {}),
         }
         for group, name, median, ratio in (
             ("warm", "warm to naive", 0.0008, 0.05),
@@ -41,10 +48,11 @@ COUNTS = {
     "commit_info": {"id": "0123456789abcdef", "dirty": False},
     "stack": "real",
     "queries": [
-        {"way": way, "page_size": size, "queries": queries}
+        {"way": way, "page_size": size, "queries": queries, "budget": queries}
         for size, counted in ((20, (0, 1, 1, 61)), (1, (0, 1, 1, 4)))
         for way, queries in zip(("warm", "cold", "optimized", "naive"), counted, strict=True)
     ],
+    "calls": [{"request": "a write", "calls": 1_000, "budget": 1_000}, {"request": "a hit", "calls": 500, "budget": 400}],
     "second read": [{"variant": "naive", "queries": 62}, {"variant": "optimized", "queries": 2}, {"variant": "cached", "queries": 0}],
     "freshness": [{"variant": "cached", "edits": 10, "fresh": 10}, {"variant": "cache_page", "edits": 10, "fresh": 0}],
     "precision": [
@@ -152,7 +160,7 @@ def test_missing_results_are_listed_with_the_command_that_makes_them(tmp_path):
         assert f"There is no reports/{name}.json yet. Run {made_by}" in page
 
 
-def test_a_second_run_writes_the_same_files_and_no_others(folder):
+def test_a_second_report_of_the_same_results_writes_the_same_files_and_no_others(folder):
     """The report depends on the results only."""
     first = {file.name: file.read_text() for file in report.write(folder)}
     second = {file.name: file.read_text() for file in report.write(folder)}
@@ -190,11 +198,66 @@ def test_the_command_prints_the_files_that_it_wrote(folder, monkeypatch, capsys)
 def test_the_command_needs_no_django_settings(folder):
     """It only draws, and uses no database."""
     assert settings.configured
-    code = f"from pathlib import Path; from tests import report; report.REPORTS = Path({str(folder)!r}); report.main([])"
+    code = f"from pathlib import Path; from tests.measurements import report; report.REPORTS = Path({str(folder)!r}); report.main([])"
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     assert (ended.returncode, len(ended.stdout.split())) == (0, 2), ended.stderr
+
+
+# Budgets
+
+
+def test_each_result_stands_beside_its_budget_with_the_share_that_is_used(folder):
+    """A reader sees how much room is left before a budget fails. Counts come first, because they are the same on every machine."""
+    report.write(folder)
+    rows = rows_of((folder / "report.html").read_text())
+    head = rows.index(("", ["result", "budget", "used"]))
+
+    assert rows[head + 1 : head + 12] == [
+        ("SQL queries, naive", ["61", "exactly 61", "100%"]),
+        ("SQL queries, optimized", ["1", "exactly 1", "100%"]),
+        ("SQL queries, cold", ["1", "exactly 1", "100%"]),
+        ("SQL queries, warm", ["0", "exactly 0", "—"]),
+        ("Python calls, a hit", ["500", "400", "125% <strong>over budget</strong>"]),
+        ("Python calls, a write", ["1,000", "1,000", "100%"]),
+        ("optimized, relative to naive", ["0.300 ×", "0.6 ×", "50%"]),
+        ("cold, relative to naive", ["0.200 ×", "0.19 ×", "105% <strong>above it, but within the interval</strong>"]),
+        ("cold, median", ["8.0 ms", "20 ms", "40%"]),
+        ("warm, relative to naive", ["0.050 ×", "0.04 ×", "125% <strong>over budget</strong>"]),
+        ("warm, median", ["0.80 ms", "0.5 ms", "160% <strong>over budget</strong>"]),
+    ]
+
+
+def test_exceeded_budgets_are_listed_in_words(folder):
+    """Colour alone would not reach everybody. A ratio whose interval reaches below its budget does not fail."""
+    report.write(folder)
+    page = " ".join((folder / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ").split())
+
+    assert (
+        "<strong>3 of 11 budgets are exceeded:</strong> "
+        "Python calls, a hit (500, budget 400); warm, relative to naive (0.050 ×, budget 0.04 ×); warm, median (0.80 ms, budget 0.5 ms).</p>"
+    ) in page
+    assert page.count('<tr class="over">') == 3
+
+
+def test_fewer_queries_than_promised_are_over_budget_too():
+    """Exactly one query is promised. A page without any would not have been read."""
+    counts = {"queries": [{"way": "cold", "page_size": 20, "queries": 0, "budget": 1}]}
+
+    assert [(budget.share, budget.is_over) for budget in report.budgets({}, counts)] == [("0%", True)]
+
+
+def test_the_page_says_if_no_budget_is_exceeded_or_measured(tmp_path):
+    """Files of an older version have no budgets."""
+    counts = COUNTS | {"queries": [{"way": "cold", "page_size": 20, "queries": 1, "budget": 1}], "calls": []}
+    older = COUNTS | {"queries": [{"way": "cold", "page_size": 20, "queries": 1}], "calls": []}
+
+    assert "<p>None of 1 budget is exceeded.</p>" in report.page({"bench": {}, "counts": counts | {"when": COUNTS["datetime"]}, "load": {}})
+    for found in ({}, older | {"when": COUNTS["datetime"]}):
+        page = report.page({"bench": {}, "counts": found, "load": {}})
+        assert "<p>No result with a budget yet.</p>" in page
+        assert 'class="budgets"' not in page
 
 
 # The plots
@@ -276,17 +339,22 @@ def test_the_benchmarks_are_listed_by_group_from_naive_to_warm():
     ]
 
 
+COUNTED, UNCOUNTED = (SimpleNamespace(user_properties=[("metric", ["calls", {}])] * many) for many in (1, 0))
+
+
 @pytest.mark.parametrize(
-    ("option", "exitstatus", "kept"),
+    ("option", "exitstatus", "failed", "kept"),
     [
-        ("benchmark_only", pytest.ExitCode.TESTS_FAILED, "new"),
-        ("benchmark_only", pytest.ExitCode.INTERRUPTED, "old"),
-        ("metrics", pytest.ExitCode.TESTS_FAILED, "old"),
-        ("metrics", pytest.ExitCode.INTERRUPTED, "old"),
+        ("benchmark_only", pytest.ExitCode.TESTS_FAILED, {}, "new"),
+        ("benchmark_only", pytest.ExitCode.INTERRUPTED, {}, "old"),
+        ("metrics", pytest.ExitCode.TESTS_FAILED, {"failed": [COUNTED]}, "new"),
+        ("metrics", pytest.ExitCode.TESTS_FAILED, {"failed": [COUNTED, UNCOUNTED]}, "old"),
+        ("metrics", pytest.ExitCode.TESTS_FAILED, {"error": [UNCOUNTED]}, "old"),
+        ("metrics", pytest.ExitCode.INTERRUPTED, {}, "old"),
     ],
-    ids=["times above their budget", "times, Ctrl-C", "a count that failed", "counts, Ctrl-C"],
+    ids=["times above their budget", "times, Ctrl-C", "a count above its budget", "a missing count", "an error before the count", "counts, Ctrl-C"],
 )
-def test_times_above_their_budget_are_saved_and_an_incomplete_run_is_not(tmp_path, monkeypatch, option, exitstatus, kept):
+def test_results_above_their_budget_are_saved_and_an_incomplete_run_is_not(tmp_path, monkeypatch, option, exitstatus, failed, kept):
     """Incomplete results would look like complete ones."""
     monkeypatch.setattr(metrics, "REPORTS", tmp_path)
     file = tmp_path / {"benchmark_only": "bench.json", "metrics": "counts.json"}[option]
@@ -295,7 +363,7 @@ def test_times_above_their_budget_are_saved_and_an_incomplete_run_is_not(tmp_pat
     metrics.pytest_configure(config)
     metrics.part_of(tmp_path / "bench.json").write_text(json.dumps(BENCH))
 
-    metrics.pytest_terminal_summary(SimpleNamespace(write_line=str, getreports=lambda _: []), exitstatus, config)
+    metrics.pytest_terminal_summary(SimpleNamespace(write_line=str, getreports=lambda outcome: failed.get(outcome, [])), exitstatus, config)
 
     metrics.part_of(tmp_path / "bench.json").unlink(missing_ok=True)
     assert (file.read_text() == "old") is (kept == "old")

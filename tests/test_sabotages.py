@@ -4,8 +4,10 @@ import ast
 
 import pytest
 
-from tests import equivalent_mutants, sabotages
-from tests.sabotages import ROOT, SABOTAGES, Sabotage
+from tests import ROOT
+from tests.sabotages import Sabotage, equivalent_mutants
+from tests.sabotages import __main__ as sabotages
+from tests.sabotages.__main__ import SABOTAGES
 
 SPEC = "def test_it():\n    from housing.limits import LIMIT\n    assert LIMIT == 3\n"
 
@@ -47,6 +49,13 @@ def test_every_sabotage_fits_the_code_and_names_an_existing_spec():
     assert len({sabotage.what for sabotage in SABOTAGES}) == len(SABOTAGES)
 
 
+def test_every_table_of_sabotages_is_run():
+    """A new table that is not part of SABOTAGES would silently test nothing."""
+    tables = [ast.parse(table.read_text(encoding="utf-8")) for table in (ROOT / "tests" / "sabotages").glob("*.py")]
+
+    assert sum(isinstance(node, ast.Call) and ast.unparse(node.func) == "Sabotage" for table in tables for node in ast.walk(table)) == len(SABOTAGES)
+
+
 def test_every_defence_of_the_journal_has_a_sabotage_of_its_own():
     """A defence without a failing spec could be removed unnoticed."""
     for defence in ("read_at", "lease", "closed record", "own lease only", "epoch", "quarantine", "low water", "run id", "monotonic instants", "ties"):
@@ -63,8 +72,8 @@ def test_a_sabotage_is_noticed_if_its_spec_fails(project, capsys):
     ("sabotage", "complaint"),
     [
         (a_sabotage("OTHER = 3", "OTHER = 4"), "test_limits.py::test_it still passes"),
-        (a_sabotage("LIMIT = 7"), "its old text is 0 times in housing/limits.py instead of once: update tests/sabotages.py"),
-        (a_sabotage("= 3"), "its old text is 2 times in housing/limits.py instead of once: update tests/sabotages.py"),
+        (a_sabotage("LIMIT = 7"), "its old text is 0 times in housing/limits.py instead of once: update tests/sabotages/"),
+        (a_sabotage("= 3"), "its old text is 2 times in housing/limits.py instead of once: update tests/sabotages/"),
         (a_sabotage(spec="test_limits.py::test_that"), "test_limits.py::test_that cannot be run: "),
     ],
     ids=["the spec still passes", "the line is gone", "the line is there twice", "there is no such spec"],

@@ -16,10 +16,10 @@ from django.core.management import CommandError, call_command
 from django.core.management.color import no_style
 from django.db import connection, transaction
 
-from conftest import ROOT
 from housing.models import Agent, Location, Office, Property, PropertyImage
-from tests import scale
-from tests.scale import FILTERS, ORDERS, filters, plan_of
+from tests import ROOT
+from tests.measurements import scale
+from tests.measurements.scale import FILTERS, ORDERS, filters, plan_of
 
 pytestmark = pytest.mark.django_db
 
@@ -139,7 +139,7 @@ NOT_PROMISED = {
 @pytest.mark.only("real")
 def test_make_scale_prints_the_cost_of_each_filter():
     """A short run with two filters and a hundred properties."""
-    few = "from tests import scale; scale.FILTERS = {name: scale.FILTERS[name] for name in ('the list', 'agent')}; scale.main()"
+    few = "from tests.measurements import scale; scale.FILTERS = {name: scale.FILTERS[name] for name in ('the list', 'agent')}; scale.main()"
     ended = run("-c", few, "--properties", "100", "--times", "1")
 
     lines = ended.stdout.splitlines()
@@ -152,7 +152,7 @@ def test_make_scale_prints_the_cost_of_each_filter():
 @pytest.mark.only("real")
 def test_an_unavailable_server_is_reported_in_one_line():
     """The line is the server's or the driver's own message. (It brings its own stack, and takes seconds.)"""
-    ended = run("-m", "tests.scale", DATABASE_URL="postgres://127.0.0.1:1/x")
+    ended = run("-m", "tests.measurements.scale", DATABASE_URL="postgres://127.0.0.1:1/x")
 
     assert ended.returncode == 1
     assert ended.stdout == ""

@@ -13,11 +13,13 @@ from django.test import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import a_property, ask, clear_the_cache, flush, saved
 from housing.freshness import entries
 from housing.freshness.journal import Filling, journal
 from housing.models import Property
-from tests.schedules import BEGIN, Actor, Stage, here, stand_before
+from tests.exploration.schedules import BEGIN, Actor, Stage, here, stand_before
+from tests.fixtures.cache import clear_the_cache, flush
+from tests.fixtures.responses import ask
+from tests.fixtures.rows import a_property, saved
 
 READER, REDIS = "a reader", "Redis"
 
@@ -268,7 +270,7 @@ def test_actors_that_all_wait_for_each_other_raise_an_error(new_stage):
 
 def test_an_actor_that_is_stuck_raises_an_error(monkeypatch, transactional_db):
     """The spec would otherwise hang without saying why."""
-    monkeypatch.setattr("tests.schedules.TIMEOUT", 0.01)
+    monkeypatch.setattr("tests.exploration.schedules.TIMEOUT", 0.01)
     forever = Event()
     stage = Stage(lambda: [Actor("fault", forever.wait)])
     with pytest.raises(RuntimeError, match="T1 is stuck"):

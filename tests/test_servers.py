@@ -14,9 +14,9 @@ from django.core import checks
 from django.core.cache import cache
 from django_redis import get_redis_connection
 
-from conftest import OwnRedis
 from housing.freshness.journal import REFUSED_FOR, SCRIPT, Miss, Refused, Unreachable, journal
 from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
+from tests.stacks import OwnRedis
 
 PAGE = cache.make_key("page")
 
@@ -320,7 +320,7 @@ def limited_user(request, new_redis, as_the_cache):
 
 
 @pytest.mark.only("real")
-def test_a_user_with_only_the_listed_permissions_can_run_every_verb(limited_user):
+def test_a_user_with_only_the_listed_permissions_can_run_every_command_of_the_journal(limited_user):
     """The user may pass no key but the cache's, not even an empty one. (Real only: embedded servers have no users.)"""
     journal.begin()
     miss = journal.lookup(PAGE)
@@ -337,9 +337,10 @@ def test_a_user_with_only_the_listed_permissions_can_run_every_verb(limited_user
 
 
 @pytest.mark.only("real")
-def test_a_user_who_lacks_any_of_the_listed_permissions_is_refused_with_its_name(twenty_properties, read, limited_user):
+def test_a_user_who_lacks_any_of_the_listed_permissions_is_refused_with_its_name(twenty_properties, read, limited_user, verify):
     """Reads are served from the database until the permission is back. (Real only: embedded servers have no users.)"""
     journal.begin()
+    verify()
     body = read("cached").body
     for command in COMMANDS:
         assert check_results("E005") == []
@@ -372,7 +373,7 @@ IMAGES = pytest.mark.parametrize("image", ["REDIS_IMAGE", "VALKEY_IMAGE"])
 
 @pytest.mark.only("real")
 @IMAGES
-def test_a_real_replica_is_refused_until_it_is_promoted(image, new_redis, as_the_cache, home, read, clock):
+def test_a_real_replica_is_refused_until_it_is_promoted(image, new_redis, as_the_cache, home, read, clock, verify):
     """It follows an unreachable primary, which is enough to be a replica. (Real only: embedded servers do not replicate.)"""
     server = new_redis(variable=image)
     with redis.Redis.from_url(server.url) as admin:
@@ -385,6 +386,7 @@ def test_a_real_replica_is_refused_until_it_is_promoted(image, new_redis, as_the
         admin.replicaof("NO", "ONE")
         clock.seconds += REFUSED_FOR
         journal.begin()
+        verify()
         assert [read("cached").came_from for _ in range(2)] == ["fwd=miss; stored", "hit"]
 
 

@@ -11,11 +11,9 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -23,40 +21,28 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 from django.conf import settings
 from django.db import connection
+from packaging.utils import canonicalize_name
 
 from housing.run import CHANGED, Refused, cache_address, serve
 from housing.settings import gateways
+from tests import ROOT
+from tests.fixtures.processes import (
+    TIMEOUT,
+    Ended,
+    any_free_port,
+    check_ended,
+    clean,
+    in_a_second_terminal,
+    killed_after,
+    new_folder_in,
+    python,
+    served,
+    until_it_serves,
+)
 from tests.stacks import wait_for
-
-ROOT = Path(__file__).resolve().parent.parent
-OURS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SECRET_KEY", "DJANGO_DEBUG", "DJANGO_ALLOWED_HOSTS", "DJANGO_SETTINGS_MODULE")
-"""The environment variables that the service reads."""
 
 NOBODY = "127.0.0.1:1"
 """An address at which no server listens."""
-
-TIMEOUT = 60
-"""Seconds after which a process without the expected output is killed, and the spec fails. Each usually takes less than a tenth of it."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended, with its exit code and output."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-def python(*arguments: str, folder: Path = ROOT, **environment: str) -> Ended:
-    """Run Python in `folder`. Of the service's variables it sees only those in `environment`; an empty one overrides .env."""
-    ended = subprocess.run([sys.executable, *arguments], cwd=folder, env=clean() | environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
-
-
-def clean() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in OURS}
-
 
 # Settings that prevent a start
 
@@ -127,11 +113,17 @@ def test_the_gateway_is_trusted_only_with_debug(debug: str, shown_to: list[str])
 
 
 def test_the_image_installs_only_versions_that_the_specs_have_run_with() -> None:
-    """Its lock file leaves out the packages that only specs and linters need. `make lock` writes both files."""
-    run, everything = (set(re.findall(r"^\S+==\S+", (ROOT / f"requirements{which}.lock").read_text(), re.MULTILINE)) for which in ("-run", ""))
+    """Its lock file leaves out the packages that only specs and linters need, and so does that of `make run`. `make lock` writes all three."""
+    image, run, everything = map(locked, ("-image", "-run", ""))
 
-    assert {name.partition("==")[0] for name in run} >= {"django", "psycopg-binary", "redis", "gunicorn"}
-    assert run < everything
+    assert image.keys() >= {"django", "psycopg-binary", "redis", "gunicorn"}
+    assert run.keys() - image.keys() == {"fakeredis", "lupa", "sortedcontainers"}, "the image has no fakeredis, and `make run` has"
+    assert image.items() < run.items() < everything.items()
+
+
+def locked(part: str) -> dict[str, str]:
+    """The versions in a lock file, by package."""
+    return dict(re.findall(r"^(\S+)==(\S+)", (ROOT / f"requirements{part}.lock").read_text(), re.MULTILINE))
 
 
 def test_a_wsgi_server_can_serve_the_application(transactional_db: None) -> None:
@@ -189,110 +181,9 @@ def free_port() -> int:
     return any_free_port()
 
 
-def any_free_port() -> int:
-    """A free port of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
-
-
 @pytest.fixture
 def new_folder(tmp_path: Path) -> Path:
     return new_folder_in(tmp_path)
-
-
-def new_folder_in(parent: Path) -> Path:
-    """A fresh copy of the project, without .env and database. The folder's name has characters that a URL must quote."""
-    folder = parent / "new folder #1"
-    folder.mkdir()
-    shutil.copytree(ROOT / "housing", folder / "housing")  # with its bytecode, so that it starts sooner
-    shutil.copy(ROOT / "manage.py", folder)
-    return folder
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running service."""
-
-    process: subprocess.Popen[str]
-    url: str
-    greeting: str
-
-    def headers(self, path: str) -> Any:
-        """GET a path as HTML, and return the response's headers."""
-        request = urllib.request.Request(self.url + path, headers={"Accept": "text/html"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            return response.headers
-
-    def get(self, path: str) -> tuple[str, Any]:
-        """GET a path as JSON, and return Cache-Status and the parsed body."""
-        request = urllib.request.Request(self.url + path, headers={"Accept": "application/json"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            return response.headers.get("Cache-Status", ""), json.load(response)
-
-    def first_price(self) -> tuple[str, str]:
-        """GET the cached list, and return its Cache-Status and the price of its first row."""
-        came_from, page = self.get("/api/properties/cached/")
-        return came_from, page["results"][0]["price"]
-
-
-@contextmanager
-def served(folder: Path, port: int, properties: int = 20, timeout: float = TIMEOUT) -> Iterator[Served]:
-    """Run `make run` while the block runs, but at most `timeout` seconds. The block starts when the service is ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "housing.run", "--port", str(port), "--properties", str(properties)],
-        cwd=folder,
-        env=clean() | {"PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        with killed_after(TIMEOUT, process):
-            greeting = until_it_serves(process)
-        with killed_after(timeout, process):
-            yield Served(process, f"http://127.0.0.1:{port}", greeting)
-    finally:
-        with killed_after(TIMEOUT, process):
-            process.terminate()
-            process.wait()
-        assert process.stdout
-        process.stdout.close()
-        wait_for(lambda: check_ended(process), pytest.fail.Exception)
-
-
-def check_ended(process: subprocess.Popen[str]) -> None:
-    """Fail while the process's group has a process that has not been reaped."""
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
-
-
-@contextmanager
-def killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
-    """Kill the process and its children if the block takes longer than `seconds`."""
-    watchdog = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
-    watchdog.start()
-    try:
-        yield
-    finally:
-        watchdog.cancel()
-
-
-def in_a_second_terminal(folder: Path, script: str, **environment: str) -> None:
-    """Run a script in `manage.py shell`, without the toolbar, which takes a third of Django's start."""
-    shell = python("manage.py", "shell", "-c", script, folder=folder, DJANGO_DEBUG="false", DJANGO_SECRET_KEY="any", **environment)
-    assert shell.code == 0, shell.stderr
-
-
-def until_it_serves(process: subprocess.Popen[str]) -> str:
-    """Wait until the server is ready, at its start or after a reload, and return its output until then."""
-    assert process.stdout
-    output = ""
-    while re.search("Starting (WSGI )?development server", output) is None:
-        line = process.stdout.readline()
-        assert line, f"The server ended before it was ready. Its output: {output}"
-        output += line
-    return output
 
 
 @pytest.fixture
@@ -305,16 +196,44 @@ def run(new_folder: Path) -> Callable[..., Ended]:
     return run
 
 
+ONLY_INSTALLED = """
+import sys
+from importlib.machinery import PathFinder
+
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in {missing}:
+            return super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Installed
+"""
+"""Python imports this at its start."""
+
+
+@pytest.fixture
+def only_what_it_installs(tmp_path: Path) -> dict[str, str]:
+    """The variables with which Python finds no package that is missing in the lock of `make run`. (Coverage measures child processes, too.)"""
+    installed = {canonicalize_name(name) for name in locked("-run")} | {"coverage"}
+    missing = {module for module, packages in packages_distributions().items() if not installed & set(map(canonicalize_name, packages))}
+    assert missing > {"pytest", "hypothesis", "httpx"}
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "sitecustomize.py").write_text(ONLY_INSTALLED.format(missing=missing))
+    return {"PYTHONPATH": str(tmp_path / "python")}
+
+
 @pytest.mark.slow
-def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_the_cache(new_folder: Path, free_port: int) -> None:
-    """These are the first five minutes of every new user."""
-    with served(new_folder, free_port) as service:
+def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_the_cache(
+    new_folder: Path, free_port: int, only_what_it_installs: dict[str, str]
+) -> None:
+    """These are the first five minutes of every new user. Only the packages of `make run` can be imported."""
+    with served(new_folder, free_port, **only_what_it_installs) as service:
         assert 'sql;desc="61 queries"' in service.headers("/api/properties/live/naive/")["Server-Timing"], "the toolbar replaced the Server-Timing header"
         assert re.search(r"as admin / \S{16} \(shown only once", service.greeting)
         assert service.first_price()[0] == "housing; fwd=miss; stored"
         assert service.first_price()[0] == "housing; hit"
 
-        in_a_second_terminal(new_folder, NEW_PRICE)
+        in_a_second_terminal(new_folder, NEW_PRICE, **only_what_it_installs)
 
         assert service.first_price() == ("housing; fwd=stale; stored", "123456.00")
 
@@ -368,6 +287,7 @@ def test_the_command_exits_with_the_code_of_its_server(monkeypatch: pytest.Monke
 
 
 IGNORES_SIGNALS = """
+import shutil
 import signal
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
@@ -441,3 +361,119 @@ def test_a_fakeredis_without_host_and_port_is_refused(url: str) -> None:
     """Each process would get its own cache, so a write in the second terminal would not invalidate the first one's entries."""
     with pytest.raises(Refused, match=f"REDIS_URL is {url}, .* Add a host and a port"):
         cache_address(url)
+
+
+# The installation
+
+
+FAKE_PYTHON = """\
+#!/bin/sh
+[ "$2" = venv ] || exit 0
+mkdir -p "$3/bin"
+echo new >> actions
+command() { printf '%s\\n' '#!/bin/sh' "$2" > ".venv/bin/$1"; chmod +x ".venv/bin/$1"; }
+command pip 'for lock; do :; done; cat fails 2>/dev/null && exit 1; sed -n "s/==.*//p" "$lock" | sed "s/^/Collecting /"; echo "$lock" >> actions'
+command python 'echo run >> actions'
+command pytest 'echo test >> actions'
+"""
+"""It creates an environment whose commands only write down their arguments. A real one would need the network."""
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone of the project on a machine with that Python."""
+
+    folder: Path
+
+    def make(self, target: str, **output: Any) -> Ended:
+        """Make a target, as a person would: not as a part of a `make test`."""
+        alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        to = output or {"capture_output": True}
+        ended = subprocess.run(["make", target, "PYTHON=./python"], cwd=self.folder, env=alone, text=True, timeout=TIMEOUT, check=False, **to)
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    def actions(self, *targets: str) -> list[str]:
+        """The actions of these targets, made one after the other."""
+        noted = self.folder / "actions"
+        noted.unlink(missing_ok=True)
+        assert [self.make(target).code for target in targets] == [0] * len(targets)
+        return noted.read_text().split()
+
+    def change(self, *locks: str) -> None:
+        """Lock other versions, as `git pull` may."""
+        for lock in locks:
+            with (self.folder / lock).open("a") as file:
+                file.write("another==1\n")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    for name in ("Makefile", RUN_LOCK, LOCK):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "python").write_text(FAKE_PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    return Clone(tmp_path)
+
+
+LOCK, RUN_LOCK = "requirements.lock", "requirements-run.lock"
+
+
+def test_make_run_installs_only_what_it_runs_and_make_test_adds_the_rest(clone: Clone) -> None:
+    """The service needs a quarter of it all. Nothing is installed twice, in any order of the two commands."""
+    assert clone.actions("run", "run") == ["new", RUN_LOCK, "run", "run"]
+    assert clone.actions("test", "run", "test") == [LOCK, "test", "run", "test"]
+
+
+def test_make_run_takes_an_environment_that_has_everything(clone: Clone) -> None:
+    assert clone.actions("test", "run") == ["new", LOCK, "test", "run"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "targets", "actions"),
+    [
+        ([LOCK], ["run", "test"], ["run", "new", LOCK, "test"]),
+        ([RUN_LOCK, LOCK], ["run", "test"], ["new", RUN_LOCK, "run", LOCK, "test"]),
+        ([RUN_LOCK, LOCK], ["test", "run"], ["new", LOCK, "test", "run"]),
+    ],
+    ids=["a package of the specs", "a package of the service", "a package of the service, specs first"],
+)
+@pytest.mark.parametrize("before", [["run", "test"], ["test"]], ids=" and ".join)
+def test_a_changed_lock_is_installed_into_a_new_environment(
+    clone: Clone, before: list[str], changed: list[str], targets: list[str], actions: list[str]
+) -> None:
+    """The old one may have packages that are no longer locked. A change for the specs alone does not concern `make run`."""
+    clone.actions(*before)
+    clone.change(*changed)
+
+    assert clone.actions(*targets) == actions
+
+
+def test_an_installation_says_what_it_installs_and_how_large_and_slow_it_was(clone: Clone) -> None:
+    """Without a terminal there are two lines."""
+    packages = len(locked("-run"))
+    told = rf"Installing the {packages} packages of {RUN_LOCK} into \.venv …\nInstalled in \d+ s: \.venv has \d+ MB\.\n"
+
+    assert re.fullmatch(told, clone.make("run").stdout)
+    assert clone.make("run").stdout == ""
+
+
+def test_an_installation_shows_its_progress_on_a_terminal(clone: Clone) -> None:
+    """It takes a minute on a slow connection."""
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal, os.fdopen(theirs, "wb") as screen:
+        clone.make("run", stdout=screen, stderr=screen)
+        shown = terminal.read(4096).decode()
+    packages = len(locked("-run"))
+
+    assert re.search(rf"\r  {packages} of {packages}, \d+ MB\r\nInstalled in", shown)
+
+
+def test_a_failed_installation_is_shown_and_begun_again(clone: Clone) -> None:
+    """Half an environment must not be taken for a whole one."""
+    (clone.folder / "fails").write_text("Collecting django\nERROR: No matching distribution found for django\n")
+    failed = clone.make("run")
+
+    assert failed.code != 0
+    assert failed.stderr.startswith("ERROR: No matching distribution found for django\nNot installed. Remove the cause, and run make again.\n")
+    (clone.folder / "fails").unlink()
+    assert clone.actions("run") == ["new", RUN_LOCK, "run"]

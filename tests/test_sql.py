@@ -1,29 +1,18 @@
 """Every way to send SQL. Every statement passes through one place, where a write waits for its lease. Any other way is refused."""
 
-import inspect
-import sqlite3
 import sys
 from contextlib import contextmanager, nullcontext
 
 import pytest
-from django.db import DatabaseError, Error, NotSupportedError, connection, connections, transaction
-from django.db.backends.postgresql.base import Cursor as PostgreSQLCursor
-from django.db.backends.postgresql.base import CursorDebugWrapper as PostgreSQLDebugWrapper
-from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
-from django.db.backends.postgresql.base import ServerSideCursor
-from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
+from django.db import DatabaseError, NotSupportedError, connection, connections, transaction
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
-from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
-from psycopg import ClientCursor, Cursor, RawCursor, RawServerCursor, ServerCursor
 from psycopg.sql import SQL, Identifier, Literal, Placeholder
 
 from housing.freshness import outbox
-from housing.freshness.cursor import MethodRefused, mixed
 from housing.freshness.postgresql import base as postgresql_backend
-from housing.freshness.sqlite3 import base as sqlite3_backend
-from housing.freshness.statements import text_of, written_tables
+from housing.freshness.statements import text_of
 from housing.models import Office, Property
-from tests.rows import execute
+from tests.fixtures.rows import execute
 
 RENAME = "UPDATE housing_office SET name = 'Renamed'"
 
@@ -392,180 +381,6 @@ def test_the_text_of_a_statement_is_what_psycopg_sends(kind):
     statement, text = TEXTS[kind]
 
     assert text_of(statement, postgresql_backend.DatabaseWrapper({})) == text
-
-
-# The methods of the cursor
-
-BACKENDS = {
-    "SQLite": (sqlite3_backend, (SQLiteCursorWrapper, sqlite3.Cursor), (CursorWrapper, CursorDebugWrapper)),
-    "PostgreSQL": (
-        postgresql_backend,
-        (PostgreSQLCursor, ServerSideCursor, Cursor, ClientCursor, ServerCursor, RawCursor, RawServerCursor),
-        (CursorWrapper, CursorDebugWrapper, PostgreSQLDebugWrapper),
-    ),
-}
-"""Backend → its module, the cursor classes of its driver, and Django's wrappers of them."""
-
-
-def public_names(*classes):
-    """The names of the public methods of these classes."""
-    return {name for each in classes for name in dir(each) if not name.startswith("_") and callable(getattr(each, name))}
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    """Each backend on each stack, because its hooks can be checked without a server."""
-    return BACKENDS[request.param]
-
-
-@pytest.fixture
-def a_cursor(backend):
-    """A cursor of this backend whose connection records each statement in `judged` and sends none."""
-
-    class Judging(backend[0].DatabaseWrapper):
-        judged = []
-
-        @contextmanager
-        def statement(self, text, params=None):
-            self.judged.append(text)
-            raise InterruptedError
-            yield
-
-    return mixed(backend[0].Cursor, CursorWrapper)(backend[1][0], Judging({"AUTOCOMMIT": True}))
-
-
-def test_every_method_of_a_drivers_cursor_is_hooked_allowed_by_name_or_refused(backend, a_cursor):
-    """Django's wrapper passes unknown methods on to the driver, private ones too, and any of them might send a write."""
-    names = {name for each in backend[1] for name in dir(each) if not name.startswith("__")}
-
-    left = {name for name in names if not hasattr(type(a_cursor), name)} - a_cursor.sends_no_sql
-    assert len(left) > 0
-    assert {name for name in left if hasattr(a_cursor, name)} == set()
-    for name in left:
-        with pytest.raises(MethodRefused):
-            getattr(a_cursor, name)
-
-
-def test_every_method_that_sends_sql_has_its_text_judged(backend, a_cursor):
-    """This covers the methods of Django's wrappers and those of the drivers."""
-    send = {
-        "execute": lambda: a_cursor.execute("execute"),
-        "executemany": lambda: a_cursor.executemany("executemany", []),
-        "callproc": lambda: a_cursor.callproc("nightly"),
-        "copy": lambda: a_cursor.copy("copy").__enter__(),
-        "stream": lambda: next(a_cursor.stream("stream")),
-    }
-    theirs = public_names(*backend[1], *backend[2]) & send.keys()
-    for name in sorted(theirs):
-        with pytest.raises(InterruptedError):
-            send[name]()
-
-    assert a_cursor.db.judged == [{"callproc": "CALL procedure()"}.get(name, name) for name in sorted(theirs)]
-    assert public_names(*backend[1], *backend[2]) - send.keys() - a_cursor.sends_no_sql - {"executescript", "debug_sql"} <= {"results", "set_result"}
-
-
-def test_no_allowed_method_takes_a_statement(backend, a_cursor):
-    """The exceptions `mogrify()` and `convert_query()` return the text of a statement and send nothing."""
-    statement = {"sql", "query", "statement", "script", "sql_script", "operation", "procname"}
-    allowed = [(each, name) for each in backend[1] for name in a_cursor.sends_no_sql if callable(getattr(each, name, None))]
-
-    assert {name for each, name in allowed if statement & inspect.signature(getattr(each, name)).parameters.keys()} <= {"mogrify", "convert_query"}
-    assert {"fetchone", "fetchmany", "fetchall", "close"} <= {name for _, name in allowed}
-
-
-def test_a_new_method_of_a_driver_is_refused_until_it_is_reviewed(backend, a_cursor, monkeypatch):
-    """`hasattr()` returns False, so code that checks first can use another method."""
-    monkeypatch.setattr(backend[1][0], "broadcast", lambda *_: None, raising=False)
-
-    assert not hasattr(a_cursor, "broadcast")
-    with pytest.raises(NotSupportedError, match=r"^cursor\.broadcast is refused, because it may execute SQL that the cache does not see\. Use ") as refused:
-        a_cursor.broadcast("UPDATE housing_office SET name = 'Renamed'")
-    assert f"add its name to sends_no_sql in {backend[0].__name__}." in str(refused.value)
-    assert getattr(a_cursor, "broadcast", "none") == "none"
-
-
-@pytest.mark.only("embedded")
-def test_a_cursor_does_not_expose_the_drivers_connection(transactional_db):
-    """A write through it would bypass the cache. (On PostgreSQL, Django itself needs it to log a query.)"""
-    with pytest.raises(MethodRefused, match=r"cursor\.connection is refused"):
-        connection.cursor().connection  # noqa: B018
-
-
-def test_reading_from_a_cursor_works_as_in_django(transactional_db):
-    """Hooks for writes must not change how rows are read."""
-    with connection.cursor() as cursor:
-        assert cursor.execute("SELECT 1 UNION SELECT 2 ORDER BY 1") is cursor
-        assert cursor.description[0][0]
-        assert (cursor.fetchone(), cursor.fetchmany(1), cursor.fetchall()) == ((1,), [(2,)], [])
-        assert list(cursor.execute("SELECT 3")) == [(3,)]
-        assert isinstance(cursor.rowcount, int)
-    with pytest.raises(Error):
-        cursor.fetchone()
-
-
-# The methods of the connection
-
-THROUGH_A_CURSOR = {
-    *("cursor", "chunked_cursor", "make_cursor", "make_debug_cursor", "copy", "schema_editor", "temporary_connection"),
-    *("savepoint", "savepoint_commit", "savepoint_rollback", "clean_savepoints", "set_autocommit", "commit", "rollback", "check_constraints"),
-    *("constraint_checks_disabled", "disable_constraint_checking", "enable_constraint_checking", "get_database_version", "pg_version"),
-    *("check_database_version_supported", "prepare_database", "run_and_clear_commit_hooks", "on_commit"),
-}
-"""Public methods of Django's connection that send SQL through `cursor()`, or commit through the engine."""
-
-PAST_THE_CURSOR = {
-    *("connect", "ensure_connection", "get_new_connection", "init_connection_state"),
-    *("close_if_health_check_failed", "close_if_unusable_or_obsolete", "ensure_timezone", "is_usable"),
-}
-"""Methods that send settings and health checks directly through the driver."""
-
-EXPOSES = {"create_cursor", "pool", "Database"}
-"""Names that give the caller the driver's own cursor, connections or module. What they write is in test_other_writers.py."""
-
-SEND_NOTHING = {
-    *("SchemaEditorClass", "allow_thread_sharing", "check_settings", "client_class", "close", "close_pool", "creation_class", "data_type_check_constraints"),
-    *("data_types", "data_types_suffix", "dec_thread_sharing", "display_name", "execute_wrapper", "features_class", "get_autocommit", "get_connection_params"),
-    *("get_rollback", "inc_thread_sharing", "introspection_class", "is_in_memory_db", "operators", "ops", "ops_class", "pattern_esc", "pattern_ops", "queries"),
-    *("queries_limit", "queries_logged", "set_rollback", "timezone", "timezone_name", "transaction_modes", "tzinfo_factory", "validate_no_atomic_block"),
-    *("validate_no_broken_transaction", "validate_thread_sharing", "validation_class", "vendor", "wrap_database_errors"),
-}
-
-
-def test_every_public_name_of_djangos_connection_was_reviewed():
-    """If this fails for a new version of Django, find out whether the new name sends SQL past the cursor, and add it to one of the lists."""
-    known = THROUGH_A_CURSOR | PAST_THE_CURSOR | EXPOSES | SEND_NOTHING
-
-    assert {name for each in (SQLite, PostgreSQL) for name in dir(each) if not name.startswith("_")} - known == set()
-
-
-def test_the_connection_sends_no_write_past_the_cursor(transactional_db, monkeypatch):
-    """It sends only session settings and health checks. This spec records them in the driver."""
-    sent = []
-
-    class Traced(sqlite3.Connection):
-        def __init__(self, *how, **options):
-            super().__init__(*how, **options)
-            self.set_trace_callback(sent.append)
-
-    class TracedCursor(PostgreSQLCursor):
-        def execute(self, query, *rest, **options):
-            sent.append(text_of(query, connection))
-            return super().execute(query, *rest, **options)
-
-    traced = {"sqlite": {"factory": Traced}, "postgresql": {"cursor_factory": TracedCursor}}[connection.vendor]
-    connect = type(connections["default"]).get_new_connection
-    monkeypatch.setattr(type(connections["default"]), "get_new_connection", lambda self, params: connect(self, params | traced))
-    for name in sorted(PAST_THE_CURSOR):
-        if name in {"connect", "ensure_connection"}:
-            connection.close()
-        elif name == "get_new_connection":
-            connection.get_new_connection(connection.get_connection_params()).close()
-            continue
-        getattr(connection, name)()
-    connection.close()
-
-    assert {"sqlite": "PRAGMA foreign_keys = ON", "postgresql": "SELECT 1"}[connection.vendor] in sent
-    assert {text: written for text in sent if (written := written_tables(text))} == {}
 
 
 # Scripts

@@ -12,8 +12,7 @@ import psycopg
 import pytest
 import redis
 
-from conftest import ROOT
-from tests import stacks
+from tests import ROOT, stacks
 
 ONE_SPEC = "tests/test_cost.py::test_a_cold_read_costs_one_query"
 
@@ -97,7 +96,7 @@ def test_waiting_for_an_unreachable_server_ends_after_the_timeout(monkeypatch):
         stacks.wait_for(connect, OSError)
 
 
-def test_a_run_waits_for_a_server_that_is_starting():
+def test_a_test_run_waits_for_a_server_that_is_starting():
     """A new container accepts connections only after some time."""
     responses = iter([1, 0])
 
@@ -138,7 +137,7 @@ def test_the_servers_of_the_environment_are_left_unchanged():
 
 def test_specs_of_the_other_stack_are_deselected_and_counted():
     """pytest prints their number. The docstring of each one says why it needs the other stack."""
-    ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_run_waits_for_a_server_that_is_starting")
+    ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_test_run_waits_for_a_server_that_is_starting")
 
     assert ended.returncode == 0
     assert "1 passed, 30 deselected" in ended.stdout

@@ -8,7 +8,7 @@ from django.db import NotSupportedError, connection, models, transaction
 
 from housing.freshness import statements, tracking
 from housing.freshness.statements import written_tables
-from tests.rows import execute
+from tests.fixtures.rows import execute
 
 # Which tables a statement writes
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests.blogs import BLOG, PROJECT, After, Blog, steps
-from tests.test_setup import python
+from tests.fixtures.blogs import BLOG, PROJECT, After, Blog, steps
+from tests.fixtures.processes import python
 
 ALL, ADA, GRACE, MATHS, SHIPS = (
     "/posts/",

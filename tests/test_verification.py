@@ -1,9 +1,10 @@
 """The bound: a response is at most FRESHNESS_MAX_STALENESS old after a write that the journal does not know, because another program made it or Redis was
 unreachable. The read itself enforces this: without a recent verification there is no hit.
 
-T1, T2, … are processes, V is a watchman, X is another program. Their steps are in order, separated by dots.
+T1, T2, … are processes. Below each table are the steps that its specs take, as they were recorded.
 """
 
+import json
 import logging
 import threading
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ from django.db import connection, connections, transaction
 from django.test import Client
 from django_redis import get_redis_connection
 
-from conftest import Killed, die
 from housing.freshness import outbox, watchman
 from housing.freshness.connection import NotLeased, ours
 from housing.freshness.journal import Hit, Unreachable, Unverified, journal
 from housing.freshness.watchman import Watchman
 from housing.models import Property
+from tests.fixtures.processes import Killed, die, python
+from tests.fixtures.trace import another_program
 
 PAGE = cache.make_key("page")
 BOUND = 1.0
@@ -53,6 +55,7 @@ def from_outside(home):
             if driver.vendor == "sqlite" or "outbox" not in sql:
                 driver.connection.execute(sql, params)
         driver.close()
+        another_program("UPDATE housing_property SET price", "INSERT INTO freshness_outbox (its trigger)", "COMMIT")
 
     return from_outside
 
@@ -60,7 +63,7 @@ def from_outside(home):
 @pytest.fixture
 def waiting_rows():
     """`waiting_rows()`: the rows of the outbox."""
-    return lambda: outbox.read(connection)
+    return lambda: [*connection.connection.execute("SELECT id, tags FROM freshness_outbox").fetchall()]
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def during_the_select(elsewhere):
 
 @embedded
 def test_a_response_is_at_most_the_bound_old_even_if_every_watchman_is_dead(price, clock, from_outside):
-    """T1 stores · X COMMITs · within the bound T2 may get the old price · after it T2 reads from the database. (Embedded only: the spec sets Redis's clock.)"""
+    """Within the bound a reader may get the old price. After it there is no hit. (Embedded only: the spec sets Redis's clock.)"""
     price()
     from_outside(1)
     clock.seconds += BOUND
@@ -95,7 +98,7 @@ def test_a_response_is_at_most_the_bound_old_even_if_every_watchman_is_dead(pric
 
 @embedded
 def test_a_write_by_another_program_is_in_the_reads_after_the_next_verification(price, clock, from_outside, verify, waiting_rows):
-    """T1 stores · X COMMITs · V closes X's tags, and deletes the row · T1 reads, stores, hits. (Embedded only: the spec sets Redis's clock.)"""
+    """The verification closes the tags of the row that a trigger left. (Embedded only: the spec sets Redis's clock.)"""
     price()
     from_outside(1)
     verify()
@@ -164,9 +167,7 @@ def test_the_verification_of_one_database_allows_no_hit_of_another(transactional
 
 @embedded
 def test_a_write_after_the_select_of_a_verification_is_not_counted_as_verified(price, clock, from_outside, during_the_select, verify):
-    """T1 stores · V takes its instant, SELECTs · X COMMITs · more than the bound passes · V records its instant · T1 reads from the database. The
-    instant from before the SELECT is recorded, not the time at the end. (Embedded only: the spec sets Redis's clock.)
-    """
+    """The verification records its instant from before the SELECT, and not that of its end. (Embedded only: the spec sets Redis's clock.)"""
 
     def write_and_wait():
         from_outside(1)
@@ -179,7 +180,7 @@ def test_a_write_after_the_select_of_a_verification_is_not_counted_as_verified(p
 
 
 def test_the_row_of_a_write_that_was_committed_after_the_select_is_kept(price, from_outside, during_the_select, verify, waiting_rows):
-    """X COMMITs · V SELECTs · X COMMITs again · V deletes only what it has seen · the next verification closes the rest."""
+    """A verification deletes only the rows that it has seen. The next one closes the rest."""
     price()
     from_outside(2)
     with during_the_select(lambda: from_outside(1)):
@@ -191,7 +192,7 @@ def test_the_row_of_a_write_that_was_committed_after_the_select_is_kept(price, f
 
 
 def test_a_watchman_that_dies_before_it_closes_deletes_nothing(price, from_outside, verify, waiting_rows, monkeypatch):
-    """X COMMITs · V1 SELECTs, dies · V2 closes X's tags. If rows were deleted first, nobody would ever close their tags."""
+    """If rows were deleted first, nobody would ever close their tags."""
 
     def die(*_):
         raise Unreachable("V1 is killed")
@@ -207,7 +208,7 @@ def test_a_watchman_that_dies_before_it_closes_deletes_nothing(price, from_outsi
 
 
 def test_rows_that_were_closed_and_not_deleted_are_closed_again(price, from_outside, verify, waiting_rows, monkeypatch):
-    """X COMMITs · V1 closes X's tags, dies · V2 closes them again, and deletes the row. Closing twice may only over-invalidate."""
+    """The watchman may die in between. Closing twice may only over-invalidate."""
     price()
     from_outside(1)
     with monkeypatch.context() as patched:
@@ -222,9 +223,7 @@ def test_rows_that_were_closed_and_not_deleted_are_closed_again(price, from_outs
 
 @embedded
 def test_a_verification_of_a_lost_journal_counts_for_nothing(price, clock, from_outside, during_the_select, verify):
-    """V takes its instant, SELECTs · the journal is lost, and the clock steps back · T1 stores · X COMMITs · V may not record its instant, which is in the
-    future, and would allow hits until then. (Embedded only: the spec sets Redis's clock.)
-    """
+    """Its instant may be in the future of the new journal's clock, and would allow hits until then. (Embedded only: the spec sets Redis's clock.)"""
 
     def lose_the_journal():
         get_redis_connection("default").delete(cache.make_key("journal"))
@@ -321,7 +320,7 @@ def test_a_warm_read_costs_no_query_and_one_round_trip(twenty_properties, warm, 
 
 
 def test_a_write_without_redis_is_in_the_reads_after_the_next_verification(home, warm, price, redis_unreachable, verify, caplog):
-    """T1 stores · Redis is unreachable, T2 COMMITs with a row in the outbox · Redis is back, V closes T2's tags · T1 reads the new price."""
+    """The writer leaves its tags in the outbox, as part of its transaction."""
     warm()
 
     with redis_unreachable():
@@ -350,9 +349,7 @@ def test_a_write_without_redis_leaves_other_pages_warm(home, warm, read, redis_u
 
 @embedded
 def test_a_write_without_redis_is_not_lost_if_its_writer_is_killed_after_its_commit(home, price, clock, reprice, around_commit, redis_unreachable, verify):
-    """T1 stores · T2 cannot reach Redis, COMMITs, is killed · V closes T2's tags. The row is part of T2's transaction. (Embedded only: the spec sets
-    Redis's clock.)
-    """
+    """The row is part of the transaction. (Embedded only: the spec sets Redis's clock.)"""
     price()
     with redis_unreachable(), pytest.raises(Killed), around_commit(after=die):
         reprice(1)
@@ -362,9 +359,7 @@ def test_a_write_without_redis_is_not_lost_if_its_writer_is_killed_after_its_com
 
 @embedded
 def test_a_write_without_redis_is_within_the_bound_for_readers_who_can_reach_it(price, clock, reprice, redis_unreachable):
-    """T1 stores · T2 cannot reach Redis, COMMITs · T1, who can, may get the old price within the bound, and not after it. (Embedded only: the spec sets
-    Redis's clock.)
-    """
+    """Only the writer was cut off. (Embedded only: the spec sets Redis's clock.)"""
     price()
     with redis_unreachable():
         reprice(1)
@@ -471,7 +466,7 @@ def test_the_first_read_starts_one_thread_and_waits_for_its_first_verification(n
 def test_a_watchman_ends_with_its_process_and_closes_its_connection(new_watchman):
     new_watchman.watch("default")
     [thread] = threads()
-    assert thread.daemon  # a process that is told to end does not wait for it
+    assert thread.daemon  # a process that ends does not wait for it
     new_watchman.stop()
     assert threads() == []
 
@@ -515,3 +510,48 @@ def test_a_forked_process_has_a_watchman_of_its_own(transactional_db):
     parent.thread = threading.Thread()
     parent.forget()
     assert (parent.watched, parent.thread) == (set(), None)
+
+
+FORKING = """
+import json, os, sys, threading
+from wsgiref.util import setup_testing_defaults
+import housing.settings
+housing.settings.FRESHNESS_MAX_STALENESS = 60.0
+from housing.wsgi import application
+
+def read():
+    environ = {"PATH_INFO": "/api/properties/cached/"}
+    setup_testing_defaults(environ)
+    response = application(environ, lambda *_: None)
+    response.close()
+    return response.headers["Cache-Status"]
+
+def watchmen():
+    return sum(thread.name == "freshness-watchman" for thread in threading.enumerate())
+
+def report(who):
+    os.write(1, (json.dumps([who, watchmen(), [read(), read()], watchmen()]) + "\\n").encode())
+
+report("the parent")
+child = os.fork()
+report("the parent again" if child else "the child")
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+"""A server that reads a page before it forks. A line: who, its watchmen, the Cache-Status of two reads, and its watchmen after them."""
+
+
+@embedded
+def test_a_server_has_one_watchman_in_each_of_its_processes_and_ends_with_them(twenty_properties):
+    """A thread does not survive a fork, and nobody may wait for one at the end. (Embedded only: nothing here depends on the servers.)"""
+    name = f"sqlite:///{connection.settings_dict['NAME']}"
+    server = python("-c", FORKING, DATABASE_URL=name, REDIS_URL="fakeredis://", DJANGO_SECRET_KEY="any", DJANGO_ALLOWED_HOSTS="127.0.0.1")
+
+    assert (server.code, server.stderr.count("Traceback")) == (0, 0), server.stderr
+    seen = {who: rest for who, *rest in map(json.loads, server.stdout.splitlines())}
+    assert {who: (before, after) for who, (before, _, after) in seen.items()} == {"the parent": (0, 1), "the parent again": (1, 1), "the child": (0, 1)}
+
+
+NOT_PROMISED = {
+    "Two caches on one database see each other's writes": "The outbox belongs to one journal. Services that share a database must share a Redis, too.",
+}

@@ -1,6 +1,6 @@
 """Many readers of one entry. One of them fills it, the others wait, and nobody waits longer than the wait timeout.
 
-T1, T2, … are processes. Their steps are in order, separated by dots.
+T1, T2, … are processes. Below each table are the steps that its specs take, as they were recorded.
 """
 
 import random
@@ -15,10 +15,10 @@ from django.db import connection
 from django.test import Client
 from django_redis import get_redis_connection
 
-from conftest import ask
 from housing.freshness.entries import PAUSES, draws
 from housing.freshness.journal import Filling, Hit, Miss, journal
 from housing.freshness.settings import conf
+from tests.fixtures.responses import ask
 
 PAGE = cache.make_key("page")
 
@@ -36,7 +36,6 @@ def an_hour_to_wait(settings):
 
 
 def test_only_one_of_fifty_cold_readers_queries_the_database(twenty_properties, handler, waiting, an_hour_to_wait):
-    """T1 misses, SELECTs · T2 to T50 look up, wait · T1 stores · T2 to T50 look up again, get the response of T1."""
     everybody_waits, stored, queried = Barrier(50), Event(), []
 
     def wait_for_the_others():
@@ -67,7 +66,7 @@ def test_only_one_of_fifty_cold_readers_queries_the_database(twenty_properties, 
 
 
 def test_a_waiting_reader_never_gets_a_response_older_than_its_own_request(home):
-    """T1 misses, SELECTs · T2 leases, COMMITs, closes · T3 looks up, waits for T1 · T1 may not store · T3 misses, so it queries the database itself."""
+    """A write came before its request, so the response that it waited for is not stored, and it queries the database itself."""
     miss = journal.lookup(PAGE)
     journal.close(journal.lease({"t"}))
     assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
@@ -76,7 +75,7 @@ def test_a_waiting_reader_never_gets_a_response_older_than_its_own_request(home)
 
 
 def test_a_stale_entry_is_not_served_while_it_is_refilled(home):
-    """T1 stores · T2 writes · T3 finds a stale entry, SELECTs · T4 looks up, waits · T5 looks up without waiting, finds a stale entry, too."""
+    """A reader that does not wait gets the rows from the database."""
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "stored"
     journal.close(journal.lease({"t"}))
     assert journal.lookup(PAGE).stale
@@ -91,7 +90,7 @@ def test_the_mark_of_a_fill_expires_after_the_wait_timeout(home, settings):
 
 
 def test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout(home, read, waiting, settings, monkeypatch):
-    """T1 misses, is killed · T2 waits until its wait timeout, then queries the database."""
+    """Then it queries the database itself."""
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     journal.lookup(PAGE)
 
@@ -100,7 +99,7 @@ def test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout(home, re
 
 
 def test_a_waiting_reader_looks_again_less_and_less_often(home, read, waiting, monkeypatch):
-    """T1 misses, is killed · T2 doubles its pause after each look, up to the longest pause."""
+    """It doubles its pause after each look, up to the longest pause."""
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     paused = []
     monkeypatch.setattr("housing.freshness.entries.sleep", lambda seconds: paused.append(seconds) or waiting.sleep(seconds))
@@ -114,7 +113,7 @@ def test_a_waiting_reader_looks_again_less_and_less_often(home, read, waiting, m
 
 @pytest.mark.only("embedded")
 def test_another_reader_takes_over_the_fill_of_a_killed_reader(home, redis_clock, settings):
-    """T1 misses, is killed · the wait timeout passes · T2 misses, SELECTs · T3 waits for T2. (Embedded only: the spec sets Redis's clock.)"""
+    """(Embedded only: the spec sets Redis's clock.)"""
     journal.lookup(PAGE)
     redis_clock.seconds += conf.WAIT_TIMEOUT + 0.001
     assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
@@ -129,7 +128,7 @@ def test_no_reader_waits_for_a_fill_that_ended_in_404(transactional_db, read, wa
 
 
 def test_a_failed_fill_that_cannot_be_reported_to_redis_is_logged(transactional_db, read, redis_unreachable, caplog):
-    """T1 misses · Redis becomes unreachable · T1 SELECTs, finds nothing. Other readers may wait for T1, so the log says for how long."""
+    """Redis becomes unreachable during the fill. Other readers may wait for it, so the log says for how long."""
     with ExitStack() as away:
 
         def cut(execute, *statement):
@@ -143,9 +142,7 @@ def test_a_failed_fill_that_cannot_be_reported_to_redis_is_logged(transactional_
 
 @pytest.mark.only("embedded")
 def test_no_reader_waits_within_one_wait_timeout_after_a_failed_fill(home, redis_clock, settings):
-    """T1 misses, fails · T2 and T3 miss at once · the wait timeout passes · T4 misses, SELECTs · T5 waits for T4. (Embedded only: the spec sets Redis's
-    clock.)
-    """
+    """The next fills may fail as well, and each would keep all readers waiting. (Embedded only: the spec sets Redis's clock.)"""
     journal.abandon(PAGE, journal.lookup(PAGE))
     for _ in range(2):
         assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
@@ -155,7 +152,7 @@ def test_no_reader_waits_within_one_wait_timeout_after_a_failed_fill(home, redis
 
 
 def test_a_late_reader_does_not_end_the_fill_of_another(home):
-    """T1 misses · T2 stops waiting, misses, fails or may not store · T3 still waits for T1 · T1 stores · T3 hits."""
+    """A reader that stopped waiting reads the database, too. Its end says nothing about the fill of the other."""
     first, second = journal.lookup(PAGE), journal.lookup(PAGE)
     journal.abandon(PAGE, second)
     assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
@@ -167,7 +164,7 @@ def test_a_late_reader_does_not_end_the_fill_of_another(home):
 
 
 def test_no_reader_waits_while_a_lease_is_open(home):
-    """T1 leases · T2 misses, may not store · T3 and T4 miss at once, because no fill can be stored · T1 closes · T5 misses, SELECTs · T6 waits for T5."""
+    """No fill could be stored while it is open, so waiting would be in vain."""
     lease = journal.lease({"t"})
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "leased"
     for _ in range(2):
@@ -178,7 +175,7 @@ def test_no_reader_waits_while_a_lease_is_open(home):
 
 
 def test_a_read_under_a_lease_is_not_served_after_the_lease_is_withdrawn(home):
-    """T1 leases · T2 misses, may not store · T1 rolls back, withdraws · T3 misses. T2 left its tags in Redis, but no response."""
+    """It left its tags in Redis, but no response."""
     lease = journal.lease({"t"})
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "leased"
     journal.withdraw(lease)
@@ -186,7 +183,7 @@ def test_a_read_under_a_lease_is_not_served_after_the_lease_is_withdrawn(home):
 
 
 def test_a_warm_entry_is_warm_again_after_a_lease_is_withdrawn(home):
-    """T1 stores · T2 leases · T3 misses, may not store · T2 rolls back, withdraws · T4 hits. T3 did not replace the entry of T1."""
+    """A read under the lease did not replace the entry."""
     journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1")
     lease = journal.lease({"t"})
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"2"', b"2") == "leased"
@@ -196,7 +193,7 @@ def test_a_warm_entry_is_warm_again_after_a_lease_is_withdrawn(home):
 
 
 def test_a_stale_entry_is_still_stale_after_a_lease_is_withdrawn(home):
-    """T1 stores · T2 writes · T3 leases · T4 misses, may not store · T3 rolls back, withdraws · T5 finds a stale entry. T4 did not make it look newer."""
+    """A read under the lease did not make it look newer."""
     journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1")
     journal.close(journal.lease({"t"}))
     lease = journal.lease({"t"})
@@ -206,7 +203,7 @@ def test_a_stale_entry_is_still_stale_after_a_lease_is_withdrawn(home):
 
 
 def test_no_reader_waits_while_the_journal_is_recovering(home):
-    """T1 misses, may not store · T2 and T3 miss at once, because no fill can be stored yet."""
+    """No fill can be stored yet, so waiting would be in vain."""
     get_redis_connection("default").delete(cache.make_key("journal"))
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "recovering"
     for _ in range(2):
@@ -256,9 +253,7 @@ def test_the_cost_of_a_response_is_stored_in_microseconds(cost, stored):
 
 @pytest.mark.only("embedded")
 def test_other_readers_get_the_entry_while_one_refills_it_early(home, redis_clock, settings):
-    """T1 draws an early expiration, SELECTs · T2 hits at once, although it draws the same · T1 stores. The entry is fresh until then, so nobody needs to
-    wait. (Embedded only: the spec sets Redis's clock.)
-    """
+    """The entry is fresh until then, so nobody needs to wait. (Embedded only: the spec sets Redis's clock.)"""
     journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1", cost=1.0)
     redis_clock.seconds += conf.TTL - 0.5
     assert journal.lookup(PAGE) == Hit('"1"', b"1")  # without a draw it never expires early

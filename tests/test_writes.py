@@ -20,11 +20,10 @@ from django.http import HttpResponse
 from django.urls import path
 from django.utils import timezone
 
-from conftest import a_property, make_images, saved
 from housing import urls
 from housing.freshness import outbox
 from housing.models import Agent, Office, Property, PropertyImage
-from tests.rows import execute
+from tests.fixtures.rows import a_property, execute, make_images, saved
 
 # Every way to write
 

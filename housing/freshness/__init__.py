@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from .journal import Refused, Unreachable, begin_journal, inspect_server
     from .statements import CONTROL
     from .views import CachedView
+    from .watchman import verify
 
-__all__ = ["CONTROL", "CachedView", "NotLeased", "Read", "Refused", "Select", "Unreachable", "begin_journal", "inspect_server", "ours"]
+__all__ = ["CONTROL", "CachedView", "NotLeased", "Read", "Refused", "Select", "Unreachable", "begin_journal", "inspect_server", "ours", "verify"]
 
 _HOMES = {
     "connection": ("NotLeased", "ours"),
@@ -25,6 +26,7 @@ _HOMES = {
     "journal": ("Refused", "Unreachable", "begin_journal", "inspect_server"),
     "statements": ("CONTROL",),
     "views": ("CachedView",),
+    "watchman": ("verify",),
 }
 
 

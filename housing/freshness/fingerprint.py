@@ -106,6 +106,12 @@ def fingerprint() -> str:
     return salted_hmac("freshness.fingerprint", "\n".join([code_in_force(), *settings_in_force()]), algorithm="sha256").hexdigest()[:16]
 
 
+@cache
+def version() -> str:
+    """Return the name of this version of the code, libraries and settings in the journal: the beginning of the fingerprint, because each command sends it."""
+    return fingerprint()[:8]
+
+
 # Code
 
 
@@ -247,6 +253,7 @@ def _name_of(value: Any) -> str:
 
 def _setting_changed(**_: Any) -> None:
     fingerprint.cache_clear()
+    version.cache_clear()
 
 
 setting_changed.connect(_setting_changed)

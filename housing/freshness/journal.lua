@@ -7,6 +7,8 @@
 --   '|low'        minus the low-water mark: records at or before it may have been dropped
 --   '|verified:…' minus the instant since when writes to this database may not have been closed yet, which bounds every hit
 --   '|begun:…'    minus the instant at which the newest verification of this database began
+--   '|version:…'  minus the instant, in 1000 seconds, of the last miss of a reader with this version of the code
+--   '|others:…'   the instant of the last write by any other version, which is a tag of all entries of this version
 --   tag           the instant of its last close. The bar keeps a table from having the name of a field above
 --   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything
 -- KEYS[2] is an entry, one hash:
@@ -71,11 +73,11 @@ local function doubt(j, epoch, read_at, tags)
   end
 end
 
--- may_wait ('1' or '0'), draw, etags… → 'hit', etag, body (left out if the reader has it) | 'filling': look again later
+-- may_wait ('1' or '0'), draw, version, etags… → 'hit', etag, body (left out if the reader has it) | 'filling': look again later
 -- | 'unverified': fresh as far as the journal knows, but a write from outside may be missing in it | 'miss' or 'stale', epoch, read_at
 -- Early expiration (XFetch: Vattani et al., VLDB 2015): with `draw` from the exponential distribution one reader refills an
 -- entry before it expires. That is likelier the sooner it expires and the more it cost.
-local function find(may_wait, draw, ...)
+local function find(may_wait, draw, _, ...)
   local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'body', 'database')
   local j = read_journal(e[8])
   local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]))
@@ -154,12 +156,63 @@ local function record(j, score, members)
   for first = MANY + 1, #members, MANY do call('ZADD', journal, scored({}, score, members, first)) end
 end
 
+-- The versions of the code that were seen within a TTL, so that their entries may still be there.
+local function versions()
+  local found = {}
+  for _, member in ipairs(call('ZRANGEBYSCORE', journal, '-1000000000', '-2')) do
+    local version = member:match('^|version:(.*)$')
+    if version then found[#found + 1] = version end
+  end
+  return found
+end
+
+local function both(tags, more)
+  for _, tag in ipairs(more) do tags[#tags + 1] = tag end
+  return tags
+end
+
+-- A version that was not seen before. Open leases do not have the tag of its entries, so it stores nothing until they have run out.
+local function register(j, version)
+  for _, other in ipairs(versions()) do
+    local seen = -call('ZMSCORE', journal, '|version:' .. other)[1] * 1e9
+    if clock() - seen > TTL + 1e9 then call('ZREM', journal, '|version:' .. other, '|others:' .. other) end
+  end
+  for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + j.last), '+inf')) do
+    if lease:match('|(.*)$') ~= '*' then
+      call('ZADD', journal, text(LEASES + j.last + LEASE), 'newcomer||others:' .. version)
+      break
+    end
+  end
+  call('ZADD', journal, string.format('%.6f', -clock() / 1e9), '|version:' .. version)
+end
+
+-- The tags that a write by this version adds, because other versions of the code may not know its tags: all their entries become stale.
+local function of_others(version, j)
+  local tags, known = {}, false
+  for _, other in ipairs(versions()) do
+    if other == version then known = true else tags[#tags + 1] = '|others:' .. other end
+  end
+  if j and not known then register(j, version) end
+  return tags
+end
+
+-- The tags found in the outbox. '|version:…' is that of a writer.
+local function unfolded(tags)
+  local all = {}
+  for _, tag in ipairs(split(tags)) do
+    local version = tag:match('^|version:(.*)$')
+    both(all, version and of_others(version) or {tag})
+  end
+  return all
+end
+
 local verbs = {}
 
-function verbs.lookup(nonce)
-  local j = tick(nonce)
+function verbs.lookup(nonce, _, _, version)
+  local j, known = tick(nonce), '|version:' .. version
   settle(j)
-  record(j)
+  if not call('ZMSCORE', journal, known)[1] then register(j, version) end
+  record(j, string.format('%.6f', -clock() / 1e9), {known})
   if alone then
     call('HSET', entry, 'filling', text(j.last))
     if not e[1] then call('PEXPIRE', entry, WAIT_TIMEOUT / 1000) end
@@ -194,15 +247,18 @@ function verbs.abandon(nonce, read_at)
 end
 
 -- Reads of these tags cannot be trusted until the lease is closed or has run out.
-function verbs.lease(nonce, lease, tags)
+-- → the tags that it adds for other versions, which the close must repeat
+function verbs.lease(nonce, lease, tags, version)
   local j = tick(nonce)
-  record(j, text(LEASES + j.last + LEASE), {lease .. '|' .. tags})
+  local more = of_others(version, j)
+  record(j, text(LEASES + j.last + LEASE), {lease .. '|' .. table.concat(both({tags}, more), '\n')})
+  return more
 end
 
 -- End this lease and no other. Reads of its tags that began before now are stale.
-function verbs.close(nonce, lease, tags)
+function verbs.close(nonce, lease, tags, version)
   local j = tick(nonce)
-  record(j, text(j.last), split(tags))
+  record(j, text(j.last), both(split(tags), of_others(version)))
   call('ZREM', journal, lease .. '|' .. tags)
   settle(j)
   if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
@@ -237,7 +293,7 @@ function verbs.end_verification(nonce, database, epoch, instant, tags)
   if tags == '*' then
     call('ZADD', journal, text(-j.last), '|low', text(-j.last), '|last')
   elseif tags ~= '' then
-    record(j, text(j.last), split(tags))
+    record(j, text(j.last), unfolded(tags))
   end
   call('ZADD', journal, '-' .. instant, verified_field(database))
   if tags ~= '' then call('ZADD', journal, text(-instant - MAX_STALENESS / 3), begun_field(database)) end

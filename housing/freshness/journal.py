@@ -25,6 +25,7 @@ from django_redis import get_redis_connection
 from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
 
+from .fingerprint import version
 from .servers import SCRIPTED, Objection, objection, parsed, permission_objection, server_name
 from .settings import conf
 
@@ -104,7 +105,7 @@ class Journal:
         The entry expires early by `draw`, from the exponential distribution, times the seconds that it cost. With `may_wait` the result is
         Filling while another reader fills the entry. It is Unverified if its database was not verified for FRESHNESS_MAX_STALENESS seconds.
         """
-        verdict, *rest = self._run("lookup", int(may_wait), repr(draw), *etags, entry=entry)
+        verdict, *rest = self._run("lookup", int(may_wait), f"{draw:.3f}", version(), *etags, entry=entry)
         if verdict == b"hit":
             return Hit(rest[0].decode(), rest[1] if len(rest) > 1 else None)
         if verdict == b"filling":
@@ -115,7 +116,7 @@ class Journal:
 
     def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0, database: str = "") -> str:
         """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering"."""
-        args = (miss.epoch, miss.read_at, "\n".join(sorted(tags)), etag, body, round(cost * 1_000_000), database)
+        args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database)
         return bytes(self._run("store", *args, entry=entry)).decode()
 
     def abandon(self, entry: str, miss: Miss) -> None:
@@ -125,12 +126,13 @@ class Journal:
     def lease(self, tags: Collection[str]) -> Lease:
         """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds."""
         lease = Lease(os.urandom(8).hex(), tuple(sorted(tags)))
-        self._run("lease", lease.id, "\n".join(lease.tags))
+        if of_others := self._run("lease", lease.id, "\n".join(lease.tags), version()):
+            return Lease(lease.id, (*lease.tags, *(tag.decode() for tag in of_others)))
         return lease
 
     def close(self, lease: Lease) -> None:
         """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh."""
-        self._run("close", lease.id, "\n".join(lease.tags))
+        self._run("close", lease.id, "\n".join(lease.tags), version())
 
     def withdraw(self, lease: Lease) -> None:
         """Report that the leased write did not happen, so nothing becomes stale."""
@@ -165,7 +167,7 @@ class Journal:
         listed = iter([bytes(part).decode() for part in self._run("leases")])
         leases = {}
         for held in listed:
-            lease, tags = held.split("|")
+            lease, _, tags = held.partition("|")
             leases[Lease(lease, tuple(tags.splitlines()))] = int(next(listed)) / 1_000_000
         return leases
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .fingerprint import version
+
 LIMIT = 10_000
 """How many rows are read at once. If there are more, everything becomes stale, so the rest only needs to be deleted."""
 
@@ -18,13 +20,13 @@ EVERYTHING = "*"
 """The tag of all entries."""
 
 Row = tuple[int, str]
-"""An id, and tags separated by newlines."""
+"""An id, and tags separated by newlines. `|version:…` among them is the version of the writer's code, if it was this application."""
 
 
 def write(connection: Any, tags: Iterable[str]) -> None:
     """Write a row in the transaction of this connection. Raises DatabaseError if it cannot be written."""
     with connection.cursor() as cursor:
-        cursor.execute("INSERT INTO freshness_outbox (tags) VALUES (%s)", ["\n".join(sorted(tags))])
+        cursor.execute("INSERT INTO freshness_outbox (tags) VALUES (%s)", ["\n".join(sorted((*tags, f"|version:{version()}")))])
 
 
 def read(connection: Any) -> list[Row]:

@@ -327,7 +327,7 @@ def _peak() -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table. An error is one line on stderr, with exit code 1. Ctrl-C and SIGTERM leave nothing behind."""
-    parser = argparse.ArgumentParser(prog="python -m tests.scale", description=(__doc__ or "").partition("\n\n")[2])
+    parser = argparse.ArgumentParser(prog="python -m tests.measurements.scale", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--properties", type=int, default=1_000_000, metavar="N", help="number of properties, in addition to 1,000 (default: %(default)s)")
     parser.add_argument("--times", type=int, default=5, metavar="N", help="how often each page is read, for the median (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 """Equivalent mutants: those that no spec can notice, with the reason. `make mutants` fails for any other surviving mutant, and for an outdated row here.
 
-mutmut run                            make the mutants, and run the specs that reach each; continue where it was stopped
-python -m tests.equivalent_mutants    list surviving mutants that are not listed here, and rows without a mutant
-mutmut show NAME                      show one mutant; after you have improved a spec, `mutmut run NAME` runs it again
+mutmut run                                      make the mutants, and run the specs that reach each; continue where it was stopped
+python -m tests.sabotages.equivalent_mutants    list surviving mutants that are not listed here, and rows without a mutant
+mutmut show NAME                                show one mutant; after you have improved a spec, `mutmut run NAME` runs it again
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def complaints(ask: Ask = mutmut) -> list[str]:
 
 
 def main(ask: Ask = mutmut) -> int:
-    """The command `python -m tests.equivalent_mutants`. Returns 0 if every mutant was noticed or is listed, otherwise 1."""
+    """The command `python -m tests.sabotages.equivalent_mutants`. Returns 0 if every mutant was noticed or is listed, otherwise 1."""
     wrong = complaints(ask)
     tqdm.write("\n".join(wrong or ["Every mutant is noticed, or listed as equivalent."]))
     return 1 if wrong else 0

@@ -1,7 +1,7 @@
 """Saves the results of a run: a table in the terminal, and JSON in `reports/` for `make report`. A pytest plugin, loaded by `addopts`.
 
 `pytest --benchmark-only` writes `reports/bench.json`, in pytest-benchmark's format. `pytest --metrics` writes `reports/counts.json`, with the results
-that specs gave to their fixture `metric`. A time above its budget is saved, too, but a failing count is not. After Ctrl-C the previous files remain.
+that specs gave to their fixture `metric`. A time or a count above its budget is saved, too. The previous files remain if a result is missing, or after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-REPORTS = Path(__file__).resolve().parent.parent / "reports"
+from tests import ROOT
+
+REPORTS = ROOT / "reports"
 """The folder with the results. git ignores it."""
 
 
@@ -76,9 +78,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         keep(REPORTS / "bench.json", exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
     if config.option.metrics:
         REPORTS.mkdir(exist_ok=True)
-        found = counted(terminalreporter.getreports("passed"), config)
+        failed = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
+        found = counted([*terminalreporter.getreports("passed"), *failed], config)
+        complete = exitstatus == pytest.ExitCode.OK or (exitstatus == pytest.ExitCode.TESTS_FAILED and all(map(metrics_of, failed)))
         part_of(REPORTS / "counts.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        keep(REPORTS / "counts.json", exitstatus == pytest.ExitCode.OK)
+        keep(REPORTS / "counts.json", complete)
 
 
 def part_of(file: Path) -> Path:
@@ -97,10 +101,15 @@ def keep(file: Path, complete: bool) -> None:
 def counted(reports: Sequence[pytest.TestReport], config: pytest.Config) -> dict[str, Any]:
     """The results that specs gave to `metric`, by kind, with the time, the stack and the commit."""
     kinds: dict[str, Any] = {}
-    for kind, row in (value for report in reports for name, value in report.user_properties if name == "metric"):
+    for kind, row in (value for report in reports for value in metrics_of(report)):
         kinds.setdefault(kind, []).append(row)
     commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
     return {"datetime": datetime.now(UTC).isoformat(), "commit_info": commit, "stack": config.option.stack} | kinds
+
+
+def metrics_of(report: pytest.TestReport) -> list[Any]:
+    """The results that one spec gave to `metric`."""
+    return [value for name, value in report.user_properties if name == "metric"]
 
 
 # The times
@@ -108,7 +117,7 @@ def counted(reports: Sequence[pytest.TestReport], config: pytest.Config) -> dict
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark: its median in milliseconds, and its ratio to the baseline with its interval."""
+    """One benchmark: its median in milliseconds, its ratio to the baseline with its interval, and the budgets of both."""
 
     group: str
     name: str
@@ -117,6 +126,8 @@ class Benchmark:
     low: float
     high: float
     rounds: int
+    at_most: float | None = None
+    within: float | None = None
 
     def __str__(self) -> str:
         return f"{self.milliseconds:7.2f} ms  {self.ratio:6.3f}  ({self.low:.3f} to {self.high:.3f})  {self.rounds:5} rounds"
@@ -146,6 +157,8 @@ def benchmarks_of(bench: dict[str, Any]) -> list[Benchmark]:
             row["extra_info"]["ratio"],
             *row["extra_info"]["interval"],
             row["stats"]["rounds"],
+            row["extra_info"].get("at most"),
+            row["extra_info"].get("within"),
         )
         for row in bench["benchmarks"]
     ]

@@ -1,34 +1,26 @@
-"""The data: generated listings that are the same every time, and imports from CSV files. README, whose lists are checked against the code."""
+"""Importing. A command imports listings from a CSV file with the help of a mapping, and lists the rows that it refuses."""
 
 from __future__ import annotations
 
-import ast
 import csv
 import datetime
 import gzip
 import io
-import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
-from django.db.models import Count, Max, Min
 
-from housing.listings import MODELS
 from housing.management.commands import import_listings as command
-from housing.management.commands import seed as seeding
-from housing.models import Agent, Location, Office, Property, PropertyImage
-from tests.test_setup import python
+from housing.models import Agent, Location, Office, Property
+from tests import ROOT
+from tests.fixtures.commands import everything, interrupted, run
 
-ROOT = Path(command.__file__).parents[2]
-PROJECT = ROOT.parent
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
+MAPPINGS = ROOT / "housing" / "mappings"
 
 MINIMAL = """
 [office]
@@ -53,18 +45,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-def run(*args: object, **options: object) -> str:
-    """Run a command, and return its output."""
-    out = io.StringIO()
-    call_command(*map(str, args), stdout=out, **options)
-    return out.getvalue()
-
-
-def everything() -> list[list[dict[str, object]]]:
-    """Return all rows of all tables of the example."""
-    return [list(model.objects.order_by("pk").values()) for model in (*MODELS.values(), PropertyImage)]
 
 
 @pytest.fixture
@@ -104,159 +84,6 @@ def import_file(mapping: Callable[..., Path]) -> Callable[..., str]:
         return run("import_listings", file, "--mapping", by or mapping(), *flags, **options)
 
     return act
-
-
-@contextmanager
-def interrupted(at: int) -> Iterator[None]:
-    """Press Ctrl-C before the `at`-th write of properties: before its INSERT, or before the SELECT of ids for its COPY."""
-    left = at
-
-    def press(execute, sql, params, many, context):
-        nonlocal left
-        if sql.startswith('INSERT INTO "housing_property"') or (params or ("",))[0] == "housing_property":
-            left -= 1
-            if not left:
-                raise KeyboardInterrupt
-        return execute(sql, params, many, context)
-
-    with connection.execute_wrapper(press), pytest.raises(KeyboardInterrupt):
-        yield
-
-
-# Seeding
-
-
-def test_a_thousand_properties_come_with_forty_locations_twenty_five_agents_and_five_offices(db):
-    said = run("seed")
-
-    assert [model.objects.count() for model in (Property, PropertyImage, Location, Agent, Office)] == [1000, 2000, 40, 25, 5]
-    assert said == "Created 1,000 properties, 2,000 images, 40 locations, 25 agents, 5 offices.\n"
-
-
-@pytest.mark.parametrize(("number", "rest"), [(1, [2, 1, 1, 1]), (25, [50, 1, 1, 1]), (201, [402, 9, 6, 2])])
-def test_the_rest_grows_with_the_number_of_properties(db, number, rest):
-    run("seed", "--properties", number)
-
-    assert Property.objects.count() == number
-    assert [model.objects.count() for model in (PropertyImage, Location, Agent, Office)] == rest
-
-
-def test_a_seed_is_the_same_every_time(db, monkeypatch):
-    """Screenshots, tutorials and bug reports show the same listings, with the same times."""
-
-    def listings() -> list[tuple]:
-        return list(
-            Property.objects.order_by("pk").values_list(
-                *("title", "description", "property_type", "status", "price", "bedrooms", "bathrooms", "area", "created_at", "updated_at"),
-                *("location__city", "location__zip_code", "location__latitude", "location__longitude"),
-                *("agent__name", "agent__email", "agent__office__name", "agent__office__city"),
-            )
-        )
-
-    monkeypatch.setattr(seeding, "BATCH", 20)
-    run("seed", properties=50)
-    first = listings()
-    run("seed", properties=50, replace=True)
-
-    assert listings() == first
-
-
-def test_seeded_listings_read_like_real_ones(db):
-    """The first page has valid and varied rows, with gaps as in real files."""
-    run("seed", "--properties", 400)
-
-    for home in Property.objects.select_related("agent", "location"):
-        home.full_clean()
-        home.agent.full_clean()
-        home.location.full_clean()
-    facts = Property.objects.aggregate(
-        titles=Count("title", distinct=True), cities=Count("location__city", distinct=True), low=Min("price"), high=Max("price"), newest=Max("created_at")
-    )
-    assert facts["titles"] > 350
-    assert facts["cities"] > 5
-    assert facts["high"] > 10 * facts["low"]
-    assert facts["newest"] <= seeding.NEWEST
-    assert set(Property.objects.values_list("property_type", flat=True)) == set(Property.Type)
-    assert set(Property.objects.values_list("status", flat=True)) == set(Property.Status)
-    for gap in ("description", "bedrooms", "bathrooms", "area", "location__latitude", "agent__email"):
-        assert 0 < Property.objects.filter(**{gap: None}).count() < 200, gap
-
-
-def test_each_seeded_property_has_two_images_in_order(db):
-    run("seed", "--properties", 3)
-
-    assert [list(home.images.values_list("position", flat=True)) for home in Property.objects.all()] == [[0, 1]] * 3
-
-
-def test_seed_refuses_a_database_with_properties(transactional_db):
-    """It cannot know whether the existing listings may be deleted."""
-    run("seed", "--properties", 3)
-    before = everything()
-
-    with pytest.raises(CommandError, match=r"There are 3 properties already, so nothing was changed.*seed --replace"):
-        run("seed", "--properties", 5)
-
-    assert everything() == before
-
-
-def test_seed_replace_deletes_existing_listings(transactional_db):
-    run("seed", "--properties", 30)
-    run("seed", "--properties", 2, "--replace")
-
-    assert [model.objects.count() for model in (Property, PropertyImage, Location, Agent, Office)] == [2, 4, 1, 1, 1]
-
-
-@pytest.mark.parametrize("number", ["0", "-3", "abc", "1e3", ""])
-def test_an_invalid_number_of_properties_is_refused(db, number):
-    with pytest.raises(CommandError, match=f"--properties is '{number}'. It must be a whole number, at least 1."):
-        run("seed", f"--properties={number}")
-
-
-def test_an_interrupted_seed_leaves_the_database_as_it_was(transactional_db, monkeypatch):
-    """This includes the listings that it was replacing."""
-    monkeypatch.setattr(seeding, "BATCH", 2)
-    run("seed", "--properties", 4)
-    before = everything()
-
-    with interrupted(at=2):
-        run("seed", "--properties", 6, "--replace")
-
-    assert everything() == before
-
-
-@pytest.mark.only("real")
-def test_autovacuum_waits_until_the_seed_is_committed(transactional_db, elsewhere):
-    """Autovacuum does not see uncommitted rows, so the planner would treat the tables as empty: a million foreign keys took hours."""
-    held = []
-
-    def look(execute, sql, *rest):
-        if "nextval" in sql:
-            held.append(elsewhere(locks))
-        return execute(sql, *rest)
-
-    with connection.execute_wrapper(look):
-        run("seed", "--properties", 3)
-
-    assert held == [{model._meta.db_table for model in seeding.MODELS}] * 5
-
-
-def locks():
-    """Return the tables that ANALYZE and autovacuum must wait for, seen from another connection."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT relation::regclass::text FROM pg_locks JOIN pg_database ON pg_database.oid = database "
-            "WHERE mode = 'ShareUpdateExclusiveLock' AND granted AND datname = current_database()"
-        )
-        return {table for (table,) in cursor.fetchall() if table.startswith("housing_")}
-
-
-def test_seeded_listings_are_in_the_next_read(transactional_db, read):
-    """Bulk SQL sends no signal, but the cursor tags its tables."""
-    assert read().json["results"] == []
-
-    run("seed", "--properties", 3)
-
-    assert len(read().json["results"]) == 3
 
 
 # Importing
@@ -651,7 +478,7 @@ def test_the_melbourne_mapping_reads_day_first_dates_two_kinds_of_missing_and_ag
     ]
     file.write_bytes(gzip.compress("\r\n".join(rows).encode()))
 
-    said = import_file(file, by=ROOT / "mappings/melbourne.toml")
+    said = import_file(file, by=MAPPINGS / "melbourne.toml")
 
     assert said.startswith("4 rows read: 2 imported, 0 already there, 2 refused:")
     assert "1 × location.zip_code: Postcode is missing (line 5)" in said
@@ -671,7 +498,7 @@ def test_the_king_county_mapping_has_defaults_for_missing_columns(db, tmp_path, 
         encoding="utf-8",
     )
 
-    import_file(file, by=ROOT / "mappings/king_county.toml")
+    import_file(file, by=MAPPINGS / "king_county.toml")
 
     home = Property.objects.get()
     assert (home.price, home.bedrooms, home.bathrooms, home.area) == (1_225_000, 33, Decimal("2.25"), Decimal("92.90"))
@@ -683,7 +510,7 @@ def test_the_king_county_mapping_has_defaults_for_missing_columns(db, tmp_path, 
     assert (home.location.longitude, home.agent.name, home.agent.office.city) == (Decimal("-122.25"), "King County Assessor", "Seattle")
 
 
-# Output
+# The output of seed and import
 
 
 @pytest.fixture
@@ -729,45 +556,3 @@ def test_help_explains_a_second_run(capsys, name, tells):
     with pytest.raises(SystemExit):
         call_command(name, "--help")
     assert tells in " ".join(capsys.readouterr().out.split())
-
-
-# Migrations
-
-
-def test_migrate_logs_no_line_per_table(tmp_path):
-    """On an empty database these were more than a hundred lines."""
-    migrated = python("manage.py", "migrate", DJANGO_SECRET_KEY="any", DATABASE_URL=f"sqlite:///{tmp_path}/db.sqlite3", REDIS_URL="fakeredis://")
-
-    assert (migrated.code, migrated.stderr) == (0, "")
-    assert "Applying housing.0001_initial... OK" in migrated.stdout
-
-
-# README
-
-
-def test_readme_lists_every_row_that_is_not_promised():
-    """A limit that stands only in a test file is found too late. README has one line for each row, with a link to its chapter."""
-    section = README.partition("## What is not promised\n")[2].partition("\n## ")[0]
-    listed = Counter(re.findall(r"^- .+\(\[(test_\w+\.py)\]", section, re.MULTILINE))
-
-    rows = Counter()
-    for chapter in sorted((PROJECT / "tests").glob("test_*.py")):
-        for node in ast.parse(chapter.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_PROMISED":
-                rows[chapter.name] += len(ast.literal_eval(node.value))
-
-    assert listed == rows
-    assert rows.total() > 20
-
-
-def test_the_spec_that_readme_shows_is_a_spec():
-    shown = README.partition("```python\n")[2].partition("```")[0]
-
-    assert f"\n\n{shown}" in (PROJECT / "tests" / "test_invalidation.py").read_text(encoding="utf-8")
-
-
-def test_every_file_that_readme_links_exists():
-    linked = set(re.findall(r"\]\(([\w./]+)[)#]", README))
-
-    assert {name for name in linked if not (PROJECT / name).exists()} == set()
-    assert len(linked) > 20

@@ -29,10 +29,11 @@ from unittest.mock import patch
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from conftest import Killed
 from housing.freshness import entries
 from housing.freshness.journal import Journal
-from tests.linearizability import Operation, violation
+from tests.exploration.linearizability import Operation, violation
+from tests.fixtures.processes import Killed
+from tests.fixtures.trace import CURRENT
 
 TIMEOUT = 60
 """Seconds after which an actor counts as stuck if it neither reaches its next step nor waits for a lock."""
@@ -177,6 +178,8 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.patches = ExitStack()
+        for trace in CURRENT:
+            trace.scheduled = trace.scheduled or []
         for target, name, replacement in (
             (Journal, "_run", self._script(Journal._run)),
             (BaseDatabaseWrapper, "_commit", self._commit(BaseDatabaseWrapper._commit)),
@@ -245,6 +248,8 @@ class Stage:
                 actor.dead = True
                 actor.go.release()
         if schedule:
+            for trace in CURRENT:
+                trace.scheduled = trace.scheduled or list(self.lines)
             for instant, value in enumerate(self.afterwards(), len(self.lines)):
                 self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
         return schedule
@@ -382,7 +387,7 @@ class Stage:
                 return run(journal, verb, *args, **entry)
             self._stand_or_go_on(actor, verb)
             response = run(journal, verb, *args, **entry)
-            verdict = (response[0] if isinstance(response, list) else response or b"").decode()
+            verdict = (response[0] if response and isinstance(response, list) else response or b"").decode()
             actor.result = f"{actor.result} {verdict}".strip()
             self.idle |= verdict == "filling" and actor.looked >= 0
             self.changes += verdict not in ("hit", "filling")

@@ -32,9 +32,8 @@ import psutil
 import psycopg
 import pytest
 
-from tests import stacks
+from tests import ROOT, stacks
 
-ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 
 PATHS = {
@@ -49,8 +48,8 @@ PAUSE, WAIT = 0.02, 0.1
 """Seconds between two writes, and between two reads of each user while prices change."""
 
 PREPARE = [sys.executable, "-c", "import json, sys; from housing.run import prepare; prepare(json.loads(sys.argv[1]))"]
-USERS = [sys.executable, "-m", "tests.load", "--read"]
-WRITER = [sys.executable, "-m", "tests.load", "--write"]
+USERS = [sys.executable, "-m", "tests.measurements.load", "--read"]
+WRITER = [sys.executable, "-m", "tests.measurements.load", "--write"]
 """Separate processes prepare the data, read and write. Locust, which reads, replaces the standard library's sockets."""
 
 TO_BEAT = {"warm": (4, 10), "cold": (20, 40), "naive": (500, 1500)}
@@ -462,7 +461,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.load", description=(__doc__ or "").partition("\n\n")[2])
+    parser = argparse.ArgumentParser(prog="python -m tests.measurements.load", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--properties", type=int, default=1_000, metavar="N", help="number of properties (default: %(default)s)")
     parser.add_argument("--users", type=int, default=50, metavar="N", help="number of virtual users that pause between reads (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=120, metavar="S", help="total duration of all load tests (default: %(default)s)")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from django.conf import settings
 from django.template import Context, Engine
 from django.utils.safestring import mark_safe
 
-from tests.metrics import REPORTS, Benchmark, benchmarks_of, part_of
+from tests.measurements.metrics import REPORTS, Benchmark, benchmarks_of, part_of
 from tests.stacks import STACKS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -35,6 +35,8 @@ MADE_BY = {"bench": "make bench", "counts": "make report", "load": "make load"}
 
 VARIANTS = {"naive": ("naive", "naive"), "optimized": ("optimized", "optimized"), "cached": ("cold", "warm")}
 """Variant → the names of its cold and of its warm read. Those of an uncached variant are the same."""
+
+WAYS = [name for names in VARIANTS.values() for name in names]
 
 UNKNOWN = "—"
 
@@ -169,7 +171,7 @@ def _timed(each: Benchmark) -> Bar:
 
 def how_many_queries(counts: Metrics) -> Plot:
     """The queries of each variant, by the size of the page."""
-    rows = sorted(counts["queries"], key=lambda row: (row["page_size"], [name for names in VARIANTS.values() for name in names].index(row["way"])))
+    rows = sorted(counts["queries"], key=lambda row: (row["page_size"], WAYS.index(row["way"])))
     groups = {
         f"A page of {size}": [Bar(row["way"], str(row["queries"]), {"bar": row["queries"]}) for row in same]
         for size, same in groupby(rows, lambda row: row["page_size"])
@@ -250,6 +252,59 @@ def _users(load: Metrics) -> str:
     return re.findall(r"[0-9]+", names[0])[0] if names else "50"
 
 
+# Budgets
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A result beside its budget. `share` is the part of the budget that is used, and `verdict` says in words if it is exceeded."""
+
+    name: str
+    result: str
+    budget: str
+    share: str
+    verdict: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the spec of this budget fails."""
+        return self.verdict == OVER
+
+
+OVER, UNCERTAIN = "over budget", "above it, but within the interval"
+
+
+def budgets(bench: Metrics, counts: Metrics) -> list[Budget]:
+    """Every result that has a budget, counts first."""
+    return [*_counted_budgets(counts), *(budget for each in (benchmarks_of(bench) if bench else []) for budget in _timed_budgets(each))]
+
+
+def _counted_budgets(counts: Metrics) -> Iterator[Budget]:
+    for row in sorted(counts.get("queries", []), key=lambda row: WAYS.index(row["way"])):
+        if row["page_size"] == 20 and "budget" in row:  # a file of an older version has none
+            exceeded = row["queries"] != row["budget"]
+            yield Budget(f"SQL queries, {row['way']}", str(row["queries"]), f"exactly {row['budget']}", _share(row["queries"], row["budget"]), OVER * exceeded)
+    for row in sorted(counts.get("calls", []), key=itemgetter("request")):
+        exceeded = row["calls"] > row["budget"]
+        yield Budget(f"Python calls, {row['request']}", f"{row['calls']:,}", f"{row['budget']:,}", _share(row["calls"], row["budget"]), OVER * exceeded)
+
+
+def _timed_budgets(each: Benchmark) -> Iterator[Budget]:
+    if each.at_most is not None:
+        verdict = OVER if each.low > each.at_most else UNCERTAIN if each.ratio > each.at_most else ""
+        yield Budget(f"{each.this}, relative to {each.baseline}", f"{each.ratio:.3f} ×", f"{each.at_most:g} ×", _share(each.ratio, each.at_most), verdict)
+    if each.within is not None:
+        exceeded = each.milliseconds > each.within
+        yield Budget(
+            f"{each.this}, median", _time(each.milliseconds), f"{each.within:g}\N{NO-BREAK SPACE}ms", _share(each.milliseconds, each.within), OVER * exceeded
+        )
+
+
+def _share(result: float, budget: float) -> str:
+    """The part of the budget that is used. Nothing is a part of zero."""
+    return f"{result / budget:.0%}" if budget else UNKNOWN
+
+
 # The page
 
 
@@ -284,7 +339,10 @@ def page(metrics: Mapping[str, Metrics]) -> str:
     bench, counts, load = (metrics[name] for name in MADE_BY)
     plots = [plot(found) for plot, found in ((how_long, bench), (how_many_queries, counts), (what_goes_stale, counts), (under_load, load)) if found]
     others = [row for row in counts.get("freshness", []) if row["variant"] not in VARIANTS]
+    budgeted = budgets(bench, counts)
     context = {
+        "budgets": budgeted,
+        "over": [budget for budget in budgeted if budget.is_over],
         "variants": list(VARIANTS),
         "rows": series(bench, counts, load),
         "others": others,
@@ -311,7 +369,7 @@ def write(folder: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the files, and print their names."""
-    argparse.ArgumentParser(prog="python -m tests.report", description=__doc__).parse_args(arguments)
+    argparse.ArgumentParser(prog="python -m tests.measurements.report", description=__doc__).parse_args(arguments)
     if not settings.configured:
         settings.configure(USE_I18N=False)
     for file in write(REPORTS):

@@ -1,7 +1,7 @@
 """Compares the speed of this tree with another one. Both run alternately, round by round, in one job, on SQLite and fakeredis.
 
-    python -m tests.compare BASE              compare this tree with a commit, branch or tag; exit with 1 if this tree is slower
-    python -m tests.compare --proof [N]       compare this tree 2 N times with itself, and N times with a slowdown of 10% (N: 100)
+    python -m tests.measurements.compare BASE              compare this tree with a commit, branch or tag; exit with 1 if this tree is slower
+    python -m tests.measurements.compare --proof [N]       compare this tree 2 N times with itself, and N times with a slowdown of 10% (N: 100)
 
 The comparison measures processor time, because wall-clock time varies too much on a shared machine. It does not see time spent waiting, but code that
 waits more sends more statements or commands, and `tests/test_cost.py` counts these.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.instruments import Timings
 
 HERE = Path(__file__).resolve()
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 
 TIMES = {"warm": 4, "cold": 1, "write": 2}
 """Each operation, and how often it runs in one round: for some milliseconds, which is long enough to measure and seldom interrupted."""
@@ -306,8 +306,8 @@ def prove(count: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `python -m tests.compare`."""
-    parser = argparse.ArgumentParser(prog="python -m tests.compare", description="Compare the speed of this tree with another one.")
+    """The command `python -m tests.measurements.compare`."""
+    parser = argparse.ArgumentParser(prog="python -m tests.measurements.compare", description="Compare the speed of this tree with another one.")
     parser.add_argument("base", nargs="?", help="a commit, branch or tag to compare with")
     parser.add_argument("--proof", nargs="?", type=int, const=100, metavar="N", help="measure the false alarms and the missed slowdowns of N comparisons")
     parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)

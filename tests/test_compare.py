@@ -1,0 +1,150 @@
+"""The comparison of two trees. `make bench-compare` says whether this tree is slower than another commit, and `make bench-proof` how often it is wrong."""
+
+import io
+import sys
+import tarfile
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from tests import ROOT
+from tests.instruments import Timings
+from tests.measurements import compare
+
+
+@pytest.fixture
+def itself(tmp_path):
+    """This tree, with its own database."""
+    return compare.seeded(ROOT, sys.executable, tmp_path / "itself.sqlite3")
+
+
+@pytest.mark.slow
+@pytest.mark.only("real")
+def test_a_slowdown_is_found_in_the_operation_that_has_it(itself):
+    """Twice as slow, so few rounds are enough. `make bench-proof` measures how often 10% is found. (It brings its own stack, and takes seconds.)"""
+    verdicts = {verdict.operation: verdict for verdict in compare.compare(itself, itself, {"cold": 1.0}, starts=1, rounds=7)}
+
+    assert verdicts["cold"].slower
+    assert max(verdicts, key=lambda operation: verdicts[operation].timings.ratio) == "cold"
+
+
+def test_a_process_of_a_tree_runs_the_given_operations_and_reports_their_times(twenty_properties, settings, monkeypatch):
+    """The spec runs the code of such a process in its own process."""
+    settings.ALLOWED_HOSTS = ["127.0.0.1"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("warm 2\ncold 1\nwrite 1\n"))
+    monkeypatch.setattr(compare.gc, "disable", bool)
+    responses = io.StringIO()
+
+    compare.serve(responses, {"cold": 0.5})
+
+    assert len([float(response) for response in responses.getvalue().splitlines() if float(response) > 0]) == 3
+
+
+def test_a_verdict_is_one_line():
+    """It shows both times, their ratio and its interval, so the output of a comparison is a table."""
+    verdict = compare.Verdict("warm", Timings(this=[0.003] * 9, baseline=[0.002] * 9))
+
+    assert str(verdict) == "warm       2.00 ms     3.00 ms    1.500   1.500 to 1.500   slower"
+    assert str(compare.Verdict("cold", Timings(this=[0.002] * 9, baseline=[0.003] * 9))).endswith("0.667   0.667 to 0.667   faster")
+    assert str(compare.Verdict("cold", Timings(this=[0.00203] * 9, baseline=[0.002] * 9))).endswith("as fast")
+
+
+def test_a_slower_tree_fails_with_advice(monkeypatch, capsys):
+    """CI fails, and its log says how to find the cause."""
+    verdicts = [
+        compare.Verdict("warm", Timings(this=[0.003] * 9, baseline=[0.002] * 9)),
+        compare.Verdict("cold", Timings(this=[0.002] * 9, baseline=[0.002] * 9)),
+    ]
+    monkeypatch.setattr(compare, "checked_out", lambda commit, folder: nullcontext())
+    monkeypatch.setattr(compare, "seeded", lambda *_: None)
+    monkeypatch.setattr(compare, "compare", lambda *_: verdicts)
+
+    assert compare.main(["main"]) == 1
+    assert "Slower than main: warm. In two comparisons of 3 × 30 rounds" in capsys.readouterr().out
+
+    del verdicts[0]
+    assert compare.main(["main"]) == 0
+
+
+def test_a_slowdown_that_a_second_comparison_does_not_confirm_is_no_alarm(monkeypatch):
+    """A shared machine has a slow minute now and then. A real slowdown shows in the second comparison, too."""
+
+    def found(this):
+        return [compare.Verdict(operation, Timings(this=[seconds] * 9, baseline=[0.002] * 9)) for operation, seconds in this.items()]
+
+    comparisons = [found({"warm": 0.003, "cold": 0.004}), found({"warm": 0.002, "cold": 0.003})]
+    monkeypatch.setattr(compare, "compare", lambda *_: comparisons.pop(0))
+    tree = compare.Tree(ROOT, sys.executable, ROOT)
+
+    assert [(verdict.operation, verdict.slower, verdict.timings.ratio) for verdict in compare.judge(tree, tree)] == [("warm", False, 1), ("cold", True, 1.5)]
+    assert comparisons == []
+
+
+def test_a_tree_that_is_as_fast_is_compared_only_once(monkeypatch):
+    """The second comparison only confirms a slowdown."""
+    comparisons = [[compare.Verdict("warm", Timings(this=[0.002] * 9, baseline=[0.002] * 9))]]
+    monkeypatch.setattr(compare, "compare", lambda *_: comparisons.pop(0))
+
+    assert not compare.judge(tree := compare.Tree(ROOT, sys.executable, ROOT), tree)[0].slower
+
+
+def an_archive_of(lock):
+    """The output of `git archive` for a tree that only has this lock."""
+    archive, entry = io.BytesIO(), tarfile.TarInfo("requirements.lock")
+    entry.size = len(lock)
+    with tarfile.open(fileobj=archive, mode="w") as made:
+        made.addfile(entry, io.BytesIO(lock))
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize("lock", ["the same lock", "another lock"])
+def test_the_base_runs_with_the_packages_of_its_own_lock(tmp_path, monkeypatch, lock):
+    """Otherwise a slower version of Django would slow down both trees, and go unnoticed."""
+    content, ran = (ROOT / "requirements.lock").read_bytes() if lock == "the same lock" else b"another", []
+
+    def run(command, **_):
+        ran.append(command[1:4])
+        return SimpleNamespace(returncode=0, stdout=an_archive_of(content))
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    with compare.checked_out("main", tmp_path) as base:
+        assert (base.python == sys.executable) == (lock == "the same lock")
+    installs = [["-m", "venv", tmp_path / "venv"], ["-m", "pip", "install"]] if lock == "another lock" else []
+    assert ran == [["archive", "main"], *installs, ["-c", compare.SEED]]
+
+
+def test_a_tree_that_cannot_be_compared_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
+    """The exit code is 2, so CI can distinguish it from a slowdown."""
+    assert compare.main(["no such branch"]) == 2
+    assert capsys.readouterr().err.startswith("Not compared: “no such branch” is not a commit, branch or tag of this repository.")
+
+    with pytest.raises(SystemExit):
+        compare.main([])
+    assert "pass a commit, branch or tag to compare with" in capsys.readouterr().err
+
+    with pytest.raises(compare.Broken, match=r"cannot be seeded: .*No module named 'housing'"):
+        compare.seeded(tmp_path, sys.executable, tmp_path / "nothing.sqlite3")
+    (tmp_path / "nothing.sqlite3").touch()
+    with pytest.raises(compare.Broken, match="does not serve: "), compare.Tree(tmp_path, sys.executable, tmp_path / "nothing.sqlite3").served({}) as took:
+        took("warm")
+
+    monkeypatch.setattr(compare.subprocess, "run", lambda command, **_: SimpleNamespace(returncode="pip" in command, stdout=an_archive_of(b"another")))
+    with pytest.raises(compare.Broken, match="in the lock of main cannot be installed"):
+        compare.checked_out("main", tmp_path / "elsewhere").__enter__()
+
+
+@pytest.mark.parametrize(("alarms", "found", "code"), [(0, 3, 0), (1, 3, 0), (2, 3, 1), (0, 2, 1)])
+def test_the_proof_counts_false_alarms_and_missed_slowdowns(monkeypatch, capsys, alarms, found, code):
+    """It accepts one false alarm in 100 comparisons or fewer, and requires that 95 of 100 slowdowns are found."""
+    slow, same = iter([True] * found + [False] * 9), iter([True] * alarms + [False] * 9)
+
+    def judged(base, head, slower):
+        alarm = next(slow if slower else same)
+        return [SimpleNamespace(operation=operation, slower=alarm and operation in (slower or ["warm"])) for operation in compare.TIMES]
+
+    monkeypatch.setattr(compare, "seeded", lambda *_: None)
+    monkeypatch.setattr(compare, "judge", judged)
+
+    assert compare.main(["--proof", "3"]) == code
+    assert capsys.readouterr().out == f"6 comparisons of the same code: {alarms} false alarms. 3 with a slowdown of 10%: {found} found.\n"

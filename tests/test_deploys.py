@@ -1,0 +1,159 @@
+"""Rolling deploys: two versions of the code, libraries and settings share one Redis. Each may tag differently, and knows nothing of the tags of the other.
+
+Therefore a write by one version makes all entries of the other one stale. T1 is a process of the old version, and T2 of the new one.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+from django.core.cache import cache
+from django.test import override_settings
+from django_redis import get_redis_connection
+
+from housing.freshness.connection import ConnectionMixin
+from housing.freshness.fingerprint import version
+from housing.freshness.journal import journal
+from housing.freshness.settings import conf
+from housing.models import Property
+from tests.fixtures.trace import playing
+
+PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
+
+
+@contextmanager
+def another_version():
+    """Be a process with another version of the code: a setting is part of the version."""
+    before = version()
+    with override_settings(A_NEW_SETTING="of the next release"):
+        assert version() != before
+        with playing("the new version"):
+            yield
+
+
+@contextmanager
+def other_tags(monkeypatch):
+    """Be a process whose version has other tags: the next release of the engine may write them in another form."""
+    tag = ConnectionMixin.tag
+    with another_version(), monkeypatch.context() as patched:
+        patched.setattr(ConnectionMixin, "tag", lambda self, table, tags, change=None: tag(self, table, {f"v2/{each}" for each in tags}, change))
+        yield
+
+
+def set_the_price(home, price):
+    Property.objects.filter(pk=home.pk).update(price=price)
+
+
+# Writes by the other version
+
+
+def test_a_write_by_the_new_version_is_in_the_next_read_of_the_old_one(home, price, monkeypatch):
+    """The old version does not know the new version's tags."""
+    price()
+    with other_tags(monkeypatch):
+        price()  # it serves readers, too
+        set_the_price(home, 1)
+    assert price() == ("1.00", "fwd=stale; stored")
+    assert price() == ("1.00", "hit")
+
+
+def test_a_write_by_the_old_version_is_in_the_next_read_of_the_new_one(home, price, monkeypatch):
+    """The old version does not know the tags of the new version's entry."""
+    price()
+    with other_tags(monkeypatch):
+        price()
+        assert price() == ("300000.00", "hit")
+    set_the_price(home, 1)
+    with other_tags(monkeypatch):
+        assert price() == ("1.00", "fwd=stale; stored")
+
+
+def test_a_process_that_only_writes_invalidates_the_entries_of_the_other_version(home, price, monkeypatch):
+    """A command of the next release, such as an import, may run before any of its servers."""
+    price()
+    with other_tags(monkeypatch):
+        set_the_price(home, 1)
+    assert price() == ("1.00", "fwd=stale; stored")
+
+
+def test_each_version_stays_warm_while_nobody_writes(price):
+    """Their entries are separate, because the version is part of every key."""
+    for step in ("fwd=miss; stored", "hit"):
+        assert price()[1] == step
+        with another_version():
+            assert price()[1] == step
+
+
+def test_a_write_leaves_the_other_pages_of_its_own_version_warm(home, warm, read):
+    """Only the entries of the other version are invalidated as a whole."""
+    warm("cached", min_price=319_000)
+    with another_version():
+        warm("cached", min_price=319_000)
+    Property.objects.filter(pk=home.pk).update(title="Renamed")
+    assert read("cached", min_price=319_000).came_from == "hit"
+    with another_version():
+        assert read("cached", min_price=319_000).came_from == "fwd=stale; stored"
+
+
+@pytest.mark.only("embedded")
+def test_a_write_that_is_killed_after_its_commit_is_in_the_reads_of_the_other_version(home, price, redis_clock, monkeypatch):
+    """The lease has the tag of the other version's entries, too. (Embedded only: the spec sets Redis's clock.)"""
+    price()
+    with other_tags(monkeypatch):
+        price()
+        journal.lease({"v2/housing_property"})
+    assert price() == ("300000.00", "fwd=miss; detail=leased")
+    redis_clock.seconds += conf.LEASE + 1
+    assert price() == ("300000.00", "fwd=stale; stored")
+
+
+def test_a_write_without_redis_is_in_the_reads_of_the_other_version(home, price, redis_unreachable, verify, monkeypatch):
+    """The row in the outbox names the version of its writer."""
+    price()
+    with other_tags(monkeypatch):
+        price()
+        with redis_unreachable():
+            set_the_price(home, 1)
+    verify()
+    assert price() == ("1.00", "fwd=stale; stored")
+
+
+# Versions that come and go
+
+
+@pytest.mark.only("embedded")
+def test_a_new_version_stores_nothing_until_the_open_leases_of_others_have_run_out(redis_clock):
+    """Such a lease does not have the tag of the new version's entries, and its process may be killed before the close. (Embedded only: the spec
+    sets Redis's clock.)
+    """
+    miss = journal.lookup(ANOTHER)
+    journal.store(ANOTHER, miss, {"t"}, '"e"', b"e")
+    journal.lease({"t"})
+    with another_version():
+        miss = journal.lookup(PAGE)
+        assert journal.store(PAGE, miss, {"v2/t"}, '"e"', b"e") == "leased"
+        redis_clock.seconds += conf.LEASE + 1
+        miss = journal.lookup(PAGE)
+        assert journal.store(PAGE, miss, {"v2/t"}, '"e"', b"e") == "stored"
+
+
+def test_a_new_version_stores_at_once_if_nobody_writes(transactional_db):
+    """A deploy of a service at rest begins warm."""
+    journal.lookup(ANOTHER)
+    with another_version():
+        miss = journal.lookup(PAGE)
+        assert journal.store(PAGE, miss, {"v2/t"}, '"e"', b"e") == "stored"
+
+
+@pytest.mark.only("embedded")
+def test_a_version_that_nobody_has_used_for_a_ttl_is_forgotten(redis_clock):
+    """Its entries have expired. Otherwise each deploy would add a tag to every write for ever. (Embedded only: the spec sets Redis's clock.)"""
+    journal.lookup(PAGE)
+    old = version()
+    with another_version():
+        journal.lookup(PAGE)
+        assert f"|others:{old}" in journal.lease({"t"}).tags
+    redis_clock.seconds += conf.TTL + 2_000
+    with override_settings(A_NEW_SETTING="of the release after that"):
+        assert journal.lease({"t"}).tags[:1] == ("t",)
+        assert f"|others:{old}" not in journal.lease({"t"}).tags
+    assert get_redis_connection("default").zscore(cache.make_key("journal"), f"|version:{old}") is None
