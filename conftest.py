@@ -70,7 +70,7 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
         kept = {model._meta.db_table for model in (ContentType, Permission)}
         emptied = [table for table in connection.introspection.django_table_names() if table not in kept]
         connection.ensure_connection()
-        for statement in ("BEGIN", *connection.ops.sql_flush(no_style(), emptied, allow_cascade=False), "COMMIT"):
+        for statement in ("BEGIN", *connection.ops.sql_flush(no_style(), emptied, allow_cascade=False), "DELETE FROM freshness_outbox", "COMMIT"):
             connection.connection.execute(statement)  # bypasses the journal, because the next spec begins with a new one
 
 

@@ -95,6 +95,7 @@ DOCUMENTS = (
             "waiting",
             "journal",
             "verification",
+            "other_writers",
             "schedules",
             "histories",
             "faults",

@@ -146,7 +146,7 @@ PAST_THE_CURSOR = {
 """Methods that send settings and health checks directly through the driver."""
 
 EXPOSES = {"create_cursor", "pool", "Database"}
-"""Names that give the caller the driver's own cursor, connections or module. See NOT_PROMISED below."""
+"""Names that give the caller the driver's own cursor, connections or module. What they write is in test_other_writers.py."""
 
 SEND_NOTHING = {
     *("SchemaEditorClass", "allow_thread_sharing", "check_settings", "client_class", "close", "close_pool", "creation_class", "data_type_check_constraints"),
@@ -192,10 +192,3 @@ def test_the_connection_sends_no_write_past_the_cursor(transactional_db, monkeyp
 
     assert {"sqlite": "PRAGMA foreign_keys = ON", "postgresql": "SELECT 1"}[connection.vendor] in sent
     assert {text: written for text in sent if (written := written_tables(text))} == {}
-
-
-NOT_PROMISED = {
-    "A write through the driver's own connection or cursor (`connection.connection`, `connection.create_cursor()`, `cursor.cursor`) is in the next read": (
-        "Django needs them and exposes them, and neither driver shows the caller. Use `connection.cursor()`."
-    ),
-}

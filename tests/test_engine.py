@@ -63,7 +63,7 @@ def test_the_engine_does_not_mention_the_example():
     words = {"housing", "listing", "listings"} | {name for model in models for name in (model.__name__, model._meta.model_name, model._meta.db_table)}
     found = [
         f"{path.relative_to(ENGINE)}:{number}: {line.strip()}"
-        for path in [*SOURCES, *ENGINE.glob("*.lua")]
+        for path in [*SOURCES, *ENGINE.glob("*.lua"), *ENGINE.rglob("*.sql")]
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if (words - {"property", "location"}) & set(re.findall(r"\w+", line))
     ]
@@ -156,9 +156,10 @@ def test_every_method_of_django_that_the_engine_overrides_is_listed():
     """The spec compares the engine's classes with the Django classes that they extend, so the list cannot miss a method."""
     from django.db.backends.postgresql import base as postgresql
     from django.db.backends.sqlite3 import base as sqlite3
+    from django.db.backends.utils import CursorWrapper
     from django.db.models.sql import compiler as theirs
 
-    from housing.freshness import compiler, connection
+    from housing.freshness import compiler, connection, cursor
     from housing.freshness.postgresql import base as our_postgresql
     from housing.freshness.sqlite3 import base as our_sqlite3
 
@@ -166,6 +167,8 @@ def test_every_method_of_django_that_the_engine_overrides_is_listed():
         (connection.ConnectionMixin, sqlite3.DatabaseWrapper),
         (our_sqlite3.DatabaseWrapper, sqlite3.DatabaseWrapper),
         (our_postgresql.DatabaseWrapper, postgresql.DatabaseWrapper),
+        (our_postgresql.Cursor, CursorWrapper),
+        (cursor.CursorMixin, CursorWrapper),
         (compiler.OperationsMixin, sqlite3.DatabaseWrapper.ops_class),
         *((mixin, getattr(theirs, name)) for name, mixin in compiler.MIXINS.items()),
     ]

@@ -85,7 +85,7 @@ def replaced(transactional_db):
         try:
             databases.copy(kept, databases.name)
             with raw(databases.name) as copy:
-                for statement in statements:
+                for statement in (*statements, "DELETE FROM freshness_outbox"):  # a restore writes none; these are writes of another program
                     copy.execute(statement)
             yield
         finally:

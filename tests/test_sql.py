@@ -8,6 +8,7 @@ from django.db import DatabaseError, NotSupportedError, connection, connections,
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from psycopg.sql import SQL, Identifier, Literal, Placeholder
 
+from housing.freshness import outbox
 from housing.freshness.postgresql import base as postgresql_backend
 from housing.freshness.statements import text_of
 from housing.models import Office, Property
@@ -174,6 +175,19 @@ def test_every_way_to_send_a_write_is_in_the_next_read(every_way, within, outcom
             write()
 
     assert {way: found for way, found in every_way(carry_out).items() if found != outcome} == {}
+
+
+@pytest.mark.only("real")
+def test_no_way_to_send_a_write_leaves_a_row_in_the_outbox(every_way):
+    """The triggers recognize each statement of this application, whatever its type and whichever method sends it. (SQLite has no such triggers.)"""
+    left = []
+
+    def carry_out(write):
+        write()
+        left.append(outbox.read(connection))
+
+    ways = every_way(carry_out)
+    assert {way: rows for way, rows in zip(ways, left, strict=True) if rows} == {}
 
 
 def test_a_write_through_a_copy_of_the_connection_is_in_the_next_read(twenty_properties, warm, read_the_list):

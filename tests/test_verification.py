@@ -40,7 +40,7 @@ def clock(redis_clock, settings, twenty_properties, verify):
 
 @pytest.fixture
 def from_outside(home):
-    """`from_outside(price)`: another program sets the price of the newest property, and a trigger leaves a row in the outbox."""
+    """`from_outside(price)`: another program sets the price of the newest property. Its row in the outbox comes from a trigger on PostgreSQL only."""
 
     def from_outside(price):
         driver = connections.create_connection("default")
@@ -52,7 +52,8 @@ def from_outside(home):
             (f"INSERT INTO freshness_outbox (tags) VALUES ({mark})", (f"housing_property\nhousing_property:{home.pk}",)),
             ("COMMIT", ()),
         ):
-            driver.connection.execute(sql, params)
+            if driver.vendor == "sqlite" or "outbox" not in sql:
+                driver.connection.execute(sql, params)
         driver.close()
         another_program("UPDATE housing_property SET price", "INSERT INTO freshness_outbox (its trigger)", "COMMIT")
 
@@ -106,14 +107,15 @@ def test_a_write_by_another_program_is_in_the_reads_after_the_next_verification(
     assert waiting_rows() == []
 
 
-def test_a_page_that_another_program_does_not_change_stays_warm(home, warm, read, from_outside, verify):
+def test_a_page_that_another_program_does_not_change_stays_warm(twenty_properties, warm, read, from_outside, verify):
     """The row in the outbox has the tags of the write, so other pages need not be read again."""
+    home, other, *_ = twenty_properties
     warm("cached", agent=home.agent_id)
-    warm("cached", min_price=319_000)
+    warm("cached", agent=other.agent_id)
     from_outside(1)
     verify()
     assert read("cached", agent=home.agent_id).came_from == "fwd=stale; stored"
-    assert read("cached", min_price=319_000).came_from == "hit"
+    assert read("cached", agent=other.agent_id).came_from == "hit"
 
 
 @embedded

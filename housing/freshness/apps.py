@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
+from django.db import connections
+from django.db.models.signals import post_migrate
 
 
 class FreshnessConfig(AppConfig):
@@ -18,3 +22,12 @@ class FreshnessConfig(AppConfig):
 
         fingerprint.code_in_force()
         checks.connect()
+        post_migrate.connect(_after_migrate, sender=self)
+
+
+def _after_migrate(using: str, **_: Any) -> None:
+    from .connection import ConnectionMixin
+
+    connection = connections[using]
+    if isinstance(connection, ConnectionMixin):
+        connection.watch_other_programs()

@@ -43,6 +43,7 @@ def connect() -> None:
     checks.register(reads_go_where_writes_go, checks.Tags.models)
     checks.register(database_is_primary, checks.Tags.database)
     checks.register(database_has_an_identity, checks.Tags.database)
+    checks.register(database_sees_other_programs, checks.Tags.database)
     checks.register(cache_is_redis, checks.Tags.caches)
     checks.register(cache_is_one_server, checks.Tags.caches)
     checks.register(redis_is_a_primary_that_keeps_the_journal, checks.Tags.caches, deploy=True)
@@ -108,6 +109,23 @@ def _recovery(alias: str) -> Iterator[checks.CheckMessage]:
                 f"The database '{alias}' is a replica. It lags behind its primary, and accepts no writes.",
                 hint="Connect to the primary.",
                 id="freshness.E004",
+            )
+
+
+def database_sees_other_programs(app_configs: Any, databases: Iterable[str] | None = None, **_: Any) -> Found:
+    """A write by another program is seen by a trigger. This is a warning, because an error would stop `migrate`, which creates the triggers."""
+    ours = [connection for alias in databases or () if isinstance(connection := connections[alias], ConnectionMixin)]
+    return [message for connection in ours for message in _unwatched_in(connection)]
+
+
+def _unwatched_in(connection: ConnectionMixin) -> Iterator[checks.CheckMessage]:
+    with suppress(OperationalError):  # unreachable, which other checks report
+        if missing := connection.unwatched():
+            yield checks.Warning(
+                f"Writes by other programs are not seen in the database '{connection.alias}': a trigger is missing, disabled or outdated "
+                f"on {', '.join(missing)}.",
+                hint="Run `manage.py migrate` as the owner of these tables.",
+                id="freshness.W009",
             )
 
 

@@ -18,6 +18,7 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import MULTI, ROW_COUNT
 
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
+from .statements import NOTHING
 from .tracking import MANY_ROWS, Table, cascades, tables
 
 
@@ -47,11 +48,11 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
         """Execute the query, and record its dependencies."""
         connection = self.connection
         connection.ensure_connection()  # receivers of `connection_created` may execute SQL
-        connection.is_announced = True
+        connection.announced = NOTHING
         try:
             result = super().execute_sql(result_type, *args, **kwargs)
         finally:
-            connection.is_announced = False
+            connection.announced = None
         if (recording := recorder()) is not None:
             result = self._record(recording, result_type, result)
         if self.query.select_for_update and isinstance(result, list) and connection.holds_locks:
@@ -102,7 +103,8 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
     """A compiler of INSERT, UPDATE or DELETE. It tags the write in its transaction, and opens one in autocommit."""
 
     verb: str
-    _is_writing = False
+    _touched: frozenset[str] = NOTHING
+    """The tables that the statement tags while it is being executed."""
 
     def _write(self, send: Callable[[], Any]) -> Any:
         opts = self.query.get_meta()
@@ -112,7 +114,7 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
                 f"A cached view writes {opts.label} during a GET. The write would not happen when the response is cached. "
                 "Write in another request, or do not cache the view."
             )
-        if self._is_writing or not (name in tables() or name in cascades() or not opts.managed):
+        if self._touched or not (name in tables() or name in cascades() or not opts.managed):
             return self._announce(send)
         if self.connection.in_transaction:
             return self._write_in_transaction(send, name)
@@ -120,30 +122,31 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
             return self._write_in_transaction(send, name)
 
     def _write_in_transaction(self, send: Callable[[], Any], name: str) -> Any:
-        self._is_writing = True
+        table = tables().get(name)
+        is_table = table.managed if table else self.query.get_meta().managed  # otherwise it may be a view of any table
+        self._touched = frozenset({name, *cascades().get(name, ())} & tables().keys() if is_table else tables())
         try:
             result = self._announce(send)
-            table = tables().get(name)
-            if table.managed if table else self.query.get_meta().managed:
+            if is_table:
                 self._tag(table, result)
-            else:  # it may be a view of any table
-                self._tag_all(tables())
+            else:
+                self._tag_all(self._touched)
         except BaseException:  # the statement may have been executed
-            self._tag_all(({name, *cascades().get(name, ())} & tables().keys()) or tables())
+            self._tag_all(self._touched)
             raise
         finally:
-            self._is_writing = False
+            self._touched = NOTHING
         return result
 
     def _announce(self, send: Callable[[], Any]) -> Any:
         """Execute the statement without the cursor's analysis of its text."""
         connection = self.connection
         connection.ensure_connection()  # receivers of `connection_created` may execute SQL
-        connection.is_announced = True
+        connection.announced = self._touched
         try:
             return send()
         finally:
-            connection.is_announced = False
+            connection.announced = None
 
     def _tag(self, table: Table | None, result: Any) -> None:
         """Tag the write."""

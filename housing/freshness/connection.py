@@ -83,8 +83,8 @@ class ConnectionMixin(IdentifiedMixin):
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
     release_may_commit: ClassVar[bool] = False
 
-    is_announced = False
-    """Whether the next statement comes from a compiler, which records or tags it itself."""
+    announced: frozenset[str] | None = None
+    """The tables that the next statement may write, if it comes from a compiler, which records or tags it itself. None if its text must be analysed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,6 +108,13 @@ class ConnectionMixin(IdentifiedMixin):
         except (InterfaceError, OperationalError) as again:
             return _is_no_reply(again)
         return False
+
+    def watch_other_programs(self) -> None:
+        """Let the database write the tags of other programs' writes to the outbox, if it can. Called after each `migrate`."""
+
+    def unwatched(self) -> list[str]:
+        """Return the tables whose writes by other programs are not watched, although this database could."""
+        return []
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Open a transaction whose SELECTs all see the same state."""
@@ -205,8 +212,8 @@ class ConnectionMixin(IdentifiedMixin):
         return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
     @contextmanager
-    def statement(self, sql: str) -> Iterator[None]:
-        """Tag the writes of a raw SQL statement, in a transaction.
+    def statement(self, sql: str) -> Iterator[frozenset[str]]:
+        """Tag the writes of a raw SQL statement, in a transaction. Yields the tables whose tags it has.
 
         Raises NotSupportedError if the statement would end a transaction that holds writes.
         """
@@ -216,19 +223,19 @@ class ConnectionMixin(IdentifiedMixin):
                 raise NotSupportedError(
                     f"Running {judged.ends} as raw SQL would bypass the cache. Use transaction.atomic(), or the connection's commit() and rollback()."
                 )
-            yield
+            yield judged.tables
         elif judged.releases and self.release_may_commit and self.uncommitted and not self.in_atomic_block:
             raise NotSupportedError("Running RELEASE as raw SQL may commit and bypass the cache. Use transaction.atomic().")
         elif not judged.tables:
             self._read_as_text(sql)
-            yield
+            yield judged.tables
         else:
             if (recording := recorder()) is not None:
                 recording.refuse(f"It writes during a GET: {' '.join(sql.split())[:200]}")
             with nullcontext() if self.in_transaction else self.own_transaction():
                 for name in judged.tables:
                     self.tag(name, tables()[name].all, f"[SQL] {name} written (rows unknown).")
-                yield
+                yield judged.tables
 
     @contextmanager
     def own_transaction(self) -> Iterator[None]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
 from django.db import NotSupportedError
 from django.db.backends.utils import CursorWrapper
 
-from .statements import text_of
+from .statements import NOTHING, text_of
 
 
 class MethodRefused(NotSupportedError, AttributeError):
@@ -22,6 +24,8 @@ class CursorMixin(CursorWrapper):
     """
 
     db: Any
+    written: frozenset[str] = NOTHING
+    """The tables that the statement that is being executed may write. They are tagged."""
     sends_no_sql: ClassVar[frozenset[str]] = frozenset(
         {
             *("arraysize", "close", "description", "fetchall", "fetchmany", "fetchone"),
@@ -41,26 +45,34 @@ class CursorMixin(CursorWrapper):
 
     def execute(self, sql: Any, params: Any = None) -> Any:
         """Execute one statement. A compiler that announced it records or tags it itself."""
-        if self.db.is_announced:
-            self.db.is_announced = False  # for this statement only: a wrapper may execute others
-            return self._execute_judged(sql, params)
-        with self.db.statement(sql if type(sql) is str else text_of(sql, self.db)):
-            return self._execute_judged(sql, params)
+        if (announced := self.db.announced) is not None:
+            self.db.announced = None  # for this statement only: a wrapper may execute others
+            return self._execute_judged(sql, params, announced)
+        with self.db.statement(sql if type(sql) is str else text_of(sql, self.db)) as tables:
+            return self._execute_judged(sql, params, tables)
 
-    def _execute_judged(self, sql: Any, params: Any) -> Any:
-        if wrappers := self.db.execute_wrappers:
-            wrappers.append(partial(_judged_again, sql))
-            try:
+    def _execute_judged(self, sql: Any, params: Any, tables: frozenset[str]) -> Any:
+        before, self.written = self.written, tables
+        try:
+            if wrappers := self.db.execute_wrappers:
+                wrappers.append(partial(_judged_again, sql))
+                try:
+                    found = super().execute(sql, params)
+                finally:
+                    wrappers.pop()
+            else:
                 found = super().execute(sql, params)
-            finally:
-                wrappers.pop()
-        else:
-            found = super().execute(sql, params)
+        finally:
+            self.written = before
         return self if found is self.cursor else found
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
         """Execute one statement with each set of parameters."""
-        with self.db.statement(text_of(sql, self.db)), self.db.execute_wrapper(partial(_judged_again, sql)):
+        with (
+            self.db.statement(text_of(sql, self.db)) as tables,
+            self.writing(tables),
+            self.db.execute_wrapper(partial(_judged_again, sql)),
+        ):
             found = super().executemany(sql, param_list)
         return self if found is self.cursor else found
 
@@ -69,13 +81,22 @@ class CursorMixin(CursorWrapper):
         with self.db.statement("CALL procedure()"):
             return super().callproc(procname, params, kparams)
 
+    @contextmanager
+    def writing(self, tables: frozenset[str]) -> Iterator[None]:
+        """In this block the statement may write these tables, whose tags it has."""
+        before, self.written = self.written, tables
+        try:
+            yield
+        finally:
+            self.written = before
+
 
 def _judged_again(judged: Any, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
     """The innermost execute wrapper. An outer wrapper may have replaced the statement after it was analysed."""
     if sql is judged:
         return execute(sql, params, many, context)
     connection = context["connection"]
-    with connection.statement(text_of(sql, connection)):
+    with connection.statement(text_of(sql, connection)) as tables, context["cursor"].writing(tables):
         return execute(sql, params, many, context)
 
 

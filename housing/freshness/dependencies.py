@@ -22,6 +22,7 @@ from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
 from django.db.models.sql.where import ExtraWhere, NothingNode
 
+from .statements import NOTHING
 from .tracking import MANY_ROWS, Table, Text, label_of, tables
 
 Row = Sequence[Any]
@@ -440,11 +441,11 @@ class Select:
         compiler = self._query.get_compiler(self._alias)
         connection = compiler.connection
         with connection.cursor() as cursor:
-            connection.is_announced = True
+            connection.announced = NOTHING
             try:
                 cursor.execute(self._sql, self._parameters)
             finally:
-                connection.is_announced = False
+                connection.announced = None
             rows = cursor.fetchall()
         if (recording := recorder()) is not None:
             if isinstance(self._reading, str):

@@ -27,6 +27,14 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "_set_autocommit": "(self, autocommit)",
         "get_new_connection": "(self, conn_params)",
     },
+    # The cursor: every way to send SQL.
+    "django.db.backends.utils.CursorWrapper": {
+        "_execute": "(self, sql, params, *ignored_wrapper_args)",
+        "_executemany": "(self, sql, param_list, *ignored_wrapper_args)",
+        "callproc": "(self, procname, params=None, kparams=None)",
+        "execute": "(self, sql, params=None)",
+        "executemany": "(self, sql, param_list)",
+    },
     # The compilers: reads and writes.
     "django.db.backends.base.operations.BaseDatabaseOperations": {"compiler": "(self, compiler_name)"},
     "django.db.models.sql.compiler.SQLCompiler": {

@@ -15,3 +15,5 @@ class Sabotage:
     old: str
     new: str
     spec: str
+    stack: str = "embedded"
+    """The stack that the spec needs."""

@@ -2,6 +2,7 @@
 
     python -m tests.sabotages            run all of them; exit with 1 if a spec still passes, or a sabotage no longer fits the code
     python -m tests.sabotages WORDS      run those whose description or file contains these words
+    python -m tests.sabotages --stack=real   run those whose specs need PostgreSQL, on the servers that `pytest --stack=real` would use
 
 Each sabotage runs in a copy of the tree, in a temporary folder. The tree itself is never changed. `make mutants` runs them all.
 """
@@ -29,6 +30,7 @@ from tests.sabotages.example import EXAMPLE
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.operators import OPERATORS
+from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
 from tests.sabotages.reads import FILLS, READS
 from tests.sabotages.schema import RUN, SCHEMA
@@ -36,6 +38,7 @@ from tests.sabotages.servers import SERVERS
 from tests.sabotages.statements import STATEMENTS
 from tests.sabotages.verification import DEPLOYS, VERIFICATION
 from tests.sabotages.views import VIEWS
+from tests.stacks import STACKS
 
 COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock")
 """The parts of the tree that the specs need."""
@@ -60,6 +63,7 @@ SABOTAGES = (
     *RUN,
     *OPERATORS,
     *OUTAGES,
+    *OTHER_WRITERS,
 )
 """The rows of all tables."""
 
@@ -89,9 +93,9 @@ def a_copy(root: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def outcome(tree: Path, spec: str, timeout: int) -> str:
+def outcome(tree: Path, spec: str, timeout: int, *options: str) -> str:
     """The last line that pytest prints about this spec in this tree: "1 failed in 0.12s". Raises TimeoutExpired."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", f"tests/{spec}"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", *options, f"tests/{spec}"]
     ended = subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False)
     return (ended.stdout.strip().splitlines() or ["nothing"])[-1]
 
@@ -101,7 +105,7 @@ def complaint(sabotage: Sabotage, root: Path = ROOT, timeout: int = TIMEOUT) -> 
     with a_copy(root) as tree:
         try:
             carry_out(sabotage, tree)
-            result = outcome(tree, sabotage.spec, timeout)
+            result = outcome(tree, sabotage.spec, timeout, *([] if sabotage.stack == "embedded" else [f"--stack={sabotage.stack}"]))
         except Misfit as misfit:
             return str(misfit)
         except subprocess.TimeoutExpired:
@@ -134,8 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.sabotages", description="Change one line of housing/ at a time, in a copy, and check that its spec fails."
     )
     parser.add_argument("words", nargs="*", help="run only sabotages whose description or file contains these words")
-    words = " ".join(parser.parse_args(arguments).words)
-    chosen = [sabotage for sabotage in SABOTAGES if words in f"{sabotage.file} {sabotage.what}"]
+    parser.add_argument("--stack", choices=STACKS, default="embedded", help="run only sabotages whose specs need this stack (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    words = " ".join(options.words)
+    chosen = [sabotage for sabotage in SABOTAGES if sabotage.stack == options.stack and words in f"{sabotage.file} {sabotage.what}"]
     if not chosen:
         parser.error(f"no sabotage has “{words}” in its description or file")
     try:

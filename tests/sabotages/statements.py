@@ -334,15 +334,15 @@ STATEMENTS = (
     Sabotage(
         "copy() is not judged",
         "freshness/postgresql/base.py",
-        "with self.db.statement(text_of(statement, self.db)), self.db.wrap",
-        "with self.db.wrap",
+        "self.db.statement(text_of(statement, self.db)) as tables,",
+        'self.db.statement("SELECT 1") as tables,',
         "test_drivers.py::test_every_method_that_sends_sql_has_its_text_judged[PostgreSQL]",
     ),
     Sabotage(
         "stream() is not judged",
         "freshness/postgresql/base.py",
-        "with self.db.statement(text), self.db.wrap",
-        "with self.db.wrap",
+        "with self.db.statement(text) as tables,",
+        'with self.db.statement("SELECT 1") as tables,',
         "test_drivers.py::test_every_method_that_sends_sql_has_its_text_judged[PostgreSQL]",
     ),
     Sabotage(
@@ -376,8 +376,8 @@ STATEMENTS = (
     Sabotage(
         "execute() returns the driver's own cursor",
         "freshness/cursor.py",
-        "            found = super().execute(sql, params)\n        return self if found is self.cursor else found",  # plain-words: code
-        "            found = super().execute(sql, params)\n        return found",
+        "            self.written = before\n        return self if found is self.cursor else found",
+        "            self.written = before\n        return found",
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(
@@ -397,8 +397,8 @@ STATEMENTS = (
     Sabotage(
         "executemany() is not judged",
         "freshness/cursor.py",
-        "with self.db.statement(text_of(sql, self.db)), self.db.execute_wrapper",
-        "with self.db.execute_wrapper",
+        "            self.db.statement(text_of(sql, self.db)) as tables,\n",
+        '            self.db.statement("SELECT 1") as tables,\n',
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(

@@ -16,6 +16,7 @@ from ..compiler import OperationsMixin
 from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
 from ..statements import text_of
+from . import triggers
 
 DATABASE = """
 SELECT t.id::text, t.tableoid::text, t.xmin::text, d.oid::text, d.datname, current_user, current_schemas(false)::text, current_setting('server_version_num')
@@ -43,18 +44,31 @@ else:
 
 
 class Cursor(CursorMixin):
-    """Django's cursor wrapper, with the two other ways to write on PostgreSQL."""
+    """Django's cursor wrapper, with the two other ways to write on PostgreSQL. It marks each write as one of this application (see triggers.py)."""
 
     sends_no_sql = CursorMixin.sends_no_sql | {
         *("adapters", "closed", "format", "itersize", "mogrify", "name", "pgresult", "rownumber", "scroll", "scrollable", "statusmessage", "withhold"),
         "connection",  # mogrify() of Django's debug cursor reads it
     }
 
+    def callproc(self, procname: str, params: Any = None, kparams: Any = None) -> Any:
+        """Call a function, which may write anything."""
+        if kparams is not None:
+            return super().callproc(procname, params, kparams)  # which raises NotSupportedError
+        call = composed.SQL("SELECT * FROM {}({})").format(composed.Identifier(procname), composed.SQL(",").join(map(composed.Literal, params or ())))
+        with self.db.statement("CALL procedure()") as tables, self.writing(tables):
+            self._execute(call, None)
+        return params
+
     @contextmanager
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Copy rows in or out. In autocommit, a COPY is committed when the block ends."""
         self.db.validate_no_broken_transaction()
-        with self.db.statement(text_of(statement, self.db)), self.db.wrap_database_errors, self.cursor.copy(statement, *args, **kwargs) as copy:
+        with (
+            self.db.statement(text_of(statement, self.db)) as tables,
+            self.db.wrap_database_errors,
+            self.cursor.copy(self._marked(statement, tables), *args, **kwargs) as copy,
+        ):
             yield copy
 
     def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[Any]:
@@ -64,12 +78,32 @@ class Cursor(CursorMixin):
         """
         self.db.validate_no_broken_transaction()
         text = text_of(query, self.db)
-        with self.db.statement(text), self.db.wrap_database_errors, suppress(GeneratorExit):
-            yield from self.cursor.stream(query, params, **options)
+        with self.db.statement(text) as tables, self.db.wrap_database_errors, suppress(GeneratorExit):
+            yield from self.cursor.stream(self._marked(query, tables), params, **options)
+
+    def _execute(self, sql: Any, params: Any, *context: Any) -> Any:
+        """Execute with the mark. This is the innermost place, so execute wrappers do not see it."""
+        return super()._execute(self._marked(sql, self.written), params, *context)  # type: ignore[misc]  # not in the stubs
+
+    def _executemany(self, sql: Any, param_list: Any, *context: Any) -> Any:
+        return super()._executemany(self._marked(sql, self.written), param_list, *context)  # type: ignore[misc]  # not in the stubs
+
+    def _marked(self, sql: Any, tables: frozenset[str]) -> Any:
+        if not tables:
+            return sql
+        mark = triggers.mark(self.db.connection.info.parameter_status("application_name"), tables)
+        if isinstance(sql, bytes):
+            return mark.encode() + sql
+        return (mark if isinstance(sql, str) else composed.SQL(mark) if isinstance(sql, composed.Composable) else type(sql)(mark)) + sql
 
 
 class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
     """Django's operations with the engine's compilers."""
+
+    def last_executed_query(self, cursor: Any, sql: Any, params: Any) -> Any:
+        """Return the statement for the log of queries, without its mark."""
+        found = super().last_executed_query(cursor, sql, params)
+        return triggers.unmarked(found) if found else found
 
 
 class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
@@ -98,6 +132,14 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     def text_of(self, sql: Any) -> str | None:
         """Return the text of psycopg's `sql` objects and of template strings."""
         return composed.as_string(sql, self.connection) if isinstance(sql, STATEMENTS) else None
+
+    def watch_other_programs(self) -> None:
+        """Install the triggers."""
+        triggers.install(self)
+
+    def unwatched(self) -> list[str]:
+        """Return the tables that lack a trigger."""
+        return triggers.unwatched(self)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

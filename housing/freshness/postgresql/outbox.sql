@@ -1,0 +1,85 @@
+-- The trigger function that writes the tags of other programs' writes to the outbox. triggers.py creates it beside the outbox, with a trigger for each
+-- kind of statement. Its arguments are the table as tags name it, the column of the primary key ('' if its values cannot be part of a tag), and as JSON the
+-- references whose values can, and the columns of the table's models. Other columns shape no response.
+--
+-- It is SECURITY DEFINER, because a role that may write the table need not have a right to the outbox. As it runs with the rights of its owner, its
+-- search_path is fixed. record_image_ne() compares stored values, so it sees 1.0 become 1.00, and needs no operator of the columns' types.
+CREATE OR REPLACE FUNCTION @SCHEMA@.freshness_outbox() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name CONSTANT text := TG_ARGV[0];
+    everything CONSTANT text := concat(name, E'\n', name, ':*');
+    pk CONSTANT text := nullif(TG_ARGV[1], '');
+    refs CONSTANT text[] := ARRAY(SELECT jsonb_array_elements_text(TG_ARGV[2]::jsonb));
+    columns CONSTANT text[] := ARRAY(SELECT jsonb_array_elements_text(TG_ARGV[3]::jsonb));
+    number bigint := 0;   -- of rows, at most one more than have tags of their own
+    source text;          -- SQL: the rows, as r
+    differs text;         -- SQL: whether a row has changed
+    parts text;           -- SQL: the tags of a row, each as (what follows the table's name, value, whether it is touched)
+    tags text;
+    deleted text;         -- the tags of what this transaction deleted
+    is_known boolean := TG_OP <> 'TRUNCATE';  -- whether rows have tags of their own
+    is_changed boolean;
+    is_again boolean;     -- whether a row is inserted again
+BEGIN
+    IF TG_OP IN ('INSERT', 'UPDATE') THEN
+        SELECT count(*) INTO number FROM (SELECT FROM freshness_new LIMIT @MANY_ROWS@ + 1) x;
+    ELSIF TG_OP = 'DELETE' THEN
+        SELECT count(*) INTO number FROM (SELECT FROM freshness_old LIMIT @MANY_ROWS@ + 1) x;
+    END IF;
+    IF number = 0 AND is_known THEN
+        RETURN NULL;
+    END IF;
+
+    -- A migration that drops or renames a column comes before its new triggers.
+    is_known := is_known AND (pk IS NOT NULL OR TG_OP = 'INSERT') AND NOT EXISTS (
+        SELECT FROM unnest(columns) x WHERE x NOT IN (SELECT attname FROM pg_attribute WHERE attrelid = TG_RELID AND NOT attisdropped)
+    );
+
+    IF is_known AND TG_OP = 'UPDATE' THEN
+        source := format('freshness_old o JOIN freshness_new r USING (%I)', pk);
+        SELECT format('record_image_ne(ROW(%s), ROW(%s))', string_agg(format('o.%I', x), ', '), string_agg(format('r.%I', x), ', ')) INTO differs FROM unnest(columns) x;
+        EXECUTE format('SELECT count(*) = (SELECT count(*) FROM freshness_new), coalesce(bool_or(%s), false) FROM %s', differs, source)
+            INTO is_known, is_changed;
+        IF is_known AND NOT is_changed THEN
+            RETURN NULL;
+        END IF;
+        SELECT concat_ws(', ', format('('':'', format(''%%s'', r.%I), %s)', pk, differs), string_agg(part, ', ')) INTO parts FROM (
+            SELECT format('(%L, '''', record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x, x, x) FROM unnest(columns) x
+            UNION ALL
+            SELECT format('(%L, format(''%%s'', r.%I), r.%I IS NOT NULL AND record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x || '=', x, x, x, x) FROM unnest(refs) x
+        ) y(part);
+    ELSIF is_known THEN
+        source := CASE TG_OP WHEN 'INSERT' THEN 'freshness_new r' ELSE 'freshness_old r' END;
+        SELECT concat_ws(', ',
+            format('(%L, '''', true)', CASE TG_OP WHEN 'INSERT' THEN ':+' ELSE ':-' END),
+            CASE TG_OP WHEN 'DELETE' THEN format('('':'', format(''%%s'', r.%I), true)', pk) END,
+            string_agg(format('(%L, format(''%%s'', r.%I), r.%I IS NOT NULL)', '.' || x || '=', x, x), ', ')
+        ) INTO parts FROM unnest(refs) x;
+    END IF;
+
+    is_known := is_known AND number <= @MANY_ROWS@;
+    IF is_known THEN
+        -- A value is its own text in a tag if URLs need not quote it.
+        EXECUTE format(
+            'SELECT bool_and(value ~ ''^[A-Za-z0-9_.~-]*$''), concat_ws(E''\n'', $1, string_agg(DISTINCT concat($1, prefix, value), E''\n''))
+             FROM %s CROSS JOIN LATERAL (VALUES %s) tag(prefix, value, is_touched) WHERE is_touched', source, parts
+        ) INTO is_known, tags USING name;
+    END IF;
+
+    -- If this transaction deletes a key and inserts it again, references to the key stay, although the row has changed.
+    deleted := coalesce(current_setting('freshness.deleted', true), '');
+    IF TG_OP = 'INSERT' AND deleted <> '' THEN
+        is_again := deleted = '*' OR strpos(deleted, concat(E'\n', everything, E'\n')) > 0 OR (pk IS NULL AND strpos(deleted, concat(E'\n', name, E'\n')) > 0);
+        IF NOT is_again AND pk IS NOT NULL THEN
+            EXECUTE format('SELECT bool_or(strpos($1, concat(E''\n'', $2, '':'', r.%I, E''\n'')) > 0) FROM freshness_new r', pk)
+                INTO is_again USING deleted, name;
+        END IF;
+        is_known := is_known AND NOT is_again;
+    ELSIF TG_OP = 'DELETE' OR (TG_OP <> 'INSERT' AND NOT is_known) THEN
+        deleted := concat(deleted, E'\n', CASE WHEN is_known THEN tags ELSE everything END, E'\n');
+        PERFORM set_config('freshness.deleted', CASE WHEN length(deleted) < 8192 THEN deleted ELSE '*' END, true);
+    END IF;
+
+    INSERT INTO @SCHEMA@.freshness_outbox (tags) VALUES (CASE WHEN is_known THEN tags ELSE everything END);
+    RETURN NULL;
+END $$
