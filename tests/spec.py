@@ -100,6 +100,7 @@ DOCUMENTS = (
             "deploys",
             "scripts",
             "servers",
+            "connections",
             "home",
             "browser",
             "seed",
@@ -187,6 +188,7 @@ SPELLED = (
             "Markdown",
             "Melbourne",
             "OPTIONS",
+            "PgBouncer",
             "PostgreSQL",
             "Python",
             "README",
@@ -196,6 +198,7 @@ SPELLED = (
             "SIGTERM",
             "SQL",
             "SQLite",
+            "TLS",
             "TOML",
             "TTL",
             "TRUNCATE",
@@ -203,6 +206,7 @@ SPELLED = (
             "URLs",
             "UUID",
             "Unicode",
+            "Unix",
             "Valkey",
             "WSGI",
         )
@@ -383,7 +387,10 @@ class Chapter:
         for group in self.groups:
             parts += [f"### {group.title}" if group.title else "", "\n".join(table_of(group.promises, notes))]
             for promise in filter(lambda promise: promise.steps, group.promises):
-                parts += [f"{'####' if group.title else '###'} {promise.sentence}", "\n".join(["```text", *itertools.chain(*map(folded, promise.steps)), "```"])]
+                parts += [
+                    f"{'####' if group.title else '###'} {promise.sentence}",
+                    "\n".join(["```text", *itertools.chain(*map(folded, promise.steps)), "```"]),
+                ]
         return "\n\n".join(filter(None, parts))
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from tests import ROOT
 from tests.sabotages import Sabotage
 from tests.sabotages.commit import COMMIT
+from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
 from tests.sabotages.example import EXAMPLE
 from tests.sabotages.journal import JOURNAL
@@ -41,7 +42,23 @@ COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.
 TIMEOUT = 120
 """Seconds after which a spec counts as hung."""
 
-SABOTAGES = (*JOURNAL, *SERVERS, *DEPENDENCIES, *COMMIT, *STATEMENTS, *READS, *FILLS, *EXAMPLE, *KEYS, *VIEWS, *VERIFICATION, *DEPLOYS, *SCHEMA, *RUN)
+SABOTAGES = (
+    *JOURNAL,
+    *SERVERS,
+    *CONNECTIONS,
+    *DEPENDENCIES,
+    *COMMIT,
+    *STATEMENTS,
+    *READS,
+    *FILLS,
+    *EXAMPLE,
+    *KEYS,
+    *VIEWS,
+    *VERIFICATION,
+    *DEPLOYS,
+    *SCHEMA,
+    *RUN,
+)
 """The rows of all tables."""
 
 
