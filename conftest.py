@@ -30,6 +30,7 @@ from housing import settings as service
 from housing.freshness import ours
 from housing.freshness.journal import journal
 from housing.models import Property
+from housing.redis_url import redis_cache
 from housing.views import select_of
 from tests import stacks
 from tests.fixtures import blogs
@@ -352,7 +353,8 @@ def as_the_cache(settings: Any) -> Iterator[Callable[[OwnRedis], None]]:
     """`as_the_cache(server)`: make this server the service's cache."""
 
     def as_the_cache(server: OwnRedis) -> None:
-        settings.CACHES = {"default": service.CACHES["default"] | {"LOCATION": server.url}}
+        cache = service.CACHES["default"]
+        settings.CACHES = {"default": cache | redis_cache(server.url, cache["OPTIONS"]["SOCKET_TIMEOUT"])}
         journal.forget_server()
 
     yield as_the_cache

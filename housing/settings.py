@@ -9,6 +9,8 @@ from urllib.parse import quote
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
+from housing.redis_url import redis_cache
+
 ROOT = Path(__file__).resolve().parent.parent
 
 env = environ.Env()
@@ -76,20 +78,8 @@ DATABASES["default"]["OPTIONS"] = options | from_url
 
 REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")
 EMBEDDED = REDIS_URL.startswith("fakeredis://")  # fakeredis://HOST:PORT is a TCP server; fakeredis:// runs in this process
-CACHES = {
-    "default": {
-        "BACKEND": "django_redis.cache.RedisCache",
-        "LOCATION": REDIS_URL.replace("fakeredis://", "redis://", 1),
-        "KEY_PREFIX": "housing",
-        # A hit takes less than a millisecond. After 0.2 s without a reply it is better to ask the database, and then nobody waits for FRESHNESS_RETRY seconds.
-        "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 0.2, "SOCKET_TIMEOUT": 0.2, "CONNECTION_POOL_KWARGS": {}},
-    }
-}
-if REDIS_URL.rstrip("/") == "fakeredis:":
-    from fakeredis import FakeRedisConnection
-
-    CACHES["default"]["LOCATION"] = "redis://in-process:6379/0"
-    CACHES["default"]["OPTIONS"]["CONNECTION_POOL_KWARGS"]["connection_class"] = FakeRedisConnection
+# A hit takes less than a millisecond. After 0.2 s without a reply it is better to ask the database, and then nobody waits for FRESHNESS_RETRY seconds.
+CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "KEY_PREFIX": "housing"} | redis_cache(REDIS_URL, timeout=0.2)}
 
 # Freshness
 

@@ -129,6 +129,12 @@ def chromium() -> str:
     return found
 
 
+def program(name: str) -> str:
+    """The path of a program that a spec needs. If it is missing, the spec fails with one line, and is not skipped."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    return found or pytest.fail(f"{name} is missing. Install it (Debian: apt install {name}).", pytrace=False)
+
+
 def embedded(servers: ExitStack) -> tuple[str, str]:
     """The URLs of a SQLite file and of fakeredis. The file is in shared memory if possible. Two connections cannot share `:memory:`."""
     memory = Path("/dev/shm")
@@ -262,6 +268,12 @@ def image(variable: str) -> str:
 
 def run(container: DockerContainer, port: int, servers: ExitStack) -> tuple[str, int]:
     """Start a container, stop it after the run, and return the host and number of its port. Raises UsageError if the image is unavailable."""
+    start(container, servers)
+    return container.get_container_host_ip().replace("localhost", "127.0.0.1"), int(container.get_exposed_port(port))
+
+
+def start(container: DockerContainer, servers: ExitStack) -> None:
+    """Start a container, and stop it after the run. Raises UsageError if the image is unavailable."""
     from docker.errors import DockerException
 
     servers.callback(container.stop)
@@ -269,7 +281,6 @@ def run(container: DockerContainer, port: int, servers: ExitStack) -> tuple[str,
         container.start()
     except DockerException as error:
         raise pytest.UsageError(f"--stack=real: {container.image} cannot be started: {' '.join(str(error).split())}") from error
-    return container.get_container_host_ip().replace("localhost", "127.0.0.1"), int(container.get_exposed_port(port))
 
 
 def wait_for(attempt: Callable[[], Any], not_yet: type[Exception]) -> None:

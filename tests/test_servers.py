@@ -5,6 +5,8 @@ Reads are then served from the database as if Redis were unreachable, and writes
 
 import re
 import threading
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import pytest
 import redis
@@ -16,6 +18,7 @@ from housing.freshness import operations
 from housing.freshness.journal import SCRIPT, Miss, Refused, Unreachable, journal
 from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
 from tests.fixtures.cache import begin_journal
+from tests.fixtures.processes import any_free_port
 from tests.fixtures.stub import Stub, info, valkey
 from tests.stacks import OwnRedis
 
@@ -36,19 +39,29 @@ def clock(monkeypatch, settings):
 
 
 @pytest.fixture
-def stub(settings):
+def new_stub():
+    """`new_stub()`: start a stub, which ends with the spec."""
+    with ExitStack() as stubs:
+
+        def new_stub():
+            stub = stubs.enter_context(Stub())
+            thread = threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.001})
+            thread.start()
+            stubs.callback(thread.join)
+            stubs.callback(stub.shutdown)
+            return stub
+
+        yield new_stub
+
+
+@pytest.fixture
+def stub(new_stub, settings, as_the_cache):
     """A stub as the service's cache."""
     settings.FRESHNESS_RUN_ID = None
-    with Stub() as stub:
-        thread = threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.001})
-        thread.start()
-        settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": f"redis://{stub.address}/0", "OPTIONS": {}}}
-        journal.forget_server()
-        yield stub
-        get_redis_connection("default").connection_pool.disconnect()
-        journal.forget_server()
-        stub.shutdown()
-        thread.join()
+    stub = new_stub()
+    as_the_cache(OwnRedis(f"redis://{stub.address}/0", bool))
+    yield stub
+    get_redis_connection("default").connection_pool.disconnect()
 
 
 def check_results(what, **options):
@@ -215,6 +228,92 @@ def test_a_thread_that_gets_no_connection_does_not_keep_the_one_that_it_returned
             with pytest.raises(Unreachable):
                 journal.lookup(PAGE)
         assert journal._line.connection is None
+
+
+# The primary that Sentinel names
+
+
+class Sentinel(NamedTuple):
+    """A stub of a sentinel. `name(server)` lets it name this stub as the primary of the service."""
+
+    stub: Stub
+
+    def name(self, *servers):
+        states = [{"name": "Housing", "ip": server.server_address[0], "port": server.server_address[1], "flags": "master"} for server in servers]
+        states = [state | {"num-other-sentinels": 2} for state in states]
+        replies = [b"%%%d\r\n" % len(state) + b"".join(b"+%b\r\n" % str(part).encode() for pair in state.items() for part in pair) for state in states]
+        self.stub.replies["SENTINEL"] = b"*%d\r\n" % len(states) + b"".join(replies)
+
+
+@pytest.fixture
+def sentinel(new_stub, stub, as_the_cache):
+    """A sentinel that names `stub`, and another one that nobody can reach, as the service's cache."""
+    sentinel = Sentinel(new_stub())
+    sentinel.name(stub)
+    as_the_cache(OwnRedis(f"redis+sentinel://:s3cr3t@127.0.0.1:{any_free_port()},{sentinel.stub.address}/Housing?sentinel_password=s3cr3t", bool))
+    yield sentinel
+    get_redis_connection("default").connection_pool.disconnect()
+
+
+@pytest.fixture(params=["cut", "demoted"])
+def failover(request, new_stub, stub, sentinel):
+    """`failover()`: the sentinels name another server from now on, which it returns. The connections to the old one are cut, or it replies as a replica."""
+
+    def failover():
+        new = new_stub()
+        new.info = info(run_id="another")
+        sentinel.name(new)
+        if request.param == "cut":
+            stub.cut()
+        else:
+            stub.script_replies["lookup"] = b"-READONLY You can't write against a read only replica.\r\n"
+        return new
+
+    stub.info = info()
+    return failover
+
+
+def test_after_a_failover_the_next_call_uses_the_new_primary(stub, failover):
+    """It asks the sentinels, checks the new server, and loads the script there. The run id in the script is that of the new server."""
+    assert isinstance(journal.lookup(PAGE), Miss)
+    before = journal._sha
+    new = failover()
+    stub.commands.clear()
+
+    assert isinstance(journal.lookup(PAGE), Miss)
+    assert new.commands == ["INFO", "SCRIPT", "EVALSHA", "EVALSHA"]
+    assert set(stub.commands) <= {"EVALSHA"}
+    assert journal._sha != before
+
+
+def test_a_message_has_the_address_of_the_primary_that_the_sentinels_named(stub, sentinel):
+    """The reason may be a server that was promoted a moment ago."""
+    stub.info = info(role="slave")
+
+    with pytest.raises(Refused, match=f"^Redis 8.0.6 at {stub.address} cannot keep the promise: it is a replica"):
+        journal.lookup(PAGE)
+
+
+def test_without_a_primary_the_message_has_the_name_of_the_service_and_no_password(sentinel):
+    """All servers may be down, or REDIS_URL has another name than the sentinels."""
+    sentinel.name()
+
+    with pytest.raises(Unreachable) as error:
+        journal.lookup(PAGE)
+    assert str(error.value).startswith("Redis at the address that the sentinels have for 'Housing' is unreachable (No master found for 'Housing'")
+    assert "s3cr3t" not in str(error.value)
+
+
+@pytest.mark.parametrize(("with_sentinels", "replicas", "warnings"), [(True, None, 1), (True, 1, 0), (False, None, 0)])
+def test_check_deploy_warns_if_a_replaced_primary_would_accept_writes(request, stub, with_sentinels, replicas, warnings):
+    """After a failover a process may still reach the old primary. INFO has the number of replicas in sync if min-replicas-to-write is set."""
+    if with_sentinels:
+        request.getfixturevalue("sentinel")
+    stub.info = info(min_slaves_good_slaves=replicas)
+
+    assert [hint for _, hint in check_results("W010")] == warnings * [
+        "Set min-replicas-to-write to 1 on every server that Sentinel watches, and min-replicas-max-lag below down-after-milliseconds."
+    ]
 
 
 # The permissions of its user
@@ -410,4 +509,6 @@ def test_valkey_keeps_the_promise(own_redis, home, warm, read):
 NOT_PROMISED = {
     "A primary that becomes a replica while its connections stay open is refused at once": "A process serves hits until a miss or a write of its own gets "
     "a READONLY error. Cut the connections, as Sentinel does.",
+    "A process that still reaches a primary which Sentinel has replaced sees each write at once": "Both accept connections for some seconds. With "
+    "min-replicas-to-write the old one refuses to be verified, so hits end within FRESHNESS_MAX_STALENESS. Without it they end when it is demoted.",
 }

@@ -161,3 +161,9 @@ def test_a_run_uses_only_an_empty_database_of_redis(new_redis):
     assert own == f"{url}/14"
     with redis.Redis.from_url(own) as client:
         assert client.dbsize() == 0
+
+
+def test_a_spec_whose_program_is_missing_fails_with_the_command_that_installs_it():
+    """A skipped spec would look like a promise that was kept."""
+    with pytest.raises(pytest.fail.Exception, match=r"^nowhere is missing\. Install it \(Debian: apt install nowhere\)\.$"):
+        stacks.program("nowhere")

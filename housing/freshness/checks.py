@@ -19,7 +19,9 @@ from django.db import OperationalError, connections, router
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Model, Prefetch, QuerySet
 from django.urls import URLResolver, get_resolver
+from django_redis import get_redis_connection
 from django_redis.cache import RedisCache
+from redis.sentinel import SentinelConnectionPool
 
 from . import private
 from .breaker import Unreachable
@@ -163,7 +165,8 @@ def redis_is_a_primary_that_keeps_the_journal(app_configs: Any, **_: Any) -> Fou
     if not _has_redis():
         return []
     try:
-        return list(_eviction(journal.inspect_server()))
+        info = journal.inspect_server()
+        return [*_eviction(info), *_failover(info)]
     except Refused as refused:
         return [checks.Error(refused.reason, hint=refused.remedy, id="freshness.E005")]
     except Unreachable as error:
@@ -188,6 +191,16 @@ def _eviction(info: dict[str, str]) -> Iterator[checks.CheckMessage]:
         )
     elif policy == "noeviction":
         yield checks.Warning("Redis evicts nothing (noeviction). When it is full, no lease can be opened, and all writes fail.", hint=hint, id="freshness.W004")
+
+
+def _failover(info: dict[str, str]) -> Iterator[checks.CheckMessage]:
+    """With Sentinel there may be two primaries for a while. INFO has this field only if the server refuses writes without a replica."""
+    if isinstance(get_redis_connection(conf.CACHE).connection_pool, SentinelConnectionPool) and "min_slaves_good_slaves" not in info:
+        yield checks.Warning(
+            "A primary that Sentinel has replaced may continue to accept writes. A process that still reaches it would serve stale responses.",
+            hint="Set min-replicas-to-write to 1 on every server that Sentinel watches, and min-replicas-max-lag below down-after-milliseconds.",
+            id="freshness.W010",
+        )
 
 
 # The views

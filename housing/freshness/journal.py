@@ -25,6 +25,7 @@ from django.core.cache import caches
 from django_redis import get_redis_connection
 from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
+from redis.sentinel import SentinelConnectionPool
 
 from .breaker import Breaker, Unreachable
 from .fingerprint import version
@@ -356,8 +357,11 @@ def _own(tags: str) -> tuple[str, ...]:
 
 
 def server_address(client: Redis) -> str:
-    """The host and port of a server, or the path of its socket."""
-    where = client.connection_pool.connection_kwargs
+    """Where the server is, for a message. With Sentinel it is the last primary that a sentinel named."""
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        return "{}:{}".format(*pool.master_address) if pool.master_address else f"the address that the sentinels have for '{pool.service_name}'"
+    where = pool.connection_kwargs
     return where.get("path") or f"{where.get('host')}:{where.get('port')}"
 
 

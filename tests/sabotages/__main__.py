@@ -25,6 +25,7 @@ from tqdm import tqdm
 from tests import ROOT
 from tests.sabotages import Sabotage
 from tests.sabotages.commit import COMMIT
+from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
 from tests.sabotages.example import EXAMPLE
 from tests.sabotages.journal import JOURNAL
@@ -49,6 +50,7 @@ TIMEOUT = 120
 SABOTAGES = (
     *JOURNAL,
     *SERVERS,
+    *CONNECTIONS,
     *DEPENDENCIES,
     *COMMIT,
     *STATEMENTS,

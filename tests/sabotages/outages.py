@@ -69,8 +69,8 @@ OUTAGES = (
     Sabotage(
         "a read waits a second for Redis",
         "settings.py",
-        '"SOCKET_TIMEOUT": 0.2',
-        '"SOCKET_TIMEOUT": 1',
+        "timeout=0.2)",
+        "timeout=1)",
         "test_outages.py::test_the_first_read_loses_at_most_a_quarter_of_a_second",
     ),
     Sabotage(
