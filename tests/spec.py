@@ -116,7 +116,7 @@ DOCUMENTS = (
         "The promises of the test tools",
         "Every sentence is the name of a spec in `tests/` and links to it. ✓ is promised on this stack, — is not.\n"
         "Promises about the service and its cache are in [SPEC.md](SPEC.md), with a glossary. `make spec` writes both files from the specs.",
-        ("stacks", "instruments", "failures", "compare", "report", "load", "sabotages", "spec"),
+        ("stacks", "instruments", "failures", "linearizability", "compare", "report", "load", "sabotages", "spec"),
     ),
 )
 
@@ -383,7 +383,10 @@ class Chapter:
         for group in self.groups:
             parts += [f"### {group.title}" if group.title else "", "\n".join(table_of(group.promises, notes))]
             for promise in filter(lambda promise: promise.steps, group.promises):
-                parts += [f"{'####' if group.title else '###'} {promise.sentence}", "\n".join(["```text", *itertools.chain(*map(folded, promise.steps)), "```"])]
+                parts += [
+                    f"{'####' if group.title else '###'} {promise.sentence}",
+                    "\n".join(["```text", *itertools.chain(*map(folded, promise.steps)), "```"]),
+                ]
         return "\n\n".join(filter(None, parts))
 
 

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import random
-import re
 import selectors
 import signal
 import subprocess
@@ -25,7 +24,7 @@ import pytest
 import redis
 from django.db import connection, transaction
 from django.test import Client
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -183,188 +182,6 @@ def test_no_history_of_writes_makes_a_response_stale():
         History,
         settings=settings(max_examples=25, stateful_step_count=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)),
     )
-
-
-# Checking that a history is linearizable
-
-
-LINEARIZABLE = {
-    "a read after a write": """
-        T1  |-write 1-|
-        T2              |-read 1-|
-    """,
-    "a read during a write, before it took effect": """
-        T1  |---write 1---|
-        T2   |-read 0-|
-    """,
-    "a read during a write, after it took effect": """
-        T1  |---write 1---|
-        T2   |-read 1-|
-    """,
-    "a read that sees a write begin after it": """
-        T1     |-write 1-|
-        T2  |-read 1-------|
-    """,
-    "old, then new, during one write": """
-        T1  |-----------write 1-----------|
-        T2    |-read 0-|
-        T3               |-read 1-|
-    """,
-    "two writes at once, the first of which is seen last": """
-        T1  |--write 1--|
-        T2   |--write 2--|
-        T3                 |-read 1-|
-    """,
-    "two writes at once, both seen while they run": """
-        T1  |---------write 1----------|
-        T2  |---------write 2----------|
-        T3    |-read 2-|  |-read 1-|
-        T4                               |-read 1-|
-    """,
-    "a value that is written again": """
-        T1  |-write 1-| |-write 0-|
-        T2                          |-read 0-|
-    """,
-    "a write at the instant at which a read ends": """
-        T1           |-write 1-|
-        T2  |-read 1-|
-    """,
-    "a killed write that never happened": """
-        T1  |-write 1->
-        T2              |-read 0-| |-read 0-|
-    """,
-    "a killed write that happened": """
-        T1  |-write 1->
-        T2              |-read 1-| |-read 1-|
-    """,
-    "a killed write that happened late": """
-        T1  |-write 1->
-        T2              |-write 2-| |-read 2-| |-read 1-|
-    """,
-    "a killed read": """
-        T1  |-write 1-|
-        T2              |-read 0->
-    """,
-}
-
-NOT_LINEARIZABLE = {
-    "a stale read": """
-        T1  |-write 1-|
-        T2              |-read 0-|
-    """,
-    "a stale read after a write of the same client": """
-        T1  |-write 1-| |-read 0-|
-    """,
-    "new, then old, to two readers during one write": """
-        T1  |-----------write 1-----------|
-        T2    |-read 1-|
-        T3               |-read 0-|
-    """,
-    "a value that nobody wrote": """
-        T1  |-write 1-|
-        T2   |-read 2-|
-    """,
-    "a value from the future": """
-        T1             |-write 1-|
-        T2  |-read 1-|
-    """,
-    "two writes at once, which two readers see in two orders": """
-        T1  |---------write 1----------|
-        T2  |---------write 2----------|
-        T3    |-read 1-|  |-read 2-|
-        T4    |-read 2-|  |-read 1-|
-    """,
-    "a lost write": """
-        T1  |-write 1-| |-write 2-|
-        T2                          |-read 1-|
-    """,
-    "a killed write that shows, and disappears": """
-        T1  |-write 1->
-        T2              |-read 1-| |-read 0-|
-    """,
-    "a killed write that happened twice": """
-        T1  |-write 1->
-        T2              |-read 1-| |-write 2-| |-read 1-|
-    """,
-    "a killed write that is seen before it began": """
-        T1             |-write 1->
-        T2  |-read 1-|
-    """,
-}
-
-
-def parsed(history):
-    """The operations of a drawn history. It has a line per process and a column per instant. A ">" marks an end that is not known."""
-    for line in history.split("\n"):
-        for found in re.finditer(r"\|-*(read|write) (\d)-*([|>])", line):
-            kind, value, end = found.groups()
-            yield Operation(line.split()[0], kind, int(value), found.start(), math.inf if end == ">" else found.end() - 1)
-
-
-@pytest.mark.parametrize("history", LINEARIZABLE.values(), ids=LINEARIZABLE)
-def test_a_linearizable_history_is_accepted(history):
-    """Otherwise the spec of the eight clients would fail for no reason."""
-    assert violation([*parsed(history)], initial=0) is None
-
-
-@pytest.mark.parametrize("history", NOT_LINEARIZABLE.values(), ids=NOT_LINEARIZABLE)
-def test_a_history_that_is_not_linearizable_is_rejected(history):
-    """Otherwise the spec of the eight clients could pass with a stale response."""
-    assert violation([*parsed(history)], initial=0)
-
-
-def test_the_report_of_a_violation_has_no_needless_line():
-    """A history may have 100,000 operations, and a few of them explain the violation."""
-    history = """
-        T1   |-write 1-|             |-write 2-|   |-write 3->
-        T10   |-read 0-| |-read 1-|              |-read 1-|  |-read 2-|
-        T3       |-read 1-|            |-read 2-|
-    """
-    assert violation([*parsed(history)], initial=0) == "\n".join(
-        [
-            "No order of these operations explains all reads. The value was 0 before them. Seconds count from the first line:",
-            "  T1     0.000000 –  10.000000 write 1",
-            "  T1    24.000000 –  34.000000 write 2",
-            "  T10   36.000000 –  45.000000 read 1",
-        ]
-    )
-
-
-def test_the_report_of_a_violation_marks_an_unknown_outcome():
-    """A killed write has no end, and may not have happened: "or never"."""
-    report = violation([*parsed(NOT_LINEARIZABLE["a killed write that shows, and disappears"])], initial=0)
-    assert "  T1    0.000000 –            write 1, or never\n" in report
-
-
-@pytest.mark.parametrize(("facts", "message"), [(("delete", 1, 0, 1), "not 'delete'"), (("read", 1, 1, 0), "from one monotonic clock")], ids=["kind", "clock"])
-def test_an_impossible_operation_is_refused(facts, message):
-    """The check of a history with such an operation would mean nothing."""
-    with pytest.raises(ValueError, match=message):
-        Operation("T1", *facts)
-
-
-def is_explained(value, history):
-    """The same check by trying every order."""
-    first = [operation for operation in history if not any(other.ended < operation.began for other in history)]
-    return all(operation.ended == math.inf for operation in history) or any(
-        is_explained(value if operation.kind == "read" else operation.value, [other for other in history if other is not operation])
-        for operation in first
-        if operation.kind == "write" or operation.value == value
-    )
-
-
-@st.composite
-def operations(draw):
-    """One operation among few instants and values, so that many overlap and some values are equal."""
-    kind, value, began = draw(st.sampled_from(["write", "read"])), draw(st.integers(0, 3)), draw(st.integers(0, 8))
-    return Operation("T1", kind, value, began, began + draw(st.sampled_from([0, 1, 2, 3, 5, *([math.inf] * 2 if kind == "write" else [])])))
-
-
-@given(history=st.lists(operations(), max_size=6))
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-def test_the_check_agrees_with_trying_every_order(history):
-    """Its shortcuts change no result."""
-    assert (violation(history, initial=0) is None) == is_explained(0, history)
 
 
 # Concurrent operations, with faults

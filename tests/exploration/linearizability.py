@@ -5,6 +5,10 @@ each read sees the last write before it (Herlihy and Wing, 1990). Many registers
 
     violation([Operation("T1", "write", 5, 0.0, 0.1), Operation("T2", "read", 4, 0.2, 0.3)], initial=4)
 
+A *late* write may be missing in a read that begins at most `bound` after the write ended. Such a read may show the state at an earlier instant, as in
+Δ-atomicity (Golab, Li and Shah, "Analyzing consistency properties for fun and profit", PODC 2011). All others are checked as before: a read reaches
+back only if a late write was going on or ended within the bound before it, and never behind the end of a write that is not late.
+
 The search is Wing and Gong's (1993), made just-in-time and with memoization as in Lowe, "Testing for linearizability" (2017). Three properties of
 registers keep it short. A read can take effect as soon as its value is there. An open write need only take effect now if it ends now, or if an
 open read waits for its value. A write that no read has seen can have been overwritten at once by the last write that overlapped it.
@@ -13,9 +17,11 @@ open read waits for its value. A write that no read has seen can have been overw
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Operation:
     """A read or a write of a register by a client. `kind` is "read" or "write". `began` and `ended` are instants of one monotonic clock.
 
     If it is not known whether a write happened, because its process was killed, `ended` is infinite: it took effect at some time, or never.
+    A late write may be missing in reads for a bounded time after its end.
     """
 
     who: str
@@ -30,6 +37,7 @@ class Operation:
     value: Hashable
     began: float
     ended: float = math.inf
+    late: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("read", "write"):
@@ -38,29 +46,48 @@ class Operation:
             raise ValueError(f"{self.who} cannot have begun at {self.began} and ended at {self.ended}: take both from one monotonic clock.")
 
 
-def violation(history: Sequence[Operation], initial: Hashable) -> str | None:
-    """None if this history of one register is linearizable. Otherwise a report with the fewest operations that show why not.
+def violation(history: Sequence[Operation], initial: Hashable, bound: float = 0.0) -> str | None:
+    """None if this history of one register is linearizable, with late writes within `bound`. Otherwise a report with the fewest operations that show why not.
 
     `initial` is the register's value before the history. Operations may be in any order. If one ends at the instant another begins, they overlap.
     """
-    if (impossible := _impossible(history, initial)) is None:
+    reaching = reaching_back(history, bound)
+    if (impossible := _impossible(reaching, initial)) is None:
         return None
-    known = [operation for operation in history if (operation.began if operation.kind == "write" else operation.ended) <= impossible.ended]
+    known = [operation for operation in reaching if (operation.began if operation.kind == "write" else operation.ended) <= impossible.ended]
     operations = sorted(_shortest(sorted(known, key=_beginning), initial), key=_beginning)
-    start = operations[0].began
+    original = dict(zip(reaching, history, strict=True))
+    start = min(original[operation].began for operation in operations)
     width = max(len(operation.who) for operation in operations)
-    lines = [_line(operation, start, width) for operation in operations]
+    lines = [_line(original[operation], start, width, operation.began) for operation in operations]
     return "\n".join([f"No order of these operations explains all reads. The value was {initial!r} before them. Seconds count from the first line:", *lines])
+
+
+def reaching_back(history: Sequence[Operation], bound: float) -> list[Operation]:
+    """The operations in the same order. Each read begins as early as the state may be that it shows."""
+    late = sorted((operation.began, operation.ended) for operation in history if operation.late)
+    began, newest_end = [start for start, _ in late], [*accumulate((end for _, end in late), max)]
+    ends = sorted(operation.ended for operation in history if operation.kind == "write" and not operation.late)
+
+    def earliest(read: Operation) -> float:
+        before = bisect_right(began, read.ended)
+        if not before or newest_end[before - 1] + bound < read.began:
+            return read.began
+        ended = bisect_left(ends, read.began)
+        return max(read.began - bound, math.nextafter(ends[ended - 1], math.inf) if ended else -math.inf)
+
+    return [replace(operation, began=earliest(operation)) if operation.kind == "read" else operation for operation in history]
 
 
 def _beginning(operation: Operation) -> float:
     return operation.began
 
 
-def _line(operation: Operation, start: float, width: int) -> str:
-    if operation.ended == math.inf:
-        return f"  {operation.who:{width}}  {operation.began - start:10.6f} –            {operation.kind} {operation.value!r}, or never"
-    return f"  {operation.who:{width}}  {operation.began - start:10.6f} – {operation.ended - start:10.6f} {operation.kind} {operation.value!r}"
+def _line(operation: Operation, start: float, width: int, reaches: float) -> str:
+    line = f"  {operation.who:{width}}  {operation.began - start:10.6f} – "
+    line += f"{'':10} " if operation.ended == math.inf else f"{operation.ended - start:10.6f} "
+    line += f"{operation.kind} {operation.value!r}{', late' if operation.late else ''}{', or never' if operation.ended == math.inf else ''}"
+    return line if reaches == operation.began else f"{line}, as of {reaches - start:.6f} or later"
 
 
 def _shortest(history: list[Operation], initial: Hashable) -> list[Operation]:
