@@ -220,13 +220,13 @@ def drawn_bound(history):
 
 @pytest.mark.parametrize("history", LINEARIZABLE.values(), ids=LINEARIZABLE)
 def test_a_linearizable_history_is_accepted(history):
-    """Otherwise the spec of the eight clients would fail for no reason."""
+    """Otherwise the spec of the concurrent clients would fail for no reason."""
     assert violation([*parsed(history)], initial=0) is None
 
 
 @pytest.mark.parametrize("history", NOT_LINEARIZABLE.values(), ids=NOT_LINEARIZABLE)
 def test_a_history_that_is_not_linearizable_is_rejected(history):
-    """Otherwise the spec of the eight clients could pass with a stale response."""
+    """Otherwise the spec of the concurrent clients could pass with a stale response."""
     assert violation([*parsed(history)], initial=0)
 
 

@@ -16,7 +16,6 @@ from django_redis import get_redis_connection
 
 from housing.freshness.journal import REFUSED_FOR, SCRIPT, Miss, Refused, Unreachable, journal
 from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
-from tests.stacks import OwnRedis
 
 PAGE = cache.make_key("page")
 
@@ -315,7 +314,7 @@ def limited_user(request, new_redis, as_the_cache):
 
         limited_user("on", ">secret", f"~{cache.make_key('*')}", *(f"+{command}" for command in COMMANDS))
         limited_user.admin = admin
-        as_the_cache(OwnRedis(server.url.replace("redis://", "redis://app:secret@"), server.restart))
+        as_the_cache(server._replace(url=server.url.replace("redis://", "redis://app:secret@")))
         yield limited_user
 
 
