@@ -460,7 +460,7 @@ AT_LEAST = {
     "writes": 2_500,
     "foreign writes": 1_000,
     "writes without a lease": 500,
-    "bounded reads": 1_000,
+    "bounded reads": 10_000,
 }
 """The least that a run of all `OPERATIONS` must count, and a shorter run in proportion. Otherwise its result says nothing. Both have all faults."""
 
