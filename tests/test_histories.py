@@ -247,7 +247,7 @@ def work(client, number, operations, keys):
     here.client, dice, without_redis = client, random.Random(number), False
     for price in range(number, number + operations):
         key = dice.choice(keys)
-        if dice.random() < (0.5 if without_redis else 0.03):
+        if dice.random() < (0.2 if without_redis else 0.03):
             write_once(client, key, price, dice)
             continue
         without_redis = read_once(client, key, dice)
@@ -257,7 +257,7 @@ with ThreadPoolExecutor() as threads:
     list(threads.map(work, *zip(*workers)))
 """
 """A process that reads and writes prices, each of which is written only once. It prints a line for each read, for each beginning and end of a write, and
-before it writes a row to the outbox. Without Redis every second operation is a write, so that there are enough.
+before it writes a row to the outbox. Without Redis every fifth operation is a write, so that there are enough.
 
 `time.monotonic()` is CLOCK_MONOTONIC on Linux: one clock for all processes.
 """
@@ -276,7 +276,7 @@ BOUND = SETTINGS["MAX_STALENESS"].default
 OPERATIONS = 104_000
 """The number of operations. `--operations` sets a smaller number."""
 
-PAUSES = [0.4, 0.4, 0.4, 1.2, 1.2, 1.2]
+PAUSES = [0.4, 0.4, 1.2, 1.2]
 """How many seconds Redis sends no reply, each time. After a pause that is shorter than the bound, entries may be stale and still be served."""
 
 FAULTS = ["kill"] * 20 + ["flush"] * 4 + ["save"] * 2 + ["restart"] * 3 + ["pause"] * len(PAUSES)
@@ -308,7 +308,7 @@ class Run:
             "REDIS_URL": server.url,
         }
         self.selector, self.numbers, self.dice = selectors.DefaultSelector(), count(1_000_000, OPERATIONS), random.Random(8)
-        self.left = {client: operations // 8 for clients in CLIENTS for client in clients} | dict.fromkeys(CUT_OFF, operations // 80)
+        self.left = {client: operations // 8 for clients in CLIENTS for client in clients} | dict.fromkeys(CUT_OFF, operations // 20)
         self.histories, self.open, self.late, self.foreign_writes = {key: [] for key in keys}, {}, set(), []
         instants = self.dice.sample(range(operations // 20, operations * 9 // 10), len(FAULTS))
         self.due = dict(zip(instants, self.dice.sample(FAULTS, len(FAULTS)), strict=True))
