@@ -30,7 +30,7 @@ test-browser: install #= run the browser specs in Chromium (Debian: apt install 
 	@rm -rf screenshots && $(BIN)/pytest -q --browser -m browser
 
 .PHONY: races
-races: install #= run every interleaving of readers and writers, with kills: 11,241 schedules, some minutes
+races: install #= run every interleaving of readers, writers and watchmen, with kills: 14,770 schedules, some minutes
 	@$(BIN)/pytest -v -n auto --races -m races
 
 .PHONY: lint

@@ -222,10 +222,12 @@ def own_number(servers: ExitStack, url: str) -> str:
 
 
 class OwnRedis(NamedTuple):
-    """A started Redis server. `restart()` restarts it at the same URL, with the data of its last SAVE."""
+    """A started Redis server. `restart()` restarts it at the same URL, with the data of its last SAVE. While it is paused, it sends no reply."""
 
     url: str
     restart: Callable[[], None]
+    pause: Callable[[], Any] = bool
+    unpause: Callable[[], Any] = bool
 
 
 def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAGE") -> OwnRedis:
@@ -235,18 +237,18 @@ def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAG
     container = new_container(variable).with_bind_ports(6379, port)
     container.with_command(" ".join(arguments or ("--save", "''", "--appendonly", "no")))
     host, _ = run(container, 6379, servers)
-    url = f"redis://{host}:{port}/0"
+    url, engine = f"redis://{host}:{port}/0", container.get_wrapped_container()
 
     def wait() -> None:
         with redis.Redis(host, port) as client:
             wait_for(client.ping, redis.ConnectionError)
 
     def restart() -> None:
-        container.get_wrapped_container().restart(timeout=5)
+        engine.restart(timeout=5)
         wait()
 
     wait()
-    return OwnRedis(url, restart)
+    return OwnRedis(url, restart, engine.pause, engine.unpause)
 
 
 def new_container(variable: str) -> DockerContainer:

@@ -1,10 +1,13 @@
 """Every order of steps. No response is stale in any order of the steps of two or three processes, even if one is killed or Redis loses its data.
 
+A write that the journal does not know may be missing in reads, but only within the bound. The watchman is a process, too.
+
 Equivalent orders are run once. The long specs run with `make races`. Orders of more than three processes are drawn, because there are too many.
 """
 
 import math
 from copy import copy
+from functools import partial
 from threading import Event
 
 import pytest
@@ -16,12 +19,22 @@ from hypothesis import strategies as st
 from housing.freshness import entries
 from housing.freshness.journal import Filling, journal
 from housing.models import Property
-from tests.exploration.schedules import BEGIN, Actor, Stage, here, stand_before
-from tests.fixtures.cache import clear_the_cache, flush
+from tests.exploration.schedules import BEGIN, BOUND, TIME_PASSES, VERIFIES, WRITES_ALONE, Actor, Stage, here, stand_before
+from tests.fixtures.cache import clear_the_cache, flush, verify
 from tests.fixtures.responses import ask
 from tests.fixtures.rows import a_property, saved
 
-READER, REDIS = "a reader", "Redis"
+READER, REDIS, WATCHMAN, TIME, FAILOVER = "a reader", "Redis", "a watchman", "time", "a failover"
+
+LONG, EMBEDDED = pytest.mark.races, pytest.mark.only("embedded")
+
+
+class Foreign(int):
+    """A price that another program sets, with a row in the outbox, as a trigger leaves it."""
+
+
+class CutOff(int):
+    """A price that a writer sets that cannot reach Redis."""
 
 
 def first(_, options):
@@ -29,13 +42,11 @@ def first(_, options):
     return options[0]
 
 
-LONG = pytest.mark.races
+LONGER = 1.001
+"""Seconds, more than the bound of one second."""
 
-
-def lose_everything():
-    """Redis loses all its data between two steps of other actors."""
-    stand_before("loses all data")
-    flush()
+AN_UNRELATED_ROW = "INSERT INTO freshness_outbox (tags) VALUES ('another')"
+"""A row that waits in the outbox, so that each watchman has something to delete."""
 
 
 @pytest.fixture
@@ -49,40 +60,112 @@ def no_timeouts(settings):
 
 
 @pytest.fixture
-def new_stage(transactional_db, handler, no_timeouts):
-    """`new_stage("a reader", 1, 2, warm=True, …)` returns a stage for a reader of the list and two writers, who set the price of its one property from
-    0 to 1 and 2.
-    """
-    [home] = saved(a_property())
-    home = Property.objects.get()
+def clock(request, settings, no_timeouts):
+    """Redis's clock, stopped, and a bound of one second. None on the real stack, whose bound is the 30 years of all specs."""
+    if request.config.option.stack == "real":
+        return None
+    settings.FRESHNESS_MAX_STALENESS = 1.0
+    return request.getfixturevalue("redis_clock")
 
-    def read():
+
+class Cast:
+    """What the actors of a stage do. They read and write the price of one property, which is 0 at first."""
+
+    stage: Stage
+
+    def __init__(self, handler, clock):
+        saved(a_property())
+        self.home, self.handler, self.clock = Property.objects.get(), handler, clock
+
+    def actor(self, name):
+        """The actor of this name. A number is the price that a writer sets."""
+        if name in (READER, WATCHMAN):
+            return Actor("read", self.read) if name == READER else Actor("verify", self.verify)
+        if name in self.FAULTS:
+            return Actor("fault", partial(self.FAULTS[name], self), killable=False)
+        if isinstance(name, Foreign):
+            return Actor("write", lambda: self.write_past_the_journal(name), writes=name, late=True, killable=False)
+        without_redis = isinstance(name, CutOff)
+        return Actor("write", lambda: self.write(name), writes=name, late=without_redis, cut_off=without_redis)
+
+    def begin(self):
+        """Let a schedule begin with the price 0 and a new journal."""
+        for sql in ("UPDATE housing_property SET price = 0", "DELETE FROM freshness_outbox", AN_UNRELATED_ROW):
+            connection.connection.execute(sql)  # past the journal
+        clear_the_cache()
+
+    def afterwards(self):
+        """What is read when all have ended: at once, after the bound, and after the next verification."""
+        yield int(Property.objects.get().price)
+        yield self.read()
+        self.pass_time()
+        if self.clock:  # on the real stack it stands still, so nothing would end the hits
+            yield self.read()
+        verify()
+        yield self.read()
+
+    def read(self):
         client = Client()
-        client.handler = handler
+        client.handler = self.handler
         return int(float(ask(client).rows[0]["price"]))
 
-    def write(price):
-        mine = copy(home)
+    def write(self, price):
+        mine = copy(self.home)
         mine.price = price
         mine.save(update_fields=["price"])
 
-    def actor(name):
-        if name == READER:
-            return Actor("read", read)
-        if name == REDIS:
-            return Actor("fault", lose_everything, killable=False)
-        return Actor("write", lambda: write(name), writes=name)
+    def write_past_the_journal(self, price):
+        stand_before(WRITES_ALONE)
+        execute = connection.connection.execute  # the driver's
+        execute("BEGIN")
+        execute(f"UPDATE housing_property SET price = {int(price)}")
+        execute(f"INSERT INTO freshness_outbox (tags) VALUES ('housing_property\nhousing_property:{self.home.pk}')")  # as a trigger does
+        execute("COMMIT")
+
+    def verify(self):
+        stand_before(VERIFIES)
+        here.actor.fused = True  # it is the first step of `verify`
+        verify()
+
+    def pass_time(self):
+        self.stage.pass_time()
+        if self.clock:
+            self.clock.seconds += LONGER
+
+    def let_time_pass(self):
+        stand_before(TIME_PASSES)
+        self.pass_time()
+
+    def lose_everything(self):
+        stand_before("loses all data")
+        flush()
+
+    def fail_over(self):
+        """In one step, Redis is replaced by a server whose clock is behind, and the page is read. Nobody leases, so the new journal needs no lease."""
+        stand_before("fails over to a server whose clock is behind")
+        here.actor = None
+        flush()
+        self.clock.seconds -= LONGER
+        journal.begin()
+        self.read()
+
+    FAULTS = {REDIS: lose_everything, TIME: let_time_pass, FAILOVER: fail_over}
+
+
+@pytest.fixture
+def new_stage(transactional_db, handler, clock):
+    """`new_stage("a reader", 1, 2, warm=True, …)` returns a stage for a reader of the list and two writers, who set the price of its property to 1 and 2."""
+    cast = Cast(handler, clock)
 
     def new_stage(*names, warm=False, **bounds):
-
         def new_actors():
-            connection.connection.execute("UPDATE housing_property SET price = 0")  # past the journal, which is new in each schedule
-            clear_the_cache()
+            cast.begin()
             if warm:
-                read()
-            return list(map(actor, names))
+                cast.read()
+            return list(map(cast.actor, names))
 
-        return Stage(new_actors, lambda: [int(Property.objects.get().price), read()], **bounds)
+        cast.stage = Stage(new_actors, cast.afterwards, **bounds)
+        return cast.stage
 
     return new_stage
 
@@ -97,6 +180,20 @@ def is_linearizable(request):
         return True
 
     return is_linearizable
+
+
+@pytest.fixture
+def try_every_order(new_stage, is_linearizable, pytestconfig, record_property):
+    """`try_every_order(actors, schedules, bounds)`: assert that all schedules of these actors are linearizable, and that there are so many."""
+
+    def try_every_order(actors, schedules, bounds):
+        with new_stage(*actors, **bounds) as stage:
+            name = pytestconfig.option.schedule
+            tried = sum(map(is_linearizable, [stage.replay(name)] if name else stage.every()))
+        record_property("counted", f"{tried:,} schedules")
+        assert name or tried == (schedules if isinstance(schedules, int) else schedules[pytestconfig.option.stack])
+
+    return try_every_order
 
 
 @pytest.mark.parametrize(
@@ -120,13 +217,51 @@ def is_linearizable(request):
         pytest.param([READER, 1, REDIS], 323, {}, id="a reader and a writer, Redis loses its data", marks=LONG),
     ],
 )
-def test_responses_are_linearizable_in_every_order_of_steps(new_stage, is_linearizable, pytestconfig, record_property, actors, schedules, bounds):
+def test_responses_are_linearizable_in_every_order_of_steps(try_every_order, actors, schedules, bounds):
     """The number of schedules is promised, too, so none was left out."""
-    with new_stage(*actors, **bounds) as stage:
-        name = pytestconfig.option.schedule
-        tried = sum(map(is_linearizable, [stage.replay(name)] if name else stage.every()))
-    record_property("counted", f"{tried:,} schedules")
-    assert name or tried == (schedules if isinstance(schedules, int) else schedules[pytestconfig.option.stack])
+    try_every_order(actors, schedules, bounds)
+
+
+@pytest.mark.parametrize(
+    ("actors", "schedules", "bounds"),
+    [
+        pytest.param([CutOff(1)], 3, {"warm": True, "kills": 1}, id="a writer without Redis, killed"),
+        pytest.param([Foreign(1), WATCHMAN], 14, {"warm": True, "kills": 1}, id="another program and a watchman, killed"),
+        pytest.param([Foreign(1), WATCHMAN, TIME], 30, {"warm": True}, id="another program and a watchman, while time passes", marks=EMBEDDED),
+        pytest.param([Foreign(1), WATCHMAN, FAILOVER], 28, {"warm": True}, id="another program and a watchman, at a failover", marks=EMBEDDED),
+        pytest.param([READER, Foreign(1)], 4, {}, id="a reader and another program"),
+        pytest.param([READER, CutOff(1)], 8, {}, id="a reader and a writer without Redis"),
+        pytest.param([1, CutOff(2)], {"embedded": 4, "real": 10}, {"warm": True}, id="a writer and one without Redis"),
+        pytest.param([READER, Foreign(1), WATCHMAN, TIME], 1124, {}, id="a reader, another program and a watchman, while time passes", marks=[LONG, EMBEDDED]),
+        pytest.param([READER, Foreign(1), WATCHMAN, WATCHMAN], 847, {"warm": True}, id="a reader, another program and two watchmen", marks=LONG),
+        pytest.param(
+            [READER, CutOff(1), WATCHMAN],
+            {"embedded": 187, "real": 229},
+            {"warm": True, "kills": 1},
+            id="a reader, a writer without Redis and a watchman, one of them killed",
+            marks=LONG,
+        ),
+        pytest.param(
+            [READER, CutOff(1), WATCHMAN, REDIS],
+            {"embedded": 1083, "real": 1542},
+            {"warm": True},
+            id="a reader, a writer without Redis and a watchman, Redis loses its data",
+            marks=LONG,
+        ),
+        pytest.param(
+            [READER, 1, Foreign(2), WATCHMAN],
+            {"embedded": 288, "real": 312},
+            {"preemptions": 1},
+            id="a reader, a writer, another program and a watchman, one preempted",
+            marks=LONG,
+        ),
+    ],
+)
+def test_reads_miss_no_write_longer_than_the_bound_in_any_order_of_steps(try_every_order, actors, schedules, bounds):
+    """The journal learns of them from the outbox: writes by another program, and of ours without Redis. Reads miss no other write. (Orders in which time
+    passes are embedded only, because the spec sets Redis's clock.)
+    """
+    try_every_order(actors, schedules, bounds)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], print_blob=True)
@@ -143,7 +278,7 @@ def test_responses_are_linearizable_in_drawn_orders_of_six_actors(new_stage, is_
 
 
 def outcome(schedule):
-    """All that the check of a history depends on, whichever of two equal actors is T1: values, and which operations ended before others began."""
+    """All that the check of a history depends on, whichever of two equal actors is T1: values, and which operations ended before others began, and how long."""
 
     def renamed(prices):
         done = schedule.history
@@ -154,6 +289,7 @@ def outcome(schedule):
                 one.ended == math.inf,
                 sum(other.ended < one.began for other in done),
                 sum(one.ended < other.began for other in done),
+                sum(one.ended + BOUND < other.began for other in done),
             )
             for one in done
         )
@@ -167,6 +303,8 @@ def outcome(schedule):
         pytest.param([READER, 1], {"warm": True, "kills": 1}, id="a reader and a writer, one of them killed; warm"),
         pytest.param([READER, READER], {}, id="two readers"),
         pytest.param([1, 2], {"warm": True}, id="two writers; warm"),
+        pytest.param([READER, CutOff(1)], {"kills": 1}, id="a reader and a writer without Redis, one of them killed", marks=LONG),
+        pytest.param([READER, Foreign(1), WATCHMAN], {"warm": True}, id="a reader, another program and a watchman", marks=LONG),
         pytest.param([READER, 1], {"kills": 1}, id="a reader and a writer, one of them killed", marks=LONG),
         pytest.param([READER, READER], {"kills": 1}, id="two readers, one of them killed", marks=LONG),
         pytest.param([READER, 1, REDIS], {}, id="a reader and a writer, Redis loses its data", marks=LONG),

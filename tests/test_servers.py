@@ -370,7 +370,7 @@ def limited_user(request, new_redis, as_the_cache):
 
         limited_user("on", ">secret", f"~{cache.make_key('*')}", *(f"+{command}" for command in COMMANDS))
         limited_user.admin = admin
-        as_the_cache(OwnRedis(server.url.replace("redis://", "redis://app:secret@"), server.restart))
+        as_the_cache(server._replace(url=server.url.replace("redis://", "redis://app:secret@")))
         yield limited_user
 
 

@@ -7,10 +7,12 @@ each from a fresh start, as stateless model checkers do (Godefroid, "Model Check
 If two schedules differ only in the order of neighbouring steps that are independent, one is run (sleep sets: Godefroid, "Partial-Order Methods for the
 Verification of Concurrent Systems", LNCS 1032, chapter 5). A SELECT and a script are independent. Two scripts are not, and neither are a SELECT and a
 COMMIT, nor the first step of one actor and the last of another, because the check of a history needs to know which operation ended before which began.
-All readers are alike, and writers differ only in the value that they write, so the first of each kind always begins.
+All readers are alike, and writers of a kind differ only in the value that they write, so the first of each kind always begins.
 
 An actor that waits for a database lock cannot take a step. An actor that waits for another's fill looks again after a script has run, or stops waiting
 at any time. A killed actor takes no further step. Nobody can see when it died, so it is killed right after its last step.
+
+A step takes no time, so a history counts its steps, far fewer than BOUND. Only TIME_PASSES takes longer than BOUND.
 """
 
 from __future__ import annotations
@@ -30,15 +32,21 @@ from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from housing.freshness import entries
-from housing.freshness.journal import Journal
+from housing.freshness.journal import Journal, Unreachable
 from tests.exploration.linearizability import Operation, violation
 from tests.fixtures.processes import Killed
-from tests.fixtures.trace import CURRENT
+from tests.fixtures.trace import CURRENT, OF_RACES
 
 TIMEOUT = 60
 """Seconds after which an actor counts as stuck if it neither reaches its next step nor waits for a lock."""
 
 BEGIN, WAITING = "BEGIN", "looks again"
+
+TIME_PASSES, VERIFIES, WRITES_ALONE = "time passes", OF_RACES["begin_verification"], "writes past the journal"
+"""Steps of actors that a spec makes: more than the bound passes, a watchman begins, and another program commits a whole transaction."""
+
+BOUND = 1_000.0
+"""How long a read may miss a late write, in steps."""
 
 STEP, KILL, TIMED_OUT = "", "†", "…"
 """An option for an actor: it takes its step, is killed, or stops waiting. The name of a schedule is the numbers of the actors, each with one of these."""
@@ -52,11 +60,13 @@ def _footprint(*touched: str) -> Footprint:
 
 
 TOUCHED = {
-    **dict.fromkeys(("lookup", "store", "abandon", "lease", "close", "withdraw", WAITING), _footprint("redis:w")),
+    **dict.fromkeys((*OF_RACES.values(), WAITING), _footprint("redis:w")),
     "SELECT": _footprint("rows:r"),
-    "UPDATE": _footprint("locks:w"),  # not visible before its COMMIT
+    **dict.fromkeys(("UPDATE", "INSERT"), _footprint("locks:w")),  # not visible before its COMMIT
     BEGIN: _footprint("locks:w"),
     "COMMIT": _footprint("rows:w", "locks:w"),
+    "DELETE": _footprint("rows:w", "locks:w"),  # in autocommit
+    WRITES_ALONE: _footprint("redis:w", "rows:w", "locks:w"),  # it is a whole operation, and the order of operations is visible
 }
 """The footprint of each step. Any other step counts as ANYTHING."""
 
@@ -68,12 +78,17 @@ here = threading.local()
 
 @dataclass(eq=False)
 class Actor:
-    """A process. `act` returns what a reader read, and `writes` is what a writer writes. A fault has neither."""
+    """A process. `act` returns what a reader read, and `writes` is what a writer writes. A watchman and a fault have neither.
 
-    kind: Literal["read", "write", "fault"]
+    The journal learns of a late write from the outbox. An actor that is cut off cannot reach Redis.
+    """
+
+    kind: Literal["read", "write", "verify", "fault"]
     act: Callable[[], Any]
     writes: Any = None
     killable: bool = True
+    late: bool = False
+    cut_off: bool = False
     at: str | None = None
     blocked: bool = False
     holds_lock: bool = False
@@ -112,8 +127,8 @@ class Schedule:
     history: list[Operation]
 
     def violation(self, initial: Any) -> str | None:
-        """None if the responses are linearizable. Otherwise the steps of the schedule, and what is wrong."""
-        wrong = violation(self.history, initial)
+        """None if the responses are linearizable, with late writes within the bound. Otherwise the steps of the schedule, and what is wrong."""
+        wrong = violation(self.history, initial, BOUND)
         return wrong and "\n".join([f"Schedule {self.name}:", *self.lines, "", wrong])
 
 
@@ -175,6 +190,16 @@ class Stage:
         self.idle = False  # whether an actor looked again in vain: the schedule without this look leads to the same
         self.last: Actor | None = None
         self.history: list[Operation] = []
+        self.passed = 0.0
+
+    @property
+    def now(self) -> float:
+        """The number of steps, and the time that passed between them."""
+        return len(self.lines) + self.passed
+
+    def pass_time(self) -> None:
+        """Let more time pass than the bound."""
+        self.passed += 2 * BOUND
 
     def __enter__(self) -> Stage:
         self.patches = ExitStack()
@@ -225,7 +250,8 @@ class Stage:
         if kind == KILL:
             return _footprint("kills:w", "locks:w")  # no other may be killed now, and another may have waited for its lock
         touched = TOUCHED.get(str(actor.at), ANYTHING)
-        return touched | TOUCHED["lookup"] if actor.began == math.inf else touched
+        ends = actor.cut_off and actor.at == "COMMIT"  # other writers and readers end with a script
+        return touched | TOUCHED["lookup"] if actor.began == math.inf or ends else touched
 
     def replay(self, name: str) -> Schedule:
         """The schedule of this name. Raises ValueError if the code no longer takes these steps."""
@@ -250,8 +276,8 @@ class Stage:
         if schedule:
             for trace in CURRENT:
                 trace.scheduled = trace.scheduled or list(self.lines)
-            for instant, value in enumerate(self.afterwards(), len(self.lines)):
-                self.history.append(Operation("afterwards", "read", value, instant, instant + 0.5))
+            for number, value in enumerate(self.afterwards()):
+                self.history.append(Operation("afterwards", "read", value, self.now + number, self.now + number + 0.5))
         return schedule
 
     def _perform(self, choose: Choose) -> Schedule | None:
@@ -282,21 +308,22 @@ class Stage:
     def _is_able(self, actor: Actor) -> bool:
         if actor.at is None or actor.blocked or (self.reduced and self._is_second_of_two_alike(actor)):
             return False
-        if actor.at == BEGIN:  # SQLite's one write lock
-            return not any(other.holds_lock for other in self.actors)
+        if actor.at in (BEGIN, "DELETE", WRITES_ALONE):  # SQLite's one write lock
+            return not any(other.holds_lock for other in self.actors if other is not actor)
         return actor.at != WAITING or actor.looked < self.changes
 
     def _is_second_of_two_alike(self, actor: Actor) -> bool:
         """Of two readers, or two writers, that have not begun, only the first may begin: the other schedule is the same with their names swapped."""
         before = self.actors[: self.actors.index(actor)]
-        return actor.kind != "fault" and actor.began == math.inf and any(other.began == math.inf and other.kind == actor.kind for other in before)
+        alike = [other for other in before if (other.kind, other.late, other.cut_off) == (actor.kind, actor.late, actor.cut_off)]
+        return actor.kind != "fault" and actor.began == math.inf and any(other.began == math.inf for other in alike)
 
     def _take(self, number: int, kind: str) -> None:
-        actor, before = self.actors[number], len(self.lines)
+        actor, before, now = self.actors[number], len(self.lines), self.now
         self.preempted += self.last not in (None, actor) and self._is_able(self.last)
         self.killed += kind == KILL
         self.last = actor
-        actor.began = min(actor.began, before)
+        actor.began = min(actor.began, now)
         actor.dead, actor.timed_out = kind == KILL, actor.timed_out or kind == TIMED_OUT
         self.lines.append("")
         step, actor.result = {KILL: "is killed", TIMED_OUT: "stops waiting"}.get(kind, actor.at), ""
@@ -333,8 +360,9 @@ class Stage:
         if error and not isinstance(error, Killed):
             self.failed.append(error)
         if actor.kind == "write" or (actor.kind == "read" and not error):
-            ended = math.inf if error else len(self.lines) - 0.5
-            self.history.append(Operation(f"T{number + 1}", actor.kind, actor.writes if actor.kind == "write" else read, actor.began, ended))
+            ended = math.inf if error else self.now - 0.5
+            value = actor.writes if actor.kind == "write" else read
+            self.history.append(Operation(f"T{number + 1}", actor.kind, value, actor.began, ended, actor.late))
         self.changes += actor.kind == "fault"
         actor.at, actor.holds_lock = None, False
         actor.back.release()
@@ -356,6 +384,8 @@ class Stage:
 
     def _statement(self, execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
         actor, verb = here.actor, sql.split(maxsplit=1)[0]
+        if actor is None:  # the rest of its steps is one
+            return execute(sql, *rest)
         if verb == BEGIN and "IMMEDIATE" in sql:
             actor.stand_before(BEGIN)
             actor.holds_lock = actor.fused = True  # its first write shows no more than its BEGIN
@@ -365,7 +395,7 @@ class Stage:
 
     def _stand_or_go_on(self, actor: Actor, step: str) -> None:
         if actor.fused:
-            actor.fused, actor.result = False, step
+            actor.fused, actor.result = False, "" if step == actor.at else step
         else:
             actor.stand_before(step)
 
@@ -385,9 +415,11 @@ class Stage:
             actor = getattr(here, "actor", None)
             if not actor:
                 return run(journal, verb, *args, **entry)
-            self._stand_or_go_on(actor, verb)
+            if actor.cut_off:  # without a step, because nobody can see it
+                raise Unreachable("Redis is unreachable for this actor.")
+            self._stand_or_go_on(actor, OF_RACES.get(verb, verb))
             response = run(journal, verb, *args, **entry)
-            verdict = (response[0] if response and isinstance(response, list) else response or b"").decode()
+            verdict = (response[0] if isinstance(response, list) else response).decode() if verb in ("lookup", "store") else ""
             actor.result = f"{actor.result} {verdict}".strip()
             self.idle |= verdict == "filling" and actor.looked >= 0
             self.changes += verdict not in ("hit", "filling")
