@@ -15,7 +15,7 @@ from tests.measurements import faults
 def test_reads_are_answered_and_never_older_than_the_bound_during_and_after_each_fault():
     """Only the first reads wait. Without Redis each read has a page, and each write succeeds. (Real only: embedded servers have no process and no network.)"""
     results = faults.measure_all(FAULTS)
-    print(faults.table(results))
+    print(faults.table(results))  # noqa: T201  # for a reader of a failure
     assert {result.fault.name: result.broken() for result in results if result.broken()} == {}
 
 

@@ -221,7 +221,7 @@ def test_a_result_that_keeps_its_promise_breaks_none():
         "writes": {"ours": [Write(7, 10.0, 0.5, succeeded=False)]},
         "stale after a write of this application": {"ours": [Write(7, 11.0, 1.9, succeeded=True)]},
         "stale after a write of another program": {"others": [Write(8, 21.0, 1.9, succeeded=True)]},
-        "only hits again after": {"after": [a_read("", 5.5, cache_status="housing; fwd=miss; stored")]},
+        "only hits again after": {"after": [a_read("", 6.5, cache_status="housing; fwd=miss; stored")]},
         "`/health/`": {"ready": a_read("", status=0)},
         "`/health/live/`": {"live": [a_read(LIVE, status=500)]},
     }.items(),
