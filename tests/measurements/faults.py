@@ -129,9 +129,9 @@ class OurWriter:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.process = subprocess.Popen(WRITER, cwd=ROOT, env=world.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        world.servers.callback(self.process.wait)
-        world.servers.callback(self.process.kill)
+        process = subprocess.Popen(WRITER, cwd=ROOT, env=world.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.process = world.servers.enter_context(process)
+        world.servers.callback(process.kill)
 
     def write(self, number: int = 0) -> Write:
         """Write the next price of this one of the watched properties, and wait for the result."""
