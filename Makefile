@@ -75,6 +75,10 @@ scale: install #= query plans with a million properties; seeds them in minutes, 
 load: install ## load test with dozens of readers and one writer; fails on a stale read; results in reports/
 	@$(BIN)/python -m tests.measurements.load
 
+.PHONY: faults
+faults: install #= inflict faults on the running service, in containers, some minutes; fails on a stale read; writes docs/faults.md
+	@$(BIN)/python -m tests.measurements.faults
+
 .PHONY: coverage
 coverage: install #= branch coverage of housing/ and tests/ on both stacks; needs what test-real needs
 	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 20000 && \

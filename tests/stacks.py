@@ -251,6 +251,16 @@ def start_redis(servers: ExitStack, *arguments: str, variable: str = "REDIS_IMAG
     return OwnRedis(url, restart, engine.pause, engine.unpause)
 
 
+def container_at(url: str) -> Any:
+    """The running container, as the Docker SDK has it, whose server has this URL."""
+    import docker
+
+    port = str(urlsplit(url).port)
+    running = docker.from_env().containers.list()
+    [container] = [each for each in running if port in {at["HostPort"] for ports in each.ports.values() for at in ports or () if at["HostIp"] != "::"}]
+    return container
+
+
 def new_container(variable: str) -> DockerContainer:
     """A container of the image in this variable, not started yet. Raises UsageError if no Docker engine is reachable."""
     from docker.errors import DockerException  # this import takes half a second, which the embedded stack can save

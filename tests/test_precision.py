@@ -289,7 +289,7 @@ def test_a_wrong_cell_is_reported_with_the_address_and_the_query_of_its_page(pag
     assert list(differences(name, promised, shown)) == []
     [line] = differences(name, happened, shown)
     assert line.startswith("Location.city, save(), page j /api/properties/cached/?city=Springfield (SELECT … FROM ")
-    assert """ WHERE "housing_location"."city" = 'Springfield' ORDER BY """ in line
+    assert re.search(r""" WHERE \S*city\S* = 'Springfield' ORDER BY """, line), line
     assert line.endswith("): promised 'J', happened '.'")
 
 

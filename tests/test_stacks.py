@@ -119,7 +119,7 @@ def test_an_unavailable_image_fails_with_one_line():
 def test_the_servers_of_the_environment_are_left_unchanged():
     """The specs create their own database and keys, and delete them at the end. Other data on the servers belongs to others. (Only a real server has a URL.)"""
     with ExitStack() as servers:
-        database, (cache, _) = stacks.start_postgres(servers), stacks.start_redis(servers)
+        database, cache = stacks.start_postgres(servers), stacks.start_redis(servers).url
 
         def contents():
             with psycopg.connect(database) as server, redis.Redis.from_url(cache) as client:
