@@ -74,6 +74,7 @@ else:
     options = {"connect_timeout": 2, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}
     if serves_requests(sys.argv):
         from_url["options"] = f"{REQUEST_TIMEOUTS} {from_url.get('options', '')}".strip()  # PostgreSQL uses the last value of each
+        DATABASES["default"]["REPLY_TIMEOUT"] = 6  # more than statement_timeout, which the server enforces while it is alive
 DATABASES["default"]["OPTIONS"] = options | from_url
 
 REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import Client
 
 from housing.freshness.settings import SETTINGS
@@ -20,6 +20,7 @@ from housing.models import Property
 from tests import ROOT
 from tests.fixtures.cache import clear_the_cache
 from tests.fixtures.processes import python
+from tests.fixtures.proxy import Fault, proxying
 from tests.fixtures.responses import VARIANTS, ask, ask_elsewhere
 
 
@@ -231,6 +232,33 @@ def test_a_transaction_that_is_left_open_is_ended_by_postgresql(home, connected_
     Property.objects.filter(pk=home.pk).update(price=1)
     driver.close()
     assert price() == ("1.00", "fwd=miss; stored")
+
+
+@pytest.mark.only("real")
+def test_a_statement_ends_if_the_server_hangs(transactional_db):
+    """Its process is stopped, so it enforces no timeout, and its kernel keeps the connection alive. The connection is closed, and the next one works. (Real
+    only: SQLite has no server.)
+    """
+    with proxying(connection.settings_dict["HOST"], int(connection.settings_dict["PORT"])) as proxy:
+        mine = connection.copy()
+        mine.settings_dict = mine.settings_dict | {"HOST": "127.0.0.1", "PORT": proxy.port, "REPLY_TIMEOUT": 0.3}
+        with mine.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            with proxy.inflicting(Fault(swallows=True)), pytest.raises(OperationalError, match=r"^the server has sent no reply for 0\.3 s$"):
+                cursor.execute("SELECT 2")
+        assert mine.connection.closed
+        mine.close()
+        with mine.cursor() as cursor:
+            cursor.execute("SELECT 3")
+            assert cursor.fetchone() == (3,)
+        mine.close()
+
+
+@pytest.mark.parametrize(("argv", "seconds"), [(["gunicorn"], "6\n"), (["manage.py", "migrate"], "None\n")])
+def test_only_a_server_bounds_the_wait_for_a_reply(argv, seconds):
+    """A migration may take minutes. The bound is longer than statement_timeout, because PostgreSQL's own error says more."""
+    program = OPTIONS.format(argv=argv).replace("['OPTIONS']", ".get('REPLY_TIMEOUT')")
+    assert python("-c", program, DJANGO_DEBUG="true", DATABASE_URL="postgres://housing@127.0.0.1/housing").stdout == seconds
 
 
 @pytest.mark.only("real")

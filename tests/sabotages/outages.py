@@ -255,4 +255,11 @@ OUTAGES = (
         "",
         "test_health.py::test_a_process_is_degraded_while_nothing_is_verified",
     ),
+    Sabotage(
+        "a server waits for a reply of the database for ever",
+        "settings.py",
+        'DATABASES["default"]["REPLY_TIMEOUT"] = 6',
+        "pass",
+        "test_slow_database.py::test_only_a_server_bounds_the_wait_for_a_reply[argv0-6\\n]",
+    ),
 )

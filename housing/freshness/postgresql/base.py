@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any
 
 from django.db import transaction
 from django.db.backends.postgresql import base, operations
-from psycopg import Error
+from psycopg import Error, OperationalError
 from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
@@ -97,6 +98,29 @@ class Cursor(CursorMixin):
         return (mark if isinstance(sql, str) else composed.SQL(mark) if isinstance(sql, composed.Composable) else type(sql)(mark)) + sql
 
 
+def bound_replies(connection: Any, seconds: float) -> None:
+    """Close the connection and raise OperationalError if the server sends no reply within these seconds.
+
+    libpq has no such timeout. statement_timeout is the server's own, which a server that hangs does not enforce, and its kernel keeps the connection alive.
+    """
+    wait = connection.wait
+
+    def bounded(reply: Any) -> Generator[Any, Any, Any]:
+        end = monotonic() + seconds
+        try:
+            state = next(reply)
+            while True:
+                is_ready = yield state
+                if not is_ready and monotonic() > end:
+                    connection.pgconn.finish()
+                    raise OperationalError(f"the server has sent no reply for {seconds:g} s")
+                state = reply.send(is_ready)
+        except StopIteration as ended:
+            return ended.value
+
+    connection.wait = lambda reply, *args, **kwargs: wait(bounded(reply), *args, **kwargs)
+
+
 class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
     """Django's operations with the engine's compilers."""
 
@@ -113,6 +137,13 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     ops_class = DatabaseOperations
     why_cluster_unknown = ""
     """Why the identity lacks the cluster, if this role may not read it."""
+
+    def get_new_connection(self, conn_params: Any) -> Any:
+        """Connect. With REPLY_TIMEOUT in the settings of the database, no reply is awaited for more than these seconds."""
+        connection = super().get_new_connection(conn_params)
+        if (seconds := self.settings_dict.get("REPLY_TIMEOUT")) and "wait" not in vars(connection):  # a pool lends a connection again
+            bound_replies(connection, float(seconds))
+        return connection
 
     def facts(self) -> list[Any]:
         """Return facts about the database, and about its cluster if this role may read them."""
