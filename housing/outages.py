@@ -1,7 +1,7 @@
 """Requests while the database is unavailable or slow: each gets 503 with `Retry-After`, as JSON or as a page, and one line in the log.
 
 The middleware also bounds the requests that use the database at once, so that some threads stay free for hits. Cached views bound their own reads,
-because a hit uses no database. The health checks come first, so that nothing else can delay or break them.
+because a hit uses no database. The health checks come first, so that no other middleware can delay or break them.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ REQUEST_TIMEOUTS = " ".join(
 
 
 def serves_requests(argv: list[str]) -> bool:
-    """Whether this process is a server, and no command. Whatever is unknown counts as a server."""
+    """Whether this process is a server, and no command. An unknown program counts as a server."""
     return not argv[0].endswith(COMMANDS) or "runserver" in argv[1:2]
 
 

@@ -40,7 +40,7 @@ def find(operator):
     return find
 
 
-# Who may see it
+# Permissions
 
 
 def test_the_index_of_the_admin_links_the_page(operator):

@@ -78,7 +78,7 @@ def test_the_parts_of_a_url_with_sentinels_reach_the_servers_and_the_sentinels(s
     sentinels = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
     assert [(sentinel["host"], sentinel["port"]) for sentinel in sentinels] == [("127.0.0.1", 7001), ("::1", 26379), ("sentinel.example", 7003)]
     assert {(sentinel["username"], sentinel["password"], sentinel["socket_timeout"]) for sentinel in sentinels} == {("watch", "its@own", 3)}
-    assert {sentinel["retry"].get_retries() for sentinel in sentinels} == {0}, "the next sentinel is asked at once"
+    assert {sentinel["retry"].get_retries() for sentinel in sentinels} == {0}, "the next sentinel is tried at once"
 
 
 def test_tls_of_a_url_with_sentinels_is_used_for_the_servers_and_the_sentinels(settings):
@@ -294,7 +294,7 @@ class Load:
         return price
 
     def more(self, number, came_from="hit"):
-        """Wait until so many further operations of each kind are done, and so many of the reads were hits."""
+        """Wait until each kind has this number of further operations, and this number of further reads came from `came_from`."""
         before, counts = Counter(operation.who for operation in self.history), self.came_from[came_from]
 
         def enough():
@@ -493,7 +493,7 @@ def pooled(servers, transactional_db):
 
 
 def backends(number):
-    """The server's processes that answer so many queries in autocommit, one after the other."""
+    """The server's processes that answer this number of queries in autocommit, one after the other."""
     with connection.cursor() as cursor:
         return {cursor.execute("SELECT pg_backend_pid()").fetchone()[0] for _ in range(number)}
 

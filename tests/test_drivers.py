@@ -146,7 +146,7 @@ PAST_THE_CURSOR = {
 """Methods that send settings and health checks directly through the driver."""
 
 EXPOSES = {"create_cursor", "pool", "Database"}
-"""Names that give the caller the driver's own cursor, connections or module. What they write is in test_other_writers.py."""
+"""Names that give the caller the driver's own cursor, connections or module. Their writes are in test_other_writers.py."""
 
 SEND_NOTHING = {
     *("SchemaEditorClass", "allow_thread_sharing", "check_settings", "client_class", "close", "close_pool", "creation_class", "data_type_check_constraints"),

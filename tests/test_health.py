@@ -40,7 +40,7 @@ def test_a_health_check_is_never_stored_by_a_browser_or_a_proxy(twenty_propertie
 
 
 @pytest.mark.parametrize("path", health.CHECKS)
-def test_a_health_check_responds_to_head_as_to_get_and_to_nothing_else(twenty_properties, client, path):
+def test_a_health_check_responds_to_head_the_same_as_get_and_refuses_other_methods(twenty_properties, client, path):
     """Some load balancers send HEAD."""
     get, head = client.get(path), client.head(path)
     assert (get.status_code, get.headers.keys(), head.content) == (head.status_code, head.headers.keys(), b"")

@@ -243,14 +243,16 @@ def read_once(client, key, dice):
     report("read", client, prices, began, ended, response.headers["Cache-Status"])
     return "unreachable" in response.headers["Cache-Status"]
 
+SHARE_OF_WRITES = {False: 0.03, True: 0.2}  # whether the last read was without Redis
+
 def work(client, number, operations, keys):
-    here.client, dice, without_redis = client, random.Random(number), False
+    here.client, dice, share = client, random.Random(number), SHARE_OF_WRITES[False]
     for price in range(number, number + operations):
         key = dice.choice(keys)
-        if dice.random() < (0.2 if without_redis else 0.03):
+        if dice.random() < share:
             write_once(client, key, price, dice)
             continue
-        without_redis = read_once(client, key, dice)
+        share = SHARE_OF_WRITES[read_once(client, key, dice)]
 
 endpoint, workers = json.loads(sys.argv[1])
 with ThreadPoolExecutor() as threads:

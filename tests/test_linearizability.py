@@ -1,4 +1,4 @@
-"""The checker of histories. It accepts what a linearizable register can show, and nothing else, except for late writes within their bound.
+"""The checker of histories. It accepts only the histories of a linearizable register, except for late writes within their bound.
 
 Concurrent operations have no single order. Their responses are correct if the history is linearizable: each read and write can have one instant,
 between its beginning and its end, at which it took effect. A late write may be missing in reads for a bounded time (Δ) after its end.

@@ -60,7 +60,7 @@ def manage(transactional_db):
 
 @pytest.fixture
 def from_outside(home):
-    """`from_outside("UPDATE …")`: another program commits this statement, and nothing is told."""
+    """`from_outside("UPDATE …")`: another program commits this statement, and the cache does not see it."""
 
     def from_outside(sql):
         driver = connections.create_connection("default")
@@ -209,7 +209,7 @@ def test_status_of_a_database_without_an_outbox_names_the_command_that_creates_i
 
 
 def test_status_says_if_the_user_of_redis_may_not_list_keys(manage, monkeypatch):
-    """The service needs no SCAN, so its user may lack it. Everything else is shown."""
+    """The service needs no SCAN, so its user may lack it. All other lines are shown."""
 
     def refuse(*_, **__):
         raise refusals.NoPermissionError("User app has no permissions to run the 'scan' command")
@@ -303,7 +303,7 @@ CHANGES = {
     "a row that others show was changed": "UPDATE housing_agent SET name = 'Another', office_id = {other.agent.office_id} WHERE id = {home.agent_id}",
     "a row by which others are selected was changed": "UPDATE housing_location SET city = 'Shelbyville' WHERE id = {home.location_id}",
 }
-"""What another program did to a row, of which nothing is known but its primary key."""
+"""Changes of a row by another program. Only the primary key of the row is known."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -359,7 +359,7 @@ def test_a_row_is_invalidated_with_its_table_while_the_database_is_unreachable(h
         (("housing.Property", "seven"), "Not a primary key of housing.Property: “seven” value must be an integer."),
     ],
 )
-def test_what_cannot_be_invalidated_is_refused_with_what_to_write(home, warm, read, manage, arguments, complaint):
+def test_invalid_arguments_of_invalidate_are_refused_with_a_correction(home, warm, read, manage, arguments, complaint):
     """Nothing is invalidated then."""
     warm()
     ended = manage("invalidate", *arguments)
@@ -565,7 +565,7 @@ def test_the_progress_is_shown_on_a_terminal_only(home, warm, manage):
         (b"1", None, "the database has no such response"),
     ],
 )
-def test_the_first_difference_is_named_by_its_place(cached, true, text):
+def test_the_first_difference_is_shown_with_its_place(cached, true, text):
     assert difference(cached, true) == text
 
 

@@ -369,7 +369,7 @@ BROKEN = {
     "not enabled for replication": "ALTER TABLE housing_office ENABLE TRIGGER {trigger}",
     "outdated": "ALTER TRIGGER {trigger} ON housing_office RENAME TO freshness_update_00000000",
 }
-"""What may happen to a trigger → the statement."""
+"""Each way to break a trigger, with its statement."""
 
 
 @pytest.mark.parametrize("broken", BROKEN)
@@ -549,4 +549,4 @@ NOT_PROMISED = {
         "The statement tags the rows and columns that it names itself. A write to another table is seen."
     ),
 }
-"""What the triggers cannot see."""
+"""Writes that the triggers cannot see."""

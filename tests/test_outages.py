@@ -361,7 +361,7 @@ def test_without_the_database_each_address_responds_with_503_or_needs_none(home,
         with connection.execute_wrapper(lambda execute, *statement, asked=asked: asked.append(1) or execute(*statement)):
             status = staff.get(address, headers={"Accept": accept}).status_code
         before[address] = 503 if asked or address in ("/health/", "/health/ready/") else status
-    assert list(before.values()).count(503) > 20, "the walk found few addresses that query"
+    assert list(before.values()).count(503) > 20, "few addresses that query were found"
 
     for address, expected in before.items():
         clear_the_cache()
@@ -416,7 +416,7 @@ def unverified(redis_clock, settings, twenty_properties, verify, read):
 
 @embedded
 def test_without_the_database_an_unverified_entry_is_served_with_its_age(unverified, read, database_unreachable, caplog):
-    """T1 stores · two seconds without a verification · T2 cannot reach the database. Nobody else can be shown anything newer, and the response says how old
+    """T1 stores · two seconds without a verification · T2 cannot reach the database. No other reader can be shown a newer price, and the response says how old
     it may be (RFC 5861 and RFC 9211). (Embedded only: the spec sets Redis's clock.)
     """
     with database_unreachable():
@@ -449,7 +449,7 @@ def test_an_entry_is_served_without_the_database_only_for_the_set_time(settings,
 
 @embedded
 def test_an_entry_that_a_write_made_stale_is_not_served_without_the_database(unverified, reprice, read, database_unreachable):
-    """T1 stores · T2 COMMITs, and is told so · nobody can reach the database. T2 must not see the old price again. (Embedded only: the spec sets Redis's
+    """T1 stores · T2 COMMITs, and knows it · nobody can reach the database. T2 must not see the old price again. (Embedded only: the spec sets Redis's
     clock.)
     """
     reprice(1)

@@ -69,7 +69,7 @@ def clock(request, settings, no_timeouts):
 
 
 class Cast:
-    """What the actors of a stage do. They read and write the price of one property, which is 0 at first."""
+    """The actions of the actors of a stage. They read and write the price of one property, which is 0 at first."""
 
     stage: Stage
 
@@ -95,7 +95,7 @@ class Cast:
         clear_the_cache()
 
     def afterwards(self):
-        """What is read when all have ended: at once, after the bound, and after the next verification."""
+        """The prices that are read when all actors have ended: at once, after the bound, and after the next verification."""
         yield int(Property.objects.get().price)
         yield self.read()
         self.pass_time()
@@ -184,7 +184,7 @@ def is_linearizable(request):
 
 @pytest.fixture
 def try_every_order(new_stage, is_linearizable, pytestconfig, record_property):
-    """`try_every_order(actors, schedules, bounds)`: assert that all schedules of these actors are linearizable, and that there are so many."""
+    """`try_every_order(actors, schedules, bounds)`: assert that all schedules of these actors are linearizable, and that their number is `schedules`."""
 
     def try_every_order(actors, schedules, bounds):
         with new_stage(*actors, **bounds) as stage:

@@ -534,9 +534,10 @@ def report(who):
 
 report("the parent")
 child = os.fork()
-report("the parent again" if child else "the child")
 if child:
+    report("the parent again")
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+report("the child")
 """
 """A server that reads a page before it forks. A line: who, its watchmen, the Cache-Status of two reads, and its watchmen after them."""
 

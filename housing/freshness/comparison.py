@@ -1,7 +1,7 @@
 """Compare entries with the database: an entry that would be served, and whose bytes are not those of the database, is a broken promise.
 
-The idea is that of Polaris, which watches the caches of Meta from outside ("Cache made consistent", 2022). What a fresh entry may be is decided by the
-journal alone, and a write between the two reads is no difference.
+The idea is that of Polaris, which watches the caches of Meta from outside ("Cache made consistent", 2022). The journal alone
+decides whether an entry is fresh, and a write between the two reads is no difference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OUTCOMES = {
     "changed": "A write raced each comparison.",
     "unknown": "It cannot be read from the database again.",
 }
-"""What a comparison may find."""
+"""The possible outcomes of a comparison, and what each means."""
 
 
 @dataclass(frozen=True)

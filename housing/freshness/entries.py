@@ -102,7 +102,7 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
 
 
 def _why_not_cached(why: Unidentified | Unreachable) -> str:
-    """The detail in Cache-Status, which is logged with its reason. What the breaker repeats was logged when it opened."""
+    """The detail in Cache-Status, which is logged with its reason. An error that the breaker repeats was logged when it opened."""
     if isinstance(why, Unidentified) or not why.is_repeated:
         logger.warning("Served from the database: %s", why)
     return "unreachable" if isinstance(why, Unreachable) else NOT_VERIFIED

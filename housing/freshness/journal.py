@@ -43,10 +43,10 @@ REPLIES: dict[type[refusals.RedisError], str] = {
     refusals.BusyLoadingError: "it is loading its data",
     refusals.ResponseError: "it refuses the script of the journal, or writes",
 }
-"""What an error that the server replied means. The most general is last."""
+"""The meaning of each error that the server sends. The most general is last."""
 
 OTHERS = "anything by another version of the code"
-"""What was written, in the words for an operator, if an entry is stale because versions do not know each other's tags."""
+"""The write that an operator is shown if an entry is stale because versions of the code do not know each other's tags."""
 
 
 class Refused(Unreachable):
@@ -223,7 +223,7 @@ class Journal:
         return (int(ages[0]) / 1_000_000, int(ages[1]) / 1_000_000) if ages else None
 
     def inspect(self, entry: str) -> Inspected | None:
-        """The entry under this key, with its freshness, or None if there is none. Changes nothing."""
+        """The entry under this key, with its freshness, or None if it is not cached. Changes nothing."""
         found = [bytes(part) for part in self._run("inspect", entry=entry)]
         if not found:
             return None

@@ -1,4 +1,4 @@
-"""The metrics of this process, for Prometheus. They need prometheus-client, and the token in FRESHNESS_METRICS_TOKEN.
+"""The metrics of this process in Prometheus's format. They need prometheus-client, and the token in FRESHNESS_METRICS_TOKEN.
 
 Responses are counted in each process. If several processes serve one address, set PROMETHEUS_MULTIPROC_DIR, and prometheus-client adds them up.
 The state of the journal, the leases and the outbox is read at each scrape.

@@ -1,4 +1,4 @@
-"""What an operator sees and does: the state of the cache, the entry of a URL, and reading a row, a table or everything again.
+"""Operations for an operator: show the state of the cache or the entry of a URL, and invalidate a row, a table or everything.
 
 `manage.py cache` and the admin's page show it.
 """
@@ -150,7 +150,7 @@ def _in(language: str, zone: str) -> Iterator[None]:
 
 
 def _detail(refused: Exception) -> str:
-    """What DRF would send with this error."""
+    """The text that DRF would send with this error."""
     detail = getattr(refused, "detail", None) or "Not found."
     return " ".join(f"{name}: {' '.join(map(str, why))}" for name, why in detail.items()) if isinstance(detail, dict) else str(detail)
 

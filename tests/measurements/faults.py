@@ -213,7 +213,7 @@ COLUMNS = (
 
 
 def promised(promise: Promise) -> list[str]:
-    """What is promised in each of the columns."""
+    """The promise in each of the columns."""
     return [
         promise.answers,
         "200" if promise.unchanged else promise.answers,
@@ -229,7 +229,7 @@ def promised(promise: Promise) -> list[str]:
 
 
 class Cell(NamedTuple):
-    """What was measured, and whether this keeps the promise."""
+    """A measured value, and whether it keeps the promise."""
 
     measured: str
     holds: bool
@@ -237,18 +237,18 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What one fault cost."""
+    """The measured cost of one fault."""
 
     fault: Fault
     usual: dict[str, float]
     """Kind → the median of such reads before the fault, in seconds."""
     during: list[Read]
     live: list[Read]
-    """What `/health/live/` responded with during the fault, 20 times a second."""
+    """The responses of `/health/live/` during the fault, 20 a second."""
     work: list[float]
     """The seconds that `some_work` took meanwhile."""
     ready: Read
-    """What `/health/` responded with."""
+    """The response of `/health/`."""
     ours: list[Write]
     others: list[Write]
     recovered: float
@@ -267,7 +267,7 @@ class Result:
 
     @property
     def slowest(self) -> float:
-        """What the slowest responses lost, without those that a busy machine may have delayed."""
+        """The seconds that the slowest read lost, without the reads that a busy machine may have delayed."""
         return sorted(read.seconds - self.usual[read.kind] for read in self.during if read.is_answered)[-DELAYED - 1]
 
     @property
@@ -277,7 +277,7 @@ class Result:
 
     @property
     def hundredth(self) -> float:
-        """What the last ten reads of the unchanged page took, in the median."""
+        """The median time of the last ten reads of the unchanged page."""
         return median([read.seconds for read in self.during if read.kind == UNCHANGED][-10:])
 
     @property
@@ -317,7 +317,7 @@ class Result:
         return sum(write.succeeded for write in self.ours)
 
     def cells(self) -> list[Cell]:
-        """What was measured, in the order of `COLUMNS`, and whether it keeps the promise."""
+        """The measured values in the order of `COLUMNS`, and whether each keeps the promise."""
         promise, (own, others), (had, asked) = self.fault.promise, self.stale, self.unchanged
         live = max(read.seconds for read in self.live)
         stuck, last, cold = len(self.during) - self.answered, self.hundredth - promise.delay, self.usual[COLD]

@@ -59,7 +59,7 @@ CONNECTIONS = (
         SENTINELS,
     ),
     Sabotage(
-        "Sentinel: an unreachable sentinel is asked several times",
+        "Sentinel: an unreachable sentinel is tried several times",
         "redis_url.py",
         '"retry": Retry(NoBackoff(), 0), ',
         '"retry": Retry(NoBackoff(), 3), ',

@@ -405,7 +405,7 @@ DEPENDENCIES = (
     Sabotage(
         "a write through a database view tags only the view",
         "freshness/compiler.py",
-        "is_table = table.managed if table else self",
+        "is_table = table.managed if table else self",  # plain-words: code
         "is_table = table or self",
         "test_kinds.py::test_a_write_through_a_database_view_is_in_the_next_read",
     ),

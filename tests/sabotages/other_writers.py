@@ -38,7 +38,7 @@ OTHER_WRITERS = (
     Sabotage(
         "mark: the log of queries shows it",
         "freshness/postgresql/base.py",
-        "return triggers.unmarked(found) if found else found",
+        "return triggers.unmarked(found) if found else found",  # plain-words: code
         "return found",
         "test_other_writers.py::test_the_mark_is_invisible_to_execute_wrappers_and_to_the_log_of_queries",
         "real",

@@ -27,8 +27,8 @@ OUTAGES = (
     Sabotage(
         "breaker: it never closes",
         "freshness/breaker.py",
-        "        else:\n            self.close()\n",
-        "        else:\n            pass\n",
+        "        else:\n            self.close()\n",  # plain-words: code
+        "        else:\n            pass\n",  # plain-words: code
         "test_outages.py::test_the_breaker_is_logged_once_when_it_opens_and_once_when_it_closes",
     ),
     Sabotage(
@@ -41,14 +41,14 @@ OUTAGES = (
     Sabotage(
         "breaker: it counts for every address",
         "freshness/breaker.py",
-        "return opened if opened and opened.address == address else None",
+        "return opened if opened and opened.address == address else None",  # plain-words: code
         "return opened",
         "test_outages.py::test_another_address_is_used_at_once",
     ),
     Sabotage(
         "breaker: a full Redis opens it",
         "freshness/journal.py",
-        "return self.breaker.open(address, failed) if isinstance(error, refusals.ConnectionError | refusals.TimeoutError) else failed()",
+        "return self.breaker.open(address, failed) if isinstance(error, refusals.ConnectionError | refusals.TimeoutError) else failed()",  # plain-words: code
         "return self.breaker.open(address, failed)",
         "test_outages.py::test_an_error_that_concerns_one_call_does_not_open_the_breaker",
     ),
@@ -76,8 +76,8 @@ OUTAGES = (
     Sabotage(
         "an unavailable database is an error of the server",
         "outages.py",
-        "if isinstance(error, InterfaceError | OperationalError) else None",
-        "if isinstance(error, ZeroDivisionError) else None",
+        "if isinstance(error, InterfaceError | OperationalError) else None",  # plain-words: code
+        "if isinstance(error, ZeroDivisionError) else None",  # plain-words: code
         "test_outages.py::test_without_the_database_each_address_responds_with_503_or_needs_none[application/json]",
     ),
     Sabotage(

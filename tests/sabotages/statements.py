@@ -376,7 +376,7 @@ STATEMENTS = (
     Sabotage(
         "execute() returns the driver's own cursor",
         "freshness/cursor.py",
-        "            self.written = before\n        return self if found is self.cursor else found",
+        "            self.written = before\n        return self if found is self.cursor else found",  # plain-words: code
         "            self.written = before\n        return found",
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),

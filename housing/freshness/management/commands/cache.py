@@ -156,7 +156,7 @@ def as_command_errors() -> Iterator[None]:
 
 
 def model_named(label: str) -> type[Model]:
-    """Return the model with this label. Raises CommandError if there is none."""
+    """Return the model with this label. Raises CommandError if no model has it."""
     app, _, name = label.partition(".")
     try:
         return apps.get_model(app, name)
