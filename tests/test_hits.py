@@ -474,14 +474,15 @@ def test_a_thread_that_changes_pools_returns_its_connection_to_the_first(home, s
     """A pool closes only the connections that it holds, so one that is never returned would leak."""
     journal.lookup("an entry")
     pool = get_redis_connection("default").connection_pool
-    assert journal._line.connection in pool._in_use_connections
+    connection = journal._line.connection
+    assert connection in pool._in_use_connections
 
     cache = settings.CACHES["default"]
     settings.CACHES = {"default": cache | {"LOCATION": cache["LOCATION"] + "?health_check_interval=0"}}
     journal.lookup("an entry")
 
     assert journal._line.pool is not pool
-    assert len(pool._in_use_connections) == 0
+    assert connection not in pool._in_use_connections
 
 
 def test_a_thread_that_ends_returns_its_connection_to_the_pool(home, read, elsewhere):
@@ -491,11 +492,14 @@ def test_a_thread_that_ends_returns_its_connection_to_the_pool(home, read, elsew
 
     def act():
         journal.lookup("an entry")
-        used.append(len(pool._in_use_connections))
+        used.append(journal._line.connection)
+        assert used[-1] in pool._in_use_connections
 
     act()
     elsewhere(act)
     gc.collect()
 
-    assert used == [1, 2]
-    assert len(pool._in_use_connections) == 1
+    mine, of_the_thread = used
+    assert mine is not of_the_thread
+    assert mine in pool._in_use_connections
+    assert of_the_thread not in pool._in_use_connections
