@@ -182,6 +182,7 @@ def body(tab: Page) -> Locator:
 
 @pytest.mark.parametrize(("variant", "counts"), [("naive", [61, 61]), ("optimized", [1, 1]), ("cached", [1, 0])])
 def test_the_toolbar_shows_the_promised_query_counts(tab: Page, variant: str, counts: list[int]) -> None:
+    """Developers check the promised counts in the toolbar, so it must agree with the specs."""
     for load, count in enumerate(counts, 1):
         tab.goto(VARIANTS[variant])
 
@@ -347,6 +348,7 @@ def test_back_shows_the_new_price(tab: Page, newest: Any, change_in_the_admin: C
 
 
 def test_back_to_the_demo_page_shows_the_new_price_in_the_form(tab: Page, newest: Any, change_in_the_admin: Callable[..., None]) -> None:
+    """Browsers may restore form fields on Back. The visitor could then save the old price over the new one."""
     new = another(newest["price"])
     tab.goto("/")
     expect(tab.get_by_label("Price", exact=True)).to_have_value(newest["price"])
@@ -508,6 +510,7 @@ def length(card: Locator, what: str) -> float:
     ],
 )
 def test_the_demo_page_shows_the_new_value_and_the_stale_responses(tab: Page, label: str, stale: list[str], warm: list[str]) -> None:
+    """The visitor sees that a change invalidates each response that shows it, and no other."""
     tab.goto("/")
     new = another(tab.get_by_label(label, exact=True).input_value())
 
@@ -568,6 +571,7 @@ def test_a_change_after_logging_out_is_refused_on_the_page(tab: Page, newest: An
 
 
 def test_an_unreachable_service_is_reported_on_the_page(tab: Page) -> None:
+    """Otherwise the old numbers would look like the result of the new read."""
     tab.goto("/")
     was_read(tab)
     tab.context.set_offline(True)

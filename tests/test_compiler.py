@@ -135,6 +135,7 @@ def test_a_condition_on_many_keys_depends_on_which_rows_there_are(home):
 
 
 def test_a_condition_on_a_list_of_expressions_depends_on_their_columns(home):
+    """A change of either column decides which rows match. If one of them were missing, the response could become stale unnoticed."""
     tags, complaint = dependencies(lambda: list(Property.objects.filter(bedrooms__in=[F("bathrooms"), 3])))
 
     assert complaint is None
@@ -142,6 +143,7 @@ def test_a_condition_on_a_list_of_expressions_depends_on_their_columns(home):
 
 
 def test_a_condition_on_two_columns_at_once_depends_on_both(it):
+    """A composite primary key has two columns, and a change of either decides which rows match."""
     tags, complaint = dependencies(lambda: list(it.Membership.objects.filter(pk__in=[(it.home.agent_id, 1)])))
 
     assert complaint is None
@@ -149,6 +151,7 @@ def test_a_condition_on_two_columns_at_once_depends_on_both(it):
 
 
 def test_an_inner_query_with_a_filtered_relation_is_taken_whole(home):
+    """The columns of an inner query are not analysed. Depending on all of both tables invalidates more, but a stale response is never served."""
     inner = Agent.objects.alias(mine=FilteredRelation("properties", condition=Q(properties__price__gt=1))).filter(mine__isnull=False, office=OuterRef("pk"))
     tags, complaint = dependencies(lambda: list(Office.objects.filter(Exists(inner))))
 
@@ -166,6 +169,7 @@ def test_a_compiled_select_that_cannot_be_read_keeps_its_response_out_of_the_cac
 
 
 def test_a_compiled_select_may_be_read_outside_a_fill(home):
+    """A shell or a command has no response to cache, so there are no dependencies to record."""
     assert Select(Property.objects.filter(pk=home.pk).values_list("pk")).rows() == [[home.pk]]
 
 

@@ -32,6 +32,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS)
 
 @variants
 def test_a_list_has_twenty_rows_newest_first(transactional_db, read, variant):
+    """A response stays small however large the table is, and visitors look for new listings first."""
     saved(*map(a_property, range(25)))
 
     rows = read(variant).rows
@@ -75,6 +76,7 @@ def test_a_row_is_a_whole_property_with_location_agent_and_office(home, read, va
 
 @variants
 def test_a_detail_is_the_row_with_its_images_in_order_of_position(home, read, variant):
+    """A client can read both with the same code, and shows the images in their intended order."""
     detail = read(f"{variant}/{home.pk}").json
 
     images = detail.pop("images")
@@ -116,6 +118,7 @@ def test_head_returns_the_status_and_content_type_of_a_get_without_a_body(home, 
 
 @variants
 def test_options_returns_the_allowed_methods(home, client, variant):
+    """API tools send OPTIONS to find out whether they can write. This API is read-only."""
     assert client.options(VARIANTS[variant]).headers["Allow"] == "GET, HEAD, OPTIONS"
 
 

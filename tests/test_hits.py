@@ -157,6 +157,7 @@ def test_every_parameter_has_its_own_entries(twenty_properties, warm, read, quer
 
 
 def test_every_cursor_has_its_own_entry(twenty_properties, warm, read):
+    """Otherwise a client that follows `next` would get the same page again."""
     second = read("cached", page_size=5).json["next"]
     third = read(f"cached{second}").json["next"]
 
@@ -181,6 +182,7 @@ def test_a_list_and_a_detail_never_share_an_entry(home, warm, read):
 
 
 def test_every_property_has_its_own_entry(twenty_properties, warm, read):
+    """Otherwise a visitor would see the price and the images of another property."""
     first, second = twenty_properties[:2]
     warm(f"cached/{first.pk}")
 

@@ -68,6 +68,7 @@ def change(client):
 
 
 def test_the_demo_page_links_lists_docs_admin_and_health(home, client):
+    """A developer starts here after `make run`, and should not need to know any URL."""
     links = {attributes.get("href") for _, attributes in Elements(client.get("/").text).found}
 
     assert links >= {*VARIANTS.values(), "/api/docs/", "/api/schema/", "/spec/", "/admin/", "/health/"}
@@ -127,6 +128,7 @@ def test_without_its_specs_the_service_has_no_link_to_them(home, client, monkeyp
 
 
 def test_the_demo_page_of_an_empty_database_says_how_to_seed_it(transactional_db, client):
+    """Without this hint, three empty lists would look like a broken service."""
     assert "manage.py seed" in client.get("/").text
 
 
@@ -146,6 +148,7 @@ def test_the_demo_page_watches_responses_that_show_the_row_and_responses_that_do
 
 
 def test_the_demo_page_states_the_promise(home, client):
+    """The forms and bars make sense only to a visitor who knows what they demonstrate."""
     assert "every read after a saved change shows it" in client.get("/").text
 
 
@@ -176,6 +179,7 @@ def test_the_demo_page_has_no_inline_script_or_style(on_my_machine, home, client
 
 @pytest.mark.parametrize(("value", "status"), [(None, 200), ("-1", 400)], ids=["page", "refused change"])
 def test_the_content_security_policy_allows_only_files_of_this_service(on_my_machine, home, client, change, value, status):
+    """A listing may contain foreign text. Even injected code could not load scripts from another site or send data to it."""
     response = client.get("/") if value is None else change(home, headers=BROWSER, price=value)
     policy = dict(directive.split(" ", 1) for directive in response.headers["Content-Security-Policy"].split("; "))
 
@@ -278,6 +282,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("value", "wrong"), WRONG)
 def test_an_invalid_price_is_refused_with_400_and_invalidates_nothing(on_my_machine, home, change, warm, read, value, wrong):
+    """Nothing was saved, so the cached pages are still correct and need no new queries."""
     body = warm()
 
     response = change(home, **value)
@@ -289,6 +294,7 @@ def test_an_invalid_price_is_refused_with_400_and_invalidates_nothing(on_my_mach
 
 @pytest.mark.parametrize(("value", "wrong"), WRONG)
 def test_without_javascript_the_demo_page_shows_the_error_beside_the_invalid_price(on_my_machine, home, change, value, wrong):
+    """The response is all that the visitor sees. It shows what to correct, and keeps what was typed."""
     response = change(home, headers=BROWSER, **value)
     [field] = [attributes for _, attributes in Elements(response.text).found if attributes.get("name") == "price"]
 
@@ -299,6 +305,7 @@ def test_without_javascript_the_demo_page_shows_the_error_beside_the_invalid_pri
 
 
 def test_an_office_without_a_name_is_refused(on_my_machine, home, change):
+    """A nameless office would appear in every listing of its agents."""
     assert change(home.agent.office, name=" ").json() == {"name": ["This field is required."]}
 
 
@@ -319,12 +326,14 @@ def test_a_change_that_the_database_refuses_is_answered_with_503(on_my_machine, 
 
 
 def test_changing_a_missing_row_returns_404(on_my_machine, home, change):
+    """The row may have been deleted while the form was open. That is not a server error."""
     home.pk += 10**6
 
     assert change(home, price="1").status_code == 404
 
 
 def test_a_change_requires_post(on_my_machine, home, client):
+    """A crawler or a browser that prefetches links must never change a row."""
     assert client.get(f"/change/property/{home.pk}/").status_code == 405
 
 
@@ -361,6 +370,7 @@ def user(*, staff, permissions):
     ids=["anonymous", "staff without permission", "not staff", "staff for properties", "staff for offices"],
 )
 def test_only_staff_with_the_admin_permission_may_change_a_row(home, client, change, who, what):
+    """Permissions are managed in the admin, and the demo page must not be a way around them."""
     if who:
         client.force_login(user(**who))
 
@@ -373,6 +383,7 @@ def test_only_staff_with_the_admin_permission_may_change_a_row(home, client, cha
 
 
 def test_a_change_without_permission_is_refused_with_a_login_link(home, change, read):
+    """A bare 403 would leave the visitor without a next step."""
     response = change(home, headers=BROWSER, price="1")
 
     assert response.status_code == 403
@@ -397,6 +408,7 @@ def links_of(response):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_each_filter_of_the_form_has_a_label(home, read, variant):
+    """Otherwise the form shows `[invalid name]`, and a screen reader cannot name the field."""
     page = read(variant, headers=BROWSER).body.decode()
 
     labels = dict(re.findall(r'<label for="id_(\w+)">([^<]+):</label>', page))
@@ -415,6 +427,7 @@ def test_the_form_on_a_later_page_starts_another_order_at_its_first_page(twenty_
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_page_links_the_next_and_the_previous_page(twenty_properties, client, read, variant):
+    """Cursors are signed, so a visitor cannot type the address of another page."""
     first = read(f"{variant}?page_size=5")
 
     page = read(f"{variant}?page_size=5", headers=BROWSER)
@@ -430,6 +443,7 @@ def test_a_page_links_the_next_and_the_previous_page(twenty_properties, client, 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_each_row_links_its_detail(twenty_properties, read, variant):
+    """A visitor opens a detail with a click, without copying its id into the address bar."""
     links = links_of(read(variant, headers=BROWSER))
 
     assert [link for link in links if re.search(r"/\d+/$", link)] == [f"{VARIANTS[variant]}{home.pk}/" for home in twenty_properties]
@@ -447,6 +461,7 @@ def test_a_page_links_to_the_other_variants_and_to_the_demo_page_docs_and_admin(
 
 
 def test_a_page_of_an_error_has_the_same_links(home, read):
+    """After an invalid filter, a visitor can still compare the three endpoints."""
     refused = read("cached?min_price=abc", headers=BROWSER)
 
     assert refused.status == 400

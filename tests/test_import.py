@@ -90,6 +90,7 @@ def import_file(mapping: Callable[..., Path]) -> Callable[..., str]:
 
 
 def test_a_row_becomes_a_property_with_its_location_agent_and_office(db, csv_file, import_file, mapping):
+    """A CSV row is flat. A value in the wrong table or of the wrong type would give a wrong listing."""
     by = mapping(('city.column = "City"', 'city.column = "City"\nlatitude.column = "Lat"'), ("[agent]", 'city.default = "Capital"\n[agent]'))
 
     said = import_file(csv_file(["Örebro", 3, "1.225e+006", "3/09/2016", "59.2753"], header=[*HEADER, "Lat"]), by=by)
@@ -103,6 +104,7 @@ def test_a_row_becomes_a_property_with_its_location_agent_and_office(db, csv_fil
 
 
 def test_imported_listings_are_in_the_next_read(transactional_db, csv_file, import_file, read):
+    """`bulk_create()` sends no signals, but a cached page must show the new listings all the same."""
     assert read().json["results"] == []
 
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))

@@ -53,6 +53,7 @@ def test_a_write_is_not_missed_if_its_writer_is_killed_between_commit_and_close(
 
 
 def test_a_fill_between_lease_and_commit_is_not_served_if_the_writer_is_killed_after_its_commit(reprice, price, around_commit):
+    """If it were stored, clients would get the old price although the new one is committed."""
     filled = []
     with pytest.raises(Killed), around_commit(before=lambda: filled.append(price()), after=die):
         reprice(1)
@@ -61,6 +62,7 @@ def test_a_fill_between_lease_and_commit_is_not_served_if_the_writer_is_killed_a
 
 
 def test_a_fill_between_lease_and_commit_is_not_stored_after_the_writer_is_killed(home, reprice, price, around_commit, monkeypatch):
+    """The fill read the old price, and the lease stays open because the killed writer cannot close it."""
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     fills = []
     with pytest.raises(Killed), around_commit(before=lambda: fills.append(journal.lookup(PAGE)), after=die):

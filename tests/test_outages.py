@@ -431,7 +431,7 @@ def test_without_the_database_an_unverified_entry_is_served_with_its_age(unverif
 
 @embedded
 def test_a_page_of_the_browsable_api_has_the_age_too(unverified, read, database_unreachable):
-    """(Embedded only: the spec sets Redis's clock.)"""
+    """A developer who opens the API in a browser must also see how old the data may be. (Embedded only: the spec sets Redis's clock.)"""
     with database_unreachable():
         response = read("cached", headers=BROWSER)
     assert (response.status, response.came_from, response.headers["Age"]) == (200, "hit; detail=stale-if-error", "2")

@@ -37,6 +37,7 @@ def an_open_cursor():
 
 
 def test_a_read_that_a_write_raced_is_repeated_before_it_is_stored(reprice, price, meanwhile):
+    """The first attempt read the old price. Without a second one nothing would be stored, and the next request would query the database again."""
     with meanwhile(lambda: reprice(1)):
         assert price() == ("1.00", "fwd=miss; stored")
     assert price() == ("1.00", "hit")
@@ -110,6 +111,7 @@ def test_a_read_between_commit_and_close_returns_the_new_price(reprice, price, a
 
 
 def test_a_detail_between_lease_and_commit_is_not_stored(home, reprice, read, around_commit):
+    """A detail reads in a transaction, unlike a list. If it were stored, the old price would stay in the cache after the COMMIT."""
     seen = []
     with around_commit(before=lambda: seen.append(read(f"cached/{home.pk}"))):
         reprice(1)
@@ -129,6 +131,7 @@ def test_a_transaction_after_a_detail_still_takes_the_write_lock_when_it_begins(
 
 
 def test_no_read_between_lease_and_close_is_stored(reprice, price, around_commit):
+    """Redis does not know when the COMMIT happens, so any of these reads may have the old price."""
     seen = []
 
     def read_while_it_commits():
@@ -151,6 +154,7 @@ def test_an_entry_that_a_write_does_not_touch_stays_warm_while_it_commits(twenty
 
 
 def test_a_close_does_not_end_the_lease_of_another_writer(home, reprice, price):
+    """The other writer has not committed yet, so a page that is cached now could miss its change."""
     price()
     lease = journal.lease({f"housing_property:{home.pk}"})
     reprice(2)
@@ -167,6 +171,7 @@ def test_a_close_ends_only_one_of_two_leases_on_the_same_tags():
 
 
 def test_a_slow_reader_does_not_overwrite_a_newer_entry(home, price):
+    """The slow reader began first, so its response may be the older one."""
     slow = journal.lookup(PAGE)
     fast = journal.lookup(PAGE)
     assert journal.store(PAGE, fast, {"t"}, '"new"', b"new") == "stored"

@@ -13,6 +13,7 @@ from tests.fixtures.commands import everything, interrupted, run
 
 
 def test_a_thousand_properties_come_with_forty_locations_twenty_five_agents_and_five_offices(db):
+    """It takes several offices to show that renaming one of them leaves the listings of the others cached."""
     said = run("seed")
 
     assert [model.objects.count() for model in (Property, PropertyImage, Location, Agent, Office)] == [1000, 2000, 40, 25, 5]
@@ -21,6 +22,7 @@ def test_a_thousand_properties_come_with_forty_locations_twenty_five_agents_and_
 
 @pytest.mark.parametrize(("number", "rest"), [(1, [2, 1, 1, 1]), (25, [50, 1, 1, 1]), (201, [402, 9, 6, 2])])
 def test_the_rest_grows_with_the_number_of_properties(db, number, rest):
+    """If all listings shared a few offices, renaming one office would invalidate a large part of a large database."""
     run("seed", "--properties", number)
 
     assert Property.objects.count() == number
@@ -69,6 +71,7 @@ def test_seeded_listings_read_like_real_ones(db):
 
 
 def test_each_seeded_property_has_two_images_in_order(db):
+    """A single image could not show that a detail returns its images in order."""
     run("seed", "--properties", 3)
 
     assert [list(home.images.values_list("position", flat=True)) for home in Property.objects.all()] == [[0, 1]] * 3
@@ -86,6 +89,7 @@ def test_seed_refuses_a_database_with_properties(transactional_db):
 
 
 def test_seed_replace_deletes_existing_listings(transactional_db):
+    """A developer can change the size of the demo without creating a new database."""
     run("seed", "--properties", 30)
     run("seed", "--properties", 2, "--replace")
 
@@ -94,6 +98,7 @@ def test_seed_replace_deletes_existing_listings(transactional_db):
 
 @pytest.mark.parametrize("number", ["0", "-3", "abc", "1e3", ""])
 def test_an_invalid_number_of_properties_is_refused(db, number):
+    """Otherwise a typing error would end in a traceback or, with `--replace`, in an empty database."""
     with pytest.raises(CommandError, match=f"--properties is '{number}'. It must be a whole number, at least 1."):
         run("seed", f"--properties={number}")
 

@@ -464,6 +464,7 @@ def test_the_first_read_starts_one_thread_and_waits_for_its_first_verification(n
 
 
 def test_a_watchman_ends_with_its_process_and_closes_its_connection(new_watchman):
+    """Otherwise a worker could not exit during a deploy, and the database would keep an unused connection."""
     new_watchman.watch("default")
     [thread] = threads()
     assert thread.daemon  # a process that ends does not wait for it

@@ -36,6 +36,7 @@ def an_hour_to_wait(settings):
 
 
 def test_only_one_of_fifty_cold_readers_queries_the_database(twenty_properties, handler, waiting, an_hour_to_wait):
+    """Without this, all readers of a popular page would query the database at once whenever the page is not cached."""
     everybody_waits, stored, queried = Barrier(50), Event(), []
 
     def wait_for_the_others():
@@ -113,7 +114,7 @@ def test_a_waiting_reader_looks_again_less_and_less_often(home, read, waiting, m
 
 @pytest.mark.only("embedded")
 def test_another_reader_takes_over_the_fill_of_a_killed_reader(home, redis_clock, settings):
-    """(Embedded only: the spec sets Redis's clock.)"""
+    """One reader fills the entry and the others wait. Otherwise all of them would query the database at once. (Embedded only: the spec sets Redis's clock.)"""
     journal.lookup(PAGE)
     redis_clock.seconds += conf.WAIT_TIMEOUT + 0.001
     assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
