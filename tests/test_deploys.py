@@ -3,10 +3,14 @@
 Therefore a write by one version makes all entries of the other one stale. T1 is a process of the old version, and T2 of the new one.
 """
 
-from contextlib import contextmanager
+import json
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from django.core.cache import cache
+from django.db import connection
 from django.test import override_settings
 from django_redis import get_redis_connection
 
@@ -15,7 +19,10 @@ from housing.freshness.fingerprint import version
 from housing.freshness.journal import journal
 from housing.freshness.settings import conf
 from housing.models import Property
+from tests import ROOT
+from tests.fixtures.processes import clean
 from tests.fixtures.trace import playing
+from tests.stacks import wait_for
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 
@@ -157,3 +164,80 @@ def test_a_version_that_nobody_has_used_for_a_ttl_is_forgotten(redis_clock):
         assert journal.lease({"t"}).tags[:1] == ("t",)
         assert f"|others:{old}" not in journal.lease({"t"}).tags
     assert get_redis_connection("default").zscore(cache.make_key("journal"), f"|version:{old}") is None
+
+
+# Two processes
+
+PROCESS = """
+import json, sys
+from wsgiref.util import setup_testing_defaults
+from django.conf import settings
+
+settings.FRESHNESS_LEASE, settings.LOGGING["loggers"]["housing"]["level"] = 0.5, "CRITICAL"
+if sys.argv[1] == "new":
+    settings.A_NEW_SETTING = "of the next release"
+from housing.wsgi import application
+from housing.freshness.connection import ConnectionMixin
+from housing.models import Property
+
+if sys.argv[1] == "new":
+    tag = ConnectionMixin.tag
+    ConnectionMixin.tag = lambda self, table, tags, change=None: tag(self, table, {f"v2/{each}" for each in tags}, change)
+
+def read():
+    environ = {"PATH_INFO": "/api/properties/cached/"}
+    setup_testing_defaults(environ)
+    response = application(environ, lambda *_: None)
+    response.close()
+    return json.loads(response.content)["results"][0]["price"], response.headers["Cache-Status"].removeprefix("housing; ")
+
+def write(price):
+    return Property.objects.update(price=price)
+
+for line in sys.stdin:
+    action, *arguments = line.split()
+    print(json.dumps({"read": read, "write": write}[action](*arguments)), flush=True)
+"""
+"""A process of the old or the new version, which reads and writes on request. The new one tags its writes in another form."""
+
+
+@pytest.fixture
+def started(new_redis):
+    """`started("old")`: start a process of a version, and return a function that sends it an action. All share one Redis."""
+    database = "postgres://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format_map(connection.settings_dict)
+    environment = {"DATABASE_URL": database, "REDIS_URL": new_redis().url, "DJANGO_SECRET_KEY": "any", "DJANGO_ALLOWED_HOSTS": "127.0.0.1"}
+    environment |= {"DJANGO_SETTINGS_MODULE": "housing.settings"}
+    with ExitStack() as processes:
+
+        def started(which):
+            command = [sys.executable, "-c", PROCESS, which]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            process = processes.enter_context(subprocess.Popen(command, cwd=ROOT, env=clean() | environment, text=True, bufsize=1, **pipes))
+            processes.callback(process.kill)
+
+            def send(*action):
+                process.stdin.write(" ".join(map(str, action)) + "\n")
+                return json.loads(process.stdout.readline())
+
+            return send
+
+        yield started
+
+
+@pytest.mark.only("real")
+@pytest.mark.slow
+def test_processes_of_two_versions_see_each_others_writes(twenty_properties, started):
+    """Each has its own watchman, its own entries and its own tags, as during a deploy. (Real only: processes cannot share the embedded Redis.)"""
+    old, new = started("old"), started("new")
+
+    def until_it_hits(process):
+        def attempt():
+            if process("read")[1] != "hit":
+                raise LookupError
+
+        wait_for(attempt, LookupError)
+
+    for price, (writer, reader) in enumerate([(new, old), (old, new), (new, old)], 1):
+        until_it_hits(reader)
+        writer("write", price)
+        assert reader("read")[0] == f"{price}.00"
