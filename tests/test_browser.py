@@ -201,6 +201,7 @@ def test_the_toolbar_is_open_on_the_pages_of_the_api_and_collapsed_on_all_others
 
 
 def test_a_collapsed_toolbar_stays_collapsed_on_the_other_pages_of_the_api(tab: Page) -> None:
+    """A visitor who needs the room hides it once, not on every page."""
     tab.goto(VARIANTS["naive"])
     tab.get_by_role("link", name="Hide").click()
     for page in (VARIANTS["cached"], "/spec/", VARIANTS["optimized"]):
@@ -452,6 +453,7 @@ def test_the_demo_page_is_accessible(visitor: Callable[..., BrowserContext], new
 
 
 def test_the_demo_page_states_the_promise_in_one_line(tab: Page) -> None:
+    """It is the first thing to read on the page, and a visitor should take it in at a glance."""
     tab.goto("/")
     promise = tab.get_by_text("every read after a saved change shows it")
 
@@ -470,6 +472,7 @@ def test_the_demo_page_sends_no_if_none_match(tab: Page) -> None:
 
 
 def test_the_demo_page_shows_the_cost_of_each_list_with_bars_to_scale(tab: Page) -> None:
+    """Visitors compare the lists by the length of the bars, so a wrong scale would mislead them."""
     tab.goto("/")
     was_read(tab)
     for variant, count in (("naive", 61), ("optimized", 1), ("cached", 0)):
@@ -581,6 +584,7 @@ def test_an_unreachable_service_is_reported_on_the_page(tab: Page) -> None:
 
 
 def test_the_demo_page_works_without_scripts(visitor: Callable[..., BrowserContext], newest: Any) -> None:
+    """Scripts may be blocked or fail to load, and a change must still be possible."""
     new, tab = another(newest["price"]), visitor(java_script_enabled=False).new_page()
     tab.goto("/")
     expect(tab.get_by_role("button", name="Read again")).to_be_hidden()
@@ -594,6 +598,7 @@ def test_the_demo_page_works_without_scripts(visitor: Callable[..., BrowserConte
 
 @pytest.mark.parametrize(("wanted", "seconds"), [("reduce", "0s"), ("no-preference", "0.4s")])
 def test_animations_respect_prefers_reduced_motion(visitor: Callable[..., BrowserContext], wanted: str, seconds: str) -> None:
+    """Movement makes some people dizzy, so they turn it off in their system settings."""
     tab = visitor(reduced_motion=wanted).new_page()
     tab.goto("/")
 
