@@ -242,6 +242,7 @@ def test_the_toolbar_covers_no_control_of_any_page(tab: Page, admin: tuple[str, 
 
 
 def test_the_browsable_api_leads_to_pages_rows_variants_docs_and_admin(tab: Page, newest: Any) -> None:
+    """Developers explore the API by clicking, and only a browser shows whether the links and the filters work together."""
     tab.goto(VARIANTS["cached"])
     expect(body(tab)).to_contain_text(newest["title"])
     tab.get_by_role("link", name="Next page").click()
@@ -379,6 +380,7 @@ def test_no_other_tab_shows_the_old_price_again(tab: Page, newest: Any, change_i
 
 
 def test_an_entry_is_found_and_invalidated_in_the_admin(tab: Page, admin: tuple[str, str], service: Served) -> None:
+    """Operators do this during an incident, and only a browser shows whether the form and its messages work."""
     service.get(VARIANTS["cached"])
     log_in(tab, admin, "/admin/")
     tab.locator("#content").get_by_role("link", name="Cache", exact=True).click()

@@ -200,6 +200,7 @@ def test_names_that_differ_only_in_case_are_merged_with_the_first_spelling(db, c
 
 
 def test_each_text_of_a_missing_cell_leaves_an_optional_field_empty(db, csv_file, import_file, mapping):
+    """Data sets write missing cells in several ways. A text such as `#N/A` must not be stored, and the row is still useful."""
     by = mapping(
         (
             'bedrooms.column = "Rooms"',
@@ -215,6 +216,7 @@ def test_each_text_of_a_missing_cell_leaves_an_optional_field_empty(db, csv_file
 
 
 def test_listed_values_are_translated_and_others_refused(db, csv_file, import_file, mapping):
+    """A data set has codes of its own, and an unknown code in the database would match no filter."""
     by = mapping(('property_type.default = "house"', 'property_type = { column = "City", values = { h = "house", u = "apartment" } }'))
     said = import_file(csv_file(["h", 1, 1, "1/1/2026"], ["u", 1, 2, "1/1/2026"], ["x", 1, 3, "1/1/2026"]), by=by)
 
@@ -223,6 +225,7 @@ def test_listed_values_are_translated_and_others_refused(db, csv_file, import_fi
 
 
 def test_a_factor_changes_the_unit_and_numbers_are_rounded_half_up(db, csv_file, import_file, mapping):
+    """A data set may use square feet. Python rounds halves to even, so a user who checks a row would find another number."""
     by = mapping(('bedrooms.column = "Rooms"', 'area = { column = "Rooms", factor = 0.09290304 }\nbathrooms.column = "Baths"'))
     import_file(csv_file(["Bath", 1180, 1, "1/1/2026", "2.245"], header=[*HEADER, "Baths"]), by=by)
 
@@ -231,6 +234,7 @@ def test_a_factor_changes_the_unit_and_numbers_are_rounded_half_up(db, csv_file,
 
 
 def test_a_row_without_a_required_value_is_refused(db, csv_file, import_file, mapping):
+    """A user may need a value that the database does not require."""
     by = mapping(('bedrooms.column = "Rooms"', 'bedrooms = { column = "Rooms", required = true }'), ("{Rooms} rooms in {City}", "A home in {City}"))
     assert "property.bedrooms: Rooms is missing (line 2)" in import_file(csv_file(["Bath", "", 100, "1/1/2026"]), by=by)
 
