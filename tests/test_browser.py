@@ -65,9 +65,7 @@ def a_cold_cache(service: Served, folder: Path) -> None:
     """Delete every entry. The journal stays."""
     [url] = re.findall("^REDIS_URL=fake(.+)", (folder / ".env").read_text(), re.MULTILINE)
     with redis.Redis.from_url(url) as client:
-        for key in client.scan_iter("housing:*"):
-            if not key.endswith(b":journal"):
-                client.delete(key)
+        client.delete("an entry", *(key for key in client.scan_iter("housing:*") if not key.endswith(b":journal")))
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +140,9 @@ def change_in_the_admin(admin: tuple[str, str]) -> Callable[..., None]:
 
 def log_in(tab: Page, admin: tuple[str, str], path: str) -> None:
     """Open a page of the admin, which asks for the name and the password first."""
-    name, password = admin
     tab.goto(path)
-    tab.get_by_label("Username:").fill(name)
-    tab.get_by_label("Password:").fill(password)
+    for label, text in zip(("Username:", "Password:"), admin, strict=True):
+        tab.get_by_label(label).fill(text)
     tab.get_by_role("button", name="Log in").click()
 
 
@@ -185,7 +182,6 @@ def test_the_toolbar_shows_the_promised_query_counts(tab: Page, variant: str, co
     """Developers check the promised counts in the toolbar, so it must agree with the specs."""
     for load, count in enumerate(counts, 1):
         tab.goto(VARIANTS[variant])
-
         expect(sql(tab)).to_have_text(re.compile(f"^{count} (query|queries) in "))
         picture(tab, f"toolbar-{variant}-{load}")
 
@@ -208,7 +204,6 @@ def test_a_collapsed_toolbar_stays_collapsed_on_the_other_pages_of_the_api(tab: 
         tab.goto(page)
         expect(tab.locator("#djDebugToolbarHandle")).to_be_visible()
     tab.locator("#djShowToolBarButton").click()
-
     tab.goto(VARIANTS["cached"])
     expect(tab.locator("#djDebugToolbar")).to_be_visible()
 
@@ -244,6 +239,7 @@ def test_the_toolbar_covers_no_control_of_any_page(tab: Page, admin: tuple[str, 
 
 
 def test_the_browsable_api_leads_to_pages_rows_variants_docs_and_admin(tab: Page, newest: Any) -> None:
+    """Developers explore the API by clicking, and only a browser shows whether the links and the filters work together."""
     tab.goto(VARIANTS["cached"])
     expect(body(tab)).to_contain_text(newest["title"])
     tab.get_by_role("link", name="Next page").click()
@@ -313,9 +309,7 @@ def test_a_change_in_the_admin_is_on_the_screen_after_a_refresh(
     tab.reload()
     expect(sql(tab)).to_have_text(re.compile("^0 queries in "))
     expect(body(tab)).to_contain_text(shown(field, row[field]))
-
     change_in_the_admin(tab.context.new_page(), model, row, field, new)
-
     tab.reload()
     expect(sql(tab)).to_have_text(re.compile("^1 query in "))
     expect(body(tab)).to_contain_text(shown(field, new))
@@ -382,6 +376,7 @@ def test_no_other_tab_shows_the_old_price_again(tab: Page, newest: Any, change_i
 
 
 def test_an_entry_is_found_and_invalidated_in_the_admin(tab: Page, admin: tuple[str, str], service: Served) -> None:
+    """Operators do this during an incident, and only a browser shows whether the form and its messages work."""
     service.get(VARIANTS["cached"])
     log_in(tab, admin, "/admin/")
     tab.locator("#content").get_by_role("link", name="Cache", exact=True).click()

@@ -44,6 +44,7 @@ def find(operator):
 
 
 def test_the_index_of_the_admin_links_the_page(operator):
+    """An operator finds the page without knowing its URL."""
     assert f'<a href="{PAGE}"' in operator.get("/admin/").content.decode()
     assert operator.get(PAGE).status_code == 200
 
@@ -60,6 +61,7 @@ def test_staff_without_all_permissions_see_neither_link_nor_page(client, transac
 
 
 def test_a_stranger_is_sent_to_the_login(client, transactional_db):
+    """An operator whose session has expired returns to this page after the login. Anonymous visitors see no tags."""
     assert client.get(PAGE).headers["Location"] == f"/admin/login/?next={PAGE}"
 
 
@@ -92,6 +94,7 @@ def test_an_entry_is_found_by_its_path_with_its_tags_and_age(home, warm, find):
 
 
 def test_a_detail_shows_the_tags_of_its_rows(home, warm, find):
+    """The tags show an operator which writes invalidate the response."""
     warm(f"cached/{home.pk}")
     page = find(f"{LIST}{home.pk}/")
 
@@ -153,6 +156,7 @@ def test_there_is_a_sentence_for_every_verdict_of_the_script():
 
 
 def test_a_response_that_is_not_cached_is_reported_with_its_key(home, find):
+    """An operator can look for the key in Redis, and does not mistake a missing entry for an error of the page."""
     assert re.search(r"This response is not cached. Its key is \S+:list:\S+page_size=7 \.", find(f"{LIST}?page_size=7"))
 
 
@@ -167,6 +171,7 @@ def test_a_response_that_is_not_cached_is_reported_with_its_key(home, find):
     ],
 )
 def test_a_url_without_an_entry_is_explained_on_the_page(find, url, problem):
+    """An operator may mistype a URL. A server error would not show whether the URL or the cache is wrong."""
     assert problem in find(url)
 
 
@@ -182,6 +187,7 @@ def test_the_state_is_on_the_page(home, find, verify):
 
 
 def test_without_redis_the_page_says_so(operator, find, redis_unreachable):
+    """Operators open this page during an outage, and a server error would hide its cause."""
     with redis_unreachable():
         assert "is unreachable (connection refused)." in find(LIST)
         assert "is unreachable (connection refused)." in operator.post(PAGE, {"url": LIST}).content.decode()
@@ -230,6 +236,7 @@ def test_an_invalidation_needs_the_token_of_the_form(home, warm, read, handler):
 
 
 def test_a_get_invalidates_nothing(home, warm, read, find):
+    """Browsers prefetch and repeat a GET, so a look at the page must not remove an entry."""
     warm()
     find(LIST)
 

@@ -208,6 +208,7 @@ def test_no_browser_keeps_a_page_of_the_browsable_api(home, read, variant):
 
 
 def test_a_price_changed_on_the_demo_page_is_in_the_next_read(on_my_machine, home, change, warm, read):
+    """Visitors judge the cache by this change, and an old price would refute its promise."""
     warm()
 
     assert change(home, price="395000").status_code == 204
@@ -217,6 +218,7 @@ def test_a_price_changed_on_the_demo_page_is_in_the_next_read(on_my_machine, hom
 
 
 def test_an_office_name_changed_on_the_demo_page_is_in_the_next_read(on_my_machine, home, change, warm, read):
+    """An office is two joins away from a listing, so a cache that only watches listings would miss this write."""
     warm()
 
     assert change(home.agent.office, name="Harbor & Oak").status_code == 204
@@ -233,6 +235,7 @@ def test_an_office_name_changed_on_the_demo_page_is_in_the_next_read(on_my_machi
     ],
 )
 def test_responses_without_the_old_value_stay_warm(on_my_machine, two_offices, client, change, warm, read, what, value, stale):
+    """A cache that drops everything at each write is fresh, too. The demo page shows the difference."""
     [home, *_] = two_offices
     entries = client.get("/").context["entries"]
     for _, address in entries:
@@ -244,6 +247,7 @@ def test_responses_without_the_old_value_stay_warm(on_my_machine, two_offices, c
 
 
 def test_a_change_writes_only_its_own_column(on_my_machine, home, change, meanwhile):
+    """A save of all columns would undo a change that another program made in the meantime."""
     with meanwhile(lambda: Property.objects.filter(pk=home.pk).update(title="Sold at once")):
         change(home, price="395000")
 
@@ -252,6 +256,7 @@ def test_a_change_writes_only_its_own_column(on_my_machine, home, change, meanwh
 
 
 def test_a_change_sets_updated_at(on_my_machine, home, change):
+    """A save of one column does not include `updated_at`, and the response would show the time of an earlier change."""
     before = Property.objects.get(pk=home.pk).updated_at
 
     change(home, price="395000")
@@ -260,6 +265,7 @@ def test_a_change_sets_updated_at(on_my_machine, home, change):
 
 
 def test_without_javascript_a_change_redirects_to_the_demo_page_and_is_confirmed_once(on_my_machine, home, client, change):
+    """A reload after the POST would send the change again, and a repeated message would confirm a change that was not made."""
     response = change(home, headers=BROWSER, price="395000")
 
     assert (response.status_code, response.headers["Location"]) == (302, "/")

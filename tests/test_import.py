@@ -113,6 +113,7 @@ def test_imported_listings_are_in_the_next_read(transactional_db, csv_file, impo
 
 
 def test_a_second_import_adds_nothing_and_leaves_pages_warm(transactional_db, csv_file, import_file, read):
+    """An import may be repeated after an error or by a timer. Duplicates would appear in the API, and needless writes would make pages stale."""
     file = csv_file(["Bath", 3, 100, "1/1/2026"], ["Wells", 2, 90, "2/1/2026"])
     import_file(file)
     before = everything()
@@ -145,6 +146,7 @@ def test_a_row_is_recognized_in_another_file(db, csv_file, import_file, tmp_path
 
 
 def test_a_row_with_a_changed_cell_is_a_new_property(db, csv_file, import_file):
+    """A file has no ID for its rows, so a changed row cannot be matched with the older property."""
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
     assert import_file(csv_file(["Bath", 3, 101, "1/1/2026"])).startswith("1 rows read: 1 imported")
 
@@ -167,6 +169,7 @@ def test_the_oldest_of_equal_locations_is_used(db, csv_file, import_file):
 
 
 def test_the_same_name_in_another_office_is_another_agent(db, csv_file, import_file, mapping):
+    """Agents of two offices may have the same name. If they were merged, one of them would be shown with the wrong office."""
     by = mapping(('name.default = "Town"', 'name.column = "City"'))
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"], ["Wells", 3, 100, "1/1/2026"]), by=by)
 
@@ -174,6 +177,7 @@ def test_the_same_name_in_another_office_is_another_agent(db, csv_file, import_f
 
 
 def test_locations_are_equal_only_if_all_fields_are_equal(db, csv_file, import_file, mapping):
+    """A location with a missing or different field may be another place. A wrong match would show a property at the wrong address."""
     by = mapping(
         ('city.column = "City"', 'city.default = "Bath"\nzip_code.column = "City"\nlatitude.column = "Rooms"'),
         ('title.template = "{Rooms} rooms in {City}"', 'title.default = "Home"'),
@@ -198,6 +202,7 @@ def test_names_that_differ_only_in_case_are_merged_with_the_first_spelling(db, c
 
 
 def test_each_text_of_a_missing_cell_leaves_an_optional_field_empty(db, csv_file, import_file, mapping):
+    """Data sets write missing cells in several ways. A text such as `#N/A` must not be stored, and the row is still useful."""
     by = mapping(
         (
             'bedrooms.column = "Rooms"',
@@ -213,6 +218,7 @@ def test_each_text_of_a_missing_cell_leaves_an_optional_field_empty(db, csv_file
 
 
 def test_listed_values_are_translated_and_others_refused(db, csv_file, import_file, mapping):
+    """A data set has codes of its own, and an unknown code in the database would match no filter."""
     by = mapping(('property_type.default = "house"', 'property_type = { column = "City", values = { h = "house", u = "apartment" } }'))
     said = import_file(csv_file(["h", 1, 1, "1/1/2026"], ["u", 1, 2, "1/1/2026"], ["x", 1, 3, "1/1/2026"]), by=by)
 
@@ -221,6 +227,7 @@ def test_listed_values_are_translated_and_others_refused(db, csv_file, import_fi
 
 
 def test_a_factor_changes_the_unit_and_numbers_are_rounded_half_up(db, csv_file, import_file, mapping):
+    """A data set may use square feet. Python rounds halves to even, so a user who checks a row would find another number."""
     by = mapping(('bedrooms.column = "Rooms"', 'area = { column = "Rooms", factor = 0.09290304 }\nbathrooms.column = "Baths"'))
     import_file(csv_file(["Bath", 1180, 1, "1/1/2026", "2.245"], header=[*HEADER, "Baths"]), by=by)
 
@@ -229,6 +236,7 @@ def test_a_factor_changes_the_unit_and_numbers_are_rounded_half_up(db, csv_file,
 
 
 def test_a_row_without_a_required_value_is_refused(db, csv_file, import_file, mapping):
+    """A user may need a value that the database does not require."""
     by = mapping(('bedrooms.column = "Rooms"', 'bedrooms = { column = "Rooms", required = true }'), ("{Rooms} rooms in {City}", "A home in {City}"))
     assert "property.bedrooms: Rooms is missing (line 2)" in import_file(csv_file(["Bath", "", 100, "1/1/2026"]), by=by)
 
@@ -283,6 +291,7 @@ def test_refused_rows_are_counted_by_reason_with_their_first_five_lines(db, csv_
 
 
 def test_a_dry_run_prints_the_result_and_writes_nothing(transactional_db, csv_file, import_file, read):
+    """A user can check a mapping with a large file before anything changes in the database or the cache."""
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
     before = everything()
     read()
@@ -308,10 +317,12 @@ def test_a_strict_import_of_a_file_with_one_bad_row_writes_nothing(transactional
 
 
 def test_a_strict_import_of_a_clean_file_is_an_import(db, csv_file, import_file):
+    """`--strict` only concerns bad rows, so a user can always set it and needs no second run for a good file."""
     assert import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), "--strict").startswith("1 rows read: 1 imported")
 
 
 def test_an_interrupted_import_leaves_the_database_as_it_was(transactional_db, csv_file, import_file, monkeypatch):
+    """After half an import a user would not know which rows are missing."""
     monkeypatch.setattr(command, "BATCH", 2)
     with interrupted(at=3):
         import_file(csv_file(*[["Bath", 3, price, "1/1/2026"] for price in range(10)]))
@@ -360,6 +371,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("what", UNREADABLE)
 def test_an_unreadable_file_is_one_clear_error(transactional_db, tmp_path, import_file, what):
+    """A traceback would not show the user how to repair the file, and an import of its readable part would look complete."""
     name, content, complaint = UNREADABLE[what]
     (tmp_path / name).write_bytes(content)
 
@@ -371,16 +383,19 @@ def test_an_unreadable_file_is_one_clear_error(transactional_db, tmp_path, impor
 
 
 def test_a_missing_file_is_one_clear_error(db, tmp_path, import_file):
+    """A traceback would hide that only the path is wrong."""
     with pytest.raises(CommandError, match=r"Nothing was imported\. .*none\.csv cannot be read: No such file or directory\."):
         import_file(tmp_path / "none.csv")
 
 
 def test_a_directory_is_refused(db, tmp_path, import_file):
+    """Completion in a shell often ends at the folder. The user then needs a hint and no traceback."""
     with pytest.raises(CommandError, match="cannot be read: Is a directory"):
         import_file(tmp_path)
 
 
 def test_gzip_is_recognized_by_content(db, csv_file, import_file):
+    """A download may be compressed and still be named `.csv`."""
     file = csv_file(["Bath", 3, 100, "1/1/2026"])
     file.write_bytes(gzip.compress(file.read_bytes()))
 
@@ -446,17 +461,20 @@ def test_an_invalid_mapping_is_one_clear_error(transactional_db, csv_file, impor
 
 
 def test_a_table_that_is_not_a_table_is_one_clear_error(db, csv_file, import_file, mapping):
+    """This mistake is easy to make in TOML, and Python's error about it would not show which line to change."""
     by = mapping(('[office]\nname.default = "Town"', 'office = "Town"'))
     with pytest.raises(CommandError, match=r"office is not a table\. Write "):
         import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=by)
 
 
 def test_a_missing_mapping_is_one_clear_error(db, csv_file, import_file, tmp_path):
+    """The command takes two paths, so the error must show which of them is wrong."""
     with pytest.raises(CommandError, match=r"none\.toml cannot be read: No such file or directory\."):
         import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=tmp_path / "none.toml")
 
 
 def test_a_mapping_in_another_encoding_is_one_clear_error(db, csv_file, import_file, mapping):
+    """Some editors save text as Latin-1 or UTF-16. A decoder's traceback would not show which file to convert."""
     by = mapping()
     by.write_bytes(by.read_bytes() + b"# \xff")
     with pytest.raises(CommandError, match=r"mapping\.toml is not valid TOML: "):
@@ -470,6 +488,7 @@ MELBOURNE = "Suburb,Address,Rooms,Type,Price,Method,SellerG,Date,Distance,Postco
 
 
 def test_the_melbourne_mapping_reads_day_first_dates_two_kinds_of_missing_and_agencies_in_any_case(db, tmp_path, import_file):
+    """A wrong reading would swap day and month, refuse good rows, or store one agency twice."""
     file = tmp_path / "melbourne.csv.gz"
     rows = [
         MELBOURNE,
@@ -493,6 +512,7 @@ def test_the_melbourne_mapping_reads_day_first_dates_two_kinds_of_missing_and_ag
 
 
 def test_the_king_county_mapping_has_defaults_for_missing_columns(db, tmp_path, import_file):
+    """The file has no city and no agent, but every property needs both."""
     file = tmp_path / "kc.csv"
     file.write_text(
         "id,date,price,bedrooms,bathrooms,sqft_living,sqft_lot,floors,condition,grade,yr_built,zipcode,lat,long\n"
@@ -532,12 +552,14 @@ def test_progress_is_shown_on_a_terminal_only(db, act, monkeypatch, name):
 
 @pytest.mark.parametrize("name", ["seed", "import_listings"])
 def test_no_progress_is_written_to_a_pipe(db, act, capfd, name):
+    """A script may treat output on stderr as a failure, and a log would be full of progress bars."""
     act[name]()
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["seed", "import_listings"])
 def test_verbosity_0_is_silent_on_a_terminal(db, act, monkeypatch, name):
+    """A script that only checks the exit code needs no text. Django's own commands have the same option."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert act[name](verbosity=0) == ""
     assert terminal.getvalue() == ""
@@ -555,6 +577,7 @@ def test_a_database_error_is_one_clear_error(db, act, name):
 
 @pytest.mark.parametrize(("name", "tells"), [("seed", "--replace"), ("seed", "Refuses"), ("import_listings", "--strict"), ("import_listings", "adds nothing")])
 def test_help_explains_a_second_run(capsys, name, tells):
+    """A user should know before the second run whether it adds, replaces or refuses rows."""
     with pytest.raises(SystemExit):
         call_command(name, "--help")
     assert tells in " ".join(capsys.readouterr().out.split())

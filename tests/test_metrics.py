@@ -62,6 +62,7 @@ def responses(outcome, detail=""):
 
 
 def test_hits_misses_and_stale_reads_are_counted(home, read, scrape):
+    """An operator computes the hit rate from them, and sees whether misses come from writes or from missing entries."""
     read("cached")
     read("cached")
     read("cached", headers={"If-None-Match": "*"})
@@ -73,6 +74,7 @@ def test_hits_misses_and_stale_reads_are_counted(home, read, scrape):
 
 
 def test_a_bypass_is_counted_with_its_reason(home, read, scrape, redis_unreachable):
+    """An operator has to act if Redis is unreachable, but not if a client sends an unusual Accept header."""
     read("cached", headers={"Accept": "application/json; indent=4"})
     with redis_unreachable():
         read("cached")
@@ -82,6 +84,7 @@ def test_a_bypass_is_counted_with_its_reason(home, read, scrape, redis_unreachab
 
 
 def test_a_browsable_page_is_counted_as_the_entry_that_it_shows(home, warm, read, scrape):
+    """The page is rendered from the same entry, so it must not appear as a miss or a bypass in the hit rate."""
     warm()
     read("cached", headers={"Accept": "text/html"})
 
@@ -117,6 +120,7 @@ def test_every_cache_status_has_labels_of_its_own(status, scrape):
 
 
 def test_the_state_is_read_at_each_scrape(home, scrape, verify):
+    """A value from an earlier scrape could hide an open lease or a verification that has stopped."""
     verify()
     lease = journal.lease({"t"})
     outbox.write(connection, {"t"})
@@ -167,6 +171,7 @@ def test_without_the_library_there_is_no_endpoint_and_reads_work(client, home, r
 
 
 def test_only_get_and_head_are_allowed(client, counted):
+    """The endpoint only reads, so a POST is a mistake that its client should notice."""
     assert client.post("/metrics/", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 405
 
 

@@ -116,6 +116,7 @@ def test_every_subcommand_explains_itself_and_each_of_its_arguments(manage, subc
     "arguments", [(), ("forget",), ("verify", "--sample", "0"), ("verify", "--sample", "some"), ("verify", "--sample", "3", "--path", "/")]
 )
 def test_wrong_arguments_end_with_2_and_a_usage_message(manage, arguments, capsys):
+    """A scheduled job can distinguish a mistyped command, which is 2, from a failed verification, which is 1."""
     assert manage(*arguments).code == 2
     assert "usage: manage.py cache" in capsys.readouterr().err
 
@@ -223,6 +224,7 @@ def test_status_says_if_the_user_of_redis_may_not_list_keys(manage, monkeypatch)
 
 
 def test_status_counts_no_more_keys_than_it_can_list_soon(warm, manage, twenty_properties, monkeypatch):
+    """A count of millions of keys would take minutes, and an operator needs the status during an incident."""
     monkeypatch.setattr("housing.freshness.operations.MANY_KEYS", 2)
     for query in ("", "?page_size=1", "?page_size=2"):
         warm(f"cached{query}")
@@ -232,11 +234,13 @@ def test_status_counts_no_more_keys_than_it_can_list_soon(warm, manage, twenty_p
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2 s"), (119, "119.0 s"), (120, "2 min"), (7_200, "2 h"), (172_800, "2 d")])
 def test_a_duration_has_the_unit_that_fits(seconds, text):
+    """An operator understands `2 d` at once, but has to convert 172,800 seconds."""
     assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(1, "1 B"), (2048, "2 kB"), (3 << 20, "3 MB"), (5 << 30, "5.0 GB")])
 def test_a_size_has_the_unit_that_fits(count, text):
+    """A number of bytes has too many digits to be compared at a glance."""
     assert size(count) == text
 
 
@@ -244,6 +248,7 @@ def test_a_size_has_the_unit_that_fits(count, text):
 
 
 def test_everything_can_be_invalidated(home, warm, read, manage):
+    """After the restore of a backup any entry may be wrong, and an operator cannot list the rows that differ."""
     warm()
     warm(f"cached/{home.pk}")
 
@@ -392,6 +397,7 @@ def test_a_fill_that_began_before_its_entry_was_invalidated_is_not_stored():
 
 
 def test_verify_finds_nothing_while_every_entry_equals_the_database(twenty_properties, warm, manage):
+    """A false alarm would teach operators to ignore a real one."""
     for page in ("cached", "cached?city=Springfield", f"cached/{twenty_properties[0].pk}", f"cached?search={'long' * 50}&city=Springfield"):
         warm(page)
     ended = manage("verify")
@@ -512,6 +518,7 @@ def test_an_entry_whose_address_is_too_long_is_unknown(home, warm, manage):
 
 
 def test_one_url_can_be_verified(twenty_properties, warm, manage):
+    """An operator who suspects one page gets a result without a comparison of the whole cache."""
     warm("cached?page_size=3")
 
     assert manage("verify", "--path", "/api/properties/cached/?page_size=3").out == "1 entry: 1 equal.\n"
@@ -528,6 +535,7 @@ def test_one_url_can_be_verified(twenty_properties, warm, manage):
     ],
 )
 def test_a_url_that_is_not_cached_is_refused_with_the_reason(manage, path, complaint):
+    """A result of 0 differences would look like a success, although nothing was compared."""
     assert (manage("verify", "--path", path).code, manage("verify", "--path", path).err) == (1, f"CommandError: {complaint}\n")
 
 
@@ -566,6 +574,7 @@ def test_the_progress_is_shown_on_a_terminal_only(home, warm, manage):
     ],
 )
 def test_the_first_difference_is_shown_with_its_place(cached, true, text):
+    """A response may have thousands of values, so an operator could not find the cause if only the URL were reported."""
     assert difference(cached, true) == text
 
 

@@ -86,6 +86,7 @@ def echo(connection, line=b"hello"):
 
 
 def test_without_a_fault_it_forwards_requests_and_replies(one, connect):
+    """A difference that a spec measures must come from the fault and not from the proxy."""
     connection = connect()
     assert [echo(connection), echo(connection, b"x" * 10**6), echo(connect())] == [b"one: hello\n", b"one: " + b"x" * 10**6 + b"\n", b"one: hello\n"]
     assert one.accepted == 2
@@ -126,6 +127,7 @@ def two_lines_are_swallowed(proxy):
 
 
 def test_it_delays_replies(one, connect):
+    """A slow server raises no error, so specs of timeouts need replies that arrive late."""
     connection = connect()
     with one.inflicting(Fault(delay=0.05)):
         began = time.monotonic()
@@ -211,6 +213,7 @@ RESULT = Result(
 
 
 def test_a_result_that_keeps_its_promise_breaks_none():
+    """If a good result were reported as broken, a report of a real fault would prove nothing."""
     assert RESULT.broken() == []
 
 
@@ -262,4 +265,5 @@ def test_on_a_busy_machine_the_last_reads_may_take_longer():
 
 
 def test_each_fault_has_a_name_of_its_own():
+    """Results are looked up by this name, so a second fault with the same name would replace the first one's result."""
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)

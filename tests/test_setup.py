@@ -389,6 +389,7 @@ def test_make_run_installs_only_what_it_runs_and_make_test_adds_the_rest(clone: 
 
 
 def test_make_run_takes_an_environment_that_has_everything(clone: Clone) -> None:
+    """A smaller environment would replace it, and the next `make test` would install everything again."""
     assert clone.actions("test", "run") == ["new", LOCK, "test", "run"]
 
 

@@ -83,6 +83,16 @@ def promised_by(path):
             yield from ((key.lineno, key.value) for key in node.value.keys)
 
 
+def test_every_promise_says_why():
+    """A reader who does not know the reason for a promise cannot judge a change to it. A remark in brackets is no reason."""
+    chapters = map(spec.Chapter.of, sorted((ROOT / "tests").glob("test_*.py")))
+    promises = [promise for chapter in chapters for group in chapter.groups for promise in group.promises]
+    without = [promise for promise in promises if not re.sub(r"\([A-Z][^()]*\.\)$", "", promise.full_why)]
+
+    assert not without, "\n".join(["Write a docstring that says why:", *(f"{promise.place} {promise.sentence}" for promise in without)])
+    assert len(promises) > 1_000
+
+
 def test_each_sentence_of_the_series_names_an_existing_spec():
     """docs/series.md says which spec holds each sentence of the series. A renamed spec would otherwise stay in that table."""
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "series.md").read_text(encoding="utf-8"))
@@ -194,12 +204,14 @@ def test_readme_lists_every_row_that_is_not_promised():
 
 
 def test_the_spec_that_readme_shows_is_a_spec():
+    """A changed spec would otherwise leave an outdated example in README."""
     shown = README.partition("```python\n")[2].partition("```")[0]
 
     assert f"\n\n{shown}" in (ROOT / "tests" / "test_invalidation.py").read_text(encoding="utf-8")
 
 
 def test_every_file_that_readme_links_exists():
+    """A moved file would otherwise leave a broken link in README."""
     linked = set(re.findall(r"\]\(([\w./]+)[)#]", README))
 
     assert {name for name in linked if not (ROOT / name).exists()} == set()

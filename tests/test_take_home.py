@@ -106,6 +106,7 @@ def test_a_404_is_not_cached(blog: Blog) -> None:
 
 
 def test_a_saved_title_is_in_the_next_read(blog: Blog) -> None:
+    """A reader must not see the old title after the save. Pages without this post keep their entries."""
     seen = after(blog, "post = Post.objects.get(id=2); post.title = 'Mills'; post.save()")
 
     assert seen[ENGINES]["title"] == seen[ALL][1]["title"] == "Mills"
@@ -174,6 +175,7 @@ def test_an_added_label_is_in_the_next_read(blog: Blog) -> None:
 
 
 def test_a_removed_label_is_in_the_next_read(blog: Blog) -> None:
+    """`remove()` deletes a row of the through table and saves no post, but the detail and the filtered list change."""
     seen = after(blog, "Post.objects.get(id=1).labels.remove(1)")
 
     assert seen[NOTES]["labels"] == []
@@ -182,6 +184,7 @@ def test_a_removed_label_is_in_the_next_read(blog: Blog) -> None:
 
 
 def test_labels_that_are_set_are_in_the_next_read(blog: Blog) -> None:
+    """`set()` removes one label and adds another, so the filtered lists of both labels change."""
     seen = after(blog, "Post.objects.get(id=1).labels.set([2])")
 
     assert seen[NOTES]["labels"] == ["ships"]
@@ -190,6 +193,7 @@ def test_labels_that_are_set_are_in_the_next_read(blog: Blog) -> None:
 
 
 def test_cleared_labels_are_in_the_next_read(blog: Blog) -> None:
+    """`clear()` deletes rows of the through table by their post and does not list the labels."""
     seen = after(blog, "Post.objects.get(id=3).labels.clear()")
 
     assert seen[COMPILERS]["labels"] == seen[SHIPS] == []
@@ -197,6 +201,7 @@ def test_cleared_labels_are_in_the_next_read(blog: Blog) -> None:
 
 
 def test_posts_set_from_their_label_are_in_the_next_read(blog: Blog) -> None:
+    """The through table is written from its other side. No post is saved, but the details of three posts may change."""
     seen = after(blog, "Label.objects.get(name='maths').posts.set([2])")
 
     assert [row["title"] for row in seen[MATHS]] == ["Engines"]
@@ -289,6 +294,7 @@ def test_a_post_created_through_the_list_view_is_in_the_next_read(blog: Blog) ->
 
 
 def test_a_post_saved_in_the_admin_is_in_the_next_read(blog: Blog) -> None:
+    """The admin writes the post and its labels to two tables, and either write alone would leave pages stale."""
     blog.run("User.objects.create_superuser('root')")
 
     seen = after(
