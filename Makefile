@@ -168,7 +168,7 @@ define fill
 	log=$$(mktemp); { while [ -t 1 ] && kill -0 $$$$; do $(progress); sleep 0.5; done 2>/dev/null & } ; trap "kill $$! 2>/dev/null; rm -f '$$log'" EXIT; \
 	$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement $(1) >"$$log" 2>&1 || \
 		{ [ ! -t 1 ] || echo; grep '^ERROR' "$$log" || tail -n 1 "$$log"; echo 'Not installed. Remove the cause, and run make again.'; exit 1; } >&2; \
-	[ ! -t 1 ] || { $(progress); echo; }; echo "Installed in $$SECONDS s: .venv has $$(du -sm .venv/ | cut -f 1) MB."
+	kill $$! 2>/dev/null; wait $$! 2>/dev/null; [ ! -t 1 ] || { $(progress); echo; }; echo "Installed in $$SECONDS s: .venv has $$(du -sm .venv/ | cut -f 1) MB."
 endef
 
 progress = printf '\r  %s of %s, %s MB' "$$(grep -cE '^(Collecting|Processing|Ignoring|Requirement already)' "$$log")" "$$packages" "$$(du -sm .venv/ | cut -f 1)"

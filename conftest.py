@@ -414,8 +414,7 @@ def database_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Abstr
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Separate the steps of the spec from those of its fixtures."""
-    if TRACE in item.stash:
-        item.stash[TRACE].begin()
+    item.stash[TRACE].begin()
     return (yield)
 
 

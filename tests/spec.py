@@ -117,6 +117,7 @@ DOCUMENTS = (
             "drf_views",
             "take_home",
             "operators",
+            "comparison",
             "cache_page",
             "metrics",
         ),

@@ -192,3 +192,9 @@ def test_the_connection_sends_no_write_past_the_cursor(transactional_db, monkeyp
 
     assert {"sqlite": "PRAGMA foreign_keys = ON", "postgresql": "SELECT 1"}[connection.vendor] in sent
     assert {text: written for text in sent if (written := written_tables(text))} == {}
+
+
+def test_a_procedure_called_with_keywords_is_refused(transactional_db):
+    """Neither driver can send them, so the call would lose them."""
+    with connection.cursor() as cursor, pytest.raises(NotSupportedError):
+        cursor.callproc("a_procedure", kparams={"price": 1})

@@ -23,3 +23,42 @@ def test_the_table_has_the_current_promises():
     """`make faults` writes it, with a measured value in bold where a promise is broken."""
     rows = [faults.row([fault.name, *faults.promised(fault.promise)]) for fault in FAULTS]
     assert faults.DOCUMENT.read_text(encoding="utf-8") == faults.document(rows)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(KeyboardInterrupt(), "Interrupted. Nothing is left behind."), (faults.Failed("The pages do\nnot become warm."), "The pages do not become warm.")],
+    ids=["Ctrl-C", "an error"],
+)
+def test_an_interrupted_or_failed_run_is_one_line_and_writes_nothing(error, message, monkeypatch, tmp_path):
+    """A person reads the reason, and the table of the last whole run stays."""
+    monkeypatch.setattr(faults, "DOCUMENT", tmp_path / "faults.md")
+    monkeypatch.setattr(faults.signal, "signal", lambda *_: None)
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(faults, "measure_all", fail)
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        faults.main([])
+    assert not faults.DOCUMENT.exists()
+
+
+@pytest.mark.parametrize(("words", "is_written"), [([], True), (["FLUSHALL"], False)])
+def test_only_a_run_of_all_faults_writes_the_document(words, is_written, monkeypatch, tmp_path, capsys):
+    """A run of some faults would drop the others from it."""
+    monkeypatch.setattr(faults, "DOCUMENT", tmp_path / "faults.md")
+    monkeypatch.setattr(faults.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(faults, "measure_all", lambda _: [])
+    with pytest.raises(SystemExit) as ended:
+        faults.main(words)
+    assert not ended.value.code
+    assert faults.DOCUMENT.exists() == is_written
+    assert "slowest read loses" in capsys.readouterr().out
+
+
+def test_nothing_is_measured_while_the_pages_are_cold():
+    """The latency before the fault is the baseline, so it must be that of hits."""
+    cold = faults.Read("cold", 0, 1, 200, False, "housing; fwd=miss; detail=recovering", {})
+    with pytest.raises(faults.Failed, match="recovering"):
+        faults.expect_a_hit(cold)

@@ -18,7 +18,7 @@ from django.test import Client
 from django.urls import get_resolver, reverse
 from django_redis import get_redis_connection
 
-from housing.freshness.breaker import Unreachable
+from housing.freshness.breaker import Breaker, Unreachable
 from housing.freshness.journal import Miss, journal
 from housing.freshness.slots import Busy, cold_reads
 from tests.fixtures.cache import clear_the_cache
@@ -251,10 +251,9 @@ def test_a_lease_whose_reply_was_lost_stays_open(price, reprice, clock, monkeypa
     sent = type(line).ask
 
     def lose_the_reply_to_a_lease(self, client, *command):
-        reply = sent(self, client, *command)
-        if "lease" in command:
-            raise redis.TimeoutError("Timeout reading from socket")
-        return reply
+        assert "lease" in command
+        sent(self, client, *command)
+        raise redis.TimeoutError("Timeout reading from socket")
 
     with monkeypatch.context() as patched:
         patched.setattr(type(line), "ask", lose_the_reply_to_a_lease)
@@ -530,3 +529,36 @@ NOT_PROMISED = {
     "Without the database, a response is as fresh as with it": "A write by another program may be missing, or one of a process that could not reach Redis. "
     "`Age` has the seconds since the last verification, and FRESHNESS_STALE_IF_ERROR bounds them.",
 }
+
+
+# One call, one address
+
+
+def test_the_breaker_of_one_server_lets_calls_to_another_through(clock):
+    """The address of the cache may change while the process runs."""
+    breaker = Breaker()
+    breaker.open("one", lambda: Unreachable("one is unreachable"))
+    with breaker.probing("another"):
+        assert breaker.opened is None
+
+
+def test_an_error_that_concerns_one_call_closes_the_breaker(clock):
+    """A server that replies is reachable, although it refuses this call, because it is full."""
+    breaker = Breaker()
+    breaker.open("one", lambda: Unreachable("one is unreachable"))
+    clock.seconds += 1
+    with pytest.raises(Unreachable, match="full"), breaker.probing("one"):
+        raise Unreachable("one is full")
+    assert breaker.opened is None
+
+
+@embedded
+def test_a_read_without_database_and_redis_gets_503(unverified, read, database_unreachable, monkeypatch):
+    """Nothing says whether a newer price was confirmed to its writer. (Embedded only: the spec sets Redis's clock.)"""
+
+    def fail(*_):
+        raise Unreachable("Redis is unreachable")
+
+    monkeypatch.setattr(journal, "not_known_to_be_stale", fail)
+    with database_unreachable():
+        assert read("cached").status == 503

@@ -267,3 +267,31 @@ def test_on_a_busy_machine_the_last_reads_may_take_longer():
 def test_each_fault_has_a_name_of_its_own():
     """Results are looked up by this name, so a second fault with the same name would replace the first one's result."""
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+
+
+def test_a_reply_that_comes_after_the_fault_began_is_swallowed():
+    """Otherwise the request before the fault would still get its reply."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        proxying(*server.getsockname()) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port)) as client,
+    ):
+        connection, _ = server.accept()
+        proxy.inflict(Fault(swallows=True))
+        connection.sendall(b"late")
+
+        def expect_four_bytes():
+            assert proxy.swallowed == 4
+
+        wait_for(expect_four_bytes, AssertionError)
+        connection.close()
+        client.close()
+
+
+def test_a_proxy_may_end_while_it_refuses_connections(new_server):
+    """A spec that fails during a fault leaves no thread and no port behind."""
+    with proxying(*new_server(b"one")) as proxy:
+        proxy.inflict(Fault(refuses=True))
+        proxy.inflict(Fault(refuses=True))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", proxy.port))
