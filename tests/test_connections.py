@@ -472,7 +472,7 @@ logfile = {folder}/pgbouncer.log
 
 @pytest.fixture
 def pooled(servers, transactional_db):
-    """PgBouncer in transaction mode between the service and PostgreSQL, with the URL that README shows."""
+    """PgBouncer in transaction mode between the service and PostgreSQL, with the URL in docs/operating.md."""
     direct, port = dict(connection.settings_dict), any_free_port()
     folder = servers.enter_context(tempfile.TemporaryDirectory())
     Path(folder).chmod(0o777)  # started by root, PgBouncer changes to another user
