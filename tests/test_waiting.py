@@ -90,7 +90,7 @@ def test_the_mark_of_a_fill_expires_after_the_wait_timeout(home, settings):
     assert 0 < get_redis_connection("default").pttl(PAGE) <= conf.WAIT_TIMEOUT * 1000
 
 
-def test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout(home, read, waiting, settings, monkeypatch):
+def test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout(home, read, waiting, redis_clock, monkeypatch):
     """Then it queries the database itself."""
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     journal.lookup(PAGE)
@@ -99,7 +99,7 @@ def test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout(home, re
     assert conf.WAIT_TIMEOUT <= waiting.seconds < conf.WAIT_TIMEOUT + PAUSES[-1]
 
 
-def test_a_waiting_reader_looks_again_less_and_less_often(home, read, waiting, monkeypatch):
+def test_a_waiting_reader_looks_again_less_and_less_often(home, read, waiting, redis_clock, monkeypatch):
     """It doubles its pause after each look, up to the longest pause."""
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     paused = []
