@@ -80,7 +80,11 @@ def _refusal(scheme: str, what: str) -> ImproperlyConfigured:
 
 def _parts(url: str, scheme: str) -> SplitResult:
     try:
-        parts = urlsplit(url)
+        if scheme.endswith("+sentinel"):  # Python 3.14 refuses an IPv6 address that is not the first of several hosts
+            head, netloc, tail = re.fullmatch(r"([^/]*//)?([^/?#]*)(.*)", url, re.DOTALL).groups("")  # type: ignore[union-attr]  # it matches every text
+            parts = urlsplit(head + tail)._replace(netloc=netloc)
+        else:
+            parts = urlsplit(url)
     except ValueError:  # brackets that are not around an IPv6 address
         parts = SplitResult(scheme, "", "", "", "invalid")
     login, rest = parts.netloc.rpartition("@")[0], parts.path + parts.query
