@@ -43,7 +43,10 @@ class DatabaseProbe:
                 self._thread.start()
             thread = self._thread
         thread.join(DEADLINE)
-        return "no reply" if thread.is_alive() else self._state
+        if thread.is_alive():
+            logger.warning("The health check has had no reply from the database for %g s.", DEADLINE)
+            return "no reply"
+        return self._state
 
     def _select(self) -> None:
         try:

@@ -81,8 +81,9 @@ def _refusal(scheme: str, what: str) -> ImproperlyConfigured:
 def _parts(url: str, scheme: str) -> SplitResult:
     try:
         if scheme.endswith("+sentinel"):  # Python 3.14 refuses an IPv6 address that is not the first of several hosts
-            head, netloc, tail = re.fullmatch(r"([^/]*//)?([^/?#]*)(.*)", url, re.DOTALL).groups("")  # type: ignore[union-attr]  # it matches every text
-            parts = urlsplit(head + tail)._replace(netloc=netloc)
+            head, slashes, rest = url.partition("//")
+            netloc = re.split("[/?#]", rest, maxsplit=1)[0]
+            parts = urlsplit(head + slashes + rest.removeprefix(netloc))._replace(netloc=netloc)
         else:
             parts = urlsplit(url)
     except ValueError:  # brackets that are not around an IPv6 address

@@ -112,8 +112,8 @@ def test_a_process_is_not_ready_without_the_database(ready, database_unreachable
     assert ready()[0] == 200
 
 
-def test_a_check_waits_only_briefly_for_a_database_that_hangs(ready, monkeypatch):
-    """No timeout of a driver covers a server that accepts and never replies. Further checks share the thread that waits."""
+def test_a_check_waits_only_briefly_for_a_database_that_hangs(ready, monkeypatch, caplog):
+    """No timeout of a driver covers a server that accepts and never replies. Further checks share the thread that waits, and each 503 is a line in the log."""
     replies, attempts = threading.Event(), []
     connect = type(ours()).get_new_connection
 
@@ -129,6 +129,7 @@ def test_a_check_waits_only_briefly_for_a_database_that_hangs(ready, monkeypatch
             status, state = ready()
             assert (status, state["status"], state["database"]) == (503, "unavailable", "no reply")
         assert len(attempts) == 1
+        assert caplog.messages == ["The health check has had no reply from the database for 0.01 s."] * 3
         replies.set()
         attempts[0].join(30)
     monkeypatch.setattr(health, "DEADLINE", 30)

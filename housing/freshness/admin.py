@@ -40,7 +40,7 @@ class CacheAdmin:
 
     def __init__(self, site: AdminSite) -> None:
         self.site, self.urls, self.apps = site, site.get_urls, site.get_app_list
-        site.get_urls, site.get_app_list = self.get_urls, self.get_app_list  # type: ignore[method-assign]  # it may be a subclass of the project
+        site.get_urls, site.get_app_list = self.get_urls, self.get_app_list  # type: ignore[method-assign]  # of this site only, whatever its class
 
     def get_urls(self) -> list[Any]:
         """Return the URLs of the site and that of the page."""
