@@ -307,7 +307,8 @@ UNKNOWN = {
         lambda: ids(Property.objects.select_related("agent").union(Property.objects.select_related("agent"))),
         "It is a union() whose parts have select_related()",
     ),
-    "another database": (lambda: by_cursor("SELECT 1", "elsewhere"), "It reads the database 'elsewhere', whose backend is not the engine's."),
+    "another database": (lambda: by_cursor("SELECT 1", "elsewhere"), "It reads the database 'elsewhere', but the view is cached for 'default'."),
+    "another database of the engine": (lambda: ids(BY_ID.using("twin")), "It reads the database 'twin', but the view is cached for 'default'."),
     "no query": (lambda: "Hello", "It runs no query, so it would never be invalidated."),
 }
 """Query whose dependencies the engine cannot know → a function that runs it for a page, and the reason in the log."""
@@ -322,11 +323,13 @@ def by_cursor(text, alias="default"):
 
 @pytest.fixture
 def elsewhere_too(tmp_path):
-    """A second database, with Django's own backend."""
+    """A second database, with Django's own backend, and a third one, with the engine's."""
+    connections.databases["twin"] = connection.settings_dict
     connections.databases["elsewhere"] = connection.settings_dict | {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "elsewhere", "OPTIONS": {}}
     yield
-    connections["elsewhere"].close()
-    del connections["elsewhere"], connections.databases["elsewhere"]
+    for alias in ("elsewhere", "twin"):
+        connections[alias].close()
+        del connections[alias], connections.databases[alias]
 
 
 @pytest.mark.parametrize("query", UNKNOWN)

@@ -159,15 +159,15 @@ def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -
 
 @contextmanager
 def watched(recording: Recorder, connection: ConnectionMixin) -> Iterator[None]:
-    """Refuse a recording that reads a database whose backend is not the engine's, because writes there are not seen."""
+    """Refuse a recording that reads another database than the view's. The key has only the view's database, and only that one is verified for this entry."""
 
     def refuse(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
-        recording.refuse(f"It reads the database '{context['connection'].alias}', whose backend is not the engine's.")
+        recording.refuse(f"It reads the database '{context['connection'].alias}', but the view is cached for '{connection.alias}'.")
         return execute(sql, params, many, context)
 
     with ExitStack() as stack:
         for alias in connections.settings if len(connections.settings) > 1 else ():
-            if not isinstance(connections[alias], ConnectionMixin):
+            if alias != connection.alias:
                 stack.enter_context(connections[alias].execute_wrapper(refuse))
         yield
 

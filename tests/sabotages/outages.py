@@ -262,4 +262,18 @@ OUTAGES = (
         "pass",
         "test_slow_database.py::test_only_a_server_bounds_the_wait_for_a_reply[argv0-6\\n]",
     ),
+    Sabotage(
+        "an entry may depend on a database that nobody verifies",
+        "freshness/entries.py",
+        "            if alias != connection.alias:\n",
+        "            if not isinstance(connections[alias], ConnectionMixin):\n",
+        "test_dependencies.py::test_a_response_whose_dependencies_are_unknown_is_served_and_never_cached[another database of the engine]",
+    ),
+    Sabotage(
+        "a health check without a reply is not logged",
+        "health.py",
+        '            logger.warning("The health check has had no reply',
+        '            logger.debug("The health check has had no reply',
+        "test_health.py::test_a_check_waits_only_briefly_for_a_database_that_hangs",
+    ),
 )
