@@ -17,7 +17,9 @@ from rest_framework import serializers
 from housing import checks
 from housing.freshness import checks as engine
 from housing.freshness import private
+from housing.freshness.checks import MAY_BE_ZERO, seconds_are_positive
 from housing.freshness.journal import Unreachable, journal
+from housing.freshness.settings import SETTINGS
 from housing.models import Agent, Office, Property, PropertyImage
 from housing.queries import joined, properties
 from housing.serializers import OfficeSerializer, PropertyImageSerializer, PropertySerializer
@@ -244,7 +246,7 @@ def test_an_eviction_policy_that_may_evict_the_journal_is_reported_with_its_cost
     assert {key: found for key, found in seen.items() if found} == {
         ("100mb", "allkeys-lru"): [(cost.format("allkeys-lru"), VOLATILE)],
         ("100mb", "allkeys-random"): [(cost.format("allkeys-random"), VOLATILE)],
-        ("100mb", "noeviction"): [("Redis evicts nothing (noeviction). When it is full, no lease can be opened, and all writes fail.", VOLATILE)],
+        ("100mb", "noeviction"): [("Redis evicts nothing (noeviction). When it is full, writes leave their tags in the outbox.", VOLATILE)],
     }
     journal.begin()
     deployed.config_set("maxmemory-policy", "noeviction")
@@ -555,3 +557,12 @@ def test_debug_in_production_is_reported(debugging):
     ]
     debugging.DEBUG = False
     assert reported("housing.W007") == []
+
+
+@pytest.mark.parametrize("value", [0, -1, "1", True, None, float("nan")])
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.unit == "seconds"])
+def test_a_setting_in_seconds_that_keeps_no_promise_is_refused(settings, name, value):
+    """With a bound of 0 seconds no hit is given, and the watchman would never pause. Two settings may be 0, which turns them off."""
+    setattr(settings, f"FRESHNESS_{name}", value)
+    is_off = value == 0 and name in MAY_BE_ZERO
+    assert [(each.id, each.msg) for each in seconds_are_positive(None)] == ([] if is_off else [("freshness.E010", f"FRESHNESS_{name} is {value!r}.")])

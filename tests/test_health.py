@@ -100,6 +100,9 @@ def test_a_process_is_degraded_while_nothing_is_verified(ready, settings, redis_
     redis_clock.seconds += 0.1
     status, state = ready()
     assert (status, state["status"], round(state["lag"], 3)) == (200, "degraded", 1.1)
+    verify()
+    redis_clock.seconds -= 0.5  # the verification seems to be in the future
+    assert ready()[1]["status"] == "degraded"
     journal.forget_server()
 
 

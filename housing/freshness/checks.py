@@ -29,7 +29,7 @@ from .connection import ConnectionMixin
 from .fingerprint import settings_without_text
 from .identity import IdentifiedMixin, Unidentified
 from .journal import Refused, journal
-from .settings import conf
+from .settings import SETTINGS, conf
 from .tracking import tables, tracked
 from .views import CachedView
 
@@ -53,6 +53,7 @@ def connect() -> None:
     checks.register(cached_views_read_what_is_tracked, checks.Tags.urls)
     checks.register(django_is_as_the_engine_knows_it, checks.Tags.compatibility)
     checks.register(settings_have_a_text)
+    checks.register(seconds_are_positive)
 
 
 # The database
@@ -190,7 +191,11 @@ def _eviction(info: dict[str, str]) -> Iterator[checks.CheckMessage]:
             id="freshness.W003",
         )
     elif policy == "noeviction":
-        yield checks.Warning("Redis evicts nothing (noeviction). When it is full, no lease can be opened, and all writes fail.", hint=hint, id="freshness.W004")
+        yield checks.Warning(
+            "Redis evicts nothing (noeviction). When it is full, writes leave their tags in the outbox.",
+            hint=hint,
+            id="freshness.W004",
+        )
 
 
 def _failover(info: dict[str, str]) -> Iterator[checks.CheckMessage]:
@@ -318,3 +323,17 @@ def settings_have_a_text(app_configs: Any, **_: Any) -> Found:
         )
         for name, value in settings_without_text()
     ]
+
+
+MAY_BE_ZERO = {"RETRY", "STALE_IF_ERROR"}
+"""The settings in seconds that 0 turns off."""
+
+
+def seconds_are_positive(app_configs: Any, **_: Any) -> Iterator[checks.CheckMessage]:
+    """A lease, a bound or a timeout of 0 seconds, or a text instead of a number, would keep no promise."""
+    for name, setting in SETTINGS.items():
+        value = getattr(conf, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN differs from itself
+        if setting.unit == "seconds" and not (is_number and (value > 0 or (value == 0 and name in MAY_BE_ZERO))):
+            least = "0 or more" if name in MAY_BE_ZERO else "more than 0"
+            yield checks.Error(f"FRESHNESS_{name} is {value!r}.", hint=f"Set it to a number of seconds, {least}.", id="freshness.E010")

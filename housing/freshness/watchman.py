@@ -143,7 +143,7 @@ def state_of_the_cache(alias: str = DEFAULT_DB_ALIAS) -> dict[str, Any]:
     with suppress(Unreachable):
         lag = journal.verified(known_identity(alias) or "")
     breaker = "open" if journal.breaker.opened else "closed"
-    hits = (cache, breaker) == ("ok", "closed") and lag is not None and lag <= conf.MAX_STALENESS
+    hits = (cache, breaker) == ("ok", "closed") and lag is not None and 0 <= lag <= conf.MAX_STALENESS
     return {"cache": cache, "breaker": breaker, "watchman": watchman.state(alias), "lag": lag, "hits": hits}
 
 

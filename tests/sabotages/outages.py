@@ -251,7 +251,7 @@ OUTAGES = (
     Sabotage(
         "health: hits that are not verified count",
         "freshness/watchman.py",
-        " and lag is not None and lag <= conf.MAX_STALENESS",
+        " and lag is not None and 0 <= lag <= conf.MAX_STALENESS",
         "",
         "test_health.py::test_a_process_is_degraded_while_nothing_is_verified",
     ),
@@ -275,5 +275,12 @@ OUTAGES = (
         '            logger.warning("The health check has had no reply',
         '            logger.debug("The health check has had no reply',
         "test_health.py::test_a_check_waits_only_briefly_for_a_database_that_hangs",
+    ),
+    Sabotage(
+        "a verification in the future counts as healthy",
+        "freshness/watchman.py",
+        "and 0 <= lag <= conf",
+        "and lag <= conf",
+        "test_health.py::test_a_process_is_degraded_while_nothing_is_verified",
     ),
 )
