@@ -4,6 +4,7 @@ The first specs break the service and fail on purpose.
 """
 
 import re
+from collections import deque
 
 import pytest
 from django.db import transaction
@@ -222,6 +223,29 @@ def test_a_reader_that_a_spec_plays_by_itself_is_a_process_too(home, request):
     journal.store("page", miss, {"t"}, '"1"', b"1")
 
     assert trace.lines_of(request.node.stash[TRACE]) == ["T1  lookup: miss", "T2  lease, close", "T1  store: raced"]
+
+
+class WriteOnly(deque):
+    """A deque that cannot be read, like one to which another thread appends at this moment."""
+
+    def __iter__(self):
+        raise RuntimeError("deque mutated during iteration")
+
+    __reversed__ = __iter__
+
+
+def test_no_step_is_recorded_by_reading_the_others(home, reprice, read, monkeypatch, request):
+    """The spec may run further threads, which add steps meanwhile."""
+    recording = request.node.stash[TRACE]
+    with monkeypatch.context() as patch:
+        patch.setattr(recording, "steps", WriteOnly())
+        reprice(1)
+        read("cached")
+        miss, lease = journal.lookup("page"), journal.lease({"t"})
+        journal.close(lease)
+        journal.store("page", miss, {"t"}, '"1"', b"1")
+
+        assert len(recording.steps) > 8
 
 
 def test_a_spec_with_one_process_shows_no_steps(home, reprice, read, request):
