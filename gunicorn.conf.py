@@ -6,6 +6,7 @@ With one thread each, ten readers at once had a p95 of 76 to 178 ms; with four, 
 import gc
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 # A warm read is work for the processor, so more processes than cores only take turns. WEB_CONCURRENCY says how many.
 workers = int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1)
@@ -18,6 +19,31 @@ keepalive = 15
 preload_app = True
 # Its socket wants a home to write to.
 control_socket_disable = True
+
+# Where each worker also serves the health checks, in threads that no slow client of the service can use: HEALTH_BIND=127.0.0.1:8081, or empty.
+health_bind = os.environ.get("HEALTH_BIND", "")
+
+
+def address_of(bind: str) -> tuple[str, int]:
+    """Return the host and the port. Raises SystemExit with one line if one of them is missing or invalid."""
+    try:
+        parts = urlsplit(f"//{bind}")
+        if parts.hostname and parts.port and parts.netloc == bind:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise SystemExit(f"HEALTH_BIND={bind!r} is not a host and a port. Write it like 127.0.0.1:8081.")
+
+
+health_address = address_of(health_bind) if health_bind else None
+
+
+def post_worker_init(worker: Any) -> None:
+    """Serve the health checks at HEALTH_BIND, if it is set."""
+    if health_address:
+        from housing.health import Listener  # the settings are loaded now
+
+        Listener(health_address)
 
 
 def pre_fork(server: Any, worker: Any) -> None:

@@ -179,6 +179,20 @@ OUTAGES = (
         "test_slow_database.py::test_a_failed_read_gives_its_place_back",
     ),
     Sabotage(
+        "health: the listener serves more than the health checks",
+        "health.py",
+        "check = CHECKS.get(request.path_info)",
+        "check = CHECKS.get(request.path_info, live)",
+        "test_health.py::test_the_listener_serves_nothing_else",
+    ),
+    Sabotage(
+        "health: one slow probe stops the others",
+        "health.py",
+        "class Listener(ThreadingMixIn, WSGIServer):",
+        "class Listener(WSGIServer):",
+        "test_health.py::test_a_slow_probe_does_not_delay_another",
+    ),
+    Sabotage(
         "cold reads: they may take every thread of gunicorn",
         "freshness/settings.py",
         '"COLD_READS": Setting(2,',
