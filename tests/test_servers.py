@@ -328,6 +328,16 @@ def test_the_listed_commands_for_an_acl_are_those_that_the_script_runs_and_those
     assert {command.lower() for command in stub.commands} == {command.partition("|")[0] for command in SENT}
 
 
+@pytest.mark.only("real")
+def test_the_permissions_of_whole_commands_are_checked(own_redis):
+    """Newer servers raise an error if the check of a command has too few arguments, and the service would take them for unreachable. (Real only: fakeredis
+    does not know how many arguments a command needs.)
+    """
+    own_redis()
+    known = get_redis_connection("default").command()
+    assert {command: abs(known[command]["arity"]) - 1 for command in SCRIPTED} == SCRIPTED
+
+
 def test_a_user_who_may_not_run_the_script_is_refused_with_the_rules_to_set(stub):
     """If the user lacked a single command, the script could fail half way."""
     stub.info, stub.script_replies["forbidden"] = valkey(), b"*2\r\n+zadd\r\n+zrem\r\n"

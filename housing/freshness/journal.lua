@@ -374,11 +374,13 @@ function verbs.invalidate_entry(nonce)
   call('PEXPIRE', entry, TTL / 1000)
 end
 
--- commands… → those of them that the user may not run on the journal's key.
+-- (command, number of its arguments)… → those of the commands that the user may not run on the journal's key.
 function verbs.forbidden(_, ...)
-  local forbidden = {}
-  for _, command in ipairs({...}) do
-    if redis.acl_check_cmd and not redis.acl_check_cmd(command, journal) then forbidden[#forbidden + 1] = command end
+  local commands, forbidden = {...}, {}
+  for i = 1, #commands, 2 do
+    local command = {commands[i], journal}
+    for argument = 3, commands[i + 1] + 1 do command[argument] = '1' end
+    if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command, 1, commands[i + 1] + 1)) then forbidden[#forbidden + 1] = commands[i] end
   end
   return forbidden
 end

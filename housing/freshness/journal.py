@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -306,7 +307,7 @@ class Journal:
             connection.send_command("SCRIPT", "LOAD", text)
             sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
             if info:  # in the same round trip
-                connection.send_command("EVALSHA", sha, 1, caches[conf.CACHE].make_key("journal"), "forbidden", "", *SCRIPTED)
+                connection.send_command("EVALSHA", sha, 1, caches[conf.CACHE].make_key("journal"), "forbidden", "", *chain(*SCRIPTED.items()))
             connection.read_response()
             if info and (forbidden := connection.read_response()):
                 raise refusals.NoPermissionError(f"it may not run {b', '.join(forbidden).decode()}")
