@@ -90,8 +90,10 @@ def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
 
 
 def has_steps(item: pytest.Item) -> bool:
-    """Whether SPEC.md shows the steps of this spec if it is a race. The real stack takes others, and a drawn or a chosen schedule is another each time."""
-    drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule
+    """Whether SPEC.md shows the steps of this spec if it is a race. The real stack takes others, and a drawn or a chosen schedule is another each time. For the
+    long specs of `make races` it shows those of the short ones.
+    """
+    drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule or item.get_closest_marker("races")
     is_race = item.path.stem.removeprefix("test_") in RACES
     return is_race and item.config.option.stack == "embedded" and not drawn and "MUTANT_UNDER_TEST" not in os.environ
 
