@@ -79,6 +79,10 @@ load: install ## load test with dozens of readers and one writer; fails on a sta
 faults: install #= inflict faults on the running service, in containers, some minutes; fails on a stale read; writes docs/faults.md
 	@$(BIN)/python -m tests.measurements.faults
 
+.PHONY: stress
+stress: install #= run the specs N times (N=10) on a busy machine: colour forced, an odd folder, no .git, another time zone, LC_ALL=C
+	@$(BIN)/python -m tests.measurements.stress $(or $(N),10)
+
 .PHONY: coverage
 coverage: install #= branch coverage of housing/ and tests/ on both stacks; needs what test-real needs
 	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 20000 && \

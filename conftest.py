@@ -41,7 +41,7 @@ from tests.fixtures.processes import Killed
 from tests.fixtures.responses import Response, ask
 from tests.fixtures.rows import make_properties
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
-from tests.instruments import CONTROL
+from tests.instruments import CONTROL, Latency
 from tests.stacks import OwnRedis
 
 PASSED = pytest.StashKey[bool]()
@@ -52,6 +52,19 @@ def django_db_modify_db_settings() -> None:
     """Give the specs their own database. On SQLite it is a file, because an in-memory one locks its readers out while a write is open."""
     name = connection.settings_dict["NAME"]
     connection.settings_dict["TEST"]["NAME"] = f"{name}.specs" if connection.vendor == "sqlite" else f"{name}_specs_{secrets.token_hex(4)}"
+
+
+COLOURED = ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "PYTHON_COLORS", "PYTEST_ADDOPTS")
+"""The variables that force colours. The run itself has read them before, so its own output keeps its colours."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_print_plain_text() -> Iterator[None]:
+    """Let the processes that specs start print what they print without a terminal, whatever the person who runs the specs prefers."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in COLOURED:
+            environment.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -210,6 +223,12 @@ def warm(read: Callable[..., Response]) -> Callable[..., bytes]:
 
 
 @pytest.fixture
+def latency(pytestconfig: pytest.Config) -> Latency:
+    """The instrument, with the clock that `tests/stacks.py` sets for pytest-benchmark."""
+    return Latency(time.process_time if pytestconfig.option.stack == "embedded" else time.perf_counter)
+
+
+@pytest.fixture
 def tamper_with_the_entry() -> Callable[[], bytes]:
     """Replace the body of the only entry in Redis, and return the new body. A response with that body can come only from the cache."""
 
@@ -234,7 +253,7 @@ def elsewhere() -> Callable[[Callable[[], Any]], Any]:
                 connections.close_all()
 
         with ThreadPoolExecutor(max_workers=1) as thread:
-            return thread.submit(alone).result(timeout=30)
+            return thread.submit(alone).result(stacks.TIMEOUT)
 
     return elsewhere
 
@@ -297,7 +316,7 @@ def around_commit(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[..., Any]
 
 @pytest.fixture
 def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Redis's own clock, stopped. `redis_clock.seconds += 5` advances it."""
+    """Redis's own clock, stopped: what TIME replies, and what ends a key's TTL. `redis_clock.seconds += 5` advances it."""
 
     class Clock:
         now = time.time()
@@ -317,6 +336,7 @@ def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     clock = Clock()
     monkeypatch.setattr("fakeredis.commands_mixins.server_mixin.time", clock)
+    monkeypatch.setattr("fakeredis._socket._base.time", clock)
     begin_journal()
     return clock
 

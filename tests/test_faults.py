@@ -24,7 +24,7 @@ from django_redis import get_redis_connection
 from housing.models import Office, Property
 from tests import ROOT
 from tests.fixtures.rows import a_property, saved
-from tests.stacks import wait_for
+from tests.stacks import TIMEOUT, wait_for
 
 SOON = 2_000
 """The number of reads within which a page must be warm again after its writer was killed."""
@@ -78,7 +78,7 @@ def test_no_response_is_stale_after_a_writer_is_killed_with_sigkill(home, price,
         [sys.executable, "-c", DIES, service.CACHES["default"]["KEY_PREFIX"], str(home.pk), where],
         cwd=ROOT,
         env=os.environ | {"DJANGO_SETTINGS_MODULE": "housing.settings", "DATABASE_URL": url},
-        timeout=60,
+        timeout=TIMEOUT,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
@@ -271,7 +271,7 @@ def test_two_overlapping_writes_of_one_row_are_seen_in_their_order(home, price, 
         seen.append(elsewhere(price))
         assert not t2_writes.is_set()
     # T1 has COMMITted and closed. T2 goes on, a reader reads, T2 COMMITs and closes.
-    second.join(30)
+    second.join(TIMEOUT)
     seen += [price(), price()]
 
     assert [shown for shown, _ in seen] == ["300000.00", "300000.00", "300000.00", "1.00", "2.00", "2.00"]
@@ -301,7 +301,7 @@ def test_an_unlocked_save_that_waited_for_another_writer_invalidates_the_page_th
         Property.objects.filter(pk=home.pk).update(status="sold")
         second.start()
         elsewhere(wait_until_a_transaction_waits_for_a_lock)
-    second.join(30)
+    second.join(TIMEOUT)
 
     assert read_the_list(status="sold") == []
     assert read_the_list(status="available")[0]["id"] == home.pk

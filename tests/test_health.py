@@ -23,9 +23,9 @@ from housing.freshness import ours, watchman
 from housing.freshness.journal import journal
 from housing.freshness.slots import cold_reads
 from tests import ROOT
-from tests.fixtures.processes import TIMEOUT, any_free_port, gunicorn
+from tests.fixtures.processes import any_free_port, gunicorn
 from tests.fixtures.stub import Stub, info
-from tests.stacks import wait_for
+from tests.stacks import TIMEOUT, wait_for
 
 READY = "/health/ready/"
 
@@ -133,7 +133,7 @@ def test_a_check_waits_only_briefly_for_a_database_that_hangs(ready, monkeypatch
 
     def hang(self, *arguments):
         attempts.append(threading.current_thread())
-        replies.wait(30)
+        replies.wait(TIMEOUT)
         return connect(self, *arguments)
 
     monkeypatch.setattr(health, "DEADLINE", 0.01)
@@ -145,7 +145,7 @@ def test_a_check_waits_only_briefly_for_a_database_that_hangs(ready, monkeypatch
         assert len(attempts) == 1
         assert caplog.messages == ["The health check has had no reply from the database for 0.01 s."] * 3
         replies.set()
-        attempts[0].join(30)
+        attempts[0].join(TIMEOUT)
     monkeypatch.setattr(health, "DEADLINE", 30)
     assert ready()[0] == 200
 

@@ -12,6 +12,7 @@ import pytest
 from tests import ROOT
 from tests.measurements import load
 from tests.measurements.load import Read, Report, Row, Users, Write, stale_reads
+from tests.stacks import TIMEOUT
 
 # Stale reads
 
@@ -161,4 +162,4 @@ def test_a_writer_that_leaves_no_record_is_detected(monkeypatch):
 
 
 def run(*arguments, **environment):
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)

@@ -25,6 +25,7 @@ from tests.fixtures.cache import clear_the_cache
 from tests.fixtures.processes import python
 from tests.fixtures.responses import VARIANTS, ask, ask_elsewhere
 from tests.fixtures.stub import Stub, info
+from tests.stacks import TIMEOUT
 
 embedded = pytest.mark.only("embedded")
 BROWSER = {"Accept": "text/html"}
@@ -318,7 +319,7 @@ def test_a_pool_with_fewer_connections_than_threads_recovers(twenty_properties, 
     monkeypatch.setattr(pool, "_available_connections", [])  # those of earlier threads
 
     def hits():
-        together.wait(30)
+        together.wait(TIMEOUT)
         return [ask_elsewhere().came_from for _ in range(3)]
 
     with ThreadPoolExecutor(4) as threads:

@@ -12,10 +12,7 @@ from tests.fixtures import faults, proxy
 from tests.fixtures.faults import COLD, FAULTS, LIVE, UNCHANGED, WRITTEN
 from tests.fixtures.proxy import Fault, proxying
 from tests.measurements.faults import COLUMNS, KINDS, READS, WORK, Read, Result, Write, table
-from tests.stacks import wait_for
-
-SOON = 5.0
-"""Seconds within which everything on loopback happens."""
+from tests.stacks import TIMEOUT, wait_for
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -65,7 +62,7 @@ def connect(one):
     opened = []
 
     def connect():
-        opened.append(socket.create_connection(("127.0.0.1", one.port), timeout=SOON))
+        opened.append(socket.create_connection(("127.0.0.1", one.port), timeout=TIMEOUT))
         return opened[-1]
 
     yield connect
@@ -114,7 +111,7 @@ def test_it_accepts_connections_and_swallows_what_is_sent(one, connect):
             connection.settimeout(0.05)
             with pytest.raises(TimeoutError):
                 echo(connection)
-            connection.settimeout(SOON)
+            connection.settimeout(TIMEOUT)
         wait_for(lambda: two_lines_are_swallowed(one), AssertionError)
     for connection in (before, during):
         with pytest.raises(ConnectionResetError):
@@ -171,7 +168,7 @@ def test_without_its_server_it_ends_connections(one, connect):
 def test_at_its_end_it_closes_all_connections(new_server):
     """Nothing that it started outlives the block."""
     with proxying(*new_server(b"one")) as one:
-        connection = socket.create_connection(("127.0.0.1", one.port), timeout=SOON)
+        connection = socket.create_connection(("127.0.0.1", one.port), timeout=TIMEOUT)
         echo(connection)
     with connection, pytest.raises(ConnectionError):
         assert echo(connection) == b""
@@ -185,7 +182,7 @@ def test_it_ends_by_itself(new_server, monkeypatch):
     """A spec that hangs leaves no proxy behind."""
     monkeypatch.setattr(proxy, "LIFETIME", 0.3)
     with proxying(*new_server(b"one")) as one:
-        connection = socket.create_connection(("127.0.0.1", one.port), timeout=SOON)
+        connection = socket.create_connection(("127.0.0.1", one.port), timeout=TIMEOUT)
         with connection:
             assert connection.recv(1) == b""
 

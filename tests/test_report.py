@@ -14,6 +14,7 @@ from django.conf import settings
 from tests import ROOT
 from tests.measurements import metrics, report
 from tests.measurements.metrics import Benchmark
+from tests.stacks import TIMEOUT
 
 BUDGETS = {
     "optimized to naive": {"at most": 0.6},
@@ -200,7 +201,7 @@ def test_the_command_needs_no_django_settings(folder):
     assert settings.configured
     code = f"from pathlib import Path; from tests.measurements import report; report.REPORTS = Path({str(folder)!r}); report.main([])"
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
     assert (ended.returncode, len(ended.stdout.split())) == (0, 2), ended.stderr
 
@@ -409,7 +410,7 @@ def test_ctrl_c_during_a_benchmark_writes_nothing_and_shows_no_traceback(tmp_pat
     command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pytest.ini", "--rootdir", tmp_path, "-p", "no:cacheprovider", tmp_path / "test_it.py"]
     options = ["--benchmark-only", "--benchmark-json", tmp_path / "mine.json"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    ended = subprocess.run([*command, *options], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([*command, *options], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
     assert ended.returncode == pytest.ExitCode.INTERRUPTED, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr

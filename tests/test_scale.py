@@ -20,6 +20,7 @@ from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests import ROOT
 from tests.measurements import scale
 from tests.measurements.scale import FILTERS, ORDERS, filters, plan_of
+from tests.stacks import TIMEOUT
 
 pytestmark = pytest.mark.django_db
 
@@ -174,4 +175,4 @@ def test_an_interrupted_measurement_prints_one_line(monkeypatch):
 
 def run(*arguments, **environment):
     """Run this command in a separate process."""
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)

@@ -22,6 +22,7 @@ from tests.fixtures.cache import clear_the_cache
 from tests.fixtures.processes import python
 from tests.fixtures.proxy import Fault, proxying
 from tests.fixtures.responses import VARIANTS, ask, ask_elsewhere
+from tests.stacks import TIMEOUT
 
 
 class Clock:
@@ -97,7 +98,7 @@ def test_a_read_beyond_the_bound_waits_for_its_turn_while_the_database_is_quick(
 
     def begin_t2(execute, *statement):
         second.append(threads.submit(ask_elsewhere, city="Springfield"))
-        assert waits.wait(30)
+        assert waits.wait(TIMEOUT)
         return execute(*statement)
 
     with threads, connection.execute_wrapper(begin_t2):

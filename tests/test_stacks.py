@@ -21,7 +21,7 @@ def run_specs(*arguments, **environment):
     """Run pytest in its own process, whose environment has no server URLs except those in `environment`."""
     clean = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", "DJANGO_SETTINGS_MODULE")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=stacks.TIMEOUT, check=False)
 
 
 NOBODY = "127.0.0.1:1"

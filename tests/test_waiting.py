@@ -17,8 +17,9 @@ from django_redis import get_redis_connection
 
 from housing.freshness.entries import PAUSES, draws
 from housing.freshness.journal import Filling, Hit, Miss, journal
-from housing.freshness.settings import conf
+from housing.freshness.settings import SETTINGS, conf
 from tests.fixtures.responses import ask
+from tests.stacks import TIMEOUT
 
 PAGE = cache.make_key("page")
 
@@ -35,27 +36,43 @@ def an_hour_to_wait(settings):
     journal.forget_server()
 
 
+@pytest.fixture
+def a_killed_reader(an_hour_to_wait, settings, monkeypatch):
+    """`a_killed_reader()`: a reader of every entry is killed during its fill. Its mark stays in Redis, and others wait as long as they do by default."""
+    monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
+
+    def a_killed_reader():
+        journal.lookup(PAGE)
+        settings.FRESHNESS_WAIT_TIMEOUT = SETTINGS["WAIT_TIMEOUT"].default
+
+    return a_killed_reader
+
+
 def test_only_one_of_fifty_cold_readers_queries_the_database(twenty_properties, handler, waiting, an_hour_to_wait):
     """Without this, all readers of a popular page would query the database at once whenever the page is not cached."""
-    everybody_waits, stored, queried = Barrier(50), Event(), []
+    everybody_waits, fills, stored, queried = Barrier(50), Event(), Event(), []
 
     def wait_for_the_others():
-        everybody_waits.wait(timeout=30)
-        stored.wait(timeout=30)
+        everybody_waits.wait(TIMEOUT)
+        stored.wait(TIMEOUT)
 
-    def read_alone(_):
+    def read_alone(number):
+        if number:
+            fills.wait(TIMEOUT)  # the steps are recorded in an order that is the same each time
         client = Client()
         client.handler = handler
         try:
             with connection.execute_wrapper(wait_and_execute):
                 return ask(client).came_from
         finally:
+            fills.set()
             stored.set()
             connection.close()
 
     def wait_and_execute(execute, *statement):
         queried.append(statement[0])
-        everybody_waits.wait(timeout=30)
+        fills.set()
+        everybody_waits.wait(TIMEOUT)
         return execute(*statement)
 
     type(waiting).begun = wait_for_the_others
@@ -66,7 +83,7 @@ def test_only_one_of_fifty_cold_readers_queries_the_database(twenty_properties, 
     assert sorted(responses) == ["fwd=miss; collapsed"] * 49 + ["fwd=miss; stored"]
 
 
-def test_a_waiting_reader_never_gets_a_response_older_than_its_own_request(home):
+def test_a_waiting_reader_never_gets_a_response_older_than_its_own_request(home, an_hour_to_wait):
     """A write came before its request, so the response that it waited for is not stored, and it queries the database itself."""
     miss = journal.lookup(PAGE)
     journal.close(journal.lease({"t"}))
@@ -75,7 +92,7 @@ def test_a_waiting_reader_never_gets_a_response_older_than_its_own_request(home)
     assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)
 
 
-def test_a_stale_entry_is_not_served_while_it_is_refilled(home):
+def test_a_stale_entry_is_not_served_while_it_is_refilled(home, an_hour_to_wait):
     """A reader that does not wait gets the rows from the database."""
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "stored"
     journal.close(journal.lease({"t"}))
@@ -90,21 +107,19 @@ def test_the_mark_of_a_fill_expires_after_the_wait_timeout(home, settings):
     assert 0 < get_redis_connection("default").pttl(PAGE) <= conf.WAIT_TIMEOUT * 1000
 
 
-def test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout(home, read, waiting, redis_clock, monkeypatch):
+def test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout(home, read, waiting, a_killed_reader):
     """Then it queries the database itself."""
-    monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
-    journal.lookup(PAGE)
+    a_killed_reader()
 
     assert read("cached").came_from == "fwd=miss; stored"
     assert conf.WAIT_TIMEOUT <= waiting.seconds < conf.WAIT_TIMEOUT + PAUSES[-1]
 
 
-def test_a_waiting_reader_looks_again_less_and_less_often(home, read, waiting, redis_clock, monkeypatch):
+def test_a_waiting_reader_looks_again_less_and_less_often(home, read, waiting, a_killed_reader, monkeypatch):
     """It doubles its pause after each look, up to the longest pause."""
-    monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
     paused = []
     monkeypatch.setattr("housing.freshness.entries.sleep", lambda seconds: paused.append(seconds) or waiting.sleep(seconds))
-    journal.lookup(PAGE)
+    a_killed_reader()
 
     read("cached")
 
@@ -152,7 +167,7 @@ def test_no_reader_waits_within_one_wait_timeout_after_a_failed_fill(home, redis
     assert isinstance(journal.lookup(PAGE, may_wait=True), Filling)
 
 
-def test_a_late_reader_does_not_end_the_fill_of_another(home):
+def test_a_late_reader_does_not_end_the_fill_of_another(home, an_hour_to_wait):
     """A reader that stopped waiting reads the database, too. Its end says nothing about the fill of the other."""
     first, second = journal.lookup(PAGE), journal.lookup(PAGE)
     journal.abandon(PAGE, second)
@@ -164,7 +179,7 @@ def test_a_late_reader_does_not_end_the_fill_of_another(home):
     assert journal.lookup(PAGE, may_wait=True) == Hit('"1"', b"1")
 
 
-def test_no_reader_waits_while_a_lease_is_open(home):
+def test_no_reader_waits_while_a_lease_is_open(home, an_hour_to_wait):
     """No fill could be stored while it is open, so waiting would be in vain."""
     lease = journal.lease({"t"})
     assert journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"1"', b"1") == "leased"

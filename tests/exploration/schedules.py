@@ -37,7 +37,7 @@ from tests.exploration.linearizability import Operation, violation
 from tests.fixtures.processes import Killed
 from tests.fixtures.trace import CURRENT, OF_RACES
 
-TIMEOUT = 60
+TIMEOUT = 300
 """Seconds after which an actor counts as stuck if it neither reaches its next step nor waits for a lock."""
 
 BEGIN, WAITING = "BEGIN", "looks again"
