@@ -147,7 +147,7 @@ def cache_address(url: str) -> tuple[str, int]:
     with suppress(ValueError):  # the port is not a number
         if parts.hostname and parts.port:
             return parts.hostname, parts.port
-    raise Refused(f"REDIS_URL is {url}, which other processes cannot share. Add a host and a port, such as fakeredis://{HOST}:6380/0.")
+    raise Refused(f"REDIS_URL is a fakeredis inside one process, which others cannot share. Add a host and a port, such as fakeredis://{HOST}:6380/0.")
 
 
 def refuse_taken(port: int) -> None:

@@ -107,6 +107,8 @@ DOCUMENTS = (
             "scripts",
             "servers",
             "connections",
+            "environment",
+            "production",
             "home",
             "browser",
             "seed",

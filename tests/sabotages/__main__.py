@@ -27,12 +27,14 @@ from tests.sabotages import Sabotage
 from tests.sabotages.commit import COMMIT
 from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
+from tests.sabotages.environment import ENVIRONMENT
 from tests.sabotages.example import EXAMPLE
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.operators import OPERATORS
 from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
+from tests.sabotages.production import PRODUCTION
 from tests.sabotages.reads import FILLS, READS
 from tests.sabotages.schema import RUN, SCHEMA
 from tests.sabotages.servers import SERVERS
@@ -41,7 +43,10 @@ from tests.sabotages.verification import DEPLOYS, VERIFICATION
 from tests.sabotages.views import VIEWS
 from tests.stacks import STACKS
 
-COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock")
+COPIED = (
+    *("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock"),
+    *("docs", "gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".github", ".ci"),
+)
 """The parts of the tree that the specs need."""
 
 TIMEOUT = 120
@@ -66,6 +71,8 @@ SABOTAGES = (
     *OPERATORS,
     *OUTAGES,
     *OTHER_WRITERS,
+    *ENVIRONMENT,
+    *PRODUCTION,
 )
 """The rows of all tables."""
 

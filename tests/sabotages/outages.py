@@ -68,9 +68,9 @@ OUTAGES = (
     ),
     Sabotage(
         "a read waits a second for Redis",
-        "settings.py",
-        "timeout=0.2)",
-        "timeout=1)",
+        "environment.py",
+        "REDIS_TIMEOUT = 0.2",
+        "REDIS_TIMEOUT = 1",
         "test_outages.py::test_the_first_read_loses_at_most_a_quarter_of_a_second",
     ),
     Sabotage(
@@ -231,8 +231,8 @@ OUTAGES = (
     Sabotage(
         "timeouts: they override those of DATABASE_URL",
         "settings.py",
-        "= options | from_url",
-        "= from_url | options",
+        "options | from_url",
+        "from_url | options",
         "test_slow_database.py::test_options_of_the_url_win",
     ),
     Sabotage(
@@ -287,7 +287,7 @@ OUTAGES = (
     Sabotage(
         "a server waits for a reply of the database for ever",
         "settings.py",
-        'DATABASES["default"]["REPLY_TIMEOUT"] = 6',
+        'chosen["REPLY_TIMEOUT"] = 6',
         "pass",
         "test_slow_database.py::test_only_a_server_bounds_the_wait_for_a_reply[argv0-6\\n]",
     ),
