@@ -34,6 +34,7 @@ ORDERINGS = [
     ("price", "Lowest price first"),
     ("-price", "Highest price first"),
 ]
+CENT = Decimal("0.01")
 KEPT = 4096
 """How many validated query strings are kept in memory."""
 
@@ -75,11 +76,14 @@ class OnceForm(forms.Form):
     data: QueryDict
 
     def clean(self) -> dict[str, Any]:
-        """Validate the parameters, and decode the cursor."""
+        """Validate the parameters, write numbers as their column has them, because no database reads 0e1073741823, and decode the cursor."""
         for name in self.fields:
             if len(self.data.getlist(name)) > 1:
                 self.add_error(name, "This parameter may be given only once.")
         values = self.cleaned_data
+        for name, value in values.items():
+            if isinstance(value, Decimal):
+                values[name] = value.quantize(CENT)
         if values.get("cursor"):
             try:
                 values["cursor"] = Cursor.decode(values["cursor"], values.get("ordering") or NEWEST_FIRST)

@@ -112,7 +112,7 @@ MIDDLEWARE = [
     "housing.outages.Outages",  # first, so that nothing delays a health check
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
+    "housing.sessions.Sessions",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -128,6 +128,7 @@ DEBUG_TOOLBAR_CONFIG = {
 }
 
 ROOT_URLCONF = "housing.urls"
+WSGI_APPLICATION = "housing.wsgi.application"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -150,6 +151,7 @@ STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # serves the styles of docs and admin without collectstatic, behind any server
 
 X_FRAME_OPTIONS = "DENY"
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # the default one makes a signer for each request
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 
 REST_FRAMEWORK: dict[str, object] = {
@@ -173,10 +175,17 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": False},  # links to operations would be inside of their buttons, where no screen reader finds them
 }
 
+LOG_FORMAT = env.str("DJANGO_LOG_FORMAT", default="") or "line"
+if LOG_FORMAT not in ("line", "json"):
+    raise ImproperlyConfigured(f"DJANGO_LOG_FORMAT is '{LOG_FORMAT}'. Use line or json.")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{levelname} {message}", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "loggers": {"housing": {"handlers": ["console"], "level": "INFO"}},
+    "formatters": {"line": {"()": "housing.logs.Line"}, "json": {"()": "housing.logs.JSONLine"}},
+    "filters": {"operators": {"()": "housing.logs.Operators"}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT},
+        "django": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["operators"]},
+    },
+    "loggers": {"housing": {"handlers": ["console"], "level": "INFO"}, "django": {"handlers": ["django"], "level": "INFO"}},
 }

@@ -77,6 +77,7 @@ DOCUMENTS = (
             "contract",
             "cursors",
             "schema",
+            "requests",
             "cost",
             "latency",
             "scale",

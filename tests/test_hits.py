@@ -110,6 +110,7 @@ def test_the_first_read_of_a_thread_may_be_a_detail(home, read, elsewhere):
         ("min_price=100000", "min_price=100000.00"),
         ("min_price=100000", "min_price=1e5"),
         ("min_price=0", "min_price=-0"),
+        ("min_price=0", "min_price=0e1073741823"),
         ("agent=7", "agent=007"),
         ("city=Springfield&status=sold", "status=sold&city=Springfield"),
         ("city=Springfield", "city=%20Springfield%20"),

@@ -34,6 +34,7 @@ from tests.sabotages.operators import OPERATORS
 from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
 from tests.sabotages.reads import FILLS, READS
+from tests.sabotages.requests import REQUESTS
 from tests.sabotages.schema import RUN, SCHEMA
 from tests.sabotages.servers import SERVERS
 from tests.sabotages.statements import STATEMENTS
@@ -50,6 +51,7 @@ TIMEOUT = 120
 SABOTAGES = (
     *JOURNAL,
     *SERVERS,
+    *REQUESTS,
     *CONNECTIONS,
     *DEPENDENCIES,
     *COMMIT,
