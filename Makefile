@@ -34,8 +34,8 @@ races: install #= run every interleaving of readers, writers and watchmen, with 
 	@$(BIN)/pytest -v -n auto --races -m races
 
 .PHONY: fuzz
-fuzz: install #= send every combination of hostile requests; some minutes
-	@$(BIN)/pytest -v -n auto --fuzz tests/test_requests.py
+fuzz: install #= send every combination of hostile requests, and thousands that the schema allows or forbids; some minutes
+	@$(BIN)/pytest -v -n auto --fuzz tests/test_requests.py tests/test_fuzz.py
 
 .PHONY: lint
 lint: install #= ruff, mypy, and linters of the hosted workflow

@@ -78,6 +78,7 @@ DOCUMENTS = (
             "cursors",
             "schema",
             "requests",
+            "fuzz",
             "cost",
             "latency",
             "scale",

@@ -166,7 +166,7 @@ def broken(monkeypatch, transactional_db):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("\0"), 400), (OverflowError("too large"), 400), (DataError("numeric"), 400), (TypeError("a bug"), 503)]
+    ("error", "status"), [(ValueError("a wrong value"), 400), (OverflowError("too large"), 400), (DataError("numeric"), 400), (TypeError("a bug"), 503)]
 )
 @pytest.mark.parametrize("accept", [JSON, HTML], ids=["JSON", "HTML"])
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models.query import RawQuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone, translation
 from django.utils.http import parse_etags
@@ -159,10 +159,13 @@ class CachedView(GenericAPIView[Any]):
     # The response
 
     def as_json(self, request: HttpRequest) -> HttpResponseBase:
-        """Return the cached bytes, or 304 if the client has them."""
+        """Return the cached bytes, 304 if the client has them, or 412 if it asks for others."""
         known = request.META.get("HTTP_IF_NONE_MATCH")
         found = self.cached(request, [etag.removeprefix("W/") for etag in parse_etags(known)[:KNOWN]] if known else ())
         headers = _headers(found.status, found.age) | {"ETag": found.etag}
+        wanted = request.META.get("HTTP_IF_MATCH")
+        if wanted and found.etag not in parse_etags(wanted) and wanted.strip() != "*":
+            return JsonResponse({"detail": "The response has another ETag than those in If-Match."}, status=412, headers=headers)
         return HttpResponseNotModified(headers=headers) if found.body is None else HttpResponse(found.body, content_type=JSON, headers=headers)
 
     def cached(self, request: HttpRequest, etags: Collection[str]) -> CachedResponse:

@@ -96,4 +96,32 @@ REQUESTS = (
         "return line if True",  # plain-words: code
         "test_requests.py::test_an_id_that_could_be_a_line_of_its_own_is_replaced",
     ),
+    Sabotage(
+        "the weight of a format is ignored",
+        "negotiation.py",
+        "if most and found == most",  # plain-words: code
+        "if True",
+        "test_hits.py::test_an_unsupported_format_returns_406[cached-*/*;q=0]",
+    ),
+    Sabotage(
+        "a weighted type bypasses the cache",
+        "negotiation.py",
+        ' and name != "q"}',
+        "}",
+        "test_hits.py::test_all_requests_that_accept_plain_json_share_an_entry[application/json;q=0.9]",
+    ),
+    Sabotage(
+        "If-Match is ignored",
+        "freshness/views.py",
+        "if wanted and found.etag",  # plain-words: code
+        "if False and found.etag",
+        "test_hits.py::test_if_match_is_compared_as_in_the_http_standard[W/{}-412]",
+    ),
+    Sabotage(
+        "the schema has no 404",
+        "schema.py",
+        "responses[404] = ",
+        "_ = ",
+        "test_fuzz.py::test_every_response_is_as_the_schema_says[/api/properties/live/naive/{id}/-forbidden]",
+    ),
 )
