@@ -35,6 +35,9 @@ ORDERINGS = [
     ("-price", "Highest price first"),
 ]
 CENT = Decimal("0.01")
+LINKED = {"status", "property_type", "ordering"}
+"""The parameters with few values, so that their pages are few, too. There are as many cursors as properties."""
+
 KEPT = 4096
 """How many validated query strings are kept in memory."""
 
@@ -237,6 +240,11 @@ class Query:
     def canonical(self) -> str:
         """The parameters as a link has them: without empty, default or unknown ones, and with each number in one notation."""
         return self._link(self.cursor)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether it is one of the first pages, of which there are only as many as there are choices."""
+        return self._given.keys() <= LINKED
 
     def filter(self, found: QuerySet[Any]) -> QuerySet[Any]:
         """Apply the filters."""

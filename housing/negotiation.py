@@ -43,5 +43,6 @@ def weight(media_type: str, ranges: list[MediaType]) -> float:
 
 def canonical(sent: MediaType) -> str:
     """Return a type without weight and `charset=utf-8`, in lower case."""
-    kept = {name: value for name, value in sent.params.items() if (name, value.lower().strip('"')) != ("charset", "utf-8") and name != "q"}
-    return "; ".join([f"{sent.main_type}/{sent.sub_type}".lower(), *(f"{name}={value}" for name, value in kept.items())])
+    given = {name: str(value) for name, value in sent.params.items()}
+    kept = [f"{name}={value}" for name, value in given.items() if name != "q" and (name, value.lower()) != ("charset", "utf-8")]
+    return "; ".join([f"{sent.main_type}/{sent.sub_type}".lower(), *kept])

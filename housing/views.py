@@ -125,6 +125,10 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):
 
         return "list", query.canonical, read
 
+    def is_linked(self, request: HttpRequest) -> bool:
+        """Whether it is one of the first pages, and no search."""
+        return Query.of(request).is_linked
+
 
 class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
     """One property with its images from the cache: two queries when it is cold, none while it is fresh."""
@@ -138,6 +142,10 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
                 return rendered(DETAIL.to_representation(home))
 
         return "detail", str(self.kwargs["id"]), read
+
+    def is_linked(self, request: HttpRequest) -> bool:
+        """Whether a link leads to it, which one does to each property. Its parameters are ignored."""
+        return True
 
 
 def unknown_path(request: HttpRequest) -> JsonResponse:

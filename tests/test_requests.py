@@ -16,12 +16,16 @@ from django.contrib.auth.models import User
 from django.db import DataError
 from django.test import Client
 
+from housing.freshness.settings import SETTINGS
 from housing.logs import JSONLine, Line
+from housing.models import Property
 from housing.wsgi import Application
 from tests import ROOT
+from tests.fixtures.cache import entries
 from tests.fixtures.hostile import METHODS, addresses, filters, headers, send
 from tests.fixtures.processes import any_free_port, clean, python
 from tests.fixtures.responses import VARIANTS
+from tests.fixtures.rows import make_properties
 from tests.stacks import wait_for
 
 HEADERS = headers()
@@ -79,6 +83,7 @@ from django.core.management import call_command
 call_command("migrate", verbosity=0)
 import logging
 logging.disable()
+from tests.fixtures.cache import entries
 from tests.fixtures.hostile import addresses, headers, send
 from housing.wsgi import application
 paths = [path for path in addresses(1) if path.startswith("/__debug__/")]
@@ -193,6 +198,43 @@ def test_an_error_of_a_middleware_is_503_too(home, application, monkeypatch, cap
     answer = send(application, "/", **HTML)
 
     assert (answer.status, b"Unavailable" in answer.body, len(caplog.records)) == (503, True, 1)
+
+
+# Nobody fills Redis
+
+
+def test_pages_that_a_client_invents_delete_each_other_and_no_page_that_a_link_leads_to(home, read, settings):
+    """Otherwise 4,500 of them fill Redis, and the first page is evicted."""
+    settings.FRESHNESS_UNLINKED = 5
+    linked = ["cached", f"cached/{home.pk}", "cached?ordering=price&status=available", "cached?property_type=house"]
+    for target in (*linked, *(f"cached?page_size={size}" for size in range(21, 41)), *(f"cached?min_price={price}" for price in range(20)), "cached?search=a"):
+        assert read(target).came_from == "fwd=miss; stored"
+
+    assert len(entries()) == len(linked) + 5
+    assert {read(target).came_from for target in (*linked, "cached?search=a", "cached?min_price=16")} == {"hit"}
+    assert read("cached?min_price=15").came_from == "fwd=miss; stored"
+
+
+def test_a_page_that_is_stored_again_is_the_newest_of_the_invented_ones(home, read, settings):
+    """A page that is read and changed often stays, and counts once."""
+    settings.FRESHNESS_UNLINKED = 2
+    for size in (1, 2):
+        read("cached", page_size=size)
+    home.save()
+    assert read("cached", page_size=1).came_from == "fwd=stale; stored"
+    assert read("cached", page_size=3).came_from == "fwd=miss; stored"
+
+    assert [read("cached", page_size=size).came_from for size in (1, 3, 2)] == ["hit", "hit", "fwd=miss; stored"]
+
+
+def test_the_largest_pages_that_a_client_invents_take_at_most_a_quarter_of_redis(transactional_db, read):
+    """Compose gives Redis 256 MB. A hundred properties with long texts are a large page."""
+    make_properties(100)
+    Property.objects.update(description="x" * 600)
+    size = len(read("cached", page_size=100).body)
+    [limit] = re.findall(r"--maxmemory, (\d+)mb", (ROOT / "docker-compose.yml").read_text())
+
+    assert size * SETTINGS["UNLINKED"].default <= int(limit) * 1_000_000 / 4
 
 
 # The log

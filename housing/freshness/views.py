@@ -171,7 +171,7 @@ class CachedView(GenericAPIView[Any]):
     def cached(self, request: HttpRequest, etags: Collection[str]) -> CachedResponse:
         """Return the response from the cache or from the database. Raises what `asked` and its `read` raise."""
         kind, asked, read = self.asked(request)
-        found = respond(partial(entry_key, kind, asked), etags, read, ours(self.using), partial(address_of, request))
+        found = respond(partial(entry_key, kind, asked), etags, read, ours(self.using), partial(address_of, request), partial(self.is_linked, request))
         if conf.METRICS_TOKEN:
             count(found.status)
         return found
@@ -184,6 +184,13 @@ class CachedView(GenericAPIView[Any]):
         address = f"{request.build_absolute_uri(request.path)}?{parameters(request).urlencode()}"
         asked = f"{address} {translation.get_language()} {timezone.get_current_timezone_name()}"
         return f"{type(self).__module__}.{type(self).__qualname__}", asked, lambda: self._read(request)
+
+    def is_linked(self, request: HttpRequest) -> bool:
+        """Whether a link leads to this URL, so that there is a limited number of such URLs. By default those without parameters.
+
+        The number of all other entries is limited by FRESHNESS_UNLINKED, because a client can invent parameters.
+        """
+        return not request.META.get("QUERY_STRING")
 
     def _read(self, request: HttpRequest) -> bytes:
         """Return the bytes of the view's response. Raises NotCached if it is not a 200 with JSON only."""

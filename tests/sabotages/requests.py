@@ -124,4 +124,32 @@ REQUESTS = (
         "_ = ",
         "test_fuzz.py::test_every_response_is_as_the_schema_says[/api/properties/live/naive/{id}/-forbidden]",
     ),
+    Sabotage(
+        "pages that a client invents are kept without a limit",
+        "views.py",
+        "return Query.of(request).is_linked",
+        "return True",
+        "test_requests.py::test_pages_that_a_client_invents_delete_each_other_and_no_page_that_a_link_leads_to",
+    ),
+    Sabotage(
+        "a page that a link leads to counts as invented",
+        "filters.py",
+        'LINKED = {"status", ',
+        "LINKED = {",
+        "test_requests.py::test_pages_that_a_client_invents_delete_each_other_and_no_page_that_a_link_leads_to",
+    ),
+    Sabotage(
+        "the newest invented page is deleted, not the oldest",
+        "freshness/journal.lua",
+        "text(clock()), entry)",
+        "text(-clock()), entry)",
+        "test_requests.py::test_pages_that_a_client_invents_delete_each_other_and_no_page_that_a_link_leads_to",
+    ),
+    Sabotage(
+        "nobody is told that Redis has no limit",
+        "freshness/checks.py",
+        'if info.get("maxmemory", "0") == "0":',
+        'if info.get("maxmemory", "1") == "1":',
+        "test_servers.py::test_check_deploy_asks_for_a_limit_of_memory[0-1]",
+    ),
 )
