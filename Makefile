@@ -33,6 +33,10 @@ test-browser: install #= run the browser specs in Chromium (Debian: apt install 
 races: install #= run every interleaving of readers, writers and watchmen, with kills: 14,770 schedules, some minutes
 	@$(BIN)/pytest -v -n auto --races -m races
 
+.PHONY: fuzz
+fuzz: install #= send every combination of hostile requests, and thousands that the schema allows or forbids; some minutes
+	@$(BIN)/pytest -v -n auto --fuzz tests/test_requests.py tests/test_fuzz.py
+
 .PHONY: lint
 lint: install #= ruff, mypy, and linters of the hosted workflow
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy

@@ -178,6 +178,12 @@ def folder(text: str) -> str:
     return text
 
 
+def log_format(text: str) -> str:
+    """`line` or `json`."""
+    _require(text in ("line", "json"), "is neither line nor json.")
+    return text
+
+
 def redis_url(text: str) -> str:
     """A URL that leads to a Redis. Raises ImproperlyConfigured."""
     redis_cache(text, timeout=REDIS_TIMEOUT)
@@ -202,6 +208,7 @@ VARIABLES = {
     "DJANGO_SECURE_HSTS_PRELOAD": Variable(switch, "allows browsers to have the domain in their list", "false"),
     "DJANGO_USE_X_FORWARDED_HOST": Variable(switch, "the host is that of `X-Forwarded-Host`, from a trusted proxy. Not needed if it passes on `Host`", "false"),
     "FORWARDED_ALLOW_IPS": Variable(networks, "the proxies whose `X-Forwarded-*` headers are trusted: addresses, networks, or `*`", "127.0.0.1,::1"),
+    "DJANGO_LOG_FORMAT": Variable(log_format, "how a line of the log looks: `line` or `json`", "line"),
     "FRESHNESS_METRICS_TOKEN": Variable(token, "opens `/metrics/`. Without it, there are no metrics"),
     "PROMETHEUS_MULTIPROC_DIR": Variable(folder, "a folder in which several processes add up their metrics"),
     "WEB_CONCURRENCY": Variable(processes, "how many processes gunicorn starts. Without it, one for each processor"),

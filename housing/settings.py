@@ -107,7 +107,7 @@ MIDDLEWARE = [
     "housing.proxies.TrustedProxies",  # before everything that looks at the client's address, the scheme or the host
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
+    "housing.sessions.Sessions",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -123,6 +123,7 @@ DEBUG_TOOLBAR_CONFIG = {
 }
 
 ROOT_URLCONF = "housing.urls"
+WSGI_APPLICATION = "housing.wsgi.application"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -155,6 +156,7 @@ SECURE_HSTS_SECONDS = read("DJANGO_SECURE_HSTS_SECONDS")
 SECURE_HSTS_INCLUDE_SUBDOMAINS = read("DJANGO_SECURE_HSTS_INCLUDE_SUBDOMAINS")
 SECURE_HSTS_PRELOAD = read("DJANGO_SECURE_HSTS_PRELOAD")
 X_FRAME_OPTIONS = "DENY"
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # the default one makes a signer for each request
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 # Subdomains and browsers' lists concern a whole domain, which may serve more than this. An operator decides, and no warning should ask for it.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
@@ -164,6 +166,7 @@ if not set(ALLOWED_HOSTS) - set(THIS_MACHINE):
 REST_FRAMEWORK: dict[str, object] = {
     "DEFAULT_AUTHENTICATION_CLASSES": [],  # everybody gets the same bytes
     "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "housing.negotiation.Negotiation",
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer", "housing.home.BrowsablePage"],
     "UNAUTHENTICATED_USER": None,
     "DEFAULT_SCHEMA_CLASS": "housing.schema.Schema",
@@ -182,10 +185,15 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": False},  # links to operations would be inside of their buttons, where no screen reader finds them
 }
 
+LOG_FORMAT = read("DJANGO_LOG_FORMAT")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{levelname} {message}", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "loggers": {"housing": {"handlers": ["console"], "level": "INFO"}},
+    "formatters": {"line": {"()": "housing.logs.Line"}, "json": {"()": "housing.logs.JSONLine"}},
+    "filters": {"operators": {"()": "housing.logs.Operators"}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT},
+        "django": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["operators"]},
+    },
+    "loggers": {"housing": {"handlers": ["console"], "level": "INFO"}, "django": {"handlers": ["django"], "level": "INFO"}},
 }

@@ -77,6 +77,8 @@ DOCUMENTS = (
             "contract",
             "cursors",
             "schema",
+            "requests",
+            "fuzz",
             "cost",
             "latency",
             "scale",

@@ -9,10 +9,10 @@ from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
 import pytest
-from django.core.handlers.wsgi import WSGIHandler
 from django_redis import get_redis_connection
 
 from housing.filters import PropertyFilter
+from housing.wsgi import Application
 from tests.fixtures.cache import clear_the_cache, entries
 from tests.fixtures.responses import VARIANTS
 from tests.measurements.baselines import PlainSave, baseline_key
@@ -22,7 +22,7 @@ from tests.measurements.baselines import PlainSave, baseline_key
 def serve(settings):
     """`serve(path)`: a function that handles a request as a WSGI server does. The test client of the other specs would take half of the measured time."""
     settings.ROOT_URLCONF = "tests.measurements.baselines"
-    application = WSGIHandler()
+    application = Application()
 
     def serve(path, **headers):
         path, _, query = path.partition("?")

@@ -316,6 +316,14 @@ def test_check_deploy_warns_if_a_replaced_primary_would_accept_writes(request, s
     ]
 
 
+@pytest.mark.parametrize(("limit", "warnings"), [(0, 1), (1_000_000, 0)])
+def test_check_deploy_asks_for_a_limit_of_memory(stub, limit, warnings):
+    """Without one, entries may take all of the machine's memory."""
+    stub.info = info(maxmemory=limit)
+
+    assert len(check_results("W011")) == warnings
+
+
 # The permissions of its user
 
 

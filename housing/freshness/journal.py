@@ -150,13 +150,24 @@ class Journal:
             return Unverified()
         return Miss(verdict == b"stale", *rest)
 
-    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0, database: str = "", address: str = "") -> str:
+    def store(
+        self,
+        entry: str,
+        miss: Miss,
+        tags: Collection[str],
+        etag: str,
+        body: bytes,
+        cost: float = 0,
+        database: str = "",
+        address: str = "",
+        is_linked: bool = True,
+    ) -> str:
         """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
 
-        An operator can ask for it again at `address`.
+        An operator can ask for it again at `address`. If no link leads to it, at most FRESHNESS_UNLINKED such entries are kept.
         """
         args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
-        return bytes(self._run("store", *args, entry=entry)).decode()
+        return bytes(self._run("store", *args, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
 
     def abandon(self, entry: str, miss: Miss) -> None:
         """Report that nothing will be stored after `miss`, so that nobody waits for it."""

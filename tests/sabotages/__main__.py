@@ -36,6 +36,7 @@ from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
 from tests.sabotages.production import PRODUCTION
 from tests.sabotages.reads import FILLS, READS
+from tests.sabotages.requests import REQUESTS
 from tests.sabotages.schema import RUN, SCHEMA
 from tests.sabotages.servers import SERVERS
 from tests.sabotages.statements import STATEMENTS
@@ -55,6 +56,7 @@ TIMEOUT = 120
 SABOTAGES = (
     *JOURNAL,
     *SERVERS,
+    *REQUESTS,
     *CONNECTIONS,
     *DEPENDENCIES,
     *COMMIT,
