@@ -28,6 +28,7 @@ from tests.sabotages.commit import COMMIT
 from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
 from tests.sabotages.example import EXAMPLE
+from tests.sabotages.instruments import INSTRUMENTS
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.operators import OPERATORS
@@ -66,6 +67,7 @@ SABOTAGES = (
     *OPERATORS,
     *OUTAGES,
     *OTHER_WRITERS,
+    *INSTRUMENTS,
 )
 """The rows of all tables."""
 
