@@ -43,7 +43,7 @@ class QueryCounter:
             return execute(sql, params, many, context)
         finally:
             self.seconds += time.perf_counter() - started
-            self.statements += not CONTROL.match(sql)
+            self.statements += not (isinstance(sql, str) and CONTROL.match(sql))
 
 
 class CountedView(GenericAPIView[Property]):

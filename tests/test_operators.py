@@ -377,7 +377,8 @@ def test_invalid_arguments_of_invalidate_are_refused_with_a_correction(home, war
 @pytest.mark.parametrize("what", [("--all",), ("housing.Property",), ("housing.Property", "{home.pk}")], ids=["everything", "a model", "a row"])
 def test_a_fill_that_began_before_an_invalidation_is_not_stored(home, read, manage, meanwhile, queries, what):
     """T1 misses, SELECTs · T2 invalidates · T1 may not store what it has read, and reads again. An invalidation is like a write."""
-    with meanwhile(lambda: manage("invalidate", *(part.format(home=home) for part in what))), queries.exactly(2, because="the first read was raced"):
+    arguments = [part.format(home=home) for part in what]
+    with meanwhile(lambda: manage("invalidate", *arguments)), queries.exactly(2, because="the first read was raced", threads=False):
         assert read("cached").came_from == "fwd=miss; stored"
 
 

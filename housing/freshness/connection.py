@@ -254,7 +254,7 @@ class ConnectionMixin(IdentifiedMixin):
 
     def _read_as_text(self, sql: str) -> None:
         """Refuse to store a response that depends on raw SQL."""
-        if (recording := recorder()) is not None and not statements.READS_NOTHING.match(sql):
+        if (recording := recorder()) is not None and not statements.CONTROL.match(sql):
             recording.refuse(f"It runs raw SQL, whose tables are unknown: {' '.join(sql.split())[:200]}")
 
     # The commit

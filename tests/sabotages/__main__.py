@@ -29,6 +29,7 @@ from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
 from tests.sabotages.environment import ENVIRONMENT
 from tests.sabotages.example import EXAMPLE
+from tests.sabotages.instruments import INSTRUMENTS
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.operators import OPERATORS
@@ -73,8 +74,12 @@ SABOTAGES = (
     *OPERATORS,
     *OUTAGES,
     *OTHER_WRITERS,
+<<<<<<< HEAD
     *ENVIRONMENT,
     *PRODUCTION,
+=======
+    *INSTRUMENTS,
+>>>>>>> instruments
 )
 """The rows of all tables."""
 
