@@ -1,4 +1,4 @@
-"""The environment variables of the service. They are read here and nowhere else; docs/deploying.md has the same table.
+"""The environment variables of the service, and the only code that reads them. docs/deploying.md has the same table.
 
 A value is used as it is meant, or refused at start in one line that names the variable. No message shows a value, because a misplaced character can turn
 any of them into a password.

@@ -1,6 +1,6 @@
 """Requests that come through a proxy. Only a trusted one may say who the client is, and how it was reached.
 
-FORWARDED_ALLOW_IPS has the trusted addresses, which gunicorn uses, too. From anybody else the `X-Forwarded-*` headers are ignored. Django's own settings
+FORWARDED_ALLOW_IPS has the trusted addresses, which gunicorn uses, too. From any other address the `X-Forwarded-*` headers are ignored. Django's own settings
 read those that are left: SECURE_PROXY_SSL_HEADER the scheme, and USE_X_FORWARDED_HOST the host.
 """
 

@@ -168,8 +168,10 @@ URLS = (
     ("postgres://h/x?pool=false", {"OPTIONS": {}}),
     ("postgres://h/x?options=-c%20statement_timeout%3D2000", {"OPTIONS": {"options": "-c statement_timeout=2000"}}),
     ("postgres://h/x?disable_server_side_cursors=True", {"DISABLE_SERVER_SIDE_CURSORS": True}),
+    ("postgres://h/x?isolation_level=2&prepare_threshold=none", {"OPTIONS": {"isolation_level": 2, "prepare_threshold": None}}),
     ("sqlite:///x%3F%20%231.db", {"NAME": "x? #1.db", "OPTIONS": {}}),
     ("sqlite:////srv/a+b.db?timeout=0.5", {"NAME": "/srv/a+b.db", "OPTIONS": {"timeout": 0.5}}),
+    ("sqlite:///x.db?transaction_mode=deferred", {"OPTIONS": {"transaction_mode": "DEFERRED"}}),
 )
 """(URL, parts of the settings of Django)"""
 

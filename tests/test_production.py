@@ -5,6 +5,9 @@
 
 import json
 import re
+import runpy
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
@@ -14,7 +17,7 @@ from django.urls import get_resolver
 from django_redis import get_redis_connection
 
 from housing import health
-from housing.proxies import FORWARDED, TrustedProxies
+from housing.proxies import TrustedProxies
 from tests import ROOT
 from tests.fixtures.cache import entries
 from tests.fixtures.processes import python
@@ -102,6 +105,14 @@ def test_the_forwarded_host_is_used_if_it_is_switched_on_and_the_proxy_is_truste
     assert response.status_code == (400 if taken and peer == PROXY else 301)
 
 
+@pytest.mark.parametrize(("given", "passed_on"), [("10.0.0.5, fd00::/8", "10.0.0.5/32,fd00::/8"), ("*", "*"), ("", "127.0.0.1/32,::1/128")])
+def test_gunicorn_trusts_the_same_proxies(monkeypatch, given, passed_on):
+    """It decides the scheme before Django sees a request, and would trust this machine alone."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", given)
+
+    assert runpy.run_path(str(ROOT / "gunicorn.conf.py"))["forwarded_allow_ips"] == passed_on
+
+
 SEEN = {
     "one proxy": (PROXY, CLIENT, CLIENT),
     "two proxies": (PROXY, f"{CLIENT}, 10.1.9.9", CLIENT),
@@ -125,9 +136,10 @@ def test_the_client_has_the_last_forwarded_address_that_no_proxy_has(site, what,
     assert request.META["REMOTE_ADDR"] == expected
 
 
-def test_an_untrusted_peer_leaves_no_forwarded_header(site, rf):
+def test_an_untrusted_peer_leaves_no_forwarded_header_that_django_reads(site, rf, settings):
     """Nothing behind the middleware can use one by mistake."""
-    request = rf.get("/", REMOTE_ADDR=OTHER, **dict.fromkeys(FORWARDED, "x"))
+    headers = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT", settings.SECURE_PROXY_SSL_HEADER[0])
+    request = rf.get("/", REMOTE_ADDR=OTHER, **dict.fromkeys(headers, "x"))
     TrustedProxies(lambda request: None)(request)
 
     assert not [name for name in request.META if name.startswith("HTTP_X_FORWARDED")]
@@ -273,7 +285,7 @@ def test_an_entry_of_a_page_of_twenty_takes_less_than_25_kilobytes(twenty_proper
     assert 5_000 < get_redis_connection("default").memory_usage(key, samples=0) < 25_000
 
 
-# What it is built from
+# The supply chain
 
 WORKFLOW = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
 JOBS = yaml.safe_load(WORKFLOW)["jobs"]
@@ -307,6 +319,57 @@ def test_the_workflow_looks_up_known_vulnerabilities_of_the_lock():
     """Also when nothing changes here, because an advisory may be new."""
     assert runs("make audit")
     assert yaml.safe_load(WORKFLOW)[True]["schedule"]  # YAML takes the key `on` for true
+
+
+@pytest.fixture
+def advisories():
+    """A stub of osv.dev. `advisories.vulnerable` are the packages with an advisory, and `advisories.asked` what was looked up."""
+
+    class Advisories(BaseHTTPRequestHandler):
+        def do_POST(self):
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            name, version = question["package"]["name"], question["version"]
+            self.server.asked[name] = version
+            affected = {"package": {"name": name, "ecosystem": "PyPI"}, "versions": [version], "ranges": []}
+            found = [{"id": "PYSEC-2099-1", "summary": "", "details": "", "affected": [affected]}] if name in self.server.vulnerable else []
+            body = json.dumps({"vulns": found} if found else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
+        server.asked, server.vulnerable = {}, set()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def audit(advisories):
+    """The command of `make audit`, with the stub in place of osv.dev."""
+    command = re.search(r"\$\(BIN\)/pip-audit (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))[1].replace("$(LOCK)", "requirements.lock")
+    return python("-m", "pip_audit", *command.split(), "--osv-url", f"http://127.0.0.1:{advisories.server_port}/v1/query")
+
+
+@pytest.mark.slow
+def test_an_audit_looks_up_every_package_of_the_image_and_fails_for_an_advisory(advisories):
+    """One that cannot fail, or skips a package, would be worth nothing."""
+    everywhere = dict(re.findall(r"^(\S+)==(\S+) \\$", (ROOT / "requirements-image.lock").read_text(encoding="utf-8"), re.MULTILINE))
+    clean = audit(advisories)
+    assert clean.code == 0, clean.stderr
+    assert everywhere.items() <= advisories.asked.items()
+
+    advisories.vulnerable.add("django")
+    found = audit(advisories)
+
+    assert found.code == 1
+    assert re.search(rf"django +{re.escape(everywhere['django'])} +PYSEC-2099-1", found.stdout)
 
 
 def test_the_workflow_builds_the_image_and_walks_through_its_containers():

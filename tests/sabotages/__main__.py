@@ -47,7 +47,7 @@ from tests.stacks import STACKS
 
 COPIED = (
     *("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock"),
-    *("docs", "gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".github", ".ci"),
+    *("docs", "gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".github", ".ci", "Makefile", "requirements.lock", "requirements-image.lock"),
 )
 """The parts of the tree that the specs need."""
 

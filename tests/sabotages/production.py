@@ -12,7 +12,7 @@ PRODUCTION = (
         "proxies.py",
         "given.pop(name, None)",
         "pass",
-        "test_production.py::test_an_untrusted_peer_leaves_no_forwarded_header",
+        "test_production.py::test_an_untrusted_peer_leaves_no_forwarded_header_that_django_reads",
     ),
     Sabotage(
         "proxy: the first address is the client's",
@@ -29,6 +29,13 @@ PRODUCTION = (
         f"{CLIENT}[no address]",
     ),
     Sabotage(
+        "proxy: gunicorn trusts other ones",
+        "../gunicorn.conf.py",
+        'forwarded_allow_ips = ",".join(values["FORWARDED_ALLOW_IPS"])',
+        'forwarded_allow_ips = "127.0.0.1"',
+        "test_production.py::test_gunicorn_trusts_the_same_proxies",
+    ),
+    Sabotage(
         "proxy: the forwarded scheme is ignored",
         "settings.py",
         'SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")',
@@ -40,14 +47,7 @@ PRODUCTION = (
         "proxies.py",
         '"HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", ',
         '"HTTP_X_FORWARDED_FOR", ',
-        "test_production.py::test_an_untrusted_peer_leaves_no_forwarded_header",
-    ),
-    Sabotage(
-        "proxy: a login is not protected by origin",
-        "settings.py",
-        '    "django.middleware.csrf.CsrfViewMiddleware",\n',
-        "",
-        "test_production.py::test_an_admin_logs_in_over_https_through_a_trusted_proxy",
+        "test_production.py::test_an_untrusted_peer_leaves_no_forwarded_header_that_django_reads",
     ),
     Sabotage(
         "hosts: the health checks come after the check of the host",
@@ -111,6 +111,13 @@ PRODUCTION = (
         "actions/upload-artifact@bbbca2ddaa5d8feaa63e36b76fdaad77386f024f # v7.0.0",
         "actions/upload-artifact@v7",
         "test_production.py::test_every_action_of_the_workflow_is_pinned_by_hash_and_names_its_release",
+    ),
+    Sabotage(
+        "supply chain: an audit ends well whatever it finds",
+        "../Makefile",
+        "--disable-pip --require-hashes --vulnerability-service osv",
+        "--disable-pip --require-hashes --dry-run --vulnerability-service osv",
+        "test_production.py::test_an_audit_looks_up_every_package_of_the_image_and_fails_for_an_advisory",
     ),
     Sabotage(
         "supply chain: nobody looks up known vulnerabilities",
