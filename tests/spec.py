@@ -131,11 +131,7 @@ DOCUMENTS = (
         "The promises of the test tools",
         "Every sentence is the name of a spec in `tests/` and links to it. ✓ is promised on this stack, — is not.\n"
         "Promises about the service and its cache are in [SPEC.md](SPEC.md), with a glossary. `make spec` writes both files from the specs.",
-<<<<<<< HEAD
-        ("stacks", "instruments", "failures", "linearizability", "compare", "report", "load", "stress", "proxy", "sabotages", "spec"),
-=======
-        ("stacks", "instruments", "counting", "failures", "linearizability", "compare", "report", "load", "proxy", "sabotages", "spec"),
->>>>>>> instruments
+        ("stacks", "instruments", "counting", "failures", "linearizability", "compare", "report", "load", "stress", "proxy", "sabotages", "spec"),
     ),
 )
 

@@ -74,12 +74,9 @@ SABOTAGES = (
     *OPERATORS,
     *OUTAGES,
     *OTHER_WRITERS,
-<<<<<<< HEAD
     *ENVIRONMENT,
     *PRODUCTION,
-=======
     *INSTRUMENTS,
->>>>>>> instruments
 )
 """The rows of all tables."""
 
