@@ -112,6 +112,7 @@ DOCUMENTS = (
             "seed",
             "import",
             "setup",
+            "safety",
             "checks",
             "engine",
             "drf_views",

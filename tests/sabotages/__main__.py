@@ -34,6 +34,7 @@ from tests.sabotages.operators import OPERATORS
 from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
 from tests.sabotages.reads import FILLS, READS
+from tests.sabotages.safety import SAFETY
 from tests.sabotages.schema import RUN, SCHEMA
 from tests.sabotages.servers import SERVERS
 from tests.sabotages.statements import STATEMENTS
@@ -41,7 +42,10 @@ from tests.sabotages.verification import DEPLOYS, VERIFICATION
 from tests.sabotages.views import VIEWS
 from tests.stacks import STACKS
 
-COPIED = ("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock")
+COPIED = (
+    *("housing", "tests", "docs", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "Makefile"),
+    *("gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".gitignore", "requirements.lock", "requirements-run.lock"),
+)
 """The parts of the tree that the specs need."""
 
 TIMEOUT = 120
@@ -66,6 +70,7 @@ SABOTAGES = (
     *OPERATORS,
     *OUTAGES,
     *OTHER_WRITERS,
+    *SAFETY,
 )
 """The rows of all tables."""
 
