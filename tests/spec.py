@@ -116,6 +116,7 @@ DOCUMENTS = (
             "seed",
             "import",
             "setup",
+            "safety",
             "checks",
             "engine",
             "drf_views",

@@ -134,6 +134,7 @@ def test_duplicate_rows_become_separate_properties_and_are_recognized_in_the_nex
     assert import_file(file).startswith("4 rows read: 4 imported")
     assert import_file(file).startswith("4 rows read: 0 imported, 4 already there")
     assert import_file(csv_file(row, row, row, row)).startswith("4 rows read: 1 imported, 3 already there")
+    assert import_file(csv_file(*[row] * 12)).startswith("12 rows read: 8 imported, 4 already there"), "the eleventh is not the first"
 
 
 def test_a_row_is_recognized_in_another_file(db, csv_file, import_file, tmp_path):
@@ -143,6 +144,16 @@ def test_a_row_is_recognized_in_another_file(db, csv_file, import_file, tmp_path
     same.write_bytes(gzip.compress(b'"Price","City","Date","Rooms"\n90,Wells,2/1/2026,"2"\n100,Bath,1/1/2026,3\n'))
 
     assert import_file(same) == "2 rows read: 0 imported, 2 already there, 0 refused.\n"
+
+
+@pytest.mark.parametrize(("one", "other"), [(["1", "12"], ["11", "2"]), (["", "12"], ["12", ""]), (['1", "', ""], ["", '1", "'])], ids=repr)
+def test_two_rows_with_the_same_text_in_other_cells_are_two_properties(db, csv_file, import_file, mapping, one, other):
+    """The cells are hashed with their names and borders. Joined, "1" and "12" would be "11" and "2", and the second row would be lost."""
+    by = mapping(('template = "{Rooms} rooms in {City}"', 'column = "City"'), ('bedrooms.column = "Rooms"', ""))
+    header = ["City", "Price", "Date", "First", "Second"]
+
+    assert import_file(csv_file(*(["Bath", 100, "1/1/2026", *cells] for cells in (one, other)), header=header), by=by).startswith("2 rows read: 2 imported")
+    assert import_file(csv_file(["Bath", 100, "1/1/2026", *other], header=header), by=by).startswith("1 rows read: 0 imported, 1 already")
 
 
 def test_a_row_with_a_changed_cell_is_a_new_property(db, csv_file, import_file):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from housing.freshness.fingerprint import LEFT_OUT, fingerprint, settings_that_c
 from housing.freshness.keys import LONG, entry_key
 from tests import ROOT
 from tests.fixtures.cache import entries
+from tests.fixtures.processes import python
 
 NOT_PROMISED = {
     "Every change to a package of your own changes the fingerprint": "The source of a package is hashed if it is an app, or contains the settings or the URLs. "
@@ -382,3 +384,58 @@ def test_the_text_of_a_setting_distinguishes_types_and_ends_recursion():
     endless.append(endless)
 
     assert len({text_of(value) for value in ("1", 1, 1.0, True, b"1", None, ["1"], ("1",), {"1"}, endless)}) == 10
+
+
+IDENTITIES = """
+import django, json
+django.setup()
+from django.core.management import call_command
+from django.db.models import F
+from django.test import Client
+from housing.models import Agent, Location, Office, Property, PropertyImage
+call_command("migrate", verbosity=0)
+call_command("seed", properties=30, verbosity=0)
+call_command("import_listings", "LISTINGS", "--mapping", "MAPPING", verbosity=0)
+Property.objects.update(updated_at=F("created_at"))
+for model in (Office, Agent, Location, Property, PropertyImage):
+    print(*model.objects.order_by("pk").values_list(), sep="\\n")
+for path in ("?page_size=5", "1/"):
+    response = Client().get(f"/api/properties/cached/{path}")
+    print(response.headers["ETag"], response.headers["Cache-Status"], response.content.decode())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_equal_things_the_same_name(tmp_path):
+    """Seeded rows, the hashes of imported rows, ETags and cursors. If one depended on the process, a second import would add every row again, and a browser
+    would load a page that it has.
+    """
+    mapping, listings = tmp_path / "mapping.toml", tmp_path / "listings.csv"
+    mapping.write_text(MAPPING)
+    listings.write_text("City,Price,Date\nBath,100,2027-01-01\nWells,90,2027-01-02\nWells,90,2027-01-02\n")
+    script = IDENTITIES.replace("LISTINGS", str(listings)).replace("MAPPING", str(mapping))
+    environment = {"DJANGO_SETTINGS_MODULE": "housing.settings", "DJANGO_SECRET_KEY": "any", "REDIS_URL": "fakeredis://", "DJANGO_ALLOWED_HOSTS": "testserver"}
+
+    with ThreadPoolExecutor() as both:
+        first, second = both.map(
+            lambda seed: python("-c", script, **environment, DATABASE_URL=f"sqlite:///{tmp_path}/{seed}.sqlite3", PYTHONHASHSEED=seed), ("1", "2")
+        )
+
+    assert first.stdout.splitlines() == second.stdout.splitlines()
+    assert (first.code, first.stdout.count("stored")) == (0, 2), first.stderr
+
+
+MAPPING = """
+[office]
+name.default = "Town"
+[agent]
+name.default = "Ann"
+[location]
+city.column = "City"
+[property]
+title.column = "City"
+property_type.default = "house"
+status.default = "sold"
+price.column = "Price"
+created_at = { column = "Date", date = "%Y-%m-%d" }
+"""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,15 @@ from housing.run import CHANGED, Refused, cache_address, serve
 from housing.settings import gateways
 from tests import ROOT
 from tests.fixtures.processes import (
+    LOCK,
+    RUN_LOCK,
     TIMEOUT,
+    Clone,
     Ended,
     any_free_port,
     check_ended,
     clean,
+    clone_of,
     in_a_second_terminal,
     killed_after,
     new_folder_in,
@@ -190,14 +192,16 @@ def only_what_it_installs(tmp_path: Path) -> dict[str, str]:
 def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_the_cache(
     new_folder: Path, free_port: int, only_what_it_installs: dict[str, str]
 ) -> None:
-    """These are the first five minutes of every new user. Only the packages of `make run` can be imported."""
+    """These are the first five minutes of every new user. Only the packages of `make run` can be imported. The second terminal changes every column that
+    is shown, because a copy that the first process kept of a row would hear nothing of it.
+    """
     with served(new_folder, free_port, **only_what_it_installs) as service:
         assert 'sql;desc="61 queries"' in service.headers("/api/properties/live/naive/")["Server-Timing"], "the toolbar replaced the Server-Timing header"
         assert re.search(r"as admin / \S{16} \(shown only once", service.greeting)
         assert service.first_price()[0] == "housing; fwd=miss; stored"
         assert service.first_price()[0] == "housing; hit"
 
-        in_a_second_terminal(new_folder, NEW_PRICE, **only_what_it_installs)
+        in_a_second_terminal(new_folder, NEW_VALUES.replace("URL", f"{service.url}/api/properties/cached/"), **only_what_it_installs)
 
         assert service.first_price() == ("housing; fwd=stale; stored", "123456.00")
 
@@ -211,7 +215,40 @@ def test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_the_cach
     socket.create_server(("127.0.0.1", free_port)).close()
 
 
-NEW_PRICE = "home = Property.objects.latest('created_at', 'id'); home.price = 123456; home.save()"
+NEW_VALUES = """
+import json
+from urllib.request import Request, urlopen
+from django.db.models import DecimalField, IntegerField
+from housing.serializers import PropertyDetailSerializer, rendered
+
+def read(path):
+    with urlopen(Request("URL" + path, headers={"Accept": "application/json"})) as response:
+        return json.load(response)
+
+def changed(field, value):
+    if field.choices:
+        return next(choice for choice, _ in field.choices if choice != value)
+    if isinstance(field, (DecimalField, IntegerField)):
+        return (value or 0) + 1
+    return str(value)[:-2] + "x"
+
+newest = Property.objects.order_by("-created_at", "-id")
+home, seen = newest[0], []
+for row in (home, home.agent, home.agent.office, home.location, home.images.first()):
+    for field in row._meta.concrete_fields:
+        if field.editable and not field.primary_key and not field.is_relation:
+            setattr(row, field.name, changed(field, getattr(row, field.name)))
+            row.save(update_fields=[field.name])
+            expected = json.loads(rendered(PropertyDetailSerializer(newest[0]).data))
+            detail, first = read(f"{home.pk}/"), read("")["results"][0]
+            assert detail == expected, (field, detail, expected)
+            assert first | {"images": detail["images"]} == expected, (field, first, expected)
+            seen.append(field)
+assert len(seen) > 15, seen
+home.price = 123456
+home.save()
+"""
+"""Changes every column that a response shows, and reads both kinds of responses after each change."""
 
 
 @pytest.mark.slow
@@ -330,56 +367,9 @@ def test_a_fakeredis_without_host_and_port_is_refused(url: str) -> None:
 # The installation
 
 
-FAKE_PYTHON = """\
-#!/bin/sh
-[ "$2" = venv ] || exit 0
-mkdir -p "$3/bin"
-echo new >> actions
-command() { printf '%s\\n' '#!/bin/sh' "$2" > ".venv/bin/$1"; chmod +x ".venv/bin/$1"; }
-command pip 'for lock; do :; done; cat fails 2>/dev/null && exit 1; sed -n "s/==.*//p" "$lock" | sed "s/^/Collecting /"; echo "$lock" >> actions'
-command python 'echo run >> actions'
-command pytest 'echo test >> actions'
-"""
-"""It creates an environment whose commands only write down their arguments. A real one would need the network."""
-
-
-@dataclass(frozen=True)
-class Clone:
-    """A clone of the project on a machine with that Python."""
-
-    folder: Path
-
-    def make(self, target: str, **output: Any) -> Ended:
-        """Make a target, as a person would: not as a part of a `make test`."""
-        alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-        to = output or {"capture_output": True}
-        ended = subprocess.run(["make", target, "PYTHON=./python"], cwd=self.folder, env=alone, text=True, timeout=TIMEOUT, check=False, **to)
-        return Ended(ended.returncode, ended.stdout, ended.stderr)
-
-    def actions(self, *targets: str) -> list[str]:
-        """The actions of these targets, made one after the other."""
-        noted = self.folder / "actions"
-        noted.unlink(missing_ok=True)
-        assert [self.make(target).code for target in targets] == [0] * len(targets)
-        return noted.read_text().split()
-
-    def change(self, *locks: str) -> None:
-        """Lock other versions, as `git pull` may."""
-        for lock in locks:
-            with (self.folder / lock).open("a") as file:
-                file.write("another==1\n")
-
-
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
-    for name in ("Makefile", RUN_LOCK, LOCK):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "python").write_text(FAKE_PYTHON)
-    (tmp_path / "python").chmod(0o755)
-    return Clone(tmp_path)
-
-
-LOCK, RUN_LOCK = "requirements.lock", "requirements-run.lock"
+    return clone_of(tmp_path)
 
 
 def test_make_run_installs_only_what_it_runs_and_make_test_adds_the_rest(clone: Clone) -> None:

@@ -3,9 +3,11 @@
 import ast
 import re
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
+from housing.freshness.settings import SETTINGS
 from tests import ROOT, spec
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -234,6 +236,28 @@ def test_a_chapter_or_a_table_of_sabotages_has_at_most_600_lines():
 
     assert {name: length for name, length in lines.items() if length > LONGEST} == {}
     assert len(lines) > 40
+
+
+def numbers():
+    """Every number of the code: the defaults of the settings, and the constants of the modules."""
+    yield from ((f"FRESHNESS_{name}", setting.default) for name, setting in SETTINGS.items() if type(setting.default) in (int, float))
+    for path in sorted((ROOT / "housing").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body if "migrations" not in path.parts else ():
+            with suppress(AttributeError, ValueError):  # not an assignment, or not a literal
+                names, value = [ast.unparse(name) for name in getattr(node.targets[0], "elts", node.targets)], ast.literal_eval(node.value)
+                for name, each in zip(names, value if len(names) > 1 else [value], strict=True):
+                    if {type(part) for part in (each if type(each) is tuple else [each])} <= {int, float}:
+                        yield f"{path.relative_to(ROOT / 'housing').as_posix()} {name}", each
+
+
+def test_every_number_of_the_code_is_written_down_with_its_reason():
+    """A number that is only in the code can be changed by mistake, and every spec that uses the constant would follow it."""
+    text = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").partition("## Numbers")[2]
+    written = {name: (value, reason) for name, value, reason in re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \|$", text, re.MULTILINE)}
+
+    assert {name: value for name, (value, _) in written.items()} == {name: str(value).strip("()") for name, value in numbers()}
+    assert all(reason.endswith(".") for _, reason in written.values())
+    assert len(written) > 30
 
 
 def imported_by(path):

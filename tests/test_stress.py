@@ -79,7 +79,7 @@ def test_a_run_that_prints_nothing_is_a_failure_with_its_last_line():
 
 
 def test_the_load_ends_with_the_stress_test():
-    """It keeps nobody else's machine busy: not after the block, not after its time, and not after a killed stress test."""
+    """Otherwise the machine would be busy after the block, or after a stress test that was killed."""
     with stress.busy_cores(2, 60) as busy:
         assert [process.poll() for process in busy] == [None, None]
     assert all(process.poll() for process in busy)

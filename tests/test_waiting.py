@@ -15,7 +15,7 @@ from django.db import connection
 from django.test import Client
 from django_redis import get_redis_connection
 
-from housing.freshness.entries import PAUSES, draws
+from housing.freshness.entries import ATTEMPTS, PAUSES, draws
 from housing.freshness.journal import Filling, Hit, Miss, journal
 from housing.freshness.settings import SETTINGS, conf
 from tests.fixtures.responses import ask
@@ -112,6 +112,20 @@ def test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout(home, re
     a_killed_reader()
 
     assert read("cached").came_from == "fwd=miss; stored"
+    assert conf.WAIT_TIMEOUT <= waiting.seconds < conf.WAIT_TIMEOUT + PAUSES[-1]
+
+
+def test_a_reader_that_is_raced_waits_no_longer_than_one_wait_timeout_in_all(home, read, waiting, a_killed_reader, reprice, meanwhile):
+    """T1 is killed · T2 waits, reads · T3 writes and T4 is killed · T2 reads again at once. Otherwise three killed readers would cost 1.5 s."""
+    a_killed_reader()
+    prices = iter(range(1, 9))
+
+    def write_and_kill_another_reader():
+        reprice(next(prices))
+        journal.lookup(PAGE)
+
+    with meanwhile(write_and_kill_another_reader, times=ATTEMPTS):
+        assert read("cached").came_from == "fwd=miss; detail=raced"
     assert conf.WAIT_TIMEOUT <= waiting.seconds < conf.WAIT_TIMEOUT + PAUSES[-1]
 
 

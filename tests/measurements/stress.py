@@ -101,7 +101,7 @@ class Run:
 
     @property
     def counts(self) -> str:
-        """What pytest counted, such as `1 failed, 2336 passed`. Without counts, its last line."""
+        """The counts that pytest printed, such as `1 failed, 2336 passed`. Without counts, its last line."""
         lines = self.output.strip().splitlines() or ["no output"]
         return next((found[0] for line in reversed(lines) if (found := re.search(r"\d+ (passed|failed|error|skipped).*?(?= in |$)", line))), lines[-1])
 

@@ -38,6 +38,7 @@ from tests.sabotages.outages import OUTAGES
 from tests.sabotages.production import PRODUCTION
 from tests.sabotages.reads import FILLS, READS
 from tests.sabotages.requests import REQUESTS
+from tests.sabotages.safety import SAFETY
 from tests.sabotages.schema import RUN, SCHEMA
 from tests.sabotages.servers import SERVERS
 from tests.sabotages.statements import STATEMENTS
@@ -47,7 +48,7 @@ from tests.stacks import STACKS
 
 COPIED = (
     *("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock"),
-    *("docs", "gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".github", ".ci", "Makefile", "requirements.lock", "requirements-image.lock"),
+    *("docs", "gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".github", ".ci", "Makefile", "requirements.lock", "requirements-image.lock", ".gitignore"),
 )
 """The parts of the tree that the specs need."""
 
@@ -77,6 +78,7 @@ SABOTAGES = (
     *ENVIRONMENT,
     *PRODUCTION,
     *INSTRUMENTS,
+    *SAFETY,
 )
 """The rows of all tables."""
 
