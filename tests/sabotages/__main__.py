@@ -28,6 +28,7 @@ from tests.sabotages.commit import COMMIT
 from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
 from tests.sabotages.example import EXAMPLE
+from tests.sabotages.importing import IMPORTING
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.operators import OPERATORS
@@ -57,6 +58,7 @@ SABOTAGES = (
     *READS,
     *FILLS,
     *EXAMPLE,
+    *IMPORTING,
     *KEYS,
     *VIEWS,
     *VERIFICATION,
