@@ -389,6 +389,18 @@ def test_a_table_with_many_written_rows_is_tagged_as_a_whole(transactional_db, c
     )
 
 
+def test_the_memory_of_a_transaction_does_not_grow_with_its_writes(transactional_db):
+    """An import of a million rows is one transaction. After the tag of the whole table, more tags and more lines of the log would tell nothing."""
+    with transaction.atomic():
+        for number in range(3 * MANY_ROWS):
+            Office.objects.create(name=f"Branch {number}").save(update_fields=["name"])
+        [scope] = connection.scopes
+
+        assert len(scope.tags["housing_office"]) <= MANY_ROWS + 3, "with the last write's tags of the table, the column and the row"
+        assert len(scope.changes) <= MANY_ROWS
+        assert connection._collapsed() == {"housing_office", "housing_office:*"}
+
+
 def test_a_transaction_that_writes_many_rows_is_in_the_next_read(twenty_properties, warm, read_the_list):
     """The journal stays small, because each table is one tag."""
     warm()

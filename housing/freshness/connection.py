@@ -52,7 +52,7 @@ class Scope:
     tags: dict[str, set[str]] = field(default_factory=dict)
     """table → tags."""
     changes: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
-    """Sentences for the log with their tags, in order and without repeats."""
+    """Sentences for the log with their tags, in order and without repeats. After `MANY_ROWS` none are added."""
     held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(table, primary key) of a row that was read FOR UPDATE → column → value."""
 
@@ -181,8 +181,9 @@ class ConnectionMixin(IdentifiedMixin):
     def tag(self, table: str, tags: Iterable[str], change: str | None = None) -> None:
         """Add tags that a COMMIT of the transaction will invalidate. `change` is a sentence for the log."""
         scope = self.scopes[-1]
-        scope.tags.setdefault(table, set()).update(tags)
-        if change:
+        known = scope.tags.setdefault(table, set())
+        known.update(tags if len(known) <= MANY_ROWS else {f"{table}:-"}.intersection(tags))  # more become one tag, but has_tagged() must know of deletions
+        if change and len(scope.changes) < MANY_ROWS:
             scope.changes.setdefault((change, tuple(sorted(tags))))
 
     def has_tagged(self, table: str, tag: str) -> bool:

@@ -29,6 +29,7 @@ from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
 from tests.sabotages.environment import ENVIRONMENT
 from tests.sabotages.example import EXAMPLE
+from tests.sabotages.importing import IMPORTING
 from tests.sabotages.instruments import INSTRUMENTS
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
@@ -48,7 +49,8 @@ from tests.stacks import STACKS
 
 COPIED = (
     *("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock"),
-    *("docs", "gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".github", ".ci", "Makefile", "requirements.lock", "requirements-image.lock", ".gitignore"),
+    *("docs", "gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".github", ".ci", "Makefile", "requirements.lock", "requirements-image.lock"),
+    ".gitignore",
 )
 """The parts of the tree that the specs need."""
 
@@ -66,6 +68,7 @@ SABOTAGES = (
     *READS,
     *FILLS,
     *EXAMPLE,
+    *IMPORTING,
     *KEYS,
     *VIEWS,
     *VERIFICATION,
