@@ -1,5 +1,7 @@
 """The settings for both stacks: DATABASE_URL and REDIS_URL choose the servers. Secure by default."""
 
+import datetime
+import re
 import socket
 import struct
 import sys
@@ -103,6 +105,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
+    "axes",
     "rest_framework",
     "django_filters",
     "drf_spectacular",
@@ -111,13 +114,14 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "housing.outages.Outages",  # first, so that nothing delays a health check
     "django.middleware.security.SecurityMiddleware",
+    "housing.policies.Policies",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "housing.sessions.Sessions",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 if DEBUG:
     INSTALLED_APPS.append("debug_toolbar")
@@ -142,6 +146,14 @@ TEMPLATES = [
         },
     }
 ]
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # a stranger cannot lock out an administrator who is elsewhere
+AXES_LOCKOUT_CALLABLE = "housing.refusals.locked_out"
+AXES_VERBOSE = False
+AXES_SENSITIVE_PARAMETERS = ["username"]  # in the log; some people type their password there
+AXES_RESET_ON_SUCCESS = True
 AUTH_PASSWORD_VALIDATORS = [{"NAME": f"django.contrib.auth.password_validation.{name}"} for name in ("MinimumLengthValidator", "CommonPasswordValidator")]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
@@ -150,7 +162,6 @@ TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # serves the styles of docs and admin without collectstatic, behind any server
 
-X_FRAME_OPTIONS = "DENY"
 MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # the default one makes a signer for each request
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 
@@ -163,6 +174,10 @@ REST_FRAMEWORK: dict[str, object] = {
     "DEFAULT_SCHEMA_CLASS": "housing.schema.Schema",
     "URL_FORMAT_OVERRIDE": None,  # the Accept header alone chooses the format
 }
+if API_THROTTLE := env.str("DJANGO_API_THROTTLE", default=""):
+    REST_FRAMEWORK |= {"DEFAULT_THROTTLE_CLASSES": ["housing.throttling.Throttle"], "DEFAULT_THROTTLE_RATES": {"api": API_THROTTLE}, "NUM_PROXIES": 0}
+    if not re.fullmatch(r"[1-9][0-9]*/(second|minute|hour|day)", API_THROTTLE):
+        raise ImproperlyConfigured(f"DJANGO_API_THROTTLE is '{API_THROTTLE}'. Use a number of requests and a unit, such as 100/minute.")
 SPECTACULAR_SETTINGS = {
     "TITLE": "Housing",
     "DESCRIPTION": (
@@ -176,6 +191,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": False},  # links to operations would be inside of their buttons, where no screen reader finds them
 }
 
+DEFAULT_EXCEPTION_REPORTER, DEFAULT_EXCEPTION_REPORTER_FILTER = "housing.error_page.Reporter", "housing.error_page.Filter"
 LOG_FORMAT = env.str("DJANGO_LOG_FORMAT", default="") or "line"
 if LOG_FORMAT not in ("line", "json"):
     raise ImproperlyConfigured(f"DJANGO_LOG_FORMAT is '{LOG_FORMAT}'. Use line or json.")
@@ -188,5 +204,9 @@ LOGGING = {
         "console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT},
         "django": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["operators"]},
     },
-    "loggers": {"housing": {"handlers": ["console"], "level": "INFO"}, "django": {"handlers": ["django"], "level": "INFO"}},
+    "loggers": {
+        "housing": {"handlers": ["console"], "level": "INFO"},
+        "axes": {"handlers": ["console"], "level": "WARNING"},
+        "django": {"handlers": ["django"], "level": "INFO"},
+    },
 }

@@ -79,6 +79,7 @@ DOCUMENTS = (
             "schema",
             "requests",
             "fuzz",
+            "admin",
             "cost",
             "latency",
             "scale",
