@@ -178,6 +178,12 @@ def folder(text: str) -> str:
     return text
 
 
+def rate(text: str) -> str:
+    """A number of requests and a unit of time."""
+    _require(re.fullmatch("[1-9][0-9]{0,8}/(second|minute|hour|day)", text), "is not a rate. Write a number of requests and a unit, such as 100/minute.")
+    return text
+
+
 def log_format(text: str) -> str:
     """`line` or `json`."""
     _require(text in ("line", "json"), "is neither line nor json.")
@@ -208,6 +214,7 @@ VARIABLES = {
     "DJANGO_SECURE_HSTS_PRELOAD": Variable(switch, "allows browsers to have the domain in their list", "false"),
     "DJANGO_USE_X_FORWARDED_HOST": Variable(switch, "the host is that of `X-Forwarded-Host`, from a trusted proxy. Not needed if it passes on `Host`", "false"),
     "FORWARDED_ALLOW_IPS": Variable(networks, "the proxies whose `X-Forwarded-*` headers are trusted: addresses, networks, or `*`", "127.0.0.1,::1"),
+    "DJANGO_API_THROTTLE": Variable(rate, "how often each client may read the API, such as `100/minute`. Without it, there is no limit"),
     "DJANGO_LOG_FORMAT": Variable(log_format, "how a line of the log looks: `line` or `json`", "line"),
     "FRESHNESS_METRICS_TOKEN": Variable(token, "opens `/metrics/`. Without it, there are no metrics"),
     "PROMETHEUS_MULTIPROC_DIR": Variable(folder, "a folder in which several processes add up their metrics"),

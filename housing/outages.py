@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from django.db import InterfaceError, OperationalError
@@ -19,6 +20,7 @@ from rest_framework.settings import api_settings
 from housing import health
 from housing.freshness import Busy, cold_reads
 from housing.logs import id_of
+from housing.policies import STRICT
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +89,8 @@ def refusal(request: HttpRequest, why: str, status: int, reason: str, error: Exc
     kinds = [JSON, HTML] if request.path.startswith("/api/") else [HTML, JSON]
     headers = {"Cache-Control": "no-store", "Vary": "Accept", "X-Request-ID": id_of(request)}
     if request.get_preferred_type(kinds) == HTML:
-        title = "Bad request" if status == 400 else "Unavailable"
-        response = HttpResponse(render_to_string("housing/refused.html", {"title": title, "why": why}), status=status, headers=headers)
+        page = render_to_string("housing/refused.html", {"title": HTTPStatus(status).phrase, "why": why})
+        response = HttpResponse(page, status=status, headers=headers | {"Content-Security-Policy": STRICT})
     else:
         body = {api_settings.NON_FIELD_ERRORS_KEY: [why]} if status == 400 else {"detail": why}
         response = JsonResponse(body, status=status, headers=headers)

@@ -1,4 +1,4 @@
-"""Requests that nothing else has answered: 400 for a value that cannot be used, 503 for any other error, in the client's format and with a line in the log.
+"""Requests that no other code has answered: 400 if a value cannot be used, and 503 after any other error, in the client's format and with a line in the log.
 
 `urls.py` lets Django call these views in place of its own error pages. So no request gets 500, whatever it contains.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import BadRequest, DisallowedHost, SuspiciousOperation, TooManyFieldsSent
@@ -42,3 +43,11 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 def error(request: HttpRequest) -> HttpResponse:
     """Return the response to the error that is being handled."""
     return bad_request(request, sys.exc_info()[1])  # type: ignore[arg-type]  # Django calls this view while it handles one
+
+
+def locked_out(request: HttpRequest, response: HttpResponse, credentials: Any) -> HttpResponse:
+    """Return 429 to somebody who has failed to log in too often."""
+    minutes = int(settings.AXES_COOLOFF_TIME.total_seconds() / 60)
+    refused = refusal(request, f"Too many failed logins. Try again in {minutes} minutes.", 429, "Too many failed logins.")
+    refused.headers["Retry-After"] = str(minutes * 60)
+    return refused

@@ -8,7 +8,7 @@ from django.http import HttpRequest
 
 
 class Sessions(SessionMiddleware):
-    """Django's middleware, for keys of letters and digits only, as Django makes them."""
+    """Django's middleware. It accepts only keys of letters and digits, which is how Django makes them."""
 
     def process_request(self, request: HttpRequest) -> None:
         """Give the request its session."""

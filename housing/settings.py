@@ -1,5 +1,6 @@
 """The settings for both stacks: DATABASE_URL and REDIS_URL choose the servers. Secure by default."""
 
+import datetime
 import os
 import socket
 import struct
@@ -97,6 +98,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
+    "axes",
     "rest_framework",
     "django_filters",
     "drf_spectacular",
@@ -106,13 +108,14 @@ MIDDLEWARE = [
     "housing.outages.Outages",  # first, so that nothing delays a health check
     "housing.proxies.TrustedProxies",  # before everything that looks at the client's address, the scheme or the host
     "django.middleware.security.SecurityMiddleware",
+    "housing.policies.Policies",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "housing.sessions.Sessions",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 if DEBUG:
     INSTALLED_APPS.append("debug_toolbar")
@@ -137,6 +140,14 @@ TEMPLATES = [
         },
     }
 ]
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # a stranger cannot lock out an administrator who is elsewhere
+AXES_LOCKOUT_CALLABLE = "housing.refusals.locked_out"
+AXES_VERBOSE = False
+AXES_SENSITIVE_PARAMETERS = ["username"]  # in the log; some people type their password there
+AXES_RESET_ON_SUCCESS = True
 AUTH_PASSWORD_VALIDATORS = [{"NAME": f"django.contrib.auth.password_validation.{name}"} for name in ("MinimumLengthValidator", "CommonPasswordValidator")]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
@@ -155,7 +166,6 @@ SECURE_SSL_REDIRECT = read("DJANGO_SECURE_SSL_REDIRECT")
 SECURE_HSTS_SECONDS = read("DJANGO_SECURE_HSTS_SECONDS")
 SECURE_HSTS_INCLUDE_SUBDOMAINS = read("DJANGO_SECURE_HSTS_INCLUDE_SUBDOMAINS")
 SECURE_HSTS_PRELOAD = read("DJANGO_SECURE_HSTS_PRELOAD")
-X_FRAME_OPTIONS = "DENY"
 MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # the default one makes a signer for each request
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 # Subdomains and browsers' lists concern a whole domain, which may serve more than this. An operator decides, and no warning should ask for it.
@@ -172,6 +182,8 @@ REST_FRAMEWORK: dict[str, object] = {
     "DEFAULT_SCHEMA_CLASS": "housing.schema.Schema",
     "URL_FORMAT_OVERRIDE": None,  # the Accept header alone chooses the format
 }
+if API_THROTTLE := read("DJANGO_API_THROTTLE"):
+    REST_FRAMEWORK |= {"DEFAULT_THROTTLE_CLASSES": ["housing.throttling.Throttle"], "DEFAULT_THROTTLE_RATES": {"api": API_THROTTLE}, "NUM_PROXIES": 0}
 SPECTACULAR_SETTINGS = {
     "TITLE": "Housing",
     "DESCRIPTION": (
@@ -185,6 +197,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": False},  # links to operations would be inside of their buttons, where no screen reader finds them
 }
 
+DEFAULT_EXCEPTION_REPORTER, DEFAULT_EXCEPTION_REPORTER_FILTER = "housing.error_page.Reporter", "housing.error_page.Filter"
 LOG_FORMAT = read("DJANGO_LOG_FORMAT")
 LOGGING = {
     "version": 1,
@@ -195,5 +208,9 @@ LOGGING = {
         "console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT},
         "django": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["operators"]},
     },
-    "loggers": {"housing": {"handlers": ["console"], "level": "INFO"}, "django": {"handlers": ["django"], "level": "INFO"}},
+    "loggers": {
+        "housing": {"handlers": ["console"], "level": "INFO"},
+        "axes": {"handlers": ["console"], "level": "WARNING"},
+        "django": {"handlers": ["django"], "level": "INFO"},
+    },
 }

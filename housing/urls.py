@@ -3,7 +3,7 @@
 from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path, re_path
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from housing import health, home, views
 from housing.freshness import serve_metrics
@@ -24,7 +24,9 @@ urlpatterns = [
     path("spec/", home.spec, name="spec"),
     path("spec/tools/", home.spec, {"tools": True}, name="spec-tools"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema", template_name="housing/docs.html", http_method_names=["get", "head"]), name="docs"),
+    path(
+        "api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="housing/docs.html", http_method_names=["get", "head"]), name="docs"
+    ),
     re_path("^api/(?:.*/)?$", views.unknown_path),
     *(path(url.removeprefix("/"), check, name="-".join(url.strip("/").split("/"))) for url, check in health.CHECKS.items()),
     path("metrics/", serve_metrics, name="metrics"),

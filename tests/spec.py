@@ -80,6 +80,7 @@ DOCUMENTS = (
             "schema",
             "requests",
             "fuzz",
+            "admin",
             "cost",
             "latency",
             "scale",
