@@ -21,6 +21,7 @@ from django.contrib.auth.models import User
 from django.contrib.auth.password_validation import get_default_password_validators, validate_password
 from django.core import checks
 from django.db.models.signals import post_save
+from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.utils.module_loading import import_string
 
 import housing
@@ -97,12 +98,14 @@ def test_debug_is_off_and_no_host_is_allowed_unless_the_environment_says_otherwi
 
 
 def test_the_only_security_checks_of_django_that_fail_are_those_of_the_proxy_in_front(settings):
-    """Each removed middleware and each cookie that is not Secure has a check of Django's. TLS, and so HSTS, is the task of a proxy."""
+    """Each removed middleware and each cookie that is not Secure has a check of Django's. TLS, and so HSTS, is the task of a proxy. W002 looks for a middleware
+    that `housing.policies.Policies` is.
+    """
     settings.SECRET_KEY = "".join(map(chr, range(65, 123)))  # as long and as varied as a real one
 
     found = checks.run_checks(tags=[checks.Tags.security], include_deployment_checks=True)
 
-    assert {message.id for message in found} == {"security.W004", "security.W008"}, "HSTS, and the redirect to HTTPS"
+    assert {message.id for message in found} == {"security.W002", "security.W004", "security.W008"}, "HSTS, and the redirect to HTTPS"
 
 
 def test_a_response_has_the_headers_that_protect_its_reader(transactional_db, client):
@@ -178,11 +181,14 @@ SERVICES = COMPOSE["services"]
 OURS = ("prepare", "service", "ready")
 
 
-def test_only_the_service_is_published_and_only_on_this_machine():
+def test_only_the_service_and_its_proxy_are_published_and_only_on_this_machine_by_default():
     """PostgreSQL and Redis are on a network without a way in or out, because Redis has no password."""
-    assert {name: each["ports"] for name, each in SERVICES.items() if "ports" in each} == {"service": ["127.0.0.1:${PORT:-8000}:8000"]}
+    assert {name: each["ports"] for name, each in SERVICES.items() if "ports" in each} == {
+        "service": ["127.0.0.1:${PORT:-8000}:8000"],
+        "proxy": ["${TLS_BIND:-127.0.0.1}:${TLS_PORT:-8443}:8443"],
+    }
     assert COMPOSE["networks"] == {"inside": {"internal": True}, "outside": None}
-    assert {name for name, each in SERVICES.items() if each["networks"] != ["inside"]} == set(OURS)
+    assert {name for name, each in SERVICES.items() if each["networks"] != ["inside"]} == {*OURS, "proxy"}
     assert not any("network_mode" in each or "privileged" in each for each in SERVICES.values())
 
 
@@ -197,7 +203,9 @@ def test_a_container_has_no_more_rights_than_it_needs():
 
 def test_docker_compose_yml_has_no_secret():
     """It is in the repository. The secrets are in two files that git and the image leave out."""
-    assert {name: each.get("env_file") for name, each in SERVICES.items()} == {"database": ".env.database", "cache": None} | dict.fromkeys(OURS, ".env.service")
+    assert {name: each.get("env_file") for name, each in SERVICES.items()} == {"database": ".env.database", "cache": None, "proxy": None} | dict.fromkeys(
+        OURS, ".env.service"
+    )
     assert {key for each in SERVICES.values() for key in each.get("environment", {}) if re.search("PASSWORD|SECRET|TOKEN", key)} == set()
     assert ".env.*" in (ROOT / ".gitignore").read_text().split()
 
@@ -214,9 +222,10 @@ def test_containers_start_in_order_and_again_after_a_crash():
         "prepare": {"database": "service_healthy", "cache": "service_healthy"},
         "service": {"prepare": "service_completed_successfully"},
         "ready": {"service": "service_healthy"},
+        "proxy": {"service": "service_healthy"},
     }
-    assert {name for name, each in SERVICES.items() if each.get("restart") == "unless-stopped"} == {"database", "cache", "service"}
-    assert {name for name, each in SERVICES.items() if "healthcheck" in each} == {"database", "cache", "service"}
+    assert {name for name, each in SERVICES.items() if each.get("restart") == "unless-stopped"} == {"database", "cache", "service", "proxy"}
+    assert {name for name, each in SERVICES.items() if "healthcheck" in each} == {"database", "cache", "proxy"}, "the service's is in the Dockerfile"
     assert SERVICES["database"]["stop_signal"] == "SIGINT"
 
 
@@ -226,6 +235,10 @@ GUNICORN = {
     "keepalive": (15, "it is longer than a client pauses between two requests"),
     "preload_app": (True, "the code is loaded once and shared"),
     "control_socket_disable": (True, "its socket needs a home, and the container has none"),
+    "forwarder_headers": ("", "a client could otherwise choose the script name"),
+    "forwarded_allow_ips": ("127.0.0.1/32,::1/128", "other addresses may not say how a proxy was reached"),
+    "accesslog": ("-", "an operator looks for the requests of an hour"),
+    "access_log_format": ('%(h)s "%(r)s" %(s)s %(B)s %(M)sms %({x-request-id}i)s', "the service's own lines have the same id"),
 }
 """Each setting, with its reason. Without a `timeout` of its own, gunicorn restarts a worker that hangs for 30 s."""
 
@@ -248,7 +261,7 @@ def test_every_setting_of_gunicorn_is_written_down_with_its_reason():
     known = {setting.name for setting in KNOWN_SETTINGS}
     found = {name: value for name, value in runpy.run_path(str(ROOT / "gunicorn.conf.py")).items() if name in known}
 
-    assert {name for name, value in found.items() if callable(value)} == {"pre_fork"}
+    assert {name for name, value in found.items() if callable(value)} == {"pre_fork", "post_worker_init"}
     assert {name: value for name, value in found.items() if not callable(value) and name != "workers"} == {name: value for name, (value, _) in GUNICORN.items()}
 
 
@@ -328,4 +341,5 @@ def test_every_middleware_can_be_imported_and_the_protecting_ones_are_there():
     names = [name.rpartition(".")[2] for name in service.MIDDLEWARE]
     assert all(map(import_string, service.MIDDLEWARE))
     assert names.index("SecurityMiddleware") < names.index("WhiteNoiseMiddleware")
-    assert {"CsrfViewMiddleware", "AuthenticationMiddleware", "XFrameOptionsMiddleware"} < set(names)
+    assert {"CsrfViewMiddleware", "AuthenticationMiddleware", "AxesMiddleware", "Policies", "TrustedProxies"} < set(names)
+    assert issubclass(import_string("housing.policies.Policies"), XFrameOptionsMiddleware)
