@@ -170,6 +170,7 @@ MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # th
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 # Subdomains and browsers' lists concern a whole domain, which may serve more than this. An operator decides, and no warning should ask for it.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
+SILENCED_SYSTEM_CHECKS += ["security.W002"]  # it looks for Django's middleware against frames, and Policies is a class of its own that does the same
 if not set(ALLOWED_HOSTS) - set(THIS_MACHINE):
     SILENCED_SYSTEM_CHECKS += ["security.W004", "security.W008"]  # browsers trust this machine without TLS, and there is nothing to redirect to
 

@@ -161,7 +161,7 @@ def fail(url, secret):
 
 for accept in ("text/html", "text/plain"):
     try:
-        fail(settings.DATABASE_URL, settings.DATABASES["default"]["PASSWORD"] + settings.SECRET_KEY)
+        fail(__import__("os").environ["DATABASE_URL"], settings.DATABASES["default"]["PASSWORD"] + settings.SECRET_KEY)
     except ValueError:
         request = RequestFactory(headers={"Accept": accept}, **__import__("os").environ).post("/", {"a": "b"})
         page = technical_500_response(request, *sys.exc_info()).content.decode()

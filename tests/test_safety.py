@@ -102,7 +102,9 @@ def test_the_only_security_checks_of_django_that_fail_are_those_of_the_proxy_in_
 
     found = checks.run_checks(tags=[checks.Tags.security], include_deployment_checks=True)
 
-    assert {message.id for message in found} == {"security.W004", "security.W008"}, "HSTS, and the redirect to HTTPS"
+    assert {message.id for message in found} == {"security.W002", "security.W004", "security.W008"}, (
+        "frames, against which housing.policies.Policies stands in for Django's middleware; HSTS; and the redirect to HTTPS"
+    )
 
 
 def test_a_response_has_the_headers_that_protect_its_reader(transactional_db, client):
@@ -180,9 +182,12 @@ OURS = ("prepare", "service", "ready")
 
 def test_only_the_service_is_published_and_only_on_this_machine():
     """PostgreSQL and Redis are on a network without a way in or out, because Redis has no password."""
-    assert {name: each["ports"] for name, each in SERVICES.items() if "ports" in each} == {"service": ["127.0.0.1:${PORT:-8000}:8000"]}
+    assert {name: each["ports"] for name, each in SERVICES.items() if "ports" in each} == {
+        "service": ["127.0.0.1:${PORT:-8000}:8000"],
+        "proxy": ["${TLS_BIND:-127.0.0.1}:${TLS_PORT:-8443}:8443"],
+    }
     assert COMPOSE["networks"] == {"inside": {"internal": True}, "outside": None}
-    assert {name for name, each in SERVICES.items() if each["networks"] != ["inside"]} == set(OURS)
+    assert {name for name, each in SERVICES.items() if each["networks"] != ["inside"]} == {*OURS, "proxy"}
     assert not any("network_mode" in each or "privileged" in each for each in SERVICES.values())
 
 
@@ -197,7 +202,11 @@ def test_a_container_has_no_more_rights_than_it_needs():
 
 def test_docker_compose_yml_has_no_secret():
     """It is in the repository. The secrets are in two files that git and the image leave out."""
-    assert {name: each.get("env_file") for name, each in SERVICES.items()} == {"database": ".env.database", "cache": None} | dict.fromkeys(OURS, ".env.service")
+    assert {name: each.get("env_file") for name, each in SERVICES.items()} == {
+        "database": ".env.database",
+        "cache": None,
+        "proxy": None,
+    } | dict.fromkeys(OURS, ".env.service")
     assert {key for each in SERVICES.values() for key in each.get("environment", {}) if re.search("PASSWORD|SECRET|TOKEN", key)} == set()
     assert ".env.*" in (ROOT / ".gitignore").read_text().split()
 
@@ -214,9 +223,10 @@ def test_containers_start_in_order_and_again_after_a_crash():
         "prepare": {"database": "service_healthy", "cache": "service_healthy"},
         "service": {"prepare": "service_completed_successfully"},
         "ready": {"service": "service_healthy"},
+        "proxy": {"service": "service_healthy"},
     }
-    assert {name for name, each in SERVICES.items() if each.get("restart") == "unless-stopped"} == {"database", "cache", "service"}
-    assert {name for name, each in SERVICES.items() if "healthcheck" in each} == {"database", "cache", "service"}
+    assert {name for name, each in SERVICES.items() if each.get("restart") == "unless-stopped"} == {"database", "cache", "service", "proxy"}
+    assert {name for name, each in SERVICES.items() if "healthcheck" in each} == {"database", "cache", "proxy"}, "that of the service is in its image"
     assert SERVICES["database"]["stop_signal"] == "SIGINT"
 
 
@@ -225,6 +235,10 @@ GUNICORN = {
     "threads": (4, "eight and sixteen gained nothing, and COLD_READS leaves half of them free"),
     "keepalive": (15, "it is longer than a client pauses between two requests"),
     "preload_app": (True, "the code is loaded once and shared"),
+    "forwarded_allow_ips": ("127.0.0.1/32,::1/128", "a proxy on another machine is trusted only if the environment names it"),
+    "forwarder_headers": ("", "no header of a client decides SCRIPT_NAME or PATH_INFO"),
+    "accesslog": ("-", "the log of a container is what it prints"),
+    "access_log_format": ('%(h)s "%(r)s" %(s)s %(B)s %(M)sms %({x-request-id}i)s', "the id of the request leads from a proxy's log to this one"),
     "control_socket_disable": (True, "its socket needs a home, and the container has none"),
 }
 """Each setting, with its reason. Without a `timeout` of its own, gunicorn restarts a worker that hangs for 30 s."""
@@ -248,7 +262,7 @@ def test_every_setting_of_gunicorn_is_written_down_with_its_reason():
     known = {setting.name for setting in KNOWN_SETTINGS}
     found = {name: value for name, value in runpy.run_path(str(ROOT / "gunicorn.conf.py")).items() if name in known}
 
-    assert {name for name, value in found.items() if callable(value)} == {"pre_fork"}
+    assert {name for name, value in found.items() if callable(value)} == {"pre_fork", "post_worker_init"}
     assert {name: value for name, value in found.items() if not callable(value) and name != "workers"} == {name: value for name, (value, _) in GUNICORN.items()}
 
 
@@ -328,4 +342,4 @@ def test_every_middleware_can_be_imported_and_the_protecting_ones_are_there():
     names = [name.rpartition(".")[2] for name in service.MIDDLEWARE]
     assert all(map(import_string, service.MIDDLEWARE))
     assert names.index("SecurityMiddleware") < names.index("WhiteNoiseMiddleware")
-    assert {"CsrfViewMiddleware", "AuthenticationMiddleware", "XFrameOptionsMiddleware"} < set(names)
+    assert {"CsrfViewMiddleware", "AuthenticationMiddleware", "Policies"} < set(names)
