@@ -234,11 +234,11 @@ GUNICORN = {
     "threads": (4, "eight and sixteen gained nothing, and COLD_READS leaves half of them free"),
     "keepalive": (15, "it is longer than a client pauses between two requests"),
     "preload_app": (True, "the code is loaded once and shared"),
+    "forwarded_allow_ips": ("127.0.0.1/32,::1/128", "a proxy on another machine is trusted only if the environment names it"),
+    "forwarder_headers": ("", "no header of a client decides SCRIPT_NAME or PATH_INFO"),
+    "accesslog": ("-", "the log of a container is what it prints"),
+    "access_log_format": ('%(h)s "%(r)s" %(s)s %(B)s %(M)sms %({x-request-id}i)s', "the id of the request leads from a proxy's log to this one"),
     "control_socket_disable": (True, "its socket needs a home, and the container has none"),
-    "forwarder_headers": ("", "a client could otherwise choose the script name"),
-    "forwarded_allow_ips": ("127.0.0.1/32,::1/128", "other addresses may not say how a proxy was reached"),
-    "accesslog": ("-", "an operator looks for the requests of an hour"),
-    "access_log_format": ('%(h)s "%(r)s" %(s)s %(B)s %(M)sms %({x-request-id}i)s', "the service's own lines have the same id"),
 }
 """Each setting, with its reason. Without a `timeout` of its own, gunicorn restarts a worker that hangs for 30 s."""
 

@@ -6,15 +6,15 @@ SAFETY = (
     Sabotage(
         "without debug, every service without a key has the same one",
         "settings.py",
-        'default="debug only" if DEBUG else "")',
-        'default="debug only")',
+        '("debug only" if DEBUG else "")',
+        '"debug only"',
         "test_setup.py::test_without_debug_the_service_needs_a_secret_key_to_start",
     ),
     Sabotage(
         "debug is on unless the environment turns it off",
-        "settings.py",
-        'env.bool("DJANGO_DEBUG", default=False)',
-        'env.bool("DJANGO_DEBUG", default=True)',
+        "environment.py",
+        'For this machine only", "false")',
+        'For this machine only", "true")',
         "test_safety.py::test_debug_is_off_and_no_host_is_allowed_unless_the_environment_says_otherwise",
     ),
     Sabotage(
@@ -91,14 +91,20 @@ SAFETY = (
         for middleware in (
             "django.middleware.security.SecurityMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",
-            "django.middleware.clickjacking.XFrameOptionsMiddleware",
         )
     ),
     Sabotage(
-        "other sites of the same origin may frame a page",
+        "Policies is not installed",
         "settings.py",
-        'X_FRAME_OPTIONS = "DENY"',
-        'X_FRAME_OPTIONS = "SAMEORIGIN"',
+        '    "housing.policies.Policies",\n',
+        "",
+        "test_safety.py::test_every_middleware_can_be_imported_and_the_protecting_ones_are_there",
+    ),
+    Sabotage(
+        "other sites of the same origin may frame a page",
+        "policies.py",
+        'return "DENY"',
+        'return "SAMEORIGIN"',
         "test_safety.py::test_a_response_has_the_headers_that_protect_its_reader",
     ),
     Sabotage(
@@ -125,15 +131,15 @@ SAFETY = (
     Sabotage(
         "the service's container can be written",
         "../docker-compose.yml",
-        "read_only: true",
-        "read_only: false",
+        "networks: [inside, outside]\n  read_only: true",
+        "networks: [inside, outside]\n  read_only: false",
         "test_safety.py::test_a_container_has_no_more_rights_than_it_needs",
     ),
     Sabotage(
         "the service's container keeps its capabilities",
         "../docker-compose.yml",
-        "  cap_drop: [ALL]\n",
-        "  cap_drop: []\n",
+        "heartbeats\n  cap_drop: [ALL]\n",
+        "heartbeats\n  cap_drop: []\n",
         "test_safety.py::test_a_container_has_no_more_rights_than_it_needs",
     ),
     Sabotage(
@@ -175,8 +181,8 @@ SAFETY = (
     Sabotage(
         "gunicorn has one worker, however many cores there are",
         "../gunicorn.conf.py",
-        "or os.cpu_count() or 1)",
-        "or 1)",
+        "or os.cpu_count() or 1",
+        "or 1",
         "test_safety.py::test_gunicorn_has_one_worker_for_each_core_unless_the_environment_says_otherwise",
     ),
     *(
