@@ -118,13 +118,13 @@ def test_a_cursor_past_the_end_leads_back_to_the_last_page(twenty_properties, re
 def test_links_are_relative_and_contain_only_the_parameters_that_matter(twenty_properties, read, variant):
     """Unknown parameters, defaults and empty values are dropped, so that each page has one URL. On a hit, they are those of another reader."""
     parameters = "page_size=5&city=Springfield&status=&ordering=-created_at&min_price=1.00&max_price=1e6"
-    first = read(f"{variant}?{parameters}")
     page = read(f"{variant}?unknown=1&{parameters}&utm_source=a&min_price_=2")
+    other = read(f"{variant}?{parameters}")
 
     for link in (page.json["next"], read(variant + page.json["next"] + "&unknown=1").json["previous"]):
         assert link.startswith("?city=Springfield&min_price=1&max_price=1000000&page_size=5&cursor=")
-        assert link.count("=") == 5
-    assert first.body == page.body
+        assert link.count("&") == 4
+    assert other.body == page.body
 
 
 LEAST = {"created_at": datetime.timedelta(microseconds=1), "price": Decimal("0.01")}
@@ -140,13 +140,11 @@ def test_a_cursor_keeps_the_smallest_difference_between_two_rows(transactional_d
     expected = sorted((home.pk for home in homes), reverse=ordering.startswith("-"))
 
     seen, page = [], read("cached", ordering=ordering, page_size=2).json
-    while True:
+    while page["next"] is not None and len(seen) <= len(homes):
         seen += [row["id"] for row in page["results"]]
-        if page["next"] is None:
-            break
         page = read("cached" + page["next"]).json
 
-    assert seen == expected
+    assert seen + [row["id"] for row in page["results"]] == expected
 
 
 def test_a_cursor_of_another_ordering_is_refused(twenty_properties, read):

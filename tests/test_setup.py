@@ -48,9 +48,10 @@ NOBODY = "127.0.0.1:1"
 # Settings that prevent a start
 
 
-def test_without_debug_the_service_needs_a_secret_key_to_start() -> None:
+@pytest.mark.parametrize("environment", [{}, {"DJANGO_SECRET_KEY": "", "DJANGO_DEBUG": ""}], ids=["not set", "empty"])
+def test_without_debug_the_service_needs_a_secret_key_to_start(tmp_path: Path, environment: dict[str, str]) -> None:
     """With a default key from the public code, anyone could forge a session."""
-    check = python("manage.py", "check", DJANGO_SECRET_KEY="", DJANGO_DEBUG="")
+    check = python("manage.py", "check", folder=new_folder_in(tmp_path), **environment)
 
     assert check.code == 1
     assert check.stderr.startswith("DJANGO_SECRET_KEY is not set. Set it to")

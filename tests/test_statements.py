@@ -172,10 +172,10 @@ def test_every_other_statement_in_the_grammars_of_both_databases_is_a_write():
 
 
 WRITING = {
-    "INSERT": "INSERT INTO housing_agent DEFAULT VALUES RETURNING id",
-    "UPDATE": "UPDATE housing_agent SET name = 'x' RETURNING id",
-    "DELETE": "DELETE FROM housing_agent RETURNING id",
-    "MERGE": "MERGE INTO housing_agent USING x ON true WHEN MATCHED THEN DELETE RETURNING id",
+    "INSERT": "INSERT INTO legacy_view DEFAULT VALUES RETURNING id",
+    "UPDATE": "UPDATE legacy_view SET name = 'x' RETURNING id",
+    "DELETE": "DELETE FROM legacy_view RETURNING id",
+    "MERGE": "MERGE INTO legacy_view USING x ON true WHEN MATCHED THEN DELETE RETURNING id",
 }
 AROUND = (
     "SELECT * FROM x",
@@ -186,17 +186,20 @@ AROUND = (
     "DELETE FROM django_session USING x",
     "MERGE INTO django_session USING x ON true WHEN MATCHED THEN DELETE",
 )
-PLACES = ("{}", "EXPLAIN ANALYZE {}", "EXPLAIN (ANALYZE, VERBOSE) {}", "COPY ({}) TO STDOUT", "CREATE TABLE mine AS {}", "({})", "SELECT 1; {}", "/* a */ {}")
+PLACES = (
+    *("{}", "({})", "SELECT 1; {}", "EXPLAIN ANALYZE {}", "EXPLAIN (ANALYZE, VERBOSE) {}"),
+    *("COPY ({}) TO STDOUT", "CREATE TABLE mine AS {}", "INSERT INTO mine {}", "INSERT INTO django_session {}"),
+)
 
 
 @pytest.mark.parametrize("verb", WRITING)
 def test_a_write_in_a_with_clause_is_seen_wherever_the_clause_stands(verb):
-    """PostgreSQL executes it before the statement around it, whatever that one does, and inside EXPLAIN ANALYZE and COPY, too."""
+    """PostgreSQL executes it whatever the statement around it does, and inside EXPLAIN ANALYZE and COPY, too. A view may write any table."""
     names = ("x AS", "y AS (SELECT 1), x (id) AS")
     texts = [place.format(f"WITH {name} ({WRITING[verb]}) {around}") for place in PLACES for around in AROUND for name in names]
 
-    assert [text for text in texts if "housing_agent" not in written_tables(text)] == []
-    assert len(texts) == 112
+    assert [text for text in texts if written_tables(text) != EVERYTHING] == []
+    assert len(texts) == 126
 
 
 @pytest.fixture

@@ -207,7 +207,12 @@ SAFETY = (
     *(
         Sabotage(what, file, old, new, "test_keys.py::test_two_processes_give_equal_things_the_same_name")
         for what, file, old, new in (
-            ("an ETag depends on the process", "freshness/entries.py", "hashlib.sha256(body).hexdigest()", "hashlib.sha256(b'%d' % hash(body)).hexdigest()"),
+            (
+                "an ETag depends on the process",
+                "freshness/entries.py",
+                "hashlib.sha256(body).hexdigest()",
+                "hashlib.sha256(str(hash(body)).encode()).hexdigest()",
+            ),
             ("seeded rows depend on the process", "management/commands/seed.py", "Random(2026)", 'Random(hash("2026"))'),
             (
                 "the hash of an imported row depends on the process",
@@ -307,7 +312,6 @@ SAFETY = (
     *(
         Sabotage(what, "freshness/statements.py", old, new, "test_statements.py::test_a_write_in_a_with_clause_is_seen_wherever_the_clause_stands")
         for what, old, new in (
-            ("a MERGE in a WITH clause is not seen", "(?!.*\\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE", "(?!.*\\b(?:INSERT|UPDATE|DELETE|REPLACE"),
             ("an INSERT in the WITH clause of a write is not seen", r"\bWITH\b.*\b(?:INSERT|", r"\bWITH\b.*\b(?:"),
             ("COPY of a WITH clause counts as an export", "(?:SELECT|VALUES|TABLE)\\b )", "(?:SELECT|VALUES|TABLE|WITH)\\b )"),
         )
