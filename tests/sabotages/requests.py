@@ -106,8 +106,8 @@ REQUESTS = (
     Sabotage(
         "a weighted type bypasses the cache",
         "negotiation.py",
-        ' and name != "q"}',
-        "}",
+        'if name != "q" and',
+        "if",
         "test_hits.py::test_all_requests_that_accept_plain_json_share_an_entry[application/json;q=0.9]",
     ),
     Sabotage(
