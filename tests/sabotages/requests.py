@@ -204,7 +204,7 @@ REQUESTS = (
     Sabotage(
         "everybody may read the SQLite file",
         "run.py",
-        "        file.chmod(0o600)\n",
+        "            file.chmod(0o600)\n",
         "",
         "test_admin.py::test_the_sqlite_file_of_make_run_is_readable_by_its_owner_alone",
     ),
