@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
@@ -174,7 +175,7 @@ class DateFormat:
         if self.written == ISO:
             return datetime.datetime.fromisoformat(text)
         moment = datetime.datetime.strptime(text, self.written)  # noqa: DTZ007  the zone is added later
-        if "%z" in self.written and moment.tzinfo is None:  # from Python 3.15 on strptime lets an empty offset pass
+        if sys.version_info >= (3, 15) and "%z" in self.written and moment.tzinfo is None:  # its strptime lets an empty offset pass
             raise ValueError
         return moment
 

@@ -37,7 +37,10 @@ MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM
 """Byte order marks, and the encodings that they prove."""
 
 CSV = "Save its sheet as CSV UTF-8 in Excel or LibreOffice, or run `soffice --headless --convert-to csv FILE`"
-JQ = "Convert it to CSV: jq -r '(map(keys) | add | unique) as $k | $k, (.[] | [.[$k[]] | tostring]) | @csv' FILE; for one object a line, jq -rs"
+JQ = (
+    "Convert it to CSV: jq -r '(map(keys) | add | unique) as $k | $k, (.[] | [.[$k[]] | if . == null then \"\" else tostring end]) | @csv' FILE; "
+    "with one object on each line, jq -rs"
+)
 
 OTHERS = {
     rb"\s*(\[\s*[\[{]|\{\s*\"|\[\s*\])": f"is JSON. {JQ}.",
