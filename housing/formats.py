@@ -30,6 +30,9 @@ RANGE = re.compile(r"(.*?\d.*?)\s*(?:[-–—]|\bto\b)\s*(.*\d.*)", re.IGNORECAS
 ZONE = re.compile(r"[+-]\d\d:?\d\d|\b(?:[A-Z]{2,5}|Z)\b", re.ASCII)
 """An offset, or the short name of a zone."""
 
+LONGEST_NUMBER = 100
+"""The characters of a number with its currency and unit. A longer text is prose, on which the patterns of ranges would take minutes."""
+
 ISO = "iso"
 """The name of ISO 8601 as a date format."""
 
@@ -75,6 +78,8 @@ class NumberFormat:
 
     def read(self, text: str) -> Decimal:
         """Return the number. Raises Unreadable."""
+        if len(text) > LONGEST_NUMBER:
+            raise Unreadable("number", str(self))
         text = SPACES.sub(" ", text.translate(LIKE)).strip()
         if self.parentheses == "drop":
             text = re.sub(r"\([^()]*\)", "", text).strip()

@@ -77,13 +77,13 @@ class Columns:
     """The columns of a header. Columns with the same name are numbered: `Date (1)`, `Date (2)`."""
 
     def __init__(self, header: Iterable[str]) -> None:
-        names = [name.strip() for name in header]
-        self.times = Counter(names)
+        names = list(header)
+        self.times = Counter(name.strip() for name in names)
         numbers: Counter[str] = Counter()
         self.names = []
-        for name in names:
-            numbers[name] += 1
-            self.names.append(name if self.times[name] == 1 else f"{name or 'unnamed'} ({numbers[name]})")
+        for name, stripped in zip(names, map(str.strip, names), strict=True):
+            numbers[stripped] += 1
+            self.names.append(name if self.times[stripped] == 1 else f"{stripped or 'unnamed'} ({numbers[stripped]})")
 
     def find(self, wanted: str) -> int | None:
         """Return the position of a column, or None. Case and spaces only count among columns that differ in them alone."""

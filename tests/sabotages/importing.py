@@ -32,6 +32,13 @@ IMPORTING = (
         "test_mappings.py::test_a_number_that_could_be_read_in_two_ways_is_refused[a unit inside a word]",
     ),
     Sabotage(
+        "prose is searched for a range",
+        "formats.py",
+        "        if len(text) > LONGEST_NUMBER:",
+        "        if False:",
+        "test_mappings.py::test_a_number_that_could_be_read_in_two_ways_is_refused[more than a hundred characters]",
+    ),
+    Sabotage(
         "a date in a named zone is taken for UTC",
         "formats.py",
         "local = moment.replace(tzinfo=self.zone)",
