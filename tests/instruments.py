@@ -69,7 +69,20 @@ LITERAL = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b|%s")
 LIST = re.compile(r"\((?:\?(?:, )?)+\)")
 COLUMNS = re.compile(r"^(SELECT) .{80,}? (FROM) ", re.DOTALL)
 
-LIBRARIES = {"asgiref", "asyncio", "concurrent", "contextlib", "django", "django_redis", "fakeredis", "functools", "psycopg", "redis", "threading", __name__}
+LIBRARIES = {
+    "asgiref",
+    "asyncio",
+    "concurrent",
+    "contextlib",
+    "django",
+    "django_redis",
+    "fakeredis",
+    "functools",
+    "psycopg",
+    "psycopg_pool",
+    "redis",
+    "threading",
+}
 """The packages that send for others. The place in a failure is that of the others."""
 
 DJANGOS = (CursorWrapper, BaseDatabaseWrapper, SQLCompiler)
@@ -202,7 +215,7 @@ def place_of(frame: FrameType | None) -> str:
     packages = ""
     while frame:
         module, (folder, _, file) = frame.f_globals.get("__name__", ""), frame.f_code.co_filename.rpartition("site-packages/")
-        if not {module, module.partition(".")[0]} & LIBRARIES and not isinstance(frame.f_locals.get("self"), DJANGOS):
+        if module != __name__ and module.partition(".")[0] not in LIBRARIES and not isinstance(frame.f_locals.get("self"), DJANGOS):
             if not folder:
                 return f"{packages}{file.removeprefix(f'{Path.cwd()}/')}:{frame.f_lineno}"
             packages = packages or f"{file}:{frame.f_lineno}, called by "
