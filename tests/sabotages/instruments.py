@@ -36,14 +36,14 @@ INSTRUMENTS = (
     Sabotage(
         "psycopg is not watched below Django's cursor",
         FILE,
-        "            _note_sql(next(iter((*args, *kwargs.values()))), cursor, below=True)",
+        '            _note_sql(next(iter((*args, *kwargs.values())), b""), cursor, below=True)',
         "            pass",
         "test_counting.py::test_every_method_of_psycopgs_cursors_that_sends_a_statement_is_counted",
     ),
     Sabotage(
         "a statement in bytes is shown as Python's literal",
         FILE,
-        'sql.decode(errors="replace") if isinstance(sql, bytes) else ',
+        'sql.decode(errors="replace") if isinstance(sql, bytes) else ',  # plain-words: code
         "",
         "test_counting.py::test_every_method_of_psycopgs_cursors_that_sends_a_statement_is_counted",
     ),
