@@ -19,6 +19,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, NotSuppor
 
 from . import outbox, statements
 from .breaker import Unreachable
+from .changes import Image, Statement
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
@@ -152,6 +153,22 @@ class ConnectionMixin(IdentifiedMixin):
         """Whether a row that is read FOR UPDATE stays locked. In autocommit a lock ends with its statement."""
         return self.managed and self.begun
 
+    # The images of rows (see changes.py)
+
+    @property
+    def returns_rows(self) -> bool:
+        """Whether a DELETE can return the rows that it deletes."""
+        return bool(self.features.can_return_rows_from_bulk_insert)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the database can say what the rows of an UPDATE held before it. Nobody else may write them in between."""
+        raise NotImplementedError
+
+    def images(self, statement: Statement) -> tuple[int, list[Image] | None]:
+        """Execute an UPDATE or a DELETE. Returns the number of its rows, and their images; None if they are unknown or more than `MANY_ROWS`."""
+        raise NotImplementedError
+
     def tag(self, table: str, tags: Iterable[str], change: str | None = None) -> None:
         """Add tags that a COMMIT of the transaction will invalidate. `change` is a sentence for the log."""
         scope = self.scopes[-1]
@@ -168,6 +185,10 @@ class ConnectionMixin(IdentifiedMixin):
         held = self.scopes[-1].held
         if table.pk_text and len(held) < MANY_ROWS:
             held[table.name, table.pk_text(key)] = values
+
+    def is_locked(self, table: Table, key: str) -> bool:
+        """Whether this transaction read the row FOR UPDATE and knows its values."""
+        return any((table.name, key) in scope.held for scope in self.scopes)
 
     def is_held(self, table: Table, key: str, column: str, value: Any) -> bool:
         """Whether a locked row certainly has this value already. Changes by this transaction were tagged when they were made."""
