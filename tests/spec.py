@@ -72,6 +72,7 @@ DOCUMENTS = (
         (
             "invalidation",
             "saves",
+            "scopes",
             "writes",
             "commit",
             "contract",

@@ -410,25 +410,29 @@ def test_a_transaction_that_writes_many_rows_is_in_the_next_read(twenty_properti
 def test_a_change_is_one_line_in_the_log(home, caplog):
     """The line says which row changed and which tags were invalidated. It is logged after the COMMIT, because a rollback would undo both."""
     with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
-        Property.objects.filter(pk=home.pk).update(price=1)
+        PropertyImage.objects.filter(pk=home.images.first().pk).update(position=7)
         assert caplog.messages == []
 
-    assert caplog.messages == [f"[ORM] Property {home.pk} changed. Stale: housing_property, housing_property.price, housing_property:{home.pk}."]
+    [message] = caplog.messages
+    image = home.images.last()
+    tags = ["", ".position", f".property_id={home.pk}.position", f":{image.pk}"]
+    assert message == f"[ORM] PropertyImage {image.pk} changed. Stale: {', '.join(f'housing_propertyimage{tag}' for tag in tags)}."
 
 
-def test_a_change_under_a_savepoint_is_logged_if_the_savepoint_is_kept(twenty_properties, caplog):
+def test_a_change_under_a_savepoint_is_logged_if_the_savepoint_is_kept(transactional_db, caplog):
     """A rollback to the savepoint undoes the change, so there is nothing to log."""
-    released, dropped, left_open = twenty_properties[:3]
+    released, dropped, left_open = Office.objects.bulk_create(Office(name=f"Branch {number}") for number in range(3))
+    caplog.clear()
     with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
-        for home in (released, dropped):
+        for office in (released, dropped):
             with transaction.atomic():
-                Property.objects.filter(pk=home.pk).update(price=1)
-                transaction.set_rollback(home is dropped)
+                Office.objects.filter(pk=office.pk).update(name="Renamed")
+                transaction.set_rollback(office is dropped)
         savepoint()
-        Property.objects.filter(pk=left_open.pk).update(price=1)
+        Office.objects.filter(pk=left_open.pk).update(name="Renamed")
 
     assert caplog.messages == [
-        f"[ORM] Property {home.pk} changed. Stale: housing_property, housing_property.price, housing_property:{home.pk}." for home in (released, left_open)
+        f"[ORM] Office {office.pk} changed. Stale: housing_office, housing_office.name, housing_office:{office.pk}." for office in (released, left_open)
     ]
 
 

@@ -57,17 +57,27 @@ def paired(before: Collection[Values], after: Collection[Values]) -> list[Image]
 
 
 def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> set[str]:
-    """Return the tags of an UPDATE with these images: its rows, the columns that differ, and the rows to which they refer now."""
+    """Return the tags of an UPDATE with these images: its rows, the columns that differ, and the scopes of each row before and after."""
     assert table.pk_text
-    tags = {table.name, *[f"{table.name}.{column}" for column in table.generated]}
+    tags = {table.name}
+    scopes = [(columns.index(column), f"{table.name}.{column}=", text) for column, text in table.scopes.items()]
     for before, after in images:
         assert after is not None
         tags.add(f"{table.name}:{table.pk_text(before[0])}")
-        for column, old, new in zip(columns, before, after, strict=True):
+        changed = [column for column, old, new in zip(columns, before, after, strict=True) if old != new or type(old) is not type(new)]
+        changed += table.generated
+        for column in changed:
+            tags.add(f"{table.name}.{column}")
+        for place, scope, text in scopes:
+            old, new = before[place], after[place]
             if old != new or type(old) is not type(new):
-                tags.add(f"{table.name}.{column}")
-                if new is not None and (text := table.references.get(column)):
-                    tags.add(f"{table.name}.{column}={text(new)}")
+                for value in (old, new):
+                    if value is not None:
+                        tags.add(f"{scope}{text(value)}")
+            elif old is not None:
+                inside = f"{scope}{text(old)}."
+                for column in changed:
+                    tags.add(f"{inside}{column}")
     return tags
 
 

@@ -180,7 +180,7 @@ class Inserts(Writes):
         objs = self.query.objs
         tags = {table.name, f"{table.name}:+"}
         written = {field.column: field for field in self.query.fields}
-        for column, text in table.references.items():
+        for column, text in table.scopes.items():
             if column not in written:
                 return self._say(table, (), table.all)  # the value is a default of the database, and unknown here
             for obj in objs:
@@ -251,9 +251,9 @@ class Updates(Changes):
         if not (table and table.pk and columns) or table.pk in columns or self.query.related_updates or not self.connection.has_images:
             return super().execute_sql(result_type)
         keys = self._keys(table)
-        if keys and all(self.connection.is_locked(table, key) for key in keys):  # what a locked row held is known already
+        if keys and all(self.connection.held(table, key) for key in keys):  # what a locked row held is known already
             return super().execute_sql(result_type)
-        return self._send_for_images(table, columns, is_bounded=keys is not None)
+        return self._send_for_images(table, [*columns, *table.scopes], is_bounded=keys is not None)
 
     def _keys(self, table: Table) -> frozenset[str] | None:
         """Return the primary keys to which the condition is limited; None if it is not."""
@@ -273,6 +273,7 @@ class Updates(Changes):
         if not keys:
             return self._say(table, (), table.all) if keys is None or not table.pk else None
         tags = {table.name, *(f"{table.name}:{key}" for key in keys)}
+        changed = set(table.generated)
         for field, _, given in self.query.values:
             value = given.prepare_database_save(field) if hasattr(given, "prepare_database_save") else given
             if field.primary_key:
@@ -280,13 +281,27 @@ class Updates(Changes):
             is_known = not hasattr(value, "resolve_expression")
             if is_known and all(self.connection.is_held(table, key, field.column, value) for key in keys):
                 continue
-            tags.add(f"{table.name}.{field.column}")
-            if text := table.references.get(field.column):
+            changed.add(field.column)
+            if text := table.scopes.get(field.column):
                 if not is_known:
                     return self._say(table, (), table.all)
                 if value is not None:
                     tags.add(f"{table.name}.{field.column}={text(_prepared(field, value))}")
-        return self._say(table, sorted(keys), tags | {f"{table.name}.{column}" for column in table.generated})
+        tags |= {f"{table.name}.{column}" for column in changed}
+        return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed))
+
+    def _in_scopes(self, table: Table, keys: Iterable[str], changed: Collection[str]) -> set[str]:
+        """Return the tags of changes in the scopes that locked rows had when they were read."""
+        tags: set[str] = set()
+        for key in keys if changed else ():
+            held = self.connection.held(table, key) or {}
+            for column, text in table.scopes.items():
+                if column not in held:
+                    return {table.unscoped}
+                if (value := held[column]) is not None:
+                    scope = f"{table.name}.{column}={text(value)}"
+                    tags |= {scope} if column in changed else {f"{scope}.{each}" for each in changed}
+        return tags
 
     def _wrote_nothing(self, result: Any) -> bool:
         """Whether certainly no row matched."""
@@ -313,7 +328,7 @@ class Deletes(Changes):
         is_bounded = any(text and pinned(self.query, alias, column, text) is not None for column, text in pins.items())
         if not (is_bounded or self.connection.has_images):
             return super().execute_sql(result_type, *args, **kwargs)
-        return self._send_for_images(table, table.references, is_bounded=is_bounded)
+        return self._send_for_images(table, table.scopes, is_bounded=is_bounded)
 
     def _tag(self, table: Table | None, result: Any) -> None:
         if self._images == [] or result == 0:
@@ -329,7 +344,7 @@ class Deletes(Changes):
             values = {before[place] for before, _ in self._images} - {None}
             if column == table.pk and table.pk_text:
                 tags.update(f"{table.name}:{table.pk_text(value)}" for value in values)
-            if text := table.references.get(column):
+            if text := table.scopes.get(column):
                 tags.update(f"{table.name}.{column}={text(value)}" for value in values)
         self._say(table, [before[0] for before, _ in self._images], tags)
 

@@ -25,7 +25,7 @@ from .dependencies import recorder
 from .identity import IdentifiedMixin
 from .journal import Lease, journal
 from .settings import conf
-from .tracking import MANY_ROWS, Table, tables
+from .tracking import MANY_ROWS, MANY_SCOPED, Table, tables
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,15 @@ def _is_no_reply(error: Exception) -> bool:
 def _differ_in_json(one: Any, other: Any) -> bool:
     """Whether two values that are equal in Python differ in JSON, such as `True` and `1`."""
     return isinstance(one, JSON) is not isinstance(other, JSON) or (isinstance(one, JSON) and repr(one) != repr(other))
+
+
+def _shortened(name: str, tags: set[str]) -> set[str]:
+    """Replace many tags of a table by that of all its scopes, or by that of the whole table."""
+    table = tables().get(name)
+    scoped = table.in_scopes(tags) if table else set()
+    if len(tags) - len(scoped) > MANY_ROWS:
+        return {name, f"{name}:*"}
+    return tags - scoped | {f"{name}:?"} if len(scoped) > MANY_SCOPED else tags
 
 
 class ConnectionMixin(IdentifiedMixin):
@@ -162,7 +171,7 @@ class ConnectionMixin(IdentifiedMixin):
 
     @property
     def has_images(self) -> bool:
-        """Whether the database can say what the rows of an UPDATE held before it. Nobody else may write them in between."""
+        """Whether the database can return what the rows of an UPDATE held before it. No other transaction may write them between the two."""
         raise NotImplementedError
 
     def images(self, statement: Statement) -> tuple[int, list[Image] | None]:
@@ -186,17 +195,14 @@ class ConnectionMixin(IdentifiedMixin):
         if table.pk_text and len(held) < MANY_ROWS:
             held[table.name, table.pk_text(key)] = values
 
-    def is_locked(self, table: Table, key: str) -> bool:
-        """Whether this transaction read the row FOR UPDATE and knows its values."""
-        return any((table.name, key) in scope.held for scope in self.scopes)
+    def held(self, table: Table, key: str) -> dict[str, Any] | None:
+        """Return the values of a row that this transaction read FOR UPDATE; None if it did not."""
+        return next((scope.held[table.name, key] for scope in reversed(self.scopes) if (table.name, key) in scope.held), None)
 
     def is_held(self, table: Table, key: str, column: str, value: Any) -> bool:
         """Whether a locked row certainly has this value already. Changes by this transaction were tagged when they were made."""
-        for scope in reversed(self.scopes):
-            if (table.name, key) in scope.held:
-                held = scope.held[table.name, key]
-                return column in held and bool(held[column] == value) and not _differ_in_json(held[column], value)
-        return False
+        held = self.held(table, key) or {}
+        return column in held and bool(held[column] == value) and not _differ_in_json(held[column], value)
 
     def _savepoint(self, sid: str) -> None:
         super()._savepoint(sid)
@@ -325,12 +331,12 @@ class ConnectionMixin(IdentifiedMixin):
             return None
 
     def _collapsed(self) -> set[str]:
-        """Return the tags of the transaction. More than `MANY_ROWS` tags of one table become the tag of the whole table."""
+        """Return the tags of the transaction, shortened for each table that has many."""
         merged: dict[str, set[str]] = {}
         for scope in self.scopes:
             for name, tags in scope.tags.items():
                 merged.setdefault(name, set()).update(tags)
-        return set().union(*({name, f"{name}:*"} if len(tags) > MANY_ROWS else tags for name, tags in merged.items()))
+        return set().union(*(_shortened(name, tags) if len(tags) > MANY_ROWS else tags for name, tags in merged.items()))
 
     def _rollback(self) -> None:
         lease, self.in_doubt = self.in_doubt, None

@@ -389,7 +389,7 @@ class Stage:
         if verb == BEGIN and "IMMEDIATE" in sql:
             actor.stand_before(BEGIN)
             actor.holds_lock = actor.fused = True  # its first write shows no more than its BEGIN
-        elif not (actor.holds_lock and verb == "SELECT"):  # nobody else can write between a SELECT under SQLite's write lock and the UPDATE after it
+        elif not (actor.holds_lock and verb == "SELECT"):  # under SQLite's write lock it sees what the UPDATE after it sees
             self._stand_or_go_on(actor, verb)
         return execute(sql, *rest)
 
