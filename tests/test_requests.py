@@ -13,15 +13,16 @@ from http.client import HTTPConnection
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.db import DataError
 from django.test import Client
+from django_redis import get_redis_connection
 
 from housing.freshness.settings import SETTINGS
 from housing.logs import JSONLine, Line
-from housing.models import Property
 from housing.wsgi import Application
 from tests import ROOT
-from tests.fixtures.cache import entries
+from tests.fixtures.cache import clear_the_cache, entries
 from tests.fixtures.hostile import METHODS, addresses, filters, headers, send
 from tests.fixtures.processes import any_free_port, clean, python
 from tests.fixtures.responses import VARIANTS
@@ -83,7 +84,7 @@ from django.core.management import call_command
 call_command("migrate", verbosity=0)
 import logging
 logging.disable()
-from tests.fixtures.cache import entries
+from tests.fixtures.cache import clear_the_cache, entries
 from tests.fixtures.hostile import addresses, headers, send
 from housing.wsgi import application
 paths = [path for path in addresses(1) if path.startswith("/__debug__/")]
@@ -205,19 +206,25 @@ def test_an_error_of_a_middleware_is_503_too(home, application, monkeypatch, cap
 
 def test_pages_that_a_client_invents_delete_each_other_and_no_page_that_a_link_leads_to(home, read, settings):
     """Otherwise 4,500 of them fill Redis, and the first page is evicted."""
-    settings.FRESHNESS_UNLINKED = 5
+    read("cached", min_price=0)
+    settings.FRESHNESS_UNLINKED = int(5.5 * bytes_of_the_unlinked())
+    clear_the_cache()
     linked = ["cached", f"cached/{home.pk}", "cached?ordering=price&status=available", "cached?property_type=house"]
-    for target in (*linked, *(f"cached?page_size={size}" for size in range(21, 41)), *(f"cached?min_price={price}" for price in range(20)), "cached?search=a"):
+    for target in (*linked, *(f"cached?page_size={size}" for size in range(21, 41)), *(f"cached?min_price={price}" for price in range(10, 30))):
         assert read(target).came_from == "fwd=miss; stored"
 
     assert len(entries()) == len(linked) + 5
-    assert {read(target).came_from for target in (*linked, "cached?search=a", "cached?min_price=16")} == {"hit"}
-    assert read("cached?min_price=15").came_from == "fwd=miss; stored"
+    assert bytes_of_the_unlinked() <= settings.FRESHNESS_UNLINKED
+    assert {read(target).came_from for target in (*linked, "cached?min_price=29", "cached?min_price=25")} == {"hit"}
+    assert read("cached?min_price=24").came_from == "fwd=miss; stored"
 
 
 def test_a_page_that_is_stored_again_is_the_newest_of_the_invented_ones(home, read, settings):
     """A page that is read and changed often stays, and counts once."""
-    settings.FRESHNESS_UNLINKED = 2
+    for size in (1, 2):
+        read("cached", page_size=size)
+    settings.FRESHNESS_UNLINKED = int(1.2 * bytes_of_the_unlinked())  # which gives every entry another key
+    clear_the_cache()
     for size in (1, 2):
         read("cached", page_size=size)
     home.save()
@@ -227,14 +234,42 @@ def test_a_page_that_is_stored_again_is_the_newest_of_the_invented_ones(home, re
     assert [read("cached", page_size=size).came_from for size in (1, 3, 2)] == ["hit", "hit", "fwd=miss; stored"]
 
 
-def test_the_largest_pages_that_a_client_invents_take_at_most_a_quarter_of_redis(transactional_db, read):
-    """Compose gives Redis 256 MB. A hundred properties with long texts are a large page."""
-    make_properties(100)
-    Property.objects.update(description="x" * 600)
-    size = len(read("cached", page_size=100).body)
+def test_a_large_page_deletes_many_small_ones_and_itself_stays(home, read, settings):
+    """The bytes count, and not the number. A page that is larger than all the others together may take is stored alone."""
+    small = [f"cached?min_price={price}" for price in range(10)]
+    for target in small:
+        read(target)
+    settings.FRESHNESS_UNLINKED = 1000
+
+    assert read("cached?search=a").came_from == "fwd=miss; stored"
+    assert read("cached?search=a").came_from == "hit"
+    assert len(entries()) == 1
+
+
+def test_pages_that_a_client_invents_take_at_most_a_quarter_of_redis():
+    """Compose gives Redis 256 MB."""
     [limit] = re.findall(r"--maxmemory, (\d+)mb", (ROOT / "docker-compose.yml").read_text())
 
-    assert size * SETTINGS["UNLINKED"].default <= int(limit) * 1_000_000 / 4
+    assert SETTINGS["UNLINKED"].default <= int(limit) * 1_000_000 / 4
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize("properties", [0, 1, 100])
+def test_the_counted_bytes_are_at_least_those_that_redis_needs(transactional_db, read, properties):
+    """An operator plans with them. (Real only: fakeredis has no memory of its own.)"""
+    make_properties(properties)
+    read("cached", page_size=100)
+    [entry] = entries()
+
+    assert bytes_of_the_unlinked() >= get_redis_connection("default").memory_usage(entry)
+
+
+def bytes_of_the_unlinked():
+    """How many bytes the entries have to which no link leads, as the journal counts them."""
+    client, members = get_redis_connection("default"), f"{cache.make_key('journal')}:unlinked"
+    total = -int(client.zscore(members, "|bytes"))
+    assert total == sum(int(member.partition(b"|")[0]) for member in client.zrangebyscore(members, 0, "+inf"))
+    return total
 
 
 # The log

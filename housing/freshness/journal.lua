@@ -19,7 +19,9 @@
 --   cost, until            how many microseconds the read took, and the instant at which the entry expires
 --   filling                the read_at of the one reader that queries the database, while others wait;
 --                          or minus the instant at which it failed, since when nobody waits
--- KEYS[1]:unlinked is a sorted set of entries to which no link leads, each with the instant at which it was stored.
+--   listed                 its member of the next set, if no link leads to it
+-- KEYS[1]:unlinked is a sorted set of the entries to which no link leads, each with its bytes as `bytes|key`, and the instant at which it was stored.
+-- Its member `|bytes` has minus the sum of them.
 -- Instants are microseconds. They never pass through tostring, which keeps 14 digits.
 --
 -- Redis does not undo what a script wrote before it failed. So every verb is safe after each of its commands: it records first
@@ -29,6 +31,7 @@ local RUN, LEASE, TTL, WAIT_TIMEOUT, MAX_STALENESS = '|run:@RUN@', @LEASE@, @TTL
 local call = redis.call
 local LEASES = 4e15 -- greater than every instant until the year 2096, and twice that still fits a double
 local MANY = 1000 -- tags in one command: Lua's stack holds a few thousand values, and unpack fails with more
+local OVERHEAD = 1000 -- bytes that an entry takes beside its body and its texts: its key, its fields, and its member of the list
 local journal, entry = KEYS[1], KEYS[2]
 
 local function text(instant) return string.format('%.0f', instant) end
@@ -225,18 +228,27 @@ function verbs.lookup(nonce, _, _, version)
   return {e[3] and 'stale' or 'miss', text(j.epoch), text(j.last)}
 end
 
--- Add the entry to the list of those that no link leads to, and delete the oldest of them, so that there are at most `most`.
-local function list(most)
-  local unlinked = journal .. ':unlinked'
-  call('ZADD', unlinked, text(clock()), entry)
-  local all = call('ZRANGEBYSCORE', unlinked, '-inf', '+inf')
-  for i = 1, #all - most do
-    call('DEL', all[i])
-    call('ZREM', unlinked, all[i])
+-- Add the entry to the list of those that no link leads to, and delete the oldest others while all together have more than `most` bytes.
+-- The sum is written first, so that it is too large if the script fails in between, and more is deleted. Returns the entry's member.
+local function list(bytes, most)
+  local unlinked, member = journal .. ':unlinked', text(bytes) .. '|' .. entry
+  local before = call('HGET', entry, 'listed')
+  local sum = bytes - (tonumber(call('ZMSCORE', unlinked, '|bytes')[1]) or 0)
+  call('ZADD', unlinked, text(-sum), '|bytes')
+  if before and call('ZREM', unlinked, before) == 1 then sum = sum - before:match('^%d+') end
+  call('ZADD', unlinked, text(clock()), member)
+  for _, oldest in ipairs(sum > most and call('ZRANGEBYSCORE', unlinked, '0', '+inf', 'LIMIT', '0', text(MANY)) or {}) do
+    local its_bytes, key = oldest:match('^(%d+)|(.*)$')
+    if sum <= most or oldest == member then break end
+    if call('HGET', key, 'listed') == oldest then call('DEL', key) end
+    call('ZREM', unlinked, oldest)
+    sum = sum - its_bytes
   end
+  call('ZADD', unlinked, text(-sum), '|bytes')
+  return member
 end
 
--- most: how many entries there may be to which no link leads, this one among them; nothing if a link leads to this one
+-- most: how many bytes the entries may have to which no link leads, this one among them; nothing if a link leads to this one
 -- → 'stored', or the reason why not
 function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address, most)
   local j = read_journal()
@@ -249,7 +261,10 @@ function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, addres
     for i, value in ipairs(more) do fields[6 + i] = value end
   end
   if not (why == 'raced' or why and there[3]) then
-    if most then list(tonumber(most)) end -- first, so that no entry is left out if the script fails between the two
+    if most then -- first, so that no entry is left out if the script fails between the two
+      fields[#fields + 1] = 'listed'
+      fields[#fields + 1] = list(#body + #tags + #address + OVERHEAD, tonumber(most))
+    end
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
     call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
   end

@@ -164,7 +164,7 @@ class Journal:
     ) -> str:
         """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
 
-        An operator can ask for it again at `address`. If no link leads to it, at most FRESHNESS_UNLINKED such entries are kept.
+        An operator can ask for it again at `address`. If no link leads to it, such entries have at most FRESHNESS_UNLINKED bytes together.
         """
         args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
         return bytes(self._run("store", *args, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()

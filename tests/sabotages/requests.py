@@ -141,9 +141,31 @@ REQUESTS = (
     Sabotage(
         "the newest invented page is deleted, not the oldest",
         "freshness/journal.lua",
-        "text(clock()), entry)",
-        "text(-clock()), entry)",
+        "text(clock()), member)",
+        "text(2 * LEASES - clock()), member)",
         "test_requests.py::test_pages_that_a_client_invents_delete_each_other_and_no_page_that_a_link_leads_to",
+    ),
+    Sabotage(
+        "a page that is stored again counts twice",
+        "freshness/journal.lua",
+        "sum = sum - before:match('^%d+')",
+        "sum = sum - 0",
+        "test_requests.py::test_a_page_that_is_stored_again_is_the_newest_of_the_invented_ones",
+    ),
+    Sabotage(
+        "a large invented page deletes itself",
+        "freshness/journal.lua",
+        "sum <= most or oldest == member",
+        "sum <= most",
+        "test_requests.py::test_a_large_page_deletes_many_small_ones_and_itself_stays",
+    ),
+    Sabotage(
+        "the memory of an invented page is underestimated",
+        "freshness/journal.lua",
+        "local OVERHEAD = 1000",
+        "local OVERHEAD = 0",
+        "test_requests.py::test_the_counted_bytes_are_at_least_those_that_redis_needs",
+        "real",
     ),
     Sabotage(
         "check --deploy does not ask for a limit of memory",
