@@ -15,5 +15,9 @@ COPY housing housing
 ENV PATH=/venv/bin:$PATH DJANGO_SETTINGS_MODULE=housing.settings PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER housing
 EXPOSE 8000
+# At the address of the health checks alone, which no slow client can keep busy.
+ENV HEALTH_BIND=127.0.0.1:8081
+HEALTHCHECK --interval=3s --timeout=5s --retries=20 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8081/health/', timeout=3)"]
 # gunicorn.conf.py has the settings of the server. WEB_CONCURRENCY sets the number of workers.
 CMD ["gunicorn", "housing.wsgi", "--bind", "0.0.0.0:8000"]

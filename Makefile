@@ -33,6 +33,10 @@ test-browser: install #= run the browser specs in Chromium (Debian: apt install 
 races: install #= run every interleaving of readers, writers and watchmen, with kills: 14,770 schedules, some minutes
 	@$(BIN)/pytest -v -n auto --races -m races
 
+.PHONY: fuzz
+fuzz: install #= send every combination of hostile requests, and thousands that the schema allows or forbids; some minutes
+	@$(BIN)/pytest -v -n auto --fuzz tests/test_requests.py tests/test_fuzz.py
+
 .PHONY: lint
 lint: install #= ruff, mypy, and linters of the hosted workflow
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && DJANGO_DEBUG=true REDIS_URL=fakeredis:// $(BIN)/mypy
@@ -89,6 +93,7 @@ coverage: install #= branch coverage of housing/ and tests/ on both stacks; need
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 # docker-compose 1.29 or Compose v2. Environment variables take precedence over images.env.
+export SITE TLS_BIND TLS_PORT
 COMPOSE = $(if $(shell command -v docker-compose),docker-compose,docker compose) --env-file images.env
 up: export PORT := $(PORT)
 
@@ -101,15 +106,29 @@ up: engine .env.service ## start PostgreSQL, Redis and the service in containers
 		container=$$(sed -nE 's/.*[Cc]ontainer "?([[:alnum:]_.-]+)"? (exited|is unhealthy).*/\1/p' <<<"$$why"); \
 		[ -z "$$container" ] || why="$$why Its last log line: $$(docker logs --tail 1 "$$container" 2>&1)"; \
 		$(COMPOSE) down >/dev/null 2>&1; echo "Not started: $$why" >&2; exit 1; }
-	@printf '%s\n' '' '  Housing  http://127.0.0.1:$(PORT)/' '' \
-		'  Admin    http://127.0.0.1:$(PORT)/admin/, as admin; set a password first:' \
+	@printf '%s\n' '' '  Housing  $(URL)/' '' \
+		'  Admin    $(URL)/admin/, as admin; set a password first:' \
 		'           $(COMPOSE) exec service python manage.py changepassword admin' \
 		'  Log      $(COMPOSE) logs --follow service' \
 		'  Stop     make down' ''
 
+URL = http://127.0.0.1:$(PORT)
+
+# HSTS would concern everything at localhost, so only a name of its own has it.
+.PHONY: up-tls
+up-tls: ## the same behind a proxy with TLS at https://localhost:8443/ (SITE=homes.example.com TLS_BIND=0.0.0.0 TLS_PORT=443)
+	@COMPOSE_PROFILES=tls DJANGO_SECURE_SSL_REDIRECT=true DJANGO_SECURE_HSTS_SECONDS="$${DJANGO_SECURE_HSTS_SECONDS:-$(if $(SITE),3600,0)}" \
+		DJANGO_ALLOWED_HOSTS="$${DJANGO_ALLOWED_HOSTS:-$(or $(SITE),localhost)}" \
+		$(MAKE) --no-print-directory up URL='https://$(or $(SITE),localhost):$(or $(TLS_PORT),8443)'
+
 .PHONY: down
 down: engine .env.service ## remove the containers, networks and data of `make up`; the image and the secrets stay
-	@$(COMPOSE) down --volumes --remove-orphans
+	@COMPOSE_PROFILES=tls $(COMPOSE) down --volumes --remove-orphans
+
+.PHONY: audit
+audit: install #= look up the locked versions in the advisories of osv.dev
+	@curl --silent --output /dev/null --max-time 10 https://api.osv.dev/ || { echo 'Nothing was looked up: api.osv.dev is unreachable.' >&2; exit 1; }
+	@$(BIN)/pip-audit --progress-spinner off --strict --disable-pip --require-hashes --vulnerability-service osv --requirement $(LOCK)
 
 .PHONY: engine
 engine:
@@ -123,8 +142,9 @@ engine:
 	printf 'DJANGO_SECRET_KEY=%s\nDATABASE_URL=postgres://housing:%s@database:5432/housing\n' "$$(secret)" "$$password" >$@
 
 .PHONY: mutants
-mutants: install #= mutation testing of housing/; resumes after an interruption
-	@$(BIN)/python -m tests.sabotages && env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run && $(BIN)/python -m tests.sabotages.equivalent_mutants
+mutants: install #= mutation testing of housing/; resumes after an interruption (SAMPLE=200: only 200 mutants, drawn)
+	@$(BIN)/python -m tests.sabotages
+	@$(if $(SAMPLE),,env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run &&) $(BIN)/python -m tests.sabotages.equivalent_mutants --sample $(or $(SAMPLE),0)
 
 .PHONY: spec
 spec: install #= write SPEC.md from the specs

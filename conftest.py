@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import secrets
@@ -12,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ from tests import stacks
 from tests.fixtures import blogs
 from tests.fixtures.blogs import Blog
 from tests.fixtures.cache import begin_journal, clear_the_cache, entries, flush, verify
+from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed
 from tests.fixtures.responses import Response, ask
@@ -115,8 +118,10 @@ def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
 
 
 def has_steps(item: pytest.Item) -> bool:
-    """Whether SPEC.md shows the steps of this spec if it is a race. The real stack takes others, and a drawn or a chosen schedule is another each time."""
-    drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule
+    """Whether SPEC.md shows the steps of this spec if it is a race. The real stack takes others, and a drawn or a chosen schedule is another each time. For the
+    long specs of `make races` it shows those of the short ones.
+    """
+    drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule or item.get_closest_marker("races")
     is_race = item.path.stem.removeprefix("test_") in RACES
     return is_race and item.config.option.stack == "embedded" and not drawn and "MUTANT_UNDER_TEST" not in os.environ
 
@@ -466,3 +471,42 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in terminalreporter.getreports("passed"):
         for _, counted in filter(lambda recorded: recorded[0] == "counted", report.user_properties):
             terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {counted}.")
+
+
+@pytest.fixture
+def csv_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write a CSV file: `csv_file([...], [...], header=HEADER)`."""
+
+    def write(*rows: list[object], header: list[str] = HEADER, name: str = "listings.csv") -> Path:
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+        return path
+
+    return write
+
+
+@pytest.fixture
+def mapping(tmp_path: Path) -> Callable[..., Path]:
+    """Write the minimal mapping, with replacements."""
+
+    def write(*replaced: tuple[str, str], added: str = "") -> Path:
+        text = MINIMAL
+        for old, new in replaced:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "mapping.toml"
+        path.write_text(text + added, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def import_file(mapping: Callable[..., Path]) -> Callable[..., str]:
+    """Import a file with the minimal mapping by default, and return the output."""
+
+    def act(file: Path, *flags: str, by: Path | None = None, **options: object) -> str:
+        return run("import_listings", file, "--mapping", by or mapping(), *flags, **options)
+
+    return act

@@ -1,14 +1,67 @@
 """The admin: search, filters, prices editable in the list, and images beside their property."""
 
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db import DatabaseError
 from django.db.models import URLField
+from django.http import HttpRequest
 
 from housing.models import Agent, Location, Office, Property, PropertyImage
 
+logger = logging.getLogger(__name__)
+
 HTTPS: dict[Any, Any] = {URLField: {"assume_scheme": "https"}}
 """The scheme of a URL typed without one. It is the default since Django 6."""
+
+
+class KeepsRefused(admin.ModelAdmin):
+    """If the database refuses a write, the page shows the form again, with its values and the reason."""
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Show or save one row."""
+        return self._kept(request, partial(super().changeform_view, request, *args, **kwargs))
+
+    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Show the list, or save the rows that were changed in it."""
+        return self._kept(request, partial(super().changelist_view, request, *args, **kwargs))
+
+    def _kept(self, request: HttpRequest, view: Callable[[], Any]) -> Any:
+        try:
+            return view()
+        except DatabaseError as error:
+            if request.method != "POST":
+                raise
+            vars(request)["_refused"] = why = f"The database refused the change: {' '.join(str(error).split())}"
+        response = view()
+        response.status_code = 503
+        logger.error("503 for %s: %s", request.path, why, extra={"request": request, "status_code": 503})
+        response._has_been_logged = True  # otherwise Django logs it again
+        return response
+
+    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Return the form, which is not valid if its write was refused."""
+        return refused(super().get_form(request, *args, **kwargs), request)
+
+    def get_changelist_formset(self, request: HttpRequest, **kwargs: Any) -> Any:
+        """Return the forms of the list, which are not valid if their write was refused."""
+        return refused(super().get_changelist_formset(request, **kwargs), request)
+
+
+def refused(form: Any, request: HttpRequest) -> Any:
+    """Return a form with the reason for which its write was refused, if it was."""
+    why: str = vars(request).get("_refused", "")
+
+    class Refused(form):  # type: ignore[misc]  # a class that Django has made
+        def clean(self) -> None:
+            super().clean()
+            raise ValidationError(why)
+
+    return Refused if why else form
 
 
 class PropertyImageInline(admin.TabularInline):
@@ -20,7 +73,7 @@ class PropertyImageInline(admin.TabularInline):
 
 
 @admin.register(Property)
-class PropertyAdmin(admin.ModelAdmin):
+class PropertyAdmin(KeepsRefused):
     """Properties, newest first."""
 
     list_display = ["title", "price", "status", "property_type", "location", "agent", "created_at"]
@@ -37,7 +90,7 @@ class PropertyAdmin(admin.ModelAdmin):
 
 
 @admin.register(Office)
-class OfficeAdmin(admin.ModelAdmin):
+class OfficeAdmin(KeepsRefused):
     """Offices by name."""
 
     list_display = ["name", "city"]
@@ -47,7 +100,7 @@ class OfficeAdmin(admin.ModelAdmin):
 
 
 @admin.register(Agent)
-class AgentAdmin(admin.ModelAdmin):
+class AgentAdmin(KeepsRefused):
     """Agents by name."""
 
     list_display = ["name", "email", "office"]
@@ -59,7 +112,7 @@ class AgentAdmin(admin.ModelAdmin):
 
 
 @admin.register(Location)
-class LocationAdmin(admin.ModelAdmin):
+class LocationAdmin(KeepsRefused):
     """Locations by city."""
 
     list_display = ["city", "state", "zip_code", "latitude", "longitude"]
@@ -69,7 +122,7 @@ class LocationAdmin(admin.ModelAdmin):
 
 
 @admin.register(PropertyImage)
-class PropertyImageAdmin(admin.ModelAdmin):
+class PropertyImageAdmin(KeepsRefused):
     """Images by their property."""
 
     formfield_overrides = HTTPS

@@ -34,6 +34,10 @@ ORDERINGS = [
     ("price", "Lowest price first"),
     ("-price", "Highest price first"),
 ]
+CENT = Decimal("0.01")
+LINKED = {"status", "property_type", "ordering"}
+"""The parameters with few values, so that their pages are few, too. There are as many cursors as properties."""
+
 KEPT = 4096
 """How many validated query strings are kept in memory."""
 
@@ -75,11 +79,14 @@ class OnceForm(forms.Form):
     data: QueryDict
 
     def clean(self) -> dict[str, Any]:
-        """Validate the parameters, and decode the cursor."""
+        """Validate the parameters, write numbers as their column has them, because no database reads 0e1073741823, and decode the cursor."""
         for name in self.fields:
             if len(self.data.getlist(name)) > 1:
                 self.add_error(name, "This parameter may be given only once.")
         values = self.cleaned_data
+        for name, value in values.items():
+            if isinstance(value, Decimal):
+                values[name] = value.quantize(CENT)
         if values.get("cursor"):
             try:
                 values["cursor"] = Cursor.decode(values["cursor"], values.get("ordering") or NEWEST_FIRST)
@@ -233,6 +240,11 @@ class Query:
     def canonical(self) -> str:
         """The parameters as a link has them: without empty, default or unknown ones, and with each number in one notation."""
         return self._link(self.cursor)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether it is one of the first pages, of which there are only as many as there are choices."""
+        return self._given.keys() <= LINKED
 
     def filter(self, found: QuerySet[Any]) -> QuerySet[Any]:
         """Apply the filters."""

@@ -1,16 +1,21 @@
 """Health checks: `/health/live/` says that this process responds, and `/health/ready/` (or `/health/`) whether it can respond to reads correctly.
 
 They are for everybody, so they show no address, no user and no error of a driver; those are in the log. They use neither the thread's connection to the
-database nor a place among the bounded reads, and none takes longer than the timeouts of Redis and `DEADLINE` together, whatever the database does.
+database nor a place among the bounded reads, and none takes longer than the timeouts of Redis and `DEADLINE` together, whatever the database does. A
+`Listener` serves them in threads of its own as well, so that they respond while slow clients use all threads of the server.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from socket import AF_INET, AF_INET6
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from django.core.handlers.wsgi import WSGIRequest
 from django.db import Error, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
@@ -83,3 +88,43 @@ def ready(request: HttpRequest) -> JsonResponse:
 
 CHECKS: dict[str, Callable[[HttpRequest], HttpResponse]] = {"/health/": ready, "/health/live/": live, "/health/ready/": ready}
 """path → the check."""
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Respond to the health checks alone, without middleware. A WSGI application."""
+    request = WSGIRequest(environ)
+    check = CHECKS.get(request.path_info)
+    response = check(request) if check else JsonResponse({"detail": "Not found.", "paths": list(CHECKS)}, status=404)
+    start_response(f"{response.status_code} {response.reason_phrase}", list(response.items()))
+    return [b"" if request.method == "HEAD" else response.content]
+
+
+class Handler(WSGIRequestHandler):
+    """Ends a connection that sends nothing for `timeout` seconds, and logs no requests."""
+
+    timeout = 5
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing, because probes come every few seconds."""
+
+
+class Listener(ThreadingMixIn, WSGIServer):
+    """Serves the health checks at an address of their own, such as `("127.0.0.1", 8081)`, in threads of their own. Several processes may share the address.
+
+    Raises OSError if it cannot listen there. The address is for load balancers and supervisors, and not for the public.
+    """
+
+    daemon_threads = True
+    allow_reuse_port = True
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address_family = AF_INET6 if ":" in address[0] else AF_INET
+        super().__init__(address, Handler)
+        self.set_app(application)
+        threading.Thread(target=self.serve_forever, name="health listener", daemon=True).start()
+
+    def server_bind(self) -> None:
+        """Bind without the query for the name of the host, which may take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # an address of the Internet begins with these two
+        self.setup_environ()

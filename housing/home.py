@@ -29,14 +29,9 @@ from rest_framework.renderers import BrowsableAPIRenderer
 from housing import queries
 from housing.models import Office, Property
 from housing.outages import bounds_its_reads
+from housing.policies import STRICT
 
 JSON = "application/json"
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-"""The policy of `/`: a browser loads only files of this service, and neither inline scripts nor inline styles."""
-
 SPEC = settings.ROOT / "SPEC.md"
 """The list of promises. The container image has neither the specs nor this file."""
 
@@ -112,7 +107,7 @@ class HomeView(TemplateView):
     def render_to_response(self, context: dict[str, Any], **response_kwargs: Any) -> HttpResponse:
         """Render the page, which no browser may keep, so that Back reads it again."""
         response = super().render_to_response(context, **response_kwargs)
-        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+        response.headers["Content-Security-Policy"] = STRICT
         add_never_cache_headers(response)
         return response
 

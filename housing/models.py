@@ -78,6 +78,10 @@ class Property(models.Model):
         max_length=64, null=True, unique=True, editable=False, help_text="SHA-256 of the imported row, which identifies it in later imports."
     )
 
+    source_id = models.CharField(
+        max_length=200, null=True, unique=True, editable=False, help_text="The id in the imported file, by which a changed row updates the property."
+    )
+
     class Meta:
         verbose_name_plural = "properties"
         # Each index has the equality column first, then the order, then the id, so that a page is one range of the index. No index fits a range

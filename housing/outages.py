@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.template.loader import render_to_string
+from rest_framework.settings import api_settings
 
 from housing import health
 from housing.freshness import Busy, cold_reads
+from housing.logs import id_of
+from housing.policies import STRICT
 
 logger = logging.getLogger(__name__)
 
@@ -56,29 +60,41 @@ class Outages:
             try:
                 vars(request)["_began_to_read"] = cold_reads.enter()
             except Busy as busy:
-                response = unavailable(request, str(busy), busy.wait)
+                response = unavailable(request, str(busy), str(busy), busy.wait)
                 response.headers["Server-Timing"] = 'sql;desc="0 queries";dur=0.00'
                 return response
         return None
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
-        """Return 503 if the database is unavailable, or did not reply in time."""
+        """Return 503 if the database is unavailable, or did not reply in time, and 400 for a page of the toolbar, which checks none of its parameters."""
+        if request.path_info.startswith("/__debug__/"):
+            return refusal(request, "The toolbar has no such panel.", 400, f"{type(error).__name__}: {error}")
         return without_a_database(request, error) if isinstance(error, InterfaceError | OperationalError) else None
 
 
 def without_a_database(request: HttpRequest, error: Exception) -> HttpResponse:
-    """Log the error of the database, and return 503."""
-    logger.error("503 for %s: The database is unavailable: %s", request.path, " ".join(str(error).split()))
-    return unavailable(request, "The database is unavailable. Try again later.", RETRY_AFTER)
+    """Return 503, and log the error of the database."""
+    return unavailable(request, "The database is unavailable. Try again later.", f"The database is unavailable: {' '.join(str(error).split())}")
 
 
-def unavailable(request: HttpRequest, why: str, retry_after: int) -> HttpResponse:
-    """Return 503 as JSON, or as a page if the client prefers HTML."""
+def unavailable(request: HttpRequest, why: str, reason: str, retry_after: int = RETRY_AFTER, error: Exception | None = None) -> HttpResponse:
+    """Return 503, and log the reason."""
+    response = refusal(request, why, 503, reason, error)
+    response.headers["Retry-After"] = str(retry_after)
+    return response
+
+
+def refusal(request: HttpRequest, why: str, status: int, reason: str, error: Exception | None = None) -> HttpResponse:
+    """Return a refusal as JSON, or as a page if the client prefers HTML. It is one line in the log, with the reason, which the client is not shown."""
     kinds = [JSON, HTML] if request.path.startswith("/api/") else [HTML, JSON]
-    headers = {"Retry-After": str(retry_after), "Cache-Control": "no-store", "Vary": "Accept"}
+    headers = {"Cache-Control": "no-store", "Vary": "Accept", "X-Request-ID": id_of(request)}
     if request.get_preferred_type(kinds) == HTML:
-        response = HttpResponse(render_to_string("housing/unavailable.html", {"why": why}), status=503, headers=headers)
+        page = render_to_string("housing/refused.html", {"title": HTTPStatus(status).phrase, "why": why})
+        response = HttpResponse(page, status=status, headers=headers | {"Content-Security-Policy": STRICT})
     else:
-        response = JsonResponse({"detail": why}, status=503, headers=headers)
-    response._has_been_logged = True  # type: ignore[attr-defined]  # otherwise Django logs each as an error, and mails it to ADMINS
+        body = {api_settings.NON_FIELD_ERRORS_KEY: [why]} if status == 400 else {"detail": why}
+        response = JsonResponse(body, status=status, headers=headers)
+    level = logging.WARNING if status < 500 and error is None else logging.ERROR
+    logger.log(level, "%d for %s: %s", status, request.path, reason, exc_info=error, extra={"request": request, "status_code": status})
+    response._has_been_logged = True  # type: ignore[attr-defined]  # otherwise Django logs it again
     return response

@@ -147,7 +147,7 @@ def cache_address(url: str) -> tuple[str, int]:
     with suppress(ValueError):  # the port is not a number
         if parts.hostname and parts.port:
             return parts.hostname, parts.port
-    raise Refused(f"REDIS_URL is {url}, which other processes cannot share. Add a host and a port, such as fakeredis://{HOST}:6380/0.")
+    raise Refused(f"REDIS_URL is a fakeredis inside one process, which others cannot share. Add a host and a port, such as fakeredis://{HOST}:6380/0.")
 
 
 def refuse_taken(port: int) -> None:
@@ -167,12 +167,21 @@ def prepare(properties: int | None) -> str | None:
 
     if settings.EMBEDDED:
         begin_journal()  # the server has just started, so nobody writes yet
+    keep_private(connection.settings_dict)
     call_command("migrate", verbosity=0)
     if not Property.objects.exists():
         call_command("seed", **({} if properties is None else {"properties": properties}))
     password = create_admin()
     connection.close()
     return password
+
+
+def keep_private(database: dict[str, Any]) -> None:
+    """Let only the owner read a SQLite file, which has the sessions and the hashes of passwords. SQLite gives its other files the same mode."""
+    if connection.vendor == "sqlite":
+        file = Path(database["NAME"])
+        file.touch(mode=0o600)
+        file.chmod(0o600)
 
 
 def create_admin() -> str | None:

@@ -26,7 +26,7 @@ PARAMETER_ERRORS = inline_serializer(
 NO_NUL = "^[^\\u0000]*$"
 """PostgreSQL cannot store the character NUL, so a form field refuses it."""
 
-ALL = [200, 304, 400, 404, 405, 406, 503]
+ALL = [200, 304, 400, 404, 405, 406, 412, 503]
 SERVER_TIMING = "The number of SQL statements, and the milliseconds of SQL and of the whole request."
 CACHE_STATUS = (
     "Where the response came from (RFC 9211), such as `housing; hit`, `housing; fwd=miss; stored` or `housing; fwd=stale; stored`. "
@@ -58,12 +58,14 @@ class Schema(AutoSchema):
     def _headers(self) -> list[OpenApiParameter]:
         headers = [
             header("Server-Timing", SERVER_TIMING, ALL),
-            header("Vary", "The request headers on which the response depends.", [200, 304]),
+            header("Vary", "The request headers on which the response depends.", [200, 304, 412] if self._is_cached else [200, 304]),
             header("Allow", "The methods that are allowed.", [405]),
             header("Retry-After", "The number of seconds after which the client may try again.", [503], int),
         ]
         if self._is_cached:
-            headers += [header(name, text, [200, 304]) for name, text in (("Cache-Status", CACHE_STATUS), ("Cache-Control", CACHE_CONTROL), ("ETag", ETAG))]
+            headers += [
+                header(name, text, [200, 304, 412]) for name, text in (("Cache-Status", CACHE_STATUS), ("Cache-Control", CACHE_CONTROL), ("ETag", ETAG))
+            ]
         return headers
 
     def _parameters(self) -> list[OpenApiParameter]:
@@ -75,6 +77,8 @@ class Schema(AutoSchema):
         if self._is_cached:
             text = "The `ETag` of a previous response. If it is still the same, the response is 304 without a body."
             parameters.append(OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER, description=text))
+            text = "The `ETag` of a previous response. If it is another one now, the response is 412."
+            parameters.append(OpenApiParameter("If-Match", str, OpenApiParameter.HEADER, description=text))
         return parameters
 
     def get_response_serializers(self) -> Any:
@@ -89,6 +93,8 @@ class Schema(AutoSchema):
             responses[404] = OpenApiResponse(ERROR, description="There is no property with this id.")
         responses[405] = OpenApiResponse(ERROR, description="Any method other than GET, HEAD and OPTIONS.")
         responses[406] = OpenApiResponse(ERROR, description="The `Accept` header allows neither JSON nor HTML.")
+        if self._is_cached:
+            responses[412] = OpenApiResponse(ERROR, description="The response has another ETag than those in `If-Match`.")
         responses[503] = OpenApiResponse(ERROR, description="The database is unavailable or busy. `Retry-After` has the seconds to wait.")
         return responses
 

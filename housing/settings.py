@@ -1,27 +1,25 @@
 """The settings for both stacks: DATABASE_URL and REDIS_URL choose the servers. Secure by default."""
 
+import datetime
+import os
 import socket
 import struct
 import sys
 from pathlib import Path
 from urllib.parse import quote
 
-import environ
 from django.core.exceptions import ImproperlyConfigured
 
+from housing.database_url import database
+from housing.environment import REDIS_TIMEOUT, ROOT, read
 from housing.redis_url import redis_cache
 
-ROOT = Path(__file__).resolve().parent.parent
-
-env = environ.Env()
-if (ROOT / ".env").is_file():
-    env.read_env(ROOT / ".env")  # written by `make run`; environment variables take precedence
-
-DEBUG = env.bool("DJANGO_DEBUG", default=False)
-SECRET_KEY = env.str("DJANGO_SECRET_KEY", default="debug only" if DEBUG else "")
+DEBUG = read("DJANGO_DEBUG")
+SECRET_KEY = read("DJANGO_SECRET_KEY") or ("debug only" if DEBUG else "")
 if not SECRET_KEY:
     raise ImproperlyConfigured("DJANGO_SECRET_KEY is not set. Set it to a long random text, or run `make run`, which writes one into .env.")
-ALLOWED_HOSTS = env.list("DJANGO_ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"] if DEBUG else [])
+THIS_MACHINE = ["127.0.0.1", "localhost", "[::1]"]
+ALLOWED_HOSTS = read("DJANGO_ALLOWED_HOSTS") or (THIS_MACHINE if DEBUG else [])
 
 RTF_GATEWAY = 0x2  # linux/route.h
 
@@ -56,38 +54,35 @@ def serves_requests(argv: list[str]) -> bool:
     return not argv[0].endswith(COMMANDS) or "runserver" in argv[1:2]
 
 
-DATABASE_URL = env.str("DATABASE_URL", default="") or f"sqlite:///{quote(str(ROOT / 'db.sqlite3'))}"
-ENGINES = {"sqlite": "housing.freshness.sqlite3", "postgres": "housing.freshness.postgresql", "postgresql": "housing.freshness.postgresql"}
-scheme = DATABASE_URL.partition(":")[0]
-if scheme not in ENGINES:
-    raise ImproperlyConfigured(f"DATABASE_URL has an unsupported engine: '{scheme}'. Use postgres://USER:PASSWORD@HOST:PORT/NAME, or sqlite:///PATH.")
-DATABASES = {"default": env.db_url_config(DATABASE_URL) | {"ENGINE": ENGINES[scheme]}}
-from_url = DATABASES["default"].get("OPTIONS", {})
-if scheme == "sqlite":
+chosen = read("DATABASE_URL") or database(f"sqlite:///{quote(str(ROOT / 'db.sqlite3'))}")
+from_url = chosen["OPTIONS"]
+if chosen["ENGINE"].endswith("sqlite3"):
     # A transaction waits for SQLite's write lock when it begins, because one that asks for it later may fail instead.
     # WAL lets readers continue during a write. (https://www.sqlite.org/wal.html, https://www.sqlite.org/lang_transaction.html)
     # `timeout` is how many seconds a writer waits for another one: an import may take that long.
     options = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
 else:
-    DATABASES["default"] |= {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
+    chosen = {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True} | chosen
     # Nothing waits for ever: neither for a server that does not reply (libpq's least is 2 s) nor for one that vanished without closing its connections.
     options = {"connect_timeout": 2, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}
     if serves_requests(sys.argv):
         from_url["options"] = f"{REQUEST_TIMEOUTS} {from_url.get('options', '')}".strip()  # PostgreSQL uses the last value of each
-        DATABASES["default"]["REPLY_TIMEOUT"] = 6  # more than statement_timeout, which the server enforces while it is alive
-DATABASES["default"]["OPTIONS"] = options | from_url
+        chosen["REPLY_TIMEOUT"] = 6  # more than statement_timeout, which the server enforces while it is alive
+DATABASES = {"default": chosen | {"OPTIONS": options | from_url}}
 
-REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")
+REDIS_URL = read("REDIS_URL")
 EMBEDDED = REDIS_URL.startswith("fakeredis://")  # fakeredis://HOST:PORT is a TCP server; fakeredis:// runs in this process
-# A hit takes less than a millisecond. After 0.2 s without a reply it is better to ask the database, and then nobody waits for FRESHNESS_RETRY seconds.
-CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "KEY_PREFIX": "housing"} | redis_cache(REDIS_URL, timeout=0.2)}
+CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "KEY_PREFIX": "housing"} | redis_cache(REDIS_URL, timeout=REDIS_TIMEOUT)}
 
 # Freshness
 
 FRESHNESS_MODELS = ["housing"]
 FRESHNESS_NAME = "housing"
-FRESHNESS_METRICS_TOKEN = env.str("FRESHNESS_METRICS_TOKEN", default="")
-FRESHNESS_IGNORED_SETTINGS = ["DATABASE_URL", "REDIS_URL"]  # keys contain the identity of the database, and each Redis has its own entries
+FRESHNESS_METRICS_TOKEN = read("FRESHNESS_METRICS_TOKEN") or ""
+if not read("PROMETHEUS_MULTIPROC_DIR"):
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # an empty one would be the current folder
+
+FRESHNESS_IGNORED_SETTINGS = ["REDIS_URL", "TRUSTED_PROXIES"]  # each Redis has its own entries, and no proxy is in a response
 # fakeredis has no run id, but it always starts empty.
 FRESHNESS_RUN_ID = "fakeredis" if EMBEDDED else None
 
@@ -103,6 +98,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
+    "axes",
     "rest_framework",
     "django_filters",
     "drf_spectacular",
@@ -110,14 +106,16 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "housing.outages.Outages",  # first, so that nothing delays a health check
+    "housing.proxies.TrustedProxies",  # before everything that looks at the client's address, the scheme or the host
     "django.middleware.security.SecurityMiddleware",
+    "housing.policies.Policies",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
+    "housing.sessions.Sessions",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 if DEBUG:
     INSTALLED_APPS.append("debug_toolbar")
@@ -128,6 +126,7 @@ DEBUG_TOOLBAR_CONFIG = {
 }
 
 ROOT_URLCONF = "housing.urls"
+WSGI_APPLICATION = "housing.wsgi.application"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -141,6 +140,14 @@ TEMPLATES = [
         },
     }
 ]
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # a stranger cannot lock out an administrator who is elsewhere
+AXES_LOCKOUT_CALLABLE = "housing.refusals.locked_out"
+AXES_VERBOSE = False
+AXES_SENSITIVE_PARAMETERS = ["username"]  # in the log; some people type their password there
+AXES_RESET_ON_SUCCESS = True
 AUTH_PASSWORD_VALIDATORS = [{"NAME": f"django.contrib.auth.password_validation.{name}"} for name in ("MinimumLengthValidator", "CommonPasswordValidator")]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
@@ -149,17 +156,34 @@ TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # serves the styles of docs and admin without collectstatic, behind any server
 
-X_FRAME_OPTIONS = "DENY"
+# HTTPS. A proxy terminates TLS, and says in X-Forwarded-Proto how it was reached. housing.proxies keeps these headers of trusted proxies only.
+
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+USE_X_FORWARDED_HOST = read("DJANGO_USE_X_FORWARDED_HOST")
+TRUSTED_PROXIES = read("FORWARDED_ALLOW_IPS")
+CSRF_TRUSTED_ORIGINS = read("DJANGO_CSRF_TRUSTED_ORIGINS") or []
+SECURE_SSL_REDIRECT = read("DJANGO_SECURE_SSL_REDIRECT")
+SECURE_HSTS_SECONDS = read("DJANGO_SECURE_HSTS_SECONDS")
+SECURE_HSTS_INCLUDE_SUBDOMAINS = read("DJANGO_SECURE_HSTS_INCLUDE_SUBDOMAINS")
+SECURE_HSTS_PRELOAD = read("DJANGO_SECURE_HSTS_PRELOAD")
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # the default one makes a signer for each request
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
+# Subdomains and browsers' lists concern a whole domain, which may serve more than this. An operator decides, and no warning should ask for it.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
+if not set(ALLOWED_HOSTS) - set(THIS_MACHINE):
+    SILENCED_SYSTEM_CHECKS += ["security.W004", "security.W008"]  # browsers trust this machine without TLS, and there is nothing to redirect to
 
 REST_FRAMEWORK: dict[str, object] = {
     "DEFAULT_AUTHENTICATION_CLASSES": [],  # everybody gets the same bytes
     "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "housing.negotiation.Negotiation",
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer", "housing.home.BrowsablePage"],
     "UNAUTHENTICATED_USER": None,
     "DEFAULT_SCHEMA_CLASS": "housing.schema.Schema",
     "URL_FORMAT_OVERRIDE": None,  # the Accept header alone chooses the format
 }
+if API_THROTTLE := read("DJANGO_API_THROTTLE"):
+    REST_FRAMEWORK |= {"DEFAULT_THROTTLE_CLASSES": ["housing.throttling.Throttle"], "DEFAULT_THROTTLE_RATES": {"api": API_THROTTLE}, "NUM_PROXIES": 0}
 SPECTACULAR_SETTINGS = {
     "TITLE": "Housing",
     "DESCRIPTION": (
@@ -173,10 +197,20 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": False},  # links to operations would be inside of their buttons, where no screen reader finds them
 }
 
+DEFAULT_EXCEPTION_REPORTER, DEFAULT_EXCEPTION_REPORTER_FILTER = "housing.error_page.Reporter", "housing.error_page.Filter"
+LOG_FORMAT = read("DJANGO_LOG_FORMAT")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{levelname} {message}", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "loggers": {"housing": {"handlers": ["console"], "level": "INFO"}},
+    "formatters": {"line": {"()": "housing.logs.Line"}, "json": {"()": "housing.logs.JSONLine"}},
+    "filters": {"operators": {"()": "housing.logs.Operators"}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT},
+        "django": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["operators"]},
+    },
+    "loggers": {
+        "housing": {"handlers": ["console"], "level": "INFO"},
+        "axes": {"handlers": ["console"], "level": "WARNING"},
+        "django": {"handlers": ["django"], "level": "INFO"},
+    },
 }

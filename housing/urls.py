@@ -3,7 +3,7 @@
 from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path, re_path
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from housing import health, home, views
 from housing.freshness import serve_metrics
@@ -13,6 +13,7 @@ lists = {
     "live/optimized": (views.OptimizedPropertyListView, views.OptimizedPropertyDetailView),
     "cached": (views.CachedPropertyListView, views.CachedPropertyDetailView),
 }
+handler400, handler500 = "housing.refusals.bad_request", "housing.refusals.error"
 urlpatterns = [
     *(path(f"api/properties/{variant}/", page.as_view(), name=f"{variant.rpartition('/')[2]}-list") for variant, (page, _) in lists.items()),
     *(path(f"api/properties/{variant}/<int:id>/", detail.as_view(), name=f"{variant.rpartition('/')[2]}-detail") for variant, (_, detail) in lists.items()),
@@ -23,7 +24,9 @@ urlpatterns = [
     path("spec/", home.spec, name="spec"),
     path("spec/tools/", home.spec, {"tools": True}, name="spec-tools"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema", template_name="housing/docs.html"), name="docs"),
+    path(
+        "api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="housing/docs.html", http_method_names=["get", "head"]), name="docs"
+    ),
     re_path("^api/(?:.*/)?$", views.unknown_path),
     *(path(url.removeprefix("/"), check, name="-".join(url.strip("/").split("/"))) for url, check in health.CHECKS.items()),
     path("metrics/", serve_metrics, name="metrics"),

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from functools import lru_cache, wraps
 from typing import Any
 
-from django.conf import settings
 from django.core.exceptions import TooManyFieldsSent
 from django.db import InterfaceError, OperationalError, connection
 from django.http import HttpRequest, JsonResponse
@@ -16,13 +15,13 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from django_filters.rest_framework import DjangoFilterBackend
 from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
-from rest_framework.settings import api_settings
 
 from housing import queries
 from housing.filters import KEPT, KeysetPagination, PropertyFilter, Query
 from housing.freshness import CONTROL, CachedView, Read, Select, ours
 from housing.models import Property
-from housing.outages import bounds_its_reads, without_a_database
+from housing.outages import bounds_its_reads, refusal, without_a_database
+from housing.refusals import TOO_MANY
 from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
 
 COLUMNS, DETAIL = Columns(PropertySerializer()), PropertyDetailSerializer()
@@ -44,7 +43,7 @@ class QueryCounter:
             return execute(sql, params, many, context)
         finally:
             self.seconds += time.perf_counter() - started
-            self.statements += not CONTROL.match(sql)
+            self.statements += not (isinstance(sql, str) and CONTROL.match(sql))
 
 
 class CountedView(GenericAPIView[Property]):
@@ -63,8 +62,7 @@ class CountedView(GenericAPIView[Property]):
                 with connection.execute_wrapper(counter):
                     response = view(request, *args, **kwargs)
             except TooManyFieldsSent:
-                why = f"There are more than {settings.DATA_UPLOAD_MAX_NUMBER_FIELDS} parameters."
-                response = JsonResponse({api_settings.NON_FIELD_ERRORS_KEY: [why]}, status=400)
+                response = refusal(request, TOO_MANY, 400, TOO_MANY)
             except (InterfaceError, OperationalError) as error:
                 response = without_a_database(request, error)
             total = time.perf_counter() - started
@@ -127,6 +125,10 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):
 
         return "list", query.canonical, read
 
+    def is_linked(self, request: HttpRequest) -> bool:
+        """Whether it is one of the first pages, and no search."""
+        return Query.of(request).is_linked
+
 
 class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
     """One property with its images from the cache: two queries when it is cold, none while it is fresh."""
@@ -140,6 +142,10 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
                 return rendered(DETAIL.to_representation(home))
 
         return "detail", str(self.kwargs["id"]), read
+
+    def is_linked(self, request: HttpRequest) -> bool:
+        """Whether a link leads to it, which one does to each property. Its parameters are ignored."""
+        return True
 
 
 def unknown_path(request: HttpRequest) -> JsonResponse:

@@ -49,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("housing")
     group.addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
     group.addoption("--races", action="store_true", help="also run the specs that try hundreds of schedules, which takes minutes")
+    group.addoption("--fuzz", action="store_true", help="send every combination of hostile requests, which takes minutes")
     group.addoption("--browser", action="store_true", help="also run the specs that use the service in Chromium")
     group.addoption("--operations", type=int, help="the number of operations in the long history (default: 104,000)")
     group.addoption("--renew-calls", action="store_true", help="write the current number of Python calls of each request to tests/measurements/calls.json")

@@ -248,6 +248,8 @@ def test_an_eviction_policy_that_may_evict_the_journal_is_reported_with_its_cost
         ("100mb", "allkeys-random"): [(cost.format("allkeys-random"), VOLATILE)],
         ("100mb", "noeviction"): [("Redis evicts nothing (noeviction). When it is full, writes leave their tags in the outbox.", VOLATILE)],
     }
+    [(unlimited, _)] = reported("W011", deploy=True)
+    assert "maxmemory is 0" in unlimited
     journal.begin()
     deployed.config_set("maxmemory-policy", "noeviction")
     deployed.config_set("maxmemory", 1)

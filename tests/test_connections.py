@@ -17,7 +17,6 @@ from itertools import takewhile
 from pathlib import Path
 from unittest.mock import patch
 
-import environ
 import psycopg
 import pytest
 import redis
@@ -27,6 +26,7 @@ from django.db import connection, connections, transaction
 from django.test import Client
 from django_redis import get_redis_connection
 
+from housing.database_url import database
 from housing.freshness import ours, watchman
 from housing.freshness.journal import Unreachable, journal
 from housing.models import Property
@@ -487,7 +487,7 @@ def pooled(servers, transactional_db):
         for _ in range(3):
             three.enter_context(psycopg.connect(url.partition("?")[0])).execute("SELECT 1")
     connection.close()
-    with patch.dict(connection.settings_dict, environ.Env.db_url_config(url), ENGINE=direct["ENGINE"]):
+    with patch.dict(connection.settings_dict, database(url)):
         yield
         connection.close()
 

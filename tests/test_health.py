@@ -1,12 +1,19 @@
 """Health checks: `/health/live/` for the question whether to restart this process, `/health/ready/` whether to send it requests.
 
-They are for everybody, so they show no address. They respond quickly whatever the database and Redis do, as long as one thread of the server is free: the
-bound on cold reads keeps some free, and only a process whose threads all wait for clients or for Redis does not respond.
+They are for everybody, so they show no address. They respond quickly whatever the database and Redis do: the bound on cold reads keeps threads of the server
+free, and with HEALTH_BIND the checks have threads of their own, which slow clients cannot use.
 """
 
+import json
+import runpy
+import socket
 import threading
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django_redis import get_redis_connection
 
@@ -14,8 +21,10 @@ from housing import health
 from housing.freshness import ours, watchman
 from housing.freshness.journal import journal
 from housing.freshness.slots import cold_reads
+from tests import ROOT
+from tests.fixtures.processes import any_free_port, gunicorn
 from tests.fixtures.stub import Stub, info
-from tests.stacks import TIMEOUT
+from tests.stacks import TIMEOUT, wait_for
 
 READY = "/health/ready/"
 
@@ -247,7 +256,91 @@ def test_a_full_redis_still_gives_hits(own_redis, home, warm, read):
     assert cold_reads._begun == []
 
 
+# An address of their own
+
+
+@pytest.fixture(scope="module")
+def listener():
+    """A listener, as in each process of the server. (One for all specs, because it takes half a second to end.)"""
+    with health.Listener(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.server_port}"
+        listener.shutdown()
+
+
+def ask(url, method="GET"):
+    """The status, the headers and the body of a response."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=TIMEOUT) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
+@pytest.mark.parametrize("path", health.CHECKS)
+def test_the_listener_returns_the_same_as_the_service(twenty_properties, client, listener, path):
+    """It calls the same views."""
+    expected = client.get(path)
+    status, headers, body = ask(listener + path)
+    state, of_the_service = json.loads(body), expected.json()
+    assert state.pop("lag", 0) >= of_the_service.pop("lag", 0)
+    assert (status, state) == (expected.status_code, of_the_service)
+    del expected.headers["Expires"]  # the second in which it was made
+    assert expected.headers.items() <= dict(headers).items() | {("Content-Length", expected.headers.get("Content-Length"))}
+    assert ask(listener + path, "HEAD")[2] == b""
+    assert ask(listener + path, "POST")[0] == 405
+
+
+def test_the_listener_serves_nothing_else(listener):
+    """It has no middleware, so neither ALLOWED_HOSTS nor a login protects it."""
+    status, _, body = ask(f"{listener}/api/properties/cached/")
+    assert (status, json.loads(body)["paths"]) == (404, list(health.CHECKS))
+
+
+def test_a_slow_probe_does_not_delay_another(listener):
+    """Each has a thread of its own, and ends after some seconds."""
+    address = listener.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\nHost:")
+        assert ask(f"{listener}/health/live/")[0] == 200
+        slow.sendall(b" any\r\n\r\n")
+        assert slow.recv(12) == b"HTTP/1.0 404"  # it had not been ended before
+
+
+@pytest.mark.only("embedded")
+def test_a_process_responds_to_health_checks_while_slow_clients_use_all_threads(twenty_properties):
+    """A supervisor would restart all processes otherwise. Each thread of gunicorn waits for the rest of a request. (Embedded only: nothing here depends on
+    the servers.)
+    """
+    service, checks = any_free_port(), any_free_port()
+    environment = {
+        "DATABASE_URL": f"sqlite:///{connection.settings_dict['NAME']}",
+        "REDIS_URL": "fakeredis://",
+        "DJANGO_SECRET_KEY": "any",
+        "DJANGO_ALLOWED_HOSTS": "127.0.0.1",
+        "WEB_CONCURRENCY": "1",
+        "HEALTH_BIND": f"127.0.0.1:{checks}",
+    }
+    with gunicorn(service, **environment), ExitStack() as clients:
+        wait_for(lambda: ask(f"http://127.0.0.1:{checks}/health/live/"), urllib.error.URLError)
+        for _ in range(2 * runpy.run_path(str(ROOT / "gunicorn.conf.py"))["threads"]):
+            clients.enter_context(socket.create_connection(("127.0.0.1", service))).sendall(b"GET / HTTP/1.1\r\nHost:")
+        with pytest.raises(TimeoutError):
+            while True:  # until the last thread has a slow client
+                urllib.request.urlopen(f"http://127.0.0.1:{service}/health/live/", timeout=0.5).close()
+        for path in health.CHECKS:
+            assert ask(f"http://127.0.0.1:{checks}{path}")[0] == 200, path
+
+
+@pytest.mark.parametrize("bind", ["8081", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:99999", "http://127.0.0.1:8081", ":8081", "a b:8081/"])
+def test_an_invalid_address_of_the_health_checks_is_refused_in_one_line(monkeypatch, bind):
+    """The server would otherwise start without them."""
+    monkeypatch.setenv("HEALTH_BIND", bind)
+    with pytest.raises(SystemExit, match=r"^Not started: HEALTH_BIND is not a host and a port\. Write it like 127\.0\.0\.1:8081\.$"):
+        runpy.run_path(str(ROOT / "gunicorn.conf.py"))
+
+
 NOT_PROMISED = {
-    "A health check responds while every thread of the server is in use": "Reads of the database leave threads free. Clients that send a byte a second do not: "
-    "a proxy in front of the service buffers their requests.",
+    "A hit is returned while every thread of the server waits for a slow client": "Clients that send a byte a second keep the threads of gunicorn: a proxy in "
+    "front of the service buffers their requests.",
 }

@@ -18,6 +18,7 @@ from housing.freshness.keys import LONG, entry_key
 from housing.freshness.settings import conf
 from housing.models import Property
 from tests.fixtures.cache import clear_the_cache, entries
+from tests.fixtures.responses import VARIANTS
 from tests.fixtures.rows import make_images
 
 # Cached responses
@@ -110,6 +111,7 @@ def test_the_first_read_of_a_thread_may_be_a_detail(home, read, elsewhere):
         ("min_price=100000", "min_price=100000.00"),
         ("min_price=100000", "min_price=1e5"),
         ("min_price=0", "min_price=-0"),
+        ("min_price=0", "min_price=0e1073741823"),
         ("agent=7", "agent=007"),
         ("city=Springfield&status=sold", "status=sold&city=Springfield"),
         ("city=Springfield", "city=%20Springfield%20"),
@@ -236,7 +238,19 @@ def test_a_media_type_with_parameters_bypasses_the_cache(twenty_properties, warm
     assert read("cached").body == body
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/plain, */*", "application/*", "text/html;q=0.5, application/json"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *("*/*", "application/json", "application/json, text/plain, */*", "application/*", "text/html;q=0.5, application/json", ""),
+        *(
+            "application/json;q=0.9",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            'APPLICATION/json;charset="UTF-8";q=0.1',
+            "*/*;q=0.1, text/html;q=0",
+        ),
+    ],
+)
 def test_all_requests_that_accept_plain_json_share_an_entry(twenty_properties, warm, read, accept):
     """Browsers, curl and HTTP libraries send different Accept headers for the same bytes."""
     body = warm()
@@ -260,11 +274,23 @@ def test_a_browser_gets_a_page_that_shows_the_cached_bytes(twenty_properties, wa
     assert b"Home 19" in page.body
 
 
-def test_an_unsupported_format_returns_406(twenty_properties, warm, read):
-    """A warm entry must not bypass content negotiation."""
+@pytest.mark.parametrize("accept", ["image/png", "*/*;q=0", "application/json;q=0", "application/json;q=0.0, text/html;q=0"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_unsupported_format_returns_406(twenty_properties, warm, read, variant, accept):
+    """A warm entry must not bypass content negotiation. The weight 0 means that the client does not accept a format."""
     warm()
 
-    assert read("cached", headers={"Accept": "image/png"}).status == 406
+    assert read(variant, headers={"Accept": accept}).status == 406
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [("text/html, application/json;q=0.9", "text/html"), ("application/json;q=0, */*", "text/html"), ("text/*;q=0.3, application/json;q=0.2", "text/html")],
+)
+def test_the_format_with_the_greatest_weight_is_chosen(twenty_properties, read, accept, chosen):
+    """Browsers send such weights."""
+    for variant in VARIANTS:
+        assert read(variant, headers={"Accept": accept}).headers["Content-Type"].partition(";")[0] == chosen
 
 
 def test_the_three_variants_return_the_same_bytes(twenty_properties, read):
@@ -302,6 +328,17 @@ def test_a_request_may_list_thousands_of_etags(twenty_properties, warm, read):
     warm()
 
     assert read("cached", headers={"If-None-Match": ", ".join(f'"{number}"' for number in range(9_000))}).status == 200
+
+
+@pytest.mark.parametrize(("wanted", "status"), [("{}", 200), ('"another", {}', 200), ("*", 200), ('"another"', 412), ("W/{}", 412)])
+def test_if_match_is_compared_as_in_the_http_standard(twenty_properties, read, wanted, status):
+    """A client that continues with one version gets 412 if there is another one. A weak ETag never matches (RFC 9110, section 13.1.1)."""
+    etag = read("cached").headers["ETag"]
+
+    response = read("cached", headers={"If-Match": wanted.format(etag)})
+
+    assert (response.status, response.headers["ETag"], response.came_from) == (status, etag, "hit")
+    assert read("cached", headers={"If-Match": wanted.format(etag), "If-None-Match": etag}).status == (304 if status == 200 else 412)
 
 
 @pytest.mark.parametrize("known", ["{}", "*"])

@@ -377,7 +377,8 @@ def test_invalid_arguments_of_invalidate_are_refused_with_a_correction(home, war
 @pytest.mark.parametrize("what", [("--all",), ("housing.Property",), ("housing.Property", "{home.pk}")], ids=["everything", "a model", "a row"])
 def test_a_fill_that_began_before_an_invalidation_is_not_stored(home, read, manage, meanwhile, queries, what):
     """T1 misses, SELECTs · T2 invalidates · T1 may not store what it has read, and reads again. An invalidation is like a write."""
-    with meanwhile(lambda: manage("invalidate", *(part.format(home=home) for part in what))), queries.exactly(2, because="the first read was raced"):
+    arguments = [part.format(home=home) for part in what]
+    with meanwhile(lambda: manage("invalidate", *arguments)), queries.exactly(2, because="the first read was raced", threads=False):
         assert read("cached").came_from == "fwd=miss; stored"
 
 
@@ -502,19 +503,19 @@ def test_an_entry_is_compared_although_no_watchman_runs(home, warm, read, manage
 
 
 def test_an_entry_of_another_version_of_the_code_is_unknown(home, warm, manage, settings):
-    """This process may not know how to read it. An old process still serves it."""
+    """This process may not know how to read it. An old process serves it. The exit code is 1 if no entry could be compared."""
     warm()
     settings.LISTINGS_ROUND_PRICES = True
 
-    why = "it belongs to another version of the code or the settings, or to another database"
-    assert manage("verify").out == f"1 unknown: {why}.\n1 entry: 1 unknown.\n"
+    why, verified = "it belongs to another version of the code or the settings, or to another database", manage("verify")
+    assert (verified.code, verified.out, verified.err) == (1, f"1 unknown: {why}.\n", "CommandError: 1 entry: 1 unknown.\n")
 
 
 def test_an_entry_whose_address_is_too_long_is_unknown(home, warm, manage):
     """The address is cut off, so that it takes little memory."""
     warm(f"cached?unknown={'x' * 3000}&page_size=3")
 
-    assert manage("verify").out.endswith("\n1 entry: 1 unknown.\n")
+    assert manage("verify").err.endswith("1 entry: 1 unknown.\n")
 
 
 def test_one_url_can_be_verified(twenty_properties, warm, manage):

@@ -150,7 +150,7 @@ def test_the_schema_has_every_status_code_with_its_body_and_headers(home, paths,
     html, etag = {"Accept": "text/html"}, client.get(path).headers.get("ETag")
     provoked = [client.get(path), client.post(path), client.get(path, headers={"Accept": "text/csv"}), client.get(path, headers=html, QUERY_STRING=TOO_MANY)]
     provoked += [client.get(missing)] if kind == "detail" else []
-    provoked += [client.get(path, headers={"If-None-Match": etag})] if etag else []
+    provoked += [client.get(path, headers={"If-None-Match": etag}), client.get(path, headers={"If-Match": '"another"'})] if etag else []
     request.getfixturevalue("no_database")
     clear_the_cache()
     provoked.append(client.get(path))

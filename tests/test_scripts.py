@@ -82,7 +82,7 @@ VERBS = {
     "inspect": lambda fill, lease: journal.inspect(PAGE),
     "invalidate_everything": lambda fill, lease: journal.invalidate_everything(),
     "invalidate_entry": lambda fill, lease: journal.invalidate_entry(PAGE),
-    "forbidden": lambda fill, lease: journal._run("forbidden", "time"),
+    "forbidden": lambda fill, lease: journal._run("forbidden", "time", 0),
 }
 """Calls of every verb. `fill` is the miss of a reader of the old value, and `lease` is that of the writer of the new value."""
 

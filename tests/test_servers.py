@@ -316,6 +316,14 @@ def test_check_deploy_warns_if_a_replaced_primary_would_accept_writes(request, s
     ]
 
 
+@pytest.mark.parametrize(("limit", "warnings"), [(0, 1), (1_000_000, 0)])
+def test_check_deploy_asks_for_a_limit_of_memory(stub, limit, warnings):
+    """Without one, entries may take all of the machine's memory."""
+    stub.info = info(maxmemory=limit)
+
+    assert len(check_results("W011")) == warnings
+
+
 # The permissions of its user
 
 
@@ -326,6 +334,16 @@ def test_the_listed_commands_for_an_acl_are_those_that_the_script_runs_and_those
 
     assert {command.lower() for command in re.findall(r"\bcall\('(\w+)'", SCRIPT)} == set(SCRIPTED)
     assert {command.lower() for command in stub.commands} == {command.partition("|")[0] for command in SENT}
+
+
+@pytest.mark.only("real")
+def test_the_permissions_of_whole_commands_are_checked(own_redis):
+    """Newer servers raise an error if the check of a command has too few arguments, and the service would take them for unreachable. (Real only: fakeredis
+    does not know how many arguments a command needs.)
+    """
+    own_redis()
+    known = get_redis_connection("default").command()
+    assert {command: abs(known[command]["arity"]) - 1 for command in SCRIPTED} == SCRIPTED
 
 
 def test_a_user_who_may_not_run_the_script_is_refused_with_the_rules_to_set(stub):

@@ -183,6 +183,11 @@ def redis_is_a_primary_that_keeps_the_journal(app_configs: Any, **_: Any) -> Fou
 def _eviction(info: dict[str, str]) -> Iterator[checks.CheckMessage]:
     policy, hint = info.get("maxmemory_policy", ""), "Set maxmemory-policy to volatile-lru: entries have a TTL, the journal has none."
     if info.get("maxmemory", "0") == "0":
+        yield checks.Warning(
+            "Redis has no limit of its memory (maxmemory is 0), so entries may take all of the machine's.",
+            hint="Set maxmemory to what the entries may take, some 15 kB each, and maxmemory-policy to volatile-lru.",
+            id="freshness.W011",
+        )
         return  # without a limit it evicts nothing
     if policy.startswith("allkeys-"):
         yield checks.Warning(

@@ -63,10 +63,18 @@ def etag_of(body: bytes) -> str:
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
-def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, connection: ConnectionMixin, address: Callable[[], str] = str) -> CachedResponse:
+def respond(
+    key_in: Callable[[str], str],
+    etags: Collection[str],
+    read: Read,
+    connection: ConnectionMixin,
+    address: Callable[[], str] = str,
+    is_linked: Callable[[], bool] = lambda: True,
+) -> CachedResponse:
     """The response under the key that `key_in` returns for the database's identity. It is never older than the last write that ended before this call.
 
-    `etags` are those that the reader has. `address` returns where an operator can ask for the response again. Raises whatever `read` raises, and then
+    `etags` are those that the reader has. `address` returns where an operator can ask for the response again, and `is_linked` whether a link leads
+    to it. Raises whatever `read` raises, and then
     stores nothing. Raises Busy if too many reads wait for the database.
 
     If the database cannot be reached, an entry may be served that was verified less than FRESHNESS_STALE_IF_ERROR seconds ago (RFC 5861).
@@ -91,7 +99,7 @@ def respond(key_in: Callable[[str], str], etags: Collection[str], read: Read, co
             if isinstance(found, Unverified):
                 response: CachedResponse | None = _without_cache(read, etags, NOT_VERIFIED)
             else:
-                response = _fill(found, key, database, etags, read, connection, address, may_repeat=attempts < ATTEMPTS)
+                response = _fill(found, key, database, etags, read, connection, address, is_linked, may_repeat=attempts < ATTEMPTS)
         except (Busy, InterfaceError, OperationalError) as error:
             if old := _stale_if_error(key, etags, connection, error):
                 return old
@@ -109,7 +117,16 @@ def _why_not_cached(why: Unidentified | Unreachable) -> str:
 
 
 def _fill(
-    miss: Miss, key: str, database: str, etags: Collection[str], read: Read, connection: ConnectionMixin, address: Callable[[], str], *, may_repeat: bool
+    miss: Miss,
+    key: str,
+    database: str,
+    etags: Collection[str],
+    read: Read,
+    connection: ConnectionMixin,
+    address: Callable[[], str],
+    is_linked: Callable[[], bool],
+    *,
+    may_repeat: bool,
 ) -> CachedResponse | None:
     """Read a response, and store it if it is fresh. None if a write raced it and it may be read again."""
     body, recording, seconds = _read_after(miss, key, read, connection)
@@ -122,7 +139,7 @@ def _fill(
             _abandon(key, miss)
             verdict = "raced"
         else:
-            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address())
+            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address(), is_linked())
     except Unreachable as unreachable:
         logger.warning("Served, but not stored: %s", unreachable)
         return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")

@@ -19,6 +19,7 @@
 --   cost, until            how many microseconds the read took, and the instant at which the entry expires
 --   filling                the read_at of the one reader that queries the database, while others wait;
 --                          or minus the instant at which it failed, since when nobody waits
+-- KEYS[1]:unlinked is a sorted set of entries to which no link leads, each with the instant at which it was stored.
 -- Instants are microseconds. They never pass through tostring, which keeps 14 digits.
 --
 -- Redis does not undo what a script wrote before it failed. So every verb is safe after each of its commands: it records first
@@ -224,8 +225,20 @@ function verbs.lookup(nonce, _, _, version)
   return {e[3] and 'stale' or 'miss', text(j.epoch), text(j.last)}
 end
 
+-- Add the entry to the list of those that no link leads to, and delete the oldest of them, so that there are at most `most`.
+local function list(most)
+  local unlinked = journal .. ':unlinked'
+  call('ZADD', unlinked, text(clock()), entry)
+  local all = call('ZRANGEBYSCORE', unlinked, '-inf', '+inf')
+  for i = 1, #all - most do
+    call('DEL', all[i])
+    call('ZREM', unlinked, all[i])
+  end
+end
+
+-- most: how many entries there may be to which no link leads, this one among them; nothing if a link leads to this one
 -- → 'stored', or the reason why not
-function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address)
+function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address, most)
   local j = read_journal()
   local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
   local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
@@ -236,6 +249,7 @@ function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, addres
     for i, value in ipairs(more) do fields[6 + i] = value end
   end
   if not (why == 'raced' or why and there[3]) then
+    if most then list(tonumber(most)) end -- first, so that no entry is left out if the script fails between the two
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
     call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
   end
@@ -374,11 +388,13 @@ function verbs.invalidate_entry(nonce)
   call('PEXPIRE', entry, TTL / 1000)
 end
 
--- commands… → those of them that the user may not run on the journal's key.
+-- (command, number of its arguments)… → those of the commands that the user may not run on the journal's key.
 function verbs.forbidden(_, ...)
-  local forbidden = {}
-  for _, command in ipairs({...}) do
-    if redis.acl_check_cmd and not redis.acl_check_cmd(command, journal) then forbidden[#forbidden + 1] = command end
+  local commands, forbidden = {...}, {}
+  for i = 1, #commands, 2 do
+    local command = {commands[i], journal}
+    for argument = 3, commands[i + 1] + 1 do command[argument] = '1' end
+    if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command, 1, commands[i + 1] + 1)) then forbidden[#forbidden + 1] = commands[i] end
   end
   return forbidden
 end

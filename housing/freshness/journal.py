@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -149,13 +150,24 @@ class Journal:
             return Unverified()
         return Miss(verdict == b"stale", *rest)
 
-    def store(self, entry: str, miss: Miss, tags: Collection[str], etag: str, body: bytes, cost: float = 0, database: str = "", address: str = "") -> str:
+    def store(
+        self,
+        entry: str,
+        miss: Miss,
+        tags: Collection[str],
+        etag: str,
+        body: bytes,
+        cost: float = 0,
+        database: str = "",
+        address: str = "",
+        is_linked: bool = True,
+    ) -> str:
         """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
 
-        An operator can ask for it again at `address`.
+        An operator can ask for it again at `address`. If no link leads to it, at most FRESHNESS_UNLINKED such entries are kept.
         """
         args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
-        return bytes(self._run("store", *args, entry=entry)).decode()
+        return bytes(self._run("store", *args, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
 
     def abandon(self, entry: str, miss: Miss) -> None:
         """Report that nothing will be stored after `miss`, so that nobody waits for it."""
@@ -306,7 +318,7 @@ class Journal:
             connection.send_command("SCRIPT", "LOAD", text)
             sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
             if info:  # in the same round trip
-                connection.send_command("EVALSHA", sha, 1, caches[conf.CACHE].make_key("journal"), "forbidden", "", *SCRIPTED)
+                connection.send_command("EVALSHA", sha, 1, caches[conf.CACHE].make_key("journal"), "forbidden", "", *chain(*SCRIPTED.items()))
             connection.read_response()
             if info and (forbidden := connection.read_response()):
                 raise refusals.NoPermissionError(f"it may not run {b', '.join(forbidden).decode()}")

@@ -9,8 +9,24 @@ from dataclasses import dataclass
 SENT = ("info", "script|load", "evalsha")
 """The commands that the journal sends."""
 
-SCRIPTED = ("del", "hdel", "hget", "hmget", "hset", "pexpire", "time", "zadd", "zmscore", "zrangebyscore", "zrem", "zremrangebyscore")
-"""The commands that the journal's script runs."""
+SCRIPTED = {
+    "del": 1,
+    "hdel": 2,
+    "hget": 2,
+    "hmget": 2,
+    "hset": 3,
+    "pexpire": 2,
+    "time": 0,
+    "zadd": 3,
+    "zmscore": 2,
+    "zrangebyscore": 3,
+    "zrem": 2,
+    "zremrangebyscore": 3,
+}
+"""Command that the journal's script runs → how many arguments it needs at least, its key included.
+
+The permission to run it is checked with as many, because newer servers raise an error if there are fewer.
+"""
 
 COMMANDS = (*SENT, *SCRIPTED)
 """The commands that an ACL must allow to the user of the cache, on the keys of the cache. A database other than 0 needs `select`, too."""

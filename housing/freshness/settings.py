@@ -45,6 +45,8 @@ SETTINGS: dict[str, Setting] = {
     # 1 is optimal if costs vary little; a larger factor is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
     # Prevention", VLDB 2015.
     "BETA": Setting(1.0, "factor", "How early an entry is refilled before its TTL ends."),
+    # A client can ask for any number of them, and each takes up to 60 kB here (a page of 100 rows), so that all of them take at most 30 MB.
+    "UNLINKED": Setting(500, "entries", "How many responses are kept to which no link leads, such as those to a search; the oldest is deleted."),
     "IGNORED_SETTINGS": Setting(
         (), "names of settings", "Which of your settings shape no response, such as the address of a server. They may differ between processes."
     ),

@@ -59,7 +59,7 @@ class ColdReads:
         """Begin a read, which has to `leave` with the returned instant. Raises Busy."""
         with self._turn:
             if not self._turn.wait_for(lambda: len(self._begun) < conf.COLD_READS, timeout=self._patience()):
-                logger.warning("Refused with 503: %d reads of this process are using the database, and the oldest takes long.", len(self._begun))
+                logger.debug("Refused with 503: %d reads of this process are using the database, and the oldest takes long.", len(self._begun))
                 raise Busy
             self._begun.append(begun := monotonic())
         return begun

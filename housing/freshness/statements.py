@@ -15,11 +15,12 @@ from . import tracking
 LONG = 10_000
 """The judgements of texts with fewer characters are cached."""
 
-CONTROL = re.compile(r"(BEGIN|SET TRANSACTION)\b")
-"""The statements that begin a snapshot. They neither read nor write, so they are not counted as queries."""
-
-READS_NOTHING = re.compile(r"\s*(BEGIN|SET\s+TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
-"""Transaction control, which a response cannot depend on."""
+CONTROL = re.compile(
+    r"(?:[\s;]|--[^\r\n]*(?:\r?\n|\Z)|/\*(?!!).*?\*/)*+"
+    r"(BEGIN|START\s+TRANSACTION|SET\s+TRANSACTION|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|END|ABORT|PREPARE\s+TRANSACTION)\b[^;]*+;?\s*+\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Transaction control. It is not counted as a query, and a response cannot depend on it. A text that goes on after it is no longer control."""
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models.query import RawQuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone, translation
 from django.utils.http import parse_etags
@@ -159,16 +159,19 @@ class CachedView(GenericAPIView[Any]):
     # The response
 
     def as_json(self, request: HttpRequest) -> HttpResponseBase:
-        """Return the cached bytes, or 304 if the client has them."""
+        """Return the cached bytes, 304 if the client has them, or 412 if it asks for others."""
         known = request.META.get("HTTP_IF_NONE_MATCH")
         found = self.cached(request, [etag.removeprefix("W/") for etag in parse_etags(known)[:KNOWN]] if known else ())
         headers = _headers(found.status, found.age) | {"ETag": found.etag}
+        wanted = request.META.get("HTTP_IF_MATCH")
+        if wanted and found.etag not in parse_etags(wanted) and wanted.strip() != "*":
+            return JsonResponse({"detail": "The response has another ETag than those in If-Match."}, status=412, headers=headers)
         return HttpResponseNotModified(headers=headers) if found.body is None else HttpResponse(found.body, content_type=JSON, headers=headers)
 
     def cached(self, request: HttpRequest, etags: Collection[str]) -> CachedResponse:
         """Return the response from the cache or from the database. Raises what `asked` and its `read` raise."""
         kind, asked, read = self.asked(request)
-        found = respond(partial(entry_key, kind, asked), etags, read, ours(self.using), partial(address_of, request))
+        found = respond(partial(entry_key, kind, asked), etags, read, ours(self.using), partial(address_of, request), partial(self.is_linked, request))
         if conf.METRICS_TOKEN:
             count(found.status)
         return found
@@ -181,6 +184,13 @@ class CachedView(GenericAPIView[Any]):
         address = f"{request.build_absolute_uri(request.path)}?{parameters(request).urlencode()}"
         asked = f"{address} {translation.get_language()} {timezone.get_current_timezone_name()}"
         return f"{type(self).__module__}.{type(self).__qualname__}", asked, lambda: self._read(request)
+
+    def is_linked(self, request: HttpRequest) -> bool:
+        """Whether a link leads to this URL, so that there is a limited number of such URLs. By default those without parameters.
+
+        The number of all other entries is limited by FRESHNESS_UNLINKED, because a client can invent parameters.
+        """
+        return not request.META.get("QUERY_STRING")
 
     def _read(self, request: HttpRequest) -> bytes:
         """Return the bytes of the view's response. Raises NotCached if it is not a 200 with JSON only."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sabotage:
-    """One wrong line of `file` (in `housing/`), and the spec (in `tests/`) that has to fail for it."""
+    """One wrong line of `file` (a path from `housing/`), and the spec (in `tests/`) that has to fail for it."""
 
     what: str
     file: str

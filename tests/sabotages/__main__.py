@@ -27,13 +27,18 @@ from tests.sabotages import Sabotage
 from tests.sabotages.commit import COMMIT
 from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
+from tests.sabotages.environment import ENVIRONMENT
 from tests.sabotages.example import EXAMPLE
+from tests.sabotages.importing import IMPORTING
+from tests.sabotages.instruments import INSTRUMENTS
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.operators import OPERATORS
 from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
+from tests.sabotages.production import PRODUCTION
 from tests.sabotages.reads import FILLS, READS
+from tests.sabotages.requests import REQUESTS
 from tests.sabotages.safety import SAFETY
 from tests.sabotages.schema import RUN, SCHEMA
 from tests.sabotages.servers import SERVERS
@@ -43,8 +48,9 @@ from tests.sabotages.views import VIEWS
 from tests.stacks import STACKS
 
 COPIED = (
-    *("housing", "tests", "docs", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "Makefile"),
-    *("gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".gitignore", "requirements.lock", "requirements-run.lock"),
+    *("housing", "tests", "conftest.py", "pytest.ini", "manage.py", "images.env", "README.md", "requirements-run.lock"),
+    *("docs", "gunicorn.conf.py", "docker-compose.yml", "Dockerfile", ".github", ".ci", "Makefile", "requirements.lock", "requirements-image.lock"),
+    ".gitignore",
 )
 """The parts of the tree that the specs need."""
 
@@ -54,6 +60,7 @@ TIMEOUT = 120
 SABOTAGES = (
     *JOURNAL,
     *SERVERS,
+    *REQUESTS,
     *CONNECTIONS,
     *DEPENDENCIES,
     *COMMIT,
@@ -61,6 +68,7 @@ SABOTAGES = (
     *READS,
     *FILLS,
     *EXAMPLE,
+    *IMPORTING,
     *KEYS,
     *VIEWS,
     *VERIFICATION,
@@ -70,6 +78,9 @@ SABOTAGES = (
     *OPERATORS,
     *OUTAGES,
     *OTHER_WRITERS,
+    *ENVIRONMENT,
+    *PRODUCTION,
+    *INSTRUMENTS,
     *SAFETY,
 )
 """The rows of all tables."""

@@ -39,10 +39,10 @@ CONNECTIONS = (
     ),
     Sabotage(
         "REDIS_URL: the service does not check it at start",
-        "settings.py",
-        "redis_cache(REDIS_URL, timeout=0.2)",
-        'redis_cache(REDIS_URL.replace("+cluster", ""), timeout=0.2)',
-        "test_connections.py::test_the_service_does_not_start_with_a_redis_url_that_cannot_work",
+        "environment.py",
+        '"REDIS_URL": Variable(redis_url,',
+        '"REDIS_URL": Variable(secret,',
+        "test_environment.py::test_a_value_that_cannot_be_used_ends_every_start_with_one_line[REDIS_URL-gunicorn]",
     ),
     Sabotage(
         "Sentinel: the sentinels get no password",

@@ -6,22 +6,22 @@ SAFETY = (
     Sabotage(
         "without debug, every service without a key has the same one",
         "settings.py",
-        'default="debug only" if DEBUG else "")',
-        'default="debug only")',
+        'read("DJANGO_SECRET_KEY") or ("debug only" if DEBUG else "")',
+        'read("DJANGO_SECRET_KEY") or "debug only"',
         "test_setup.py::test_without_debug_the_service_needs_a_secret_key_to_start",
     ),
     Sabotage(
         "debug is on unless the environment turns it off",
         "settings.py",
-        'env.bool("DJANGO_DEBUG", default=False)',
-        'env.bool("DJANGO_DEBUG", default=True)',
+        'DEBUG = read("DJANGO_DEBUG")',
+        'DEBUG = read("DJANGO_DEBUG") or "DJANGO_DEBUG" not in os.environ',
         "test_safety.py::test_debug_is_off_and_no_host_is_allowed_unless_the_environment_says_otherwise",
     ),
     Sabotage(
         "without debug, every host is allowed",
         "settings.py",
-        "if DEBUG else [])\n\nRTF",
-        'if DEBUG else ["*"])\n\nRTF',
+        "(THIS_MACHINE if DEBUG else [])",
+        '(THIS_MACHINE if DEBUG else ["*"])',
         "test_safety.py::test_debug_is_off_and_no_host_is_allowed_unless_the_environment_says_otherwise",
     ),
     Sabotage(
@@ -86,19 +86,25 @@ SAFETY = (
             "settings.py",
             f'    "{middleware}",\n',
             "",
-            "test_safety.py::test_the_only_security_checks_of_django_that_fail_are_those_of_the_proxy_in_front",
+            "test_safety.py::test_no_security_check_of_django_fails_but_those_of_the_proxy_in_front",
         )
         for middleware in (
             "django.middleware.security.SecurityMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",
-            "django.middleware.clickjacking.XFrameOptionsMiddleware",
         )
     ),
     Sabotage(
-        "other sites of the same origin may frame a page",
+        "no page has a policy, or a header against frames",
         "settings.py",
-        'X_FRAME_OPTIONS = "DENY"',
-        'X_FRAME_OPTIONS = "SAMEORIGIN"',
+        '    "housing.policies.Policies",\n',
+        "",
+        "test_safety.py::test_a_response_has_the_headers_that_protect_its_reader",
+    ),
+    Sabotage(
+        "a page of the same origin may frame another",
+        "policies.py",
+        'return "DENY"',
+        'return "SAMEORIGIN"',
         "test_safety.py::test_a_response_has_the_headers_that_protect_its_reader",
     ),
     Sabotage(
@@ -125,15 +131,15 @@ SAFETY = (
     Sabotage(
         "the service's container can be written",
         "../docker-compose.yml",
-        "read_only: true",
-        "read_only: false",
+        "  read_only: true\n  tmpfs: /tmp:size=16m # gunicorn",
+        "  read_only: false\n  tmpfs: /tmp:size=16m # gunicorn",
         "test_safety.py::test_a_container_has_no_more_rights_than_it_needs",
     ),
     Sabotage(
         "the service's container keeps its capabilities",
         "../docker-compose.yml",
-        "  cap_drop: [ALL]\n",
-        "  cap_drop: []\n",
+        "  cap_drop: [ALL]\n  security_opt: [no-new-privileges]\n  mem_limit: 1g",
+        "  cap_drop: []\n  security_opt: [no-new-privileges]\n  mem_limit: 1g",
         "test_safety.py::test_a_container_has_no_more_rights_than_it_needs",
     ),
     Sabotage(
@@ -175,8 +181,8 @@ SAFETY = (
     Sabotage(
         "gunicorn has one worker, however many cores there are",
         "../gunicorn.conf.py",
-        "or os.cpu_count() or 1)",
-        "or 1)",
+        "or os.cpu_count() or 1\n",
+        "or 1\n",
         "test_safety.py::test_gunicorn_has_one_worker_for_each_core_unless_the_environment_says_otherwise",
     ),
     *(

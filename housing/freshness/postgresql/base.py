@@ -13,10 +13,12 @@ from psycopg import Error, OperationalError
 from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
+from ..changes import Image, Statement, limited
 from ..compiler import OperationsMixin
 from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
 from ..statements import text_of
+from ..tracking import MANY_ROWS
 from . import triggers
 
 DATABASE = """
@@ -121,6 +123,33 @@ def bound_replies(connection: Any, seconds: float) -> None:
     connection.wait = lambda reply, *args, **kwargs: wait(bounded(reply), *args, **kwargs)
 
 
+def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any, ...]]:
+    """Return a statement that also returns the old values of its rows, and for an UPDATE the new ones, as texts. PostgreSQL 18 has the names OLD and NEW.
+
+    An older server reads the old values under a lock in the same statement, and updates the rows that it has locked.
+    """
+    texts = [f"{column}::text" for column in statement.columns]
+    parts: list[str] = []
+    sql, params = statement.sql, statement.params
+    if statement.deletes:
+        returned = texts
+    elif has_old:
+        returned = [*(f"o.{text}" for text in texts), *(f"n.{text}" for text in texts)]
+    else:
+        keys = [f"f{number}" for number in range(len(texts))]
+        renamed = ", ".join([f"{column} AS {key}" for column, key in zip(statement.columns, keys, strict=True)])
+        parts = [f"freshness_old AS MATERIALIZED (SELECT {renamed} FROM {statement.table}{statement.condition} FOR NO KEY UPDATE)"]  # noqa: S608  # quoted names
+        sql = f"{statement.without_condition} FROM freshness_old WHERE {statement.table}.{statement.columns[0]} = freshness_old.f0"
+        params = (*statement.where_params, *params[: len(params) - len(statement.where_params)])
+        returned = [*(f"freshness_old.{key}::text" for key in keys), *(f"{statement.table}.{text}" for text in texts)]
+    sql = f"{sql} RETURNING {'WITH (OLD AS o, NEW AS n) ' if has_old and not statement.deletes else ''}"
+    sql += ", ".join([f"{each} AS c{number}" for number, each in enumerate(returned)])
+    if not statement.is_bounded:
+        parts.append(f"freshness_changed AS ({sql})")
+        sql = f"SELECT *, (SELECT count(*) FROM freshness_changed) FROM freshness_changed LIMIT {MANY_ROWS + 1}"  # noqa: S608  # a number
+    return f"WITH {', '.join(parts)} {sql}" if parts else sql, params
+
+
 class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
     """Django's operations with the engine's compilers."""
 
@@ -163,6 +192,20 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     def text_of(self, sql: Any) -> str | None:
         """Return the text of psycopg's `sql` objects and of template strings."""
         return composed.as_string(sql, self.connection) if isinstance(sql, STATEMENTS) else None
+
+    @property
+    def has_images(self) -> bool:
+        """Always: the rows that an UPDATE returns are locked."""
+        return True
+
+    def images(self, statement: Statement) -> tuple[int, list[Image] | None]:
+        """Execute the statement with RETURNING. If its condition does not bound its rows, the server counts all and sends at most one more than `MANY_ROWS`."""
+        with self.cursor() as cursor:
+            cursor.execute(*with_images(statement, has_old=self.pg_version >= 180000))
+            rows = cursor.fetchall()
+        count = len(rows) if statement.is_bounded else (rows[0][-1] if rows else 0)
+        width = len(statement.columns)
+        return limited(count, [Image(row[:width], None if statement.deletes else row[width : 2 * width]) for row in rows])
 
     def watch_other_programs(self) -> None:
         """Install the triggers."""

@@ -36,7 +36,7 @@ def positive(text: str) -> int:
 
 
 class Command(BaseCommand):
-    """Three subcommands. Their exit code is 0, or 1 after an error and if `verify` found a stale entry, or 2 for wrong arguments."""
+    """Three subcommands. Their exit code is 0, or 1 after an error and if `verify` found a stale entry or could compare none, or 2 for wrong arguments."""
 
     help = "Look at the cache, invalidate what it holds, or compare it with the database."
 
@@ -63,7 +63,8 @@ class Command(BaseCommand):
             "verify",
             self.verify,
             "compare cached responses with the database",
-            "It prints each that would be served although it differs, and then its exit code is 1. A write between the two reads is not a difference.",
+            "It prints each that would be served although it differs. A write between the two reads is not a difference. "
+            "The exit code is 1 if an entry differs, or if none could be compared.",
         )
         which = verify.add_mutually_exclusive_group()
         which.add_argument("--sample", type=positive, default=SAMPLE, metavar="N", help="how many entries to compare, drawn at random (default: %(default)s)")
@@ -112,7 +113,7 @@ class Command(BaseCommand):
     # verify
 
     def verify(self, *, path: str | None, sample: int, **_: Any) -> None:
-        """Compare, and print the stale entries. Raises CommandError if there is one."""
+        """Compare, and print the stale entries. Raises CommandError if there is one, or if no entry could be compared."""
         keys = [key_of(path)] if path else chosen(sample)
         if not keys:
             self.stdout.write("Nothing is cached.")
@@ -127,7 +128,7 @@ class Command(BaseCommand):
         counts = Counter(result.outcome for result in results)
         summary = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
         summary = f"{len(keys)} {'entry' if len(keys) == 1 else 'entries'}: {summary}."
-        if counts["stale"]:
+        if counts["stale"] or counts.keys() == {"unknown"}:
             raise CommandError(summary)
         self.stdout.write(summary)
 
