@@ -47,7 +47,7 @@ class Variable:
 
 def read(name: str) -> Any:
     """Return the value of a variable, or None if it has neither a value nor a default. Raises ImproperlyConfigured in one line."""
-    text = unquoted(os.environ.get(name, "")) or VARIABLES[name].default
+    text = text_of(name)
     if not text:
         return None
     try:
@@ -55,6 +55,11 @@ def read(name: str) -> Any:
     except Wrong as wrong:
         why = str(wrong)
     raise ImproperlyConfigured(f"{name} {why}")  # outside, because a traceback would show the first error with the value
+
+
+def text_of(name: str) -> str:
+    """Return the text of a variable, or its default; empty if it has neither."""
+    return unquoted(os.environ.get(name, "")) or VARIABLES[name].default
 
 
 def unquoted(text: str) -> str:

@@ -13,6 +13,8 @@ from django.utils.html import escape
 from django.utils.safestring import SafeString
 from django.views.debug import ExceptionReporter, SafeExceptionReporterFilter
 
+from housing.environment import text_of
+
 IN_URL = re.compile(r"://[^:@/\s]*:([^@\s]+)@")
 
 
@@ -48,5 +50,5 @@ def secrets() -> Iterator[str]:
     """Yield the passwords in the settings, the secret key and the token of the metrics."""
     found: list[Any] = [database.get("PASSWORD") for database in settings.DATABASES.values()]
     found += [settings.SECRET_KEY, settings.FRESHNESS_METRICS_TOKEN]
-    found += [password for text in (settings.DATABASE_URL, settings.REDIS_URL) for password in IN_URL.findall(text)]
+    found += [password for name in ("DATABASE_URL", "REDIS_URL") for password in IN_URL.findall(text_of(name))]
     yield from (str(secret) for secret in found if secret)

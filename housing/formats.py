@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
@@ -28,6 +29,9 @@ RANGE = re.compile(r"(.*?\d.*?)\s*(?:[-–—]|\bto\b)\s*(.*\d.*)", re.IGNORECAS
 
 ZONE = re.compile(r"[+-]\d\d:?\d\d|\b(?:[A-Z]{2,5}|Z)\b", re.ASCII)
 """An offset, or the short name of a zone."""
+
+LONGEST_NUMBER = 100
+"""The characters of a number with its currency and unit. A longer text is prose, on which the patterns of ranges would take minutes."""
 
 ISO = "iso"
 """The name of ISO 8601 as a date format."""
@@ -74,6 +78,8 @@ class NumberFormat:
 
     def read(self, text: str) -> Decimal:
         """Return the number. Raises Unreadable."""
+        if len(text) > LONGEST_NUMBER:
+            raise Unreadable("number", str(self))
         text = SPACES.sub(" ", text.translate(LIKE)).strip()
         if self.parentheses == "drop":
             text = re.sub(r"\([^()]*\)", "", text).strip()
@@ -174,7 +180,7 @@ class DateFormat:
         if self.written == ISO:
             return datetime.datetime.fromisoformat(text)
         moment = datetime.datetime.strptime(text, self.written)  # noqa: DTZ007  the zone is added later
-        if "%z" in self.written and moment.tzinfo is None:  # from Python 3.15 on strptime lets an empty offset pass
+        if sys.version_info >= (3, 15) and "%z" in self.written and moment.tzinfo is None:  # its strptime lets an empty offset pass
             raise ValueError
         return moment
 

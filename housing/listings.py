@@ -98,7 +98,7 @@ class Rule:
     @property
     def given(self) -> bool:
         """Whether the mapping has this rule."""
-        return self.default is not None or bool(self.columns)
+        return self.default is not None or bool(self.parts)
 
     @cached_property
     def columns(self) -> list[str]:
@@ -119,7 +119,7 @@ class Rule:
     def text(self, record: Record) -> str | None:
         """Return the text of its cells; None if one of them is missing."""
         cells = {column: record[column].strip() for column in self.columns}
-        if not cells or not self.missing.isdisjoint(cells.values()):
+        if not self.parts or not self.missing.isdisjoint(cells.values()):
             return None
         return "".join(before + ("" if column is None else cells[column]) for before, column in self.parts)
 

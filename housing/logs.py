@@ -17,7 +17,7 @@ SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
 """The methods that write nothing (RFC 9110, section 9.2.1)."""
 
 ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-"""What a proxy may send as `X-Request-ID`. Anything else could be a line of its own in the log."""
+"""The ids that a proxy may send as `X-Request-ID`. Any other text could be a line of its own in the log."""
 
 
 def id_of(request: HttpRequest) -> str:

@@ -179,9 +179,10 @@ def prepare(properties: int | None) -> str | None:
 def keep_private(database: dict[str, Any]) -> None:
     """Let only the owner read a SQLite file, which has the sessions and the hashes of passwords. SQLite gives its other files the same mode."""
     if connection.vendor == "sqlite":
-        file = Path(database["NAME"])
-        file.touch(mode=0o600)
-        file.chmod(0o600)
+        with suppress(OSError):  # SQLite says why it cannot open the file
+            file = Path(database["NAME"])
+            file.touch(mode=0o600)
+            file.chmod(0o600)
 
 
 def create_admin() -> str | None:

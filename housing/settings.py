@@ -169,7 +169,8 @@ SECURE_HSTS_PRELOAD = read("DJANGO_SECURE_HSTS_PRELOAD")
 MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # the default one makes a signer for each request
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 # Subdomains and browsers' lists concern a whole domain, which may serve more than this. An operator decides, and no warning should ask for it.
-SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
+# housing.policies is the middleware that W002 looks for.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021", "security.W002"]
 if not set(ALLOWED_HOSTS) - set(THIS_MACHINE):
     SILENCED_SYSTEM_CHECKS += ["security.W004", "security.W008"]  # browsers trust this machine without TLS, and there is nothing to redirect to
 

@@ -37,7 +37,10 @@ MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM
 """Byte order marks, and the encodings that they prove."""
 
 CSV = "Save its sheet as CSV UTF-8 in Excel or LibreOffice, or run `soffice --headless --convert-to csv FILE`"
-JQ = "Convert it to CSV: jq -r '(map(keys) | add | unique) as $k | $k, (.[] | [.[$k[]] | tostring]) | @csv' FILE; for one object a line, jq -rs"
+JQ = (
+    "Convert it to CSV: jq -r '(map(keys) | add | unique) as $k | $k, (.[] | [.[$k[]] | if . == null then \"\" else tostring end]) | @csv' FILE; "
+    "with one object on each line, jq -rs"
+)
 
 OTHERS = {
     rb"\s*(\[\s*[\[{]|\{\s*\"|\[\s*\])": f"is JSON. {JQ}.",
@@ -74,13 +77,13 @@ class Columns:
     """The columns of a header. Columns with the same name are numbered: `Date (1)`, `Date (2)`."""
 
     def __init__(self, header: Iterable[str]) -> None:
-        names = [name.strip() for name in header]
-        self.times = Counter(names)
+        names = list(header)
+        self.times = Counter(name.strip() for name in names)
         numbers: Counter[str] = Counter()
         self.names = []
-        for name in names:
-            numbers[name] += 1
-            self.names.append(name if self.times[name] == 1 else f"{name or 'unnamed'} ({numbers[name]})")
+        for name, stripped in zip(names, map(str.strip, names), strict=True):
+            numbers[stripped] += 1
+            self.names.append(name if self.times[stripped] == 1 else f"{stripped or 'unnamed'} ({numbers[stripped]})")
 
     def find(self, wanted: str) -> int | None:
         """Return the position of a column, or None. Case and spaces only count among columns that differ in them alone."""

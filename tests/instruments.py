@@ -69,8 +69,8 @@ LITERAL = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b|%s")
 LIST = re.compile(r"\((?:\?(?:, )?)+\)")
 COLUMNS = re.compile(r"^(SELECT) .{80,}? (FROM) ", re.DOTALL)
 
-LIBRARIES = {"asgiref", "asyncio", "concurrent", "contextlib", "django", "django_redis", "fakeredis", "functools", "psycopg", "redis", "threading", __name__}
-"""The packages that send for others. The place in a failure is that of the others."""
+LIBRARIES = sys.stdlib_module_names | {"asgiref", "django", "django_redis", "fakeredis", "psycopg", "psycopg_pool", "redis"}
+"""The packages that send for others, and the standard library. The place in a failure is that of the others."""
 
 DJANGOS = (CursorWrapper, BaseDatabaseWrapper, SQLCompiler)
 """Classes whose methods send for others, too, if a package subclasses them."""
@@ -202,7 +202,7 @@ def place_of(frame: FrameType | None) -> str:
     packages = ""
     while frame:
         module, (folder, _, file) = frame.f_globals.get("__name__", ""), frame.f_code.co_filename.rpartition("site-packages/")
-        if not {module, module.partition(".")[0]} & LIBRARIES and not isinstance(frame.f_locals.get("self"), DJANGOS):
+        if module != __name__ and module.partition(".")[0] not in LIBRARIES and not isinstance(frame.f_locals.get("self"), DJANGOS):
             if not folder:
                 return f"{packages}{file.removeprefix(f'{Path.cwd()}/')}:{frame.f_lineno}"
             packages = packages or f"{file}:{frame.f_lineno}, called by "
@@ -385,7 +385,7 @@ def _sending(send: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(send)
     def sends(cursor: Any, *args: Any, **kwargs: Any) -> Any:
         if not COVERED.get():
-            _note_sql(next(iter((*args, *kwargs.values()))), cursor, below=True)
+            _note_sql(next(iter((*args, *kwargs.values())), b""), cursor, below=True)
         return send(cursor, *args, **kwargs)
 
     return sends

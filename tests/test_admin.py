@@ -155,13 +155,14 @@ from django.test import Client, RequestFactory
 from django.views.debug import technical_500_response
 import sys
 from django.conf import settings
+from housing.environment import text_of
 
 def fail(url, secret):
     raise ValueError(f"{url} {secret!r}")
 
 for accept in ("text/html", "text/plain"):
     try:
-        fail(settings.DATABASE_URL, settings.DATABASES["default"]["PASSWORD"] + settings.SECRET_KEY)
+        fail(text_of("DATABASE_URL"), settings.DATABASES["default"]["PASSWORD"] + settings.SECRET_KEY)
     except ValueError:
         request = RequestFactory(headers={"Accept": accept}, **__import__("os").environ).post("/", {"a": "b"})
         page = technical_500_response(request, *sys.exc_info()).content.decode()

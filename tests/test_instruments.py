@@ -139,6 +139,16 @@ def test_a_failure_names_the_line_of_a_package_and_that_of_the_project(twenty_pr
     assert re.search(r"\n         rest_framework/\w+\.py:\d+, called by (housing|tests)/\S+\.py:\d+ \(2 times\)\n", failure(reads_a_naive_page))
 
 
+def test_a_failure_does_not_name_the_standard_library(home, queries):
+    """`random.choice()` evaluates the QuerySet, and its line helps nobody."""
+
+    def chooses():
+        with queries.exactly(0, because="nothing is read"):
+            random.choice(Office.objects.all())
+
+    assert re.findall(r"^         (\S+)$", failure(chooses), re.MULTILINE) == ["tests/test_instruments.py:…"]
+
+
 def test_a_promise_without_a_reason_raises_a_type_error(queries, redis_commands):
     """Nobody dares to change a number without a known reason."""
     for promise in (queries.exactly, queries.at_most, redis_commands.exactly, redis_commands.at_most):

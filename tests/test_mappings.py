@@ -97,6 +97,7 @@ TWO_READINGS = {
     "a range of words": ('{ range = "low" }', "2 big - 3", "a number such as 1250.50"),
     "a range with a unit at the low end only": ('{ range = "low", units = { k = 1_000 } }', "300k - 350", "a range with its unit at the upper end"),
     "two numbers": ('{ thousands = "," }', "1,250 1,300", "a number such as 1,250.50"),
+    "more than a hundred characters": ("{}", "0" * 100 + "5", "a number such as 1250.50"),
     "digits of another script": ("{}", "١٢٥٠", "a number such as 1250.50"),
 }
 """Kind → the number format, the cell, and what is expected instead."""
@@ -244,6 +245,12 @@ def test_a_template_may_have_a_column_with_any_name(db, csv_file, import_file, m
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"], header=["City", name, "Price", "Date"]), by=by)
 
     assert Property.objects.get().title == f"{{{name}}} 3"
+
+
+def test_a_template_may_have_no_column(db, csv_file, import_file, mapping):
+    """It is the same text in every row, like a default."""
+    import_file(csv_file(["Bath", 3, 100, "1/1/2026"]), by=mapping(("{Rooms} rooms in {City}", "A home")))
+    assert Property.objects.get().title == "A home"
 
 
 @pytest.mark.parametrize("template", ["{Price:,.0f}", "{Price!r}"])

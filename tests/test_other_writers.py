@@ -314,8 +314,9 @@ def test_the_mark_is_invisible_to_execute_wrappers_and_to_the_log_of_queries(hom
             put(home, price=1)
     finally:
         connection.force_debug_cursor = False
-    assert {text[:6] for text in seen if "housing" in text} == {"UPDATE"}
-    assert {query["sql"][:6] for query in connection.queries if "housing" in query["sql"]} == {"UPDATE"}
+    begins = {"UPDATE"} if connection.pg_version >= 180000 else {"WITH f"}  # an older server reads the old values in a CTE
+    assert {text[:6] for text in seen if "housing" in text} == begins
+    assert {query["sql"][:6] for query in connection.queries if "housing" in query["sql"]} == begins
     connection.queries_log.clear()
 
 

@@ -21,6 +21,7 @@ from django.contrib.auth.models import User
 from django.contrib.auth.password_validation import get_default_password_validators, validate_password
 from django.core import checks
 from django.db.models.signals import post_save
+from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.utils.module_loading import import_string
 
 import housing
@@ -95,15 +96,15 @@ def test_debug_is_off_and_no_host_is_allowed_unless_the_environment_says_otherwi
 # Headers, cookies and passwords
 
 
-def test_no_security_check_of_django_fails_but_those_of_the_proxy_in_front(settings):
-    """Each removed middleware and each cookie that is not Secure has a check of Django's. HSTS and the redirect to HTTPS (W004, W008) are for a
-    proxy in front, and Policies takes the place of the middleware that W002 misses.
+def test_the_only_security_checks_of_django_that_fail_are_those_of_the_proxy_in_front(settings):
+    """Each removed middleware and each cookie that is not Secure has a check of Django's. TLS, and so HSTS, is the task of a proxy. W002 looks for a middleware
+    that `housing.policies.Policies` is.
     """
     settings.SECRET_KEY = "".join(map(chr, range(65, 123)))  # as long and as varied as a real one
 
     found = checks.run_checks(tags=[checks.Tags.security], include_deployment_checks=True)
 
-    assert {message.id for message in found} == {"security.W002", "security.W004", "security.W008"}
+    assert {message.id for message in found} == {"security.W002", "security.W004", "security.W008"}, "HSTS, and the redirect to HTTPS"
 
 
 def test_a_response_has_the_headers_that_protect_its_reader(transactional_db, client):
@@ -179,7 +180,7 @@ SERVICES = COMPOSE["services"]
 OURS = ("prepare", "service", "ready")
 
 
-def test_only_the_service_is_published_and_only_on_this_machine():
+def test_only_the_service_and_its_proxy_are_published_and_only_on_this_machine_by_default():
     """PostgreSQL and Redis are on a network without a way in or out, because Redis has no password."""
     assert {name: each["ports"] for name, each in SERVICES.items() if "ports" in each} == {
         "service": ["127.0.0.1:${PORT:-8000}:8000"],
@@ -193,7 +194,7 @@ def test_only_the_service_is_published_and_only_on_this_machine():
 def test_a_container_has_no_more_rights_than_it_needs():
     """An intruder finds a folder that cannot be written, no capabilities, and no way to get any."""
     assert {name for name, each in SERVICES.items() if each["security_opt"] != ["no-new-privileges"]} == set()
-    for name in (*OURS, "proxy"):
+    for name in OURS:
         assert (SERVICES[name]["read_only"], SERVICES[name]["cap_drop"], SERVICES[name]["tmpfs"]) == (True, ["ALL"], "/tmp:size=16m")
     steps = re.findall(r"^(\w+) (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert [argument for step, argument in steps if step == "USER"] == ["housing"]
@@ -201,11 +202,9 @@ def test_a_container_has_no_more_rights_than_it_needs():
 
 def test_docker_compose_yml_has_no_secret():
     """It is in the repository. The secrets are in two files that git and the image leave out."""
-    assert {name: each.get("env_file") for name, each in SERVICES.items()} == {
-        "database": ".env.database",
-        "cache": None,
-        "proxy": None,
-    } | dict.fromkeys(OURS, ".env.service")
+    assert {name: each.get("env_file") for name, each in SERVICES.items()} == {"database": ".env.database", "cache": None, "proxy": None} | dict.fromkeys(
+        OURS, ".env.service"
+    )
     assert {key for each in SERVICES.values() for key in each.get("environment", {}) if re.search("PASSWORD|SECRET|TOKEN", key)} == set()
     assert ".env.*" in (ROOT / ".gitignore").read_text().split()
 
@@ -225,6 +224,7 @@ def test_containers_start_in_order_and_again_after_a_crash():
         "proxy": {"service": "service_healthy"},
     }
     assert {name for name, each in SERVICES.items() if each.get("restart") == "unless-stopped"} == {"database", "cache", "service", "proxy"}
+    assert {name for name, each in SERVICES.items() if "healthcheck" in each} == {"database", "cache", "proxy"}, "the service's is in the Dockerfile"
     assert SERVICES["database"]["stop_signal"] == "SIGINT"
 
 
@@ -233,11 +233,11 @@ GUNICORN = {
     "threads": (4, "eight and sixteen gained nothing, and COLD_READS leaves half of them free"),
     "keepalive": (15, "it is longer than a client pauses between two requests"),
     "preload_app": (True, "the code is loaded once and shared"),
+    "forwarded_allow_ips": ("127.0.0.1/32,::1/128", "a proxy on another machine is trusted only if the environment names it"),
+    "forwarder_headers": ("", "no header of a client decides SCRIPT_NAME or PATH_INFO"),
+    "accesslog": ("-", "the log of a container is what it prints"),
+    "access_log_format": ('%(h)s "%(r)s" %(s)s %(B)s %(M)sms %({x-request-id}i)s', "the id of the request leads from a proxy's log to this one"),
     "control_socket_disable": (True, "its socket needs a home, and the container has none"),
-    "forwarder_headers": ("", "a client could otherwise set the script name"),
-    "accesslog": ("-", "each request is a line on stdout"),
-    "access_log_format": ('%(h)s "%(r)s" %(s)s %(B)s %(M)sms %({x-request-id}i)s', "it has the time, the bytes and the id, and no cookie and no user agent"),
-    "forwarded_allow_ips": ("127.0.0.1/32,::1/128", "unless it is told otherwise, only a proxy on this machine is believed"),
 }
 """Each setting, with its reason. Without a `timeout` of its own, gunicorn restarts a worker that hangs for 30 s."""
 
@@ -253,12 +253,10 @@ def test_gunicorn_has_one_worker_for_each_core_unless_the_environment_says_other
     assert runpy.run_path(str(ROOT / "gunicorn.conf.py"))["workers"] == workers
 
 
-def test_every_setting_of_gunicorn_is_written_down_with_its_reason(monkeypatch):
+def test_every_setting_of_gunicorn_is_written_down_with_its_reason():
     """A setting that no spec reads can be changed by mistake, and nobody notices before it hurts."""
     from gunicorn.config import KNOWN_SETTINGS
 
-    for name in ("FORWARDED_ALLOW_IPS", "DJANGO_LOG_FORMAT"):
-        monkeypatch.delenv(name, raising=False)
     known = {setting.name for setting in KNOWN_SETTINGS}
     found = {name: value for name, value in runpy.run_path(str(ROOT / "gunicorn.conf.py")).items() if name in known}
 
@@ -342,4 +340,5 @@ def test_every_middleware_can_be_imported_and_the_protecting_ones_are_there():
     names = [name.rpartition(".")[2] for name in service.MIDDLEWARE]
     assert all(map(import_string, service.MIDDLEWARE))
     assert names.index("SecurityMiddleware") < names.index("WhiteNoiseMiddleware")
-    assert {"CsrfViewMiddleware", "AuthenticationMiddleware", "AxesMiddleware", "Policies"} < set(names)
+    assert {"CsrfViewMiddleware", "AuthenticationMiddleware", "AxesMiddleware", "Policies", "TrustedProxies"} < set(names)
+    assert issubclass(import_string("housing.policies.Policies"), XFrameOptionsMiddleware)

@@ -12,8 +12,8 @@ ENVIRONMENT = (
     Sabotage(
         "environment: a dollar sign refers to another variable",
         "environment.py",
-        'unquoted(os.environ.get(name, ""))',
-        'unquoted(os.path.expandvars(os.environ.get(name, "").replace("$e", "$HOME")))',
+        'return unquoted(os.environ.get(name, ""))',
+        'return unquoted(os.path.expandvars(os.environ.get(name, "").replace("$e", "$HOME")))',
         f"{MEANT}[DJANGO_SECRET_KEY-$ecret-$ecret]",
     ),
     Sabotage("environment: a space stays in a list", "environment.py", 're.split(r"[,\\s]+", text)', 'text.split(",")', MEANT),
@@ -42,7 +42,7 @@ ENVIRONMENT = (
     Sabotage(
         "environment: an empty variable is a value",
         "environment.py",
-        'unquoted(os.environ.get(name, "")) or VARIABLES[name].default',
+        "written(name) or VARIABLES[name].default",
         "unquoted(os.environ.get(name, VARIABLES[name].default))",
         "test_environment.py::test_an_empty_variable_counts_as_absent[REDIS_URL-]",
     ),

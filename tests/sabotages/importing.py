@@ -32,6 +32,13 @@ IMPORTING = (
         "test_mappings.py::test_a_number_that_could_be_read_in_two_ways_is_refused[a unit inside a word]",
     ),
     Sabotage(
+        "prose is searched for a range",
+        "formats.py",
+        "        if len(text) > LONGEST_NUMBER:",
+        "        if False:",
+        "test_mappings.py::test_a_number_that_could_be_read_in_two_ways_is_refused[more than a hundred characters]",
+    ),
+    Sabotage(
         "a date in a named zone is taken for UTC",
         "formats.py",
         "local = moment.replace(tzinfo=self.zone)",
@@ -118,7 +125,7 @@ IMPORTING = (
     Sabotage(
         "a large transaction keeps every tag",
         "freshness/connection.py",
-        'known.update(tags if len(known) <= MANY_ROWS else {f"{table}:-"}.intersection(tags))',
+        'known.update(tags if len(known) <= MANY_ROWS else {f"{table}:-"}.intersection(tags))',  # plain-words: code
         "known.update(tags)",
         "test_commit.py::test_the_memory_of_a_transaction_does_not_grow_with_its_writes",
     ),

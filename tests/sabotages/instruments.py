@@ -36,14 +36,14 @@ INSTRUMENTS = (
     Sabotage(
         "psycopg is not watched below Django's cursor",
         FILE,
-        "            _note_sql(next(iter((*args, *kwargs.values()))), cursor, below=True)",
+        '            _note_sql(next(iter((*args, *kwargs.values())), b""), cursor, below=True)',
         "            pass",
         "test_counting.py::test_every_method_of_psycopgs_cursors_that_sends_a_statement_is_counted",
     ),
     Sabotage(
         "a statement in bytes is shown as Python's literal",
         FILE,
-        'sql.decode(errors="replace") if isinstance(sql, bytes) else ',
+        'sql.decode(errors="replace") if isinstance(sql, bytes) else ',  # plain-words: code
         "",
         "test_counting.py::test_every_method_of_psycopgs_cursors_that_sends_a_statement_is_counted",
     ),
@@ -59,7 +59,7 @@ INSTRUMENTS = (
         FILE,
         "_covered(BaseDatabaseWrapper.ensure_connection)",
         "BaseDatabaseWrapper.ensure_connection",
-        "test_counting.py::test_what_opens_a_connection_is_not_counted",
+        "test_counting.py::test_opening_a_connection_is_not_counted",
     ),
     Sabotage(
         "the rows of `for row in cursor` are not counted",
@@ -92,7 +92,7 @@ INSTRUMENTS = (
     Sabotage(
         "the bytes of a real server are computed, too",
         FILE,
-        "then = bool if isinstance(stream, tuple(STREAMS)) else",
+        "then = bool if isinstance(stream, tuple(STREAMS)) else",  # plain-words: code
         "then =",
         "test_counting.py::test_round_trips_and_bytes_are_counted_for_every_connection",
     ),

@@ -106,8 +106,8 @@ REQUESTS = (
     Sabotage(
         "a weighted type bypasses the cache",
         "negotiation.py",
-        ' and name != "q"}',
-        "}",
+        'if name != "q" and',
+        "if",
         "test_hits.py::test_all_requests_that_accept_plain_json_share_an_entry[application/json;q=0.9]",
     ),
     Sabotage(
@@ -204,7 +204,7 @@ REQUESTS = (
     Sabotage(
         "everybody may read the SQLite file",
         "run.py",
-        "        file.chmod(0o600)\n",
+        "            file.chmod(0o600)\n",
         "",
         "test_admin.py::test_the_sqlite_file_of_make_run_is_readable_by_its_owner_alone",
     ),

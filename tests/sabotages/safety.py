@@ -6,22 +6,22 @@ SAFETY = (
     Sabotage(
         "without debug, every service without a key has the same one",
         "settings.py",
-        'read("DJANGO_SECRET_KEY") or ("debug only" if DEBUG else "")',
-        'read("DJANGO_SECRET_KEY") or "debug only"',
+        '("debug only" if DEBUG else "")',
+        '"debug only"',
         "test_setup.py::test_without_debug_the_service_needs_a_secret_key_to_start",
     ),
     Sabotage(
         "debug is on unless the environment turns it off",
-        "settings.py",
-        'DEBUG = read("DJANGO_DEBUG")',
-        'DEBUG = read("DJANGO_DEBUG") or "DJANGO_DEBUG" not in os.environ',
+        "environment.py",
+        'For this machine only", "false")',
+        'For this machine only", "true")',
         "test_safety.py::test_debug_is_off_and_no_host_is_allowed_unless_the_environment_says_otherwise",
     ),
     Sabotage(
         "without debug, every host is allowed",
         "settings.py",
-        "(THIS_MACHINE if DEBUG else [])",
-        '(THIS_MACHINE if DEBUG else ["*"])',
+        "if DEBUG else [])\n\nRTF",
+        'if DEBUG else ["*"])\n\nRTF',
         "test_safety.py::test_debug_is_off_and_no_host_is_allowed_unless_the_environment_says_otherwise",
     ),
     Sabotage(
@@ -86,7 +86,7 @@ SAFETY = (
             "settings.py",
             f'    "{middleware}",\n',
             "",
-            "test_safety.py::test_no_security_check_of_django_fails_but_those_of_the_proxy_in_front",
+            "test_safety.py::test_the_only_security_checks_of_django_that_fail_are_those_of_the_proxy_in_front",
         )
         for middleware in (
             "django.middleware.security.SecurityMiddleware",
@@ -94,14 +94,14 @@ SAFETY = (
         )
     ),
     Sabotage(
-        "no page has a policy, or a header against frames",
+        "Policies is not installed",
         "settings.py",
         '    "housing.policies.Policies",\n',
         "",
-        "test_safety.py::test_a_response_has_the_headers_that_protect_its_reader",
+        "test_safety.py::test_every_middleware_can_be_imported_and_the_protecting_ones_are_there",
     ),
     Sabotage(
-        "a page of the same origin may frame another",
+        "other sites of the same origin may frame a page",
         "policies.py",
         'return "DENY"',
         'return "SAMEORIGIN"',
@@ -131,15 +131,15 @@ SAFETY = (
     Sabotage(
         "the service's container can be written",
         "../docker-compose.yml",
-        "  read_only: true\n  tmpfs: /tmp:size=16m # gunicorn",
-        "  read_only: false\n  tmpfs: /tmp:size=16m # gunicorn",
+        "networks: [inside, outside]\n  read_only: true",
+        "networks: [inside, outside]\n  read_only: false",
         "test_safety.py::test_a_container_has_no_more_rights_than_it_needs",
     ),
     Sabotage(
         "the service's container keeps its capabilities",
         "../docker-compose.yml",
-        "  cap_drop: [ALL]\n  security_opt: [no-new-privileges]\n  mem_limit: 1g",
-        "  cap_drop: []\n  security_opt: [no-new-privileges]\n  mem_limit: 1g",
+        "heartbeats\n  cap_drop: [ALL]\n",
+        "heartbeats\n  cap_drop: []\n",
         "test_safety.py::test_a_container_has_no_more_rights_than_it_needs",
     ),
     Sabotage(
@@ -181,8 +181,8 @@ SAFETY = (
     Sabotage(
         "gunicorn has one worker, however many cores there are",
         "../gunicorn.conf.py",
-        "or os.cpu_count() or 1\n",
-        "or 1\n",
+        "or os.cpu_count() or 1",
+        "or 1",
         "test_safety.py::test_gunicorn_has_one_worker_for_each_core_unless_the_environment_says_otherwise",
     ),
     *(

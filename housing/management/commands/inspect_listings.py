@@ -17,7 +17,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from housing.formats import ISO, DateFormat, NumberFormat, Unreadable
+from housing.formats import ISO, LONGEST_NUMBER, DateFormat, NumberFormat, Unreadable
 from housing.models import Property
 from housing.tables import STDIN, Columns, Layout, Unusable, rows
 
@@ -195,7 +195,7 @@ def quoted(text: str) -> str:
 
 def number_keys(column: Column, *, area: bool) -> tuple[list[str], str]:
     """Return the `number` and the `factor` of a column as TOML, and a remark."""
-    parts = [part for cell in column.cells if (part := NUMBER.fullmatch(cell))]
+    parts = [part for cell in column.cells if len(cell) <= LONGEST_NUMBER and (part := NUMBER.fullmatch(cell))]
     before, after = ({part[group].strip() for part in parts} - {"", "-"} for group in (1, 3))
     feet = area and re.search(r"sq.*ft|feet", column.words) is not None
     known = {unit: factor / (SQUARE_FOOT if feet else 1) for unit, factor in AREAS.items()} if area else UNITS
