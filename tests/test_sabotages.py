@@ -1,6 +1,7 @@
 """Every spec can fail. Each defence has a sabotage, a wrong line of `housing` for which a spec fails. `make mutants` runs them all, and generated mutants."""
 
 import ast
+import subprocess
 from importlib import import_module
 
 import pytest
@@ -142,7 +143,7 @@ DIFF = """# housing.signals.x__model__mutmut_1: survived
 
 def mutmut(line="cast(None, model)", results=RESULTS):
     """A stand-in for mutmut that prints these results."""
-    return lambda verb, *_: results if verb == "results" else DIFF.replace("{line}", line)
+    return lambda verb, *_: {"results": results, "run": ""}.get(verb, DIFF.replace("{line}", line))
 
 
 def test_an_equivalent_mutant_that_is_listed_is_accepted(monkeypatch, capsys):
@@ -150,7 +151,34 @@ def test_an_equivalent_mutant_that_is_listed_is_accepted(monkeypatch, capsys):
     monkeypatch.setattr(equivalent_mutants, "EQUIVALENT", {r"cast\(None, ": "for mypy alone"})
 
     assert equivalent_mutants.main(mutmut()) == 0
-    assert capsys.readouterr().out == "Every mutant is noticed, or listed as equivalent.\n"
+    assert capsys.readouterr().out.splitlines()[-1] == "Every mutant is noticed, or listed as equivalent."
+
+
+def test_the_share_of_noticed_mutants_is_printed_for_each_module(monkeypatch, capsys):
+    """A module that no spec reaches would otherwise hide behind the others. Mutants that were not run count neither way."""
+    results = RESULTS + "    housing.signals.x_connect__mutmut_3: not checked\n    housing.views.x_of__mutmut_1: killed\n"
+
+    equivalent_mutants.main(mutmut(results=results))
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[:3]]
+    assert lines == [["all", "2", "of", "3", "66.7%"], ["housing.signals", "1", "of", "2", "50.0%"], ["housing.views", "1", "of", "1", "100.0%"]]
+
+
+def test_a_sample_of_all_mutants_is_run_and_judged(capsys):
+    """All of them take hours. The seed draws the same ones each time, and mutmut makes the mutants first if there are none."""
+    made, asked = [], []
+
+    def ask(verb, *arguments):
+        asked.append((verb, *arguments))
+        if verb == "run" and not made:
+            made.extend(f"    housing.views.x_of__mutmut_{number}: killed" for number in range(100))
+            raise subprocess.CalledProcessError(1, "mutmut")
+        return "\n".join(made) if verb == "results" else ""
+
+    assert equivalent_mutants.main(ask, ["--sample", "20"]) == 0
+    [_, names] = [names for verb, *names in asked if verb == "run"]
+    assert len(set(names)) == 20
+    assert names == equivalent_mutants.drawn(20, 1, ask) != equivalent_mutants.drawn(20, 2, ask)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 """Equivalent mutants: those that no spec can notice, with the reason. `make mutants` fails for any other surviving mutant, and for an outdated row here.
 
 mutmut run                                      make the mutants, and run the specs that reach each; continue where it was stopped
-python -m tests.sabotages.equivalent_mutants    list surviving mutants that are not listed here, and rows without a mutant
+python -m tests.sabotages.equivalent_mutants    print the share that was noticed, list surviving mutants that are not listed here, and rows without a mutant
+python -m tests.sabotages.equivalent_mutants --sample N [--seed S]    run and judge N mutants that this seed draws, where all of them would take too long
 mutmut show NAME                                show one mutant; after you have improved a spec, `mutmut run NAME` runs it again
 """
 
 from __future__ import annotations
 
+import argparse
+import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,6 +36,9 @@ EQUIVALENT: dict[str, str] = {
 NOTICED = ("killed", "timeout", "segfault")
 """mutmut's words for a mutant that was noticed. A module that can no longer be imported counts as a timeout."""
 
+NOT_RUN = "not checked"
+"""mutmut's word for a mutant that was not run yet."""
+
 Ask = Callable[..., str]
 """A function that runs `mutmut` with these arguments and returns its output."""
 
@@ -38,6 +46,31 @@ Ask = Callable[..., str]
 def mutmut(*arguments: str) -> str:
     """Run mutmut and return its output. Raises CalledProcessError if it fails."""
     return subprocess.run([Path(sys.executable).with_name("mutmut"), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def verdicts(results: str) -> dict[str, str]:
+    """The verdict of each mutant, from the output of `mutmut results --all true`."""
+    found = (line.strip().rpartition(": ") for line in results.splitlines())
+    return {name: verdict for name, colon, verdict in found if colon and "__mutmut_" in name}
+
+
+def shares(results: str) -> list[str]:
+    """One line for each module, and one for all: how many of its mutants were run, and the share that was noticed."""
+    run, noticed = Counter[str](), Counter[str]()
+    for name, verdict in verdicts(results).items():
+        for module in ("all", name.rpartition(".")[0]):
+            run[module] += verdict != NOT_RUN
+            noticed[module] += verdict in NOTICED
+    return [f"{module:<50} {noticed[module]:>5} of {count:>5} {noticed[module] / count:7.1%}" for module, count in sorted(run.items()) if count]
+
+
+def drawn(number: int, seed: int, ask: Ask) -> list[str]:
+    """The names of this many mutants. A seed draws the same ones until the code changes."""
+    if not (names := sorted(verdicts(ask("results", "--all", "true")))):
+        with suppress(subprocess.CalledProcessError):  # mutmut makes all mutants, and then finds none with this name
+            ask("run", "none")
+        names = sorted(verdicts(ask("results", "--all", "true")))
+    return random.Random(seed).sample(names, min(number, len(names)))
 
 
 def left(results: str) -> Iterator[tuple[str, str]]:
@@ -53,24 +86,32 @@ def mutated_lines(diff: str) -> str:
     return "\n".join(line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++"))
 
 
-def complaints(ask: Ask = mutmut) -> list[str]:
-    """One line for each surviving mutant that is not listed, and for each row without a mutant."""
+def complaints(ask: Ask = mutmut, sample: Collection[str] = ()) -> list[str]:
+    """One line for each surviving mutant that is not listed, and for each row without a mutant. With a sample, only its mutants count, and no rows."""
     wrong, matched = [], set()
-    for name, verdict in tqdm(list(left(ask("results"))), unit="mutant", leave=False):
+    for name, verdict in tqdm([each for each in left(ask("results")) if not sample or each[0] in sample], unit="mutant", leave=False):
         lines = mutated_lines(ask("show", name))
         patterns = [pattern for pattern in EQUIVALENT if verdict == "survived" and re.search(pattern, lines)]
         matched.update(patterns)
         if not patterns:
             wrong.append(f"{name}: {verdict}: {lines}")
-    return wrong + [f"{pattern}: no mutant matches this pattern any more" for pattern in EQUIVALENT if pattern not in matched]
+    return wrong + [f"{pattern}: no mutant matches this pattern any more" for pattern in EQUIVALENT if pattern not in matched and not sample]
 
 
-def main(ask: Ask = mutmut) -> int:
+def main(ask: Ask = mutmut, arguments: Sequence[str] = ()) -> int:
     """The command `python -m tests.sabotages.equivalent_mutants`. Returns 0 if every mutant was noticed or is listed, otherwise 1."""
-    wrong = complaints(ask)
+    parser = argparse.ArgumentParser(prog="python -m tests.sabotages.equivalent_mutants", description="Judge the mutants that mutmut has run.")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="run N mutants first, and judge only these")
+    parser.add_argument("--seed", type=int, default=1, help="which mutants (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    sample = drawn(options.sample, options.seed, ask) if options.sample else []
+    if sample:
+        ask("run", *sample)
+    tqdm.write("\n".join(shares(ask("results", "--all", "true"))))
+    wrong = complaints(ask, sample)
     tqdm.write("\n".join(wrong or ["Every mutant is noticed, or listed as equivalent."]))
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(arguments=sys.argv[1:]))
