@@ -178,7 +178,7 @@ REQUESTS = (
         "outages.py",
         ' | {"Content-Security-Policy": STRICT}',
         "",
-        "test_admin.py::test_a_refusal_has_the_policy_too[parts0]",
+        "test_admin.py::test_a_refusal_has_the_policy_too[parts1]",
     ),
     Sabotage(
         "a client chooses its address by a header",
