@@ -88,7 +88,7 @@ def test_a_row_is_recognized_in_another_file(db, csv_file, import_file, tmp_path
 
 
 def test_a_row_with_a_changed_cell_is_a_new_property(db, csv_file, import_file):
-    """A file has no ID for its rows, so a changed row cannot be matched with the older property."""
+    """Without an id of the source, a changed row cannot be matched with the older property."""
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
     assert import_file(csv_file(["Bath", 3, 101, "1/1/2026"])).startswith("1 rows read: 1 imported")
 
