@@ -38,8 +38,8 @@ MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM
 
 CSV = "Save its sheet as CSV UTF-8 in Excel or LibreOffice, or run `soffice --headless --convert-to csv FILE`"
 JQ = (
-    "Convert it to CSV: jq -r '(map(keys) | add | unique) as $k | $k, "
-    '(.[] | [.[$k[]] | if . == null then "" else tostring end]) | @csv\' FILE; '  # plain-words: code
+    "Convert it to CSV: jq -r '(map(keys) | add | unique) as $k | $k, (.[] | [.[$k[]] "  # plain-words: code
+    '| if . == null then "" else tostring end]) | @csv\' FILE; '
     "with one object on each line, jq -rs"
 )
 

@@ -101,7 +101,7 @@ def test_two_rows_with_the_same_text_in_other_cells_are_two_properties(db, csv_f
 
 
 def test_a_row_with_a_changed_cell_is_a_new_property(db, csv_file, import_file):
-    """A file has no ID for its rows, so a changed row cannot be matched with the older property."""
+    """Without an id of the source, a changed row cannot be matched with the older property."""
     import_file(csv_file(["Bath", 3, 100, "1/1/2026"]))
     assert import_file(csv_file(["Bath", 3, 101, "1/1/2026"])).startswith("1 rows read: 1 imported")
 

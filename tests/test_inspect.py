@@ -128,7 +128,7 @@ def test_a_title_is_made_of_rooms_and_place_if_the_file_has_none(inspected):
     assert inspected({"Beds": ["1"], "City": ["Bath"]})["property"]["title"] == {"template": "{Beds} bedrooms in {City}"}
 
 
-def test_inspecting_reads_the_beginning_of_a_pipe_and_no_database(tmp_path, monkeypatch):
+def test_inspecting_reads_the_beginning_of_a_file_and_no_database(tmp_path):
     """A large file, or one that is being downloaded, need not be read to its end."""
     (tmp_path / "listings.csv").write_text(",".join(HEADER) + "\n" + "Bath,3,100,1/1/2026\n" * 1_500, encoding="utf-8")
     assert "from its first 1,000 rows" in run("inspect_listings", tmp_path / "listings.csv")
