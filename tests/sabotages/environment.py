@@ -42,7 +42,7 @@ ENVIRONMENT = (
     Sabotage(
         "environment: an empty variable is a value",
         "environment.py",
-        "written(name) or VARIABLES[name].default",
+        'unquoted(os.environ.get(name, "")) or VARIABLES[name].default',
         "unquoted(os.environ.get(name, VARIABLES[name].default))",
         "test_environment.py::test_an_empty_variable_counts_as_absent[REDIS_URL-]",
     ),

@@ -6,7 +6,7 @@ SAFETY = (
     Sabotage(
         "without debug, every service without a key has the same one",
         "settings.py",
-        '("debug only" if DEBUG else "")',
+        '("debug only" if DEBUG else "")',  # plain-words: code
         '"debug only"',
         "test_setup.py::test_without_debug_the_service_needs_a_secret_key_to_start",
     ),
@@ -20,8 +20,8 @@ SAFETY = (
     Sabotage(
         "without debug, every host is allowed",
         "settings.py",
-        "if DEBUG else [])\n\nRTF",
-        'if DEBUG else ["*"])\n\nRTF',
+        "if DEBUG else [])\n\nRTF",  # plain-words: code
+        'if DEBUG else ["*"])\n\nRTF',  # plain-words: code
         "test_safety.py::test_debug_is_off_and_no_host_is_allowed_unless_the_environment_says_otherwise",
     ),
     Sabotage(
@@ -119,14 +119,14 @@ SAFETY = (
         "../docker-compose.yml",
         '["127.0.0.1:${PORT:-8000}:8000"]',
         '["${PORT:-8000}:8000"]',
-        "test_safety.py::test_only_the_service_is_published_and_only_on_this_machine",
+        "test_safety.py::test_only_the_service_and_its_proxy_are_published_and_only_on_this_machine_by_default",
     ),
     Sabotage(
         "the network of PostgreSQL and Redis has a way out",
         "../docker-compose.yml",
         "internal: true",
         "internal: false",
-        "test_safety.py::test_only_the_service_is_published_and_only_on_this_machine",
+        "test_safety.py::test_only_the_service_and_its_proxy_are_published_and_only_on_this_machine_by_default",
     ),
     Sabotage(
         "the service's container can be written",
@@ -203,7 +203,7 @@ SAFETY = (
         "    save_model = lambda self, request, row, form, change: Property.objects.filter(pk=row.pk).update(title=row.title)\n",
         "test_safety.py::test_the_admin_saves_a_row_with_its_save_method",
     ),
-    # What several processes have in common
+    # Several processes
     *(
         Sabotage(what, file, old, new, "test_keys.py::test_two_processes_give_equal_things_the_same_name")
         for what, file, old, new in (
@@ -228,16 +228,16 @@ SAFETY = (
         "serializers.py",
         "        return lambda row: {name: part(row) for name, part in parts}\n",
         "        from django.db.models.signals import post_save; kept = {}; post_save.connect(lambda **_: kept.clear(), weak=False)\n"
-        "        return lambda row: kept.setdefault(prefix + str(row[0]), {name: part(row) for name, part in parts}) if 'office' in prefix"
-        " else {name: part(row) for name, part in parts}\n",
+        "        return lambda row: ('office' in prefix and kept.setdefault(str(row[0]), {name: part(row) for name, part in parts}))"
+        " or {name: part(row) for name, part in parts}\n",
         "test_setup.py::test_one_command_serves_a_fresh_folder_and_a_second_terminal_shares_the_cache",
     ),
-    # What only another page, a hit or another row shows
+    # Another page, a hit, another row
     Sabotage(
         "a HEAD has no ETag",
         "freshness/views.py",
         '| {"ETag": found.etag}',
-        '| ({"ETag": found.etag} if request.method == "GET" else {})',
+        '| ({"ETag": found.etag} if request.method == "GET" else {})',  # plain-words: code
         "test_contract.py::test_head_returns_the_status_and_every_header_of_a_get_without_a_body",
     ),
     Sabotage(
