@@ -209,7 +209,7 @@ def test_the_steps_of_a_race_are_recorded_while_it_runs(home, reprice, read, mea
     with meanwhile(lambda: reprice(1)):
         read("cached")
 
-    reads = "SELECT … FROM housing_property, " * {"postgresql": 1, "sqlite": 2}[connection.connection.vendor]  # SQLite reads the old values first
+    reads = "SELECT … FROM housing_property, " * {"postgresql": 1, "sqlite": 2}[connection.ours().vendor]  # SQLite reads the old values first
     assert trace.lines_of(request.node.stash[TRACE]) == [
         "T1  lookup: miss, SELECT … FROM housing_property",
         f"T2  {reads}UPDATE housing_property SET price, lease, COMMIT, close",

@@ -211,7 +211,7 @@ def test_each_column_with_which_an_index_begins_is_a_scope():
         "housing_office": set(),
         "housing_agent": {"office_id"},
         "housing_location": {"city"},
-        "housing_property": {"location_id", "agent_id", "property_type", "status", "bedrooms", "record_hash"},
+        "housing_property": {"location_id", "agent_id", "property_type", "status", "bedrooms", "record_hash", "source_id"},
         "housing_propertyimage": {"property_id"},
     }
 

@@ -82,7 +82,7 @@ def _shortened(name: str, tags: set[str]) -> set[str]:
     """Replace many tags of a table by that of all its scopes, or by that of the whole table."""
     table = tables().get(name)
     scoped = table.in_scopes(tags) if table else set()
-    if len(tags) - len(scoped) > MANY_ROWS:
+    if f"{name}:*" in tags or len(tags) - len(scoped) > MANY_ROWS:
         return {name, f"{name}:*"}
     return tags - scoped | {f"{name}:?"} if len(scoped) > MANY_SCOPED else tags
 
@@ -182,7 +182,9 @@ class ConnectionMixin(IdentifiedMixin):
         """Add tags that a COMMIT of the transaction will invalidate. `change` is a sentence for the log."""
         scope = self.scopes[-1]
         known = scope.tags.setdefault(table, set())
-        known.update(tags if len(known) <= MANY_ROWS else {f"{table}:-"}.intersection(tags))  # more become one tag, but has_tagged() must know of deletions
+        known.update(tags)
+        if len(known) > MANY_ROWS + MANY_SCOPED:  # a transaction of a million writes keeps few
+            scope.tags[table] = _shortened(table, known) | known & {f"{table}:-"}  # has_tagged() must know of deletions
         if change and len(scope.changes) < MANY_ROWS:
             scope.changes.setdefault((change, tuple(sorted(tags))))
 
@@ -337,7 +339,7 @@ class ConnectionMixin(IdentifiedMixin):
         for scope in self.scopes:
             for name, tags in scope.tags.items():
                 merged.setdefault(name, set()).update(tags)
-        return set().union(*(_shortened(name, tags) if len(tags) > MANY_ROWS else tags for name, tags in merged.items()))
+        return set().union(*(_shortened(name, tags) if len(tags) > MANY_ROWS or f"{name}:*" in tags else tags for name, tags in merged.items()))
 
     def _rollback(self) -> None:
         lease, self.in_doubt = self.in_doubt, None

@@ -171,7 +171,7 @@ def listings(count: int, chosen: random.Random) -> None:
 
 
 def facts(row: Property) -> dict[str, Any]:
-    """The facts about a row that the strategies compare."""
+    """Return the values of a row that the strategies compare."""
     own = {name: getattr(row, name) for name in ("id", "status", "property_type", "agent_id", "price", "created_at")}
     return own | {"location.city": row.location.city, "agent.office_id": row.agent.office_id}
 
