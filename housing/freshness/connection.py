@@ -339,7 +339,7 @@ class ConnectionMixin(IdentifiedMixin):
         for scope in self.scopes:
             for name, tags in scope.tags.items():
                 merged.setdefault(name, set()).update(tags)
-        return set().union(*(_shortened(name, tags) if len(tags) > MANY_ROWS or f"{name}:*" in tags else tags for name, tags in merged.items()))
+        return set().union(*(_shortened(name, tags) if len(tags) > MANY_ROWS else tags for name, tags in merged.items()))
 
     def _rollback(self) -> None:
         lease, self.in_doubt = self.in_doubt, None
