@@ -56,18 +56,19 @@ def paired(before: Collection[Values], after: Collection[Values]) -> list[Image]
     return [Image(row, found[row[0]]) for row in before]
 
 
-def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> set[str]:
-    """Return the tags of an UPDATE with these images: its rows, the columns that differ, and the scopes of each row before and after."""
+def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tuple[set[str], set[str]]:
+    """Return the tags of an UPDATE with these images: its rows, the columns that differ, and the scopes that a row left or entered; and the tags of the
+    columns that differ within the scopes in which a row stays.
+    """
     assert table.pk_text
-    tags = {table.name}
+    tags, within = {table.name}, set()
     scopes = [(columns.index(column), f"{table.name}.{column}=", text) for column, text in table.scopes.items()]
     for before, after in images:
         assert after is not None
         tags.add(f"{table.name}:{table.pk_text(before[0])}")
         changed = [column for column, old, new in zip(columns, before, after, strict=True) if old != new or type(old) is not type(new)]
         changed += table.generated
-        for column in changed:
-            tags.add(f"{table.name}.{column}")
+        tags.update([f"{table.name}.{column}" for column in changed])
         for place, scope, text in scopes:
             old, new = before[place], after[place]
             if old != new or type(old) is not type(new):
@@ -76,9 +77,8 @@ def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> se
                         tags.add(f"{scope}{text(value)}")
             elif old is not None:
                 inside = f"{scope}{text(old)}."
-                for column in changed:
-                    tags.add(f"{inside}{column}")
-    return tags
+                within.update([inside + column for column in changed])
+    return tags, within
 
 
 def limited(count: int, images: list[Image] | None) -> tuple[int, list[Image] | None]:

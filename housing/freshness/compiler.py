@@ -157,9 +157,9 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         for name in names:
             self.connection.tag(name, tables()[name].all)
 
-    def _say(self, table: Table, keys: Collection[Any], tags: set[str]) -> None:
-        """Tag the write, with a sentence for the log."""
-        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {self.verb}.")
+    def _say(self, table: Table, keys: Collection[Any], tags: set[str], within: Collection[str] = ()) -> None:
+        """Tag the write, with a sentence for the log. The log has no tags of columns within scopes, which are many and follow from the others."""
+        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {self.verb}.", within)
 
 
 class Inserts(Writes):
@@ -263,7 +263,7 @@ class Updates(Changes):
         if table is None or not self.query.values or self._wrote_nothing(result):
             return
         if self._images:
-            self._say(table, [before[0] for before, _ in self._images], tags_of(table, self._columns, self._images))
+            self._say(table, [before[0] for before, _ in self._images], *tags_of(table, self._columns, self._images))
         else:
             self._tag_assigned(table)
 

@@ -178,11 +178,11 @@ class ConnectionMixin(IdentifiedMixin):
         """Execute an UPDATE or a DELETE. Returns the number of its rows, and their images; None if they are unknown or more than `MANY_ROWS`."""
         raise NotImplementedError
 
-    def tag(self, table: str, tags: Iterable[str], change: str | None = None) -> None:
-        """Add tags that a COMMIT of the transaction will invalidate. `change` is a sentence for the log."""
+    def tag(self, table: str, tags: Iterable[str], change: str | None = None, not_logged: Iterable[str] = ()) -> None:
+        """Add tags that a COMMIT of the transaction will invalidate. `change` is a sentence for the log, which shows the tags after it."""
         scope = self.scopes[-1]
         known = scope.tags.setdefault(table, set())
-        known.update(tags)
+        known.update(tags, not_logged)
         if len(known) > MANY_ROWS + MANY_SCOPED:  # a transaction of a million writes keeps few
             scope.tags[table] = _shortened(table, known) | known & {f"{table}:-"}  # has_tagged() must know of deletions
         if change and len(scope.changes) < MANY_ROWS:

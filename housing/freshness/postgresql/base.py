@@ -124,7 +124,7 @@ def bound_replies(connection: Any, seconds: float) -> None:
     connection.wait = lambda reply, *args, **kwargs: wait(bounded(reply), *args, **kwargs)
 
 
-FIELD = re.compile('("(?:[^"]|"")*"|[^,"]*)(?:,|$)')
+FIELD = re.compile('("[^"]*(?:""[^"]*)*"|[^,"]*)(?:,|$)')
 """A value in the text of a row, and what follows it. (https://www.postgresql.org/docs/current/rowtypes.html#ROWTYPES-IO-SYNTAX)"""
 
 
