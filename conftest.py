@@ -6,12 +6,11 @@ import csv
 import errno
 import os
 import secrets
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,19 +77,8 @@ def own_keys_are_deleted() -> Iterator[None]:
     flush()
 
 
-@pytest.fixture(scope="session")
-def open_file(django_db_setup: None) -> Iterator[None]:
-    """Keep SQLite's file open, because the last connection that closes it writes its log back, deletes two files, and the next one creates them again."""
-    if connection.vendor != "sqlite":
-        yield
-        return
-    with closing(sqlite3.connect(connection.settings_dict["NAME"], check_same_thread=False)) as held:
-        held.execute("SELECT count(*) FROM sqlite_master")
-        yield
-
-
 @pytest.fixture
-def transactional_db(open_file: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
     """Commit writes, as pytest-django's fixture does, but empty the tables afterwards without creating Django's permissions again each time."""
     with django_db_blocker.unblock():
         verify()

@@ -126,8 +126,6 @@ MEANT = (
     ("DJANGO_API_THROTTLE", " 100/minute", "100/minute"),
     ("DJANGO_LOG_FORMAT", "json", "json"),
     ("WEB_CONCURRENCY", "3", 3),
-    ("DJANGO_API_THROTTLE", " 100/minute", "100/minute"),
-    ("DJANGO_LOG_FORMAT", '"json"', "json"),
     ("HEALTH_BIND", "[::1]:8081", ("::1", 8081)),
     ("HEALTH_BIND", "'0.0.0.0:8081'", ("0.0.0.0", 8081)),
     ("PROMETHEUS_MULTIPROC_DIR", "/", "/"),
