@@ -226,9 +226,10 @@ def warm(read: Callable[..., Response]) -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def latency(pytestconfig: pytest.Config) -> Latency:
+def latency(latency: Latency, pytestconfig: pytest.Config) -> Latency:
     """The instrument, with the clock that `tests/stacks.py` sets for pytest-benchmark."""
-    return Latency(time.process_time if pytestconfig.option.stack == "embedded" else time.perf_counter)
+    latency.clock = time.process_time if pytestconfig.option.stack == "embedded" else time.perf_counter
+    return latency
 
 
 @pytest.fixture

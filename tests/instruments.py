@@ -342,7 +342,7 @@ def _covered(call: Callable[..., Any]) -> Callable[..., Any]:
 def _executing(execute: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(execute)
     def executes(cursor: CursorWrapper, sql: Any, params: Any, many: bool, executor: Callable[..., Any]) -> Any:
-        if not COVERED.get():
+        if not COVERED.get():  # pragma: no branch  # a statement may run within another, as in a function of SQLite
             _note_sql(sql, cursor.cursor)
         return execute(cursor, sql, params, many, _covered(executor))
 
@@ -590,7 +590,7 @@ class PythonCalls:
         seen: Counter[str] = Counter()
         others: dict[str, Counter[str]] = {}
 
-        def starting(*event: Any) -> None:
+        def starting(*event: Any) -> None:  # pragma: no cover  # no profiler's function is traced
             watch = self.watcher(others.setdefault(threading.current_thread().name, Counter()))
             sys.setprofile(watch)
             watch(*event)

@@ -44,6 +44,7 @@ SQLITE = {
 }
 POSTGRESQL = {
     "callproc": lambda: connection.cursor().callproc("now"),
+    "Django's own callproc": lambda: CursorWrapper(connection.connection.cursor(), connection).callproc("now"),
     "copy": lambda: exhaust(connection.cursor().copy("COPY (SELECT 1) TO STDOUT")),
     "stream": lambda: list(connection.cursor().stream("SELECT 1")),
     "a Composed": lambda: connection.cursor().execute(composed.SQL("SELECT {}").format(composed.Literal(1))),

@@ -259,7 +259,7 @@ def test_a_function_that_has_not_run_is_refused(python_calls, latency):
     """A coroutine that nobody awaits costs nothing."""
 
     async def act():
-        pass
+        """Do nothing."""
 
     benchmark = SimpleNamespace(pedantic=lambda this, *, setup, **_: (setup(), this())[1], stats=None)
     for counts in (

@@ -10,11 +10,12 @@ import sys
 from collections import Counter
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
+from unittest.mock import Mock
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.cache import cache
-from django.db import DataError
+from django.db import DataError, OperationalError
 from django.test import Client
 from django_redis import get_redis_connection
 
@@ -192,9 +193,10 @@ def test_an_unexpected_error_is_400_or_503_in_the_format_of_the_client(broken, a
     assert re.search(r" < \S*test_requests.py:\d+ fail", line)
 
 
-def test_an_error_of_a_middleware_is_503_too(home, application, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [TypeError("None"), OperationalError("the server closed the connection")])
+def test_an_error_of_a_middleware_is_503_too(home, application, monkeypatch, caplog, error):
     """Not only views may fail."""
-    monkeypatch.setattr("django.middleware.common.CommonMiddleware.process_request", lambda *_: 1 / None)
+    monkeypatch.setattr("django.middleware.common.CommonMiddleware.process_request", Mock(side_effect=error))
 
     answer = send(application, "/", **HTML)
 

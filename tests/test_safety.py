@@ -165,8 +165,8 @@ def test_the_fakeredis_of_make_run_listens_where_its_url_says(monkeypatch):
             raise OSError(1, "not here")
 
     monkeypatch.setattr("fakeredis.TcpFakeServer", Server)
-    with pytest.raises(run.Refused), run.fakeredis_at(run.cache_address("fakeredis://127.0.0.1:6380/0")):
-        pass
+    with pytest.raises(run.Refused):
+        run.fakeredis_at(run.cache_address("fakeredis://127.0.0.1:6380/0")).__enter__()
     assert listening == [("127.0.0.1", 6380)]
     assert "fakeredis://{host}:" in run.ENV
     assert run.HOST == "127.0.0.1"

@@ -45,7 +45,7 @@ SETTINGS: dict[str, Setting] = {
     # 1 is optimal if costs vary little; a larger factor is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
     # Prevention", VLDB 2015.
     "BETA": Setting(1.0, "factor", "How early an entry is refilled before its TTL ends."),
-    # A client can ask for any number of them. A page of 20 rows takes some 13 kB, so this is room for 4,600, and a quarter of what Compose gives Redis.
+    # A client can ask for any number of them. A page of 20 rows counts as some 30 kB, so this is room for 2,000, and a quarter of what Compose gives Redis.
     "UNLINKED": Setting(60_000_000, "bytes", "How much memory responses may take to which no link leads, such as those to a search; the oldest is deleted."),
     "IGNORED_SETTINGS": Setting(
         (), "names of settings", "Which of your settings shape no response, such as the address of a server. They may differ between processes."
