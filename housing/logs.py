@@ -35,7 +35,7 @@ class Operators(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is kept."""
         request = getattr(record, "request", None)
-        if request is None:
+        if not isinstance(request, HttpRequest):  # runserver logs its socket as the request
             return settings.DEBUG or record.levelno >= logging.WARNING
         return getattr(record, "status_code", 500) >= 500 or request.method not in SAFE
 

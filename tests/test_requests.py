@@ -20,7 +20,7 @@ from django.test import Client
 from django_redis import get_redis_connection
 
 from housing.freshness.settings import SETTINGS
-from housing.logs import JSONLine, Line
+from housing.logs import JSONLine, Line, Operators
 from housing.wsgi import Application
 from tests import ROOT
 from tests.fixtures.cache import clear_the_cache, entries
@@ -275,6 +275,14 @@ def bytes_of_the_unlinked():
 
 
 # The log
+
+
+def test_a_line_of_runserver_is_kept_in_debug_only(settings):
+    """Its records have a socket as the request. An error in the filter would end the connection."""
+    line = logging.makeLogRecord({"request": socket.socket, "status_code": 200, "levelno": logging.INFO})
+    for debug in (True, False):
+        settings.DEBUG = debug
+        assert Operators().filter(line) is debug
 
 
 def record(caplog, application, path, method="GET", **parts):
