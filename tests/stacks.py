@@ -116,6 +116,12 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000)
 
 
+def pytest_sessionfinish() -> None:
+    """Save what coverage has measured, because xdist kills a worker that takes more than ten seconds to exit."""
+    if "coverage" in sys.modules and (measured := sys.modules["coverage"].Coverage.current()):  # pragma: no branch  # without coverage nothing is measured
+        measured.save()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the servers, and delete the databases and keys of this run."""
     config.stash[SERVERS].close()

@@ -4,9 +4,12 @@ response may be. The service runs as it is deployed: gunicorn with two processes
 [docs/faults.md](docs/faults.md) has the table. (Real only: embedded servers have no process and no network.)
 """
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.fixtures.faults import FAULTS
+from tests.fixtures.processes import clean
 from tests.measurements import faults
 
 
@@ -23,6 +26,14 @@ def test_the_table_has_the_current_promises():
     """`make faults` writes it, with a measured value in bold where a promise is broken."""
     rows = [faults.row([fault.name, *faults.promised(fault.promise)]) for fault in FAULTS]
     assert faults.DOCUMENT.read_text(encoding="utf-8") == faults.document(rows)
+
+
+def test_a_comparison_of_no_entry_is_a_failure(transactional_db, tmp_path):
+    """After a fault, entries that nobody could compare prove nothing."""
+    servers = {"DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3", "REDIS_URL": "fakeredis://"}
+    world = SimpleNamespace(environment=clean() | {"DJANGO_SECRET_KEY": "any", "DJANGO_DEBUG": "false"} | servers)
+    with pytest.raises(faults.Failed, match=rf"After the fault '{FAULTS[0].name}', `manage\.py cache verify` printed:"):
+        faults.compare_entries(world, FAULTS[0])
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,8 @@ urlpatterns = [
 def as_ours(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
     """Execute a statement with the mark of this application, so that no trigger writes the outbox for the baseline."""
     connection = rest[-1]["connection"]
-    if connection.vendor == "postgresql" and sql.startswith("UPDATE"):
-        sql = triggers.mark(connection.connection.info.parameter_status("application_name"), frozenset({"housing_property"})) + sql
-    return execute(sql, *rest)
+    mark = triggers.mark(connection.connection.info.parameter_status("application_name"), frozenset({"housing_property"}))
+    return execute(mark + sql, *rest)
 
 
 class PlainSave:
