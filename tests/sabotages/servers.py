@@ -146,7 +146,7 @@ SERVERS = (
     Sabotage(
         "servers: the required ACL rules lack a command of the script",
         "freshness/servers.py",
-        '"zrem", ',
+        '    "zrem": 2,\n',
         "",
         "test_servers.py::test_the_listed_commands_for_an_acl_are_those_that_the_script_runs_and_those_that_the_service_sends",
     ),
