@@ -292,7 +292,7 @@ def test_the_listener_returns_the_same_as_the_service(twenty_properties, client,
 
 
 def test_the_listener_serves_nothing_else(listener):
-    """It has no middleware, so neither ALLOWED_HOSTS nor a login protects it."""
+    """It has no middleware. Everybody who reaches the address may read what it serves."""
     status, _, body = ask(f"{listener}/api/properties/cached/")
     assert (status, json.loads(body)["paths"]) == (404, list(health.CHECKS))
 

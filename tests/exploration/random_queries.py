@@ -176,7 +176,6 @@ def queryset(draw: Draw, model: type[Model]) -> QuerySet[Any]:
             found = found[start : start + draw([1, 2, 3])]
     if found.query.is_sliced and shape == "aggregate":
         shape = "count"
-    found.shape = shape  # type: ignore[attr-defined]
     return found
 
 
@@ -191,7 +190,6 @@ def combined(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
         both = first.order_by().values_list(prefix + name).union(second.order_by().values_list(prefix + name))
     if draw([False, True]):
         both = both.order_by(prefix + name)[draw([0, 1]) : 3] if not prefix else both
-    both.shape = "values"  # type: ignore[attr-defined]
     return both
 
 
