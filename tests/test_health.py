@@ -307,6 +307,24 @@ def test_a_slow_probe_does_not_delay_another(listener):
         assert slow.recv(12) == b"HTTP/1.0 404"  # it had not been ended before
 
 
+def test_a_probe_that_sends_nothing_is_ended(listener, monkeypatch):
+    """Otherwise each broken probe would keep a thread for ever. (The spec waits a thousandth of the time.)"""
+    monkeypatch.setattr(health.Handler, "timeout", health.Handler.timeout / 1000)
+    address = listener.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=TIMEOUT) as silent:
+        assert silent.recv(1) == b""
+
+
+def test_workers_share_the_address(listener):
+    """Each of gunicorn's workers listens there. A worker that cannot listen fails to start, and gunicorn exits."""
+    address, port = listener.removeprefix("http://").split(":")
+    with health.Listener((address, int(port))) as second:
+        assert ask(f"{listener}/health/live/")[0] == 200
+        second.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
+        health.Listener(other.getsockname())
+
+
 @pytest.mark.only("embedded")
 def test_a_process_responds_to_health_checks_while_slow_clients_use_all_threads(twenty_properties):
     """A supervisor would restart all processes otherwise. Each thread of gunicorn waits for the rest of a request. (Embedded only: nothing here depends on
