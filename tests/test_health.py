@@ -291,7 +291,7 @@ def test_the_listener_returns_the_same_as_the_service(twenty_properties, client,
     assert ask(listener + path, "POST")[0] == 405
 
 
-def test_the_listener_serves_nothing_else(listener):
+def test_the_listener_serves_only_the_health_checks(listener):
     """It has no middleware. Everybody who reaches the address may read what it serves."""
     status, _, body = ask(f"{listener}/api/properties/cached/")
     assert (status, json.loads(body)["paths"]) == (404, list(health.CHECKS))

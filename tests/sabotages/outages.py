@@ -212,7 +212,7 @@ OUTAGES = (
         "health.py",
         "check = CHECKS.get(request.path_info)",
         "check = CHECKS.get(request.path_info, live)",
-        "test_health.py::test_the_listener_serves_nothing_else",
+        "test_health.py::test_the_listener_serves_only_the_health_checks",
     ),
     Sabotage(
         "health: one slow probe stops the others",
