@@ -37,11 +37,11 @@ from housing.views import select_of
 from tests import stacks
 from tests.fixtures import blogs
 from tests.fixtures.blogs import Blog
-from tests.fixtures.cache import begin_journal, clear_the_cache, entries, flush, verify
+from tests.fixtures.cache import begin_journal, clear_the_cache, entries, expect_no_read, flush, verify
 from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed
-from tests.fixtures.responses import Response, ask
+from tests.fixtures.responses import Response, ask, new_handler
 from tests.fixtures.rows import make_properties
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL, Latency
@@ -115,10 +115,12 @@ def has_steps(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def a_cold_cache(request: pytest.FixtureRequest) -> None:
-    """Start each spec with an empty cache and a journal without open leases."""
+def a_cold_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start each spec with an empty cache and a journal without open leases. It must leave no read that still uses the database."""
     select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
     clear_the_cache()
+    yield
+    expect_no_read()
 
 
 # Data
@@ -155,8 +157,8 @@ def blog(new_blog: Blog) -> Blog:
 
 @pytest.fixture(scope="session")
 def handler() -> ClientHandler:
-    """The service's middleware, loaded once, as on a server."""
-    return Client().handler
+    """The service's middleware, as on a server."""
+    return new_handler()
 
 
 @pytest.fixture

@@ -126,5 +126,5 @@ class Listener(ThreadingMixIn, WSGIServer):
     def server_bind(self) -> None:
         """Bind without the query for the name of the host, which may take seconds."""
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # an address of the Internet begins with these two
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()

@@ -27,6 +27,18 @@ def test_a_comparison_that_writes_race_every_time_is_no_finding(home, warm, monk
     assert comparison.compare(key).outcome == "changed"
 
 
+@pytest.mark.parametrize("outcome", comparison.OUTCOMES)
+def test_verify_fails_if_no_entry_could_be_compared(home, warm, monkeypatch, outcome):
+    """In CI, a success that compared nothing would prove nothing. A stale entry fails, too."""
+    warm()
+    monkeypatch.setattr(comparison, "_compare", lambda key, seen: comparison.Compared(key, outcome))
+    if outcome in ("equal", "not served"):
+        call_command("cache", "verify")
+    else:
+        with pytest.raises(CommandError, match=rf"^1 entry: 1 {outcome}\.$"):
+            call_command("cache", "verify")
+
+
 def test_an_entry_whose_journal_changes_during_its_comparison_is_unknown(home, warm, tamper_with_the_entry, monkeypatch):
     """Without a verification, a write in between looks like a stale entry."""
     warm()

@@ -291,8 +291,8 @@ def test_the_listener_returns_the_same_as_the_service(twenty_properties, client,
     assert ask(listener + path, "POST")[0] == 405
 
 
-def test_the_listener_serves_nothing_else(listener):
-    """It has no middleware. Neither ALLOWED_HOSTS nor a login protects it."""
+def test_the_listener_serves_only_the_health_checks(listener):
+    """It has no middleware. Everybody who reaches the address may read what it serves."""
     status, _, body = ask(f"{listener}/api/properties/cached/")
     assert (status, json.loads(body)["paths"]) == (404, list(health.CHECKS))
 
@@ -305,6 +305,24 @@ def test_a_slow_probe_does_not_delay_another(listener):
         assert ask(f"{listener}/health/live/")[0] == 200
         slow.sendall(b" any\r\n\r\n")
         assert slow.recv(12) == b"HTTP/1.0 404"  # it had not been ended before
+
+
+def test_a_probe_that_sends_nothing_is_ended(listener, monkeypatch):
+    """Otherwise each broken probe would keep a thread for ever. (The spec waits a thousandth of the time.)"""
+    monkeypatch.setattr(health.Handler, "timeout", health.Handler.timeout / 1000)
+    address = listener.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=TIMEOUT) as silent:
+        assert silent.recv(1) == b""
+
+
+def test_workers_share_the_address(listener):
+    """Each of gunicorn's workers listens there. A worker that cannot listen fails to start, and gunicorn exits."""
+    address, port = listener.removeprefix("http://").split(":")
+    with health.Listener((address, int(port))) as second:
+        assert ask(f"{listener}/health/live/")[0] == 200
+        second.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
+        health.Listener(other.getsockname())
 
 
 @pytest.mark.only("embedded")

@@ -1,5 +1,6 @@
 """The instruments of the fault table: a proxy that inflicts the faults of a network, and what is concluded from reads and writes."""
 
+import gc
 import socket
 import socketserver
 import threading
@@ -19,8 +20,9 @@ class Echo(socketserver.BaseRequestHandler):
     """Sends each line back, with the name of its server."""
 
     def handle(self):
-        for line in self.request.makefile("rb"):
-            self.request.sendall(self.server.name + b": " + line)
+        with self.request.makefile("rb") as lines:
+            for line in lines:
+                self.request.sendall(self.server.name + b": " + line)
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -283,6 +285,20 @@ def test_a_reply_that_comes_after_the_fault_began_is_swallowed():
         wait_for(expect_four_bytes, AssertionError)
         connection.close()
         client.close()
+
+
+@pytest.mark.parametrize("requests", [b"", b"hello\n"], ids=["it connects", "it is answered"])
+def test_a_proxy_that_ends_closes_the_connections_that_it_has_just_accepted(new_server, requests):
+    """Python would close them later, with a warning that fails any other spec."""
+    opened = []
+    for _ in range(20):
+        with proxying(*new_server(b"one")) as proxy:
+            for _ in range(3):
+                opened.append(socket.create_connection(("127.0.0.1", proxy.port)))
+                opened[-1].sendall(requests)
+        gc.collect()
+    for each in opened:
+        each.close()
 
 
 def test_a_proxy_may_end_while_it_refuses_connections(new_server):

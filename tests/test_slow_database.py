@@ -18,10 +18,10 @@ from housing.freshness.settings import SETTINGS
 from housing.freshness.slots import cold_reads
 from housing.models import Property
 from tests import ROOT
-from tests.fixtures.cache import clear_the_cache
+from tests.fixtures.cache import clear_the_cache, expect_no_read
 from tests.fixtures.processes import python
 from tests.fixtures.proxy import Fault, proxying
-from tests.fixtures.responses import VARIANTS, ask, ask_elsewhere
+from tests.fixtures.responses import VARIANTS, ask, ask_elsewhere, new_handler
 from tests.stacks import TIMEOUT
 
 
@@ -127,6 +127,19 @@ def test_a_failed_read_gives_its_place_back(slots, twenty_properties, read, data
             assert read(variant).status == 503
     assert read(variant).status == 200
     assert cold_reads._begun == []
+
+
+def test_a_spec_that_leaves_a_read_behind_fails_itself():
+    """Otherwise the specs after it would fail instead, with 503."""
+    cold_reads.enter()
+    with pytest.raises(AssertionError, match=r"^1 reads of this spec still use the database\. "):
+        expect_no_read()
+    expect_no_read()
+
+
+def test_the_middleware_of_the_specs_is_loaded_before_their_first_request():
+    """Two first requests at once would load it twice, and each request would take two places and give one back."""
+    assert new_handler()._view_middleware
 
 
 def test_the_bound_leaves_threads_of_gunicorn_free():

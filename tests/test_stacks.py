@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -161,6 +162,18 @@ def test_a_run_uses_only_an_empty_database_of_redis(new_redis):
     assert own == f"{url}/14"
     with redis.Redis.from_url(own) as client:
         assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize("measures", [True, False])
+def test_coverage_is_saved_when_the_specs_end_and_not_only_when_the_process_does(monkeypatch, measures):
+    """xdist kills a worker that takes more than ten seconds to exit, and the lines that only its specs run would count as never run."""
+    saved = []
+    current = SimpleNamespace(save=lambda: saved.append("saved")) if measures else None
+    monkeypatch.setitem(sys.modules, "coverage", SimpleNamespace(Coverage=SimpleNamespace(current=lambda: current)))
+
+    stacks.pytest_sessionfinish()
+
+    assert saved == ["saved"] * measures
 
 
 def test_a_spec_whose_program_is_missing_fails_with_the_command_that_installs_it():

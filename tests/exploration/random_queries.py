@@ -176,7 +176,7 @@ def queryset(draw: Draw, model: type[Model]) -> QuerySet[Any]:
             found = found[start : start + draw([1, 2, 3])]
     if found.query.is_sliced and shape == "aggregate":
         shape = "count"
-    found.shape = shape  # type: ignore[attr-defined]
+    vars(found)["shape"] = shape
     return found
 
 
@@ -191,7 +191,7 @@ def combined(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
         both = first.order_by().values_list(prefix + name).union(second.order_by().values_list(prefix + name))
     if draw([False, True]):
         both = both.order_by(prefix + name)[draw([0, 1]) : 3] if not prefix else both
-    both.shape = "values"  # type: ignore[attr-defined]
+    vars(both)["shape"] = "values"
     return both
 
 
@@ -251,7 +251,7 @@ def related(draw: Draw, found: QuerySet[Any]) -> QuerySet[Any]:
 
 def shown(found: QuerySet[Any], follow: Sequence[str] = ()) -> Any:
     """Everything that a response could show of a queryset, and of the relations in `follow` of each object."""
-    shape = getattr(found, "shape", "objects")
+    shape = vars(found)["shape"]
     if shape == "count":
         return found.count()
     if shape == "exists":

@@ -24,6 +24,9 @@ from ...journal import Lease, journal
 from ...tracking import tracked
 from .leases import described
 
+NOT_COMPARED = {"changed", "unknown"}
+"""The outcomes of entries that could not be compared."""
+
 SAMPLE = 100
 """How many entries `verify` compares by default."""
 
@@ -128,7 +131,7 @@ class Command(BaseCommand):
         counts = Counter(result.outcome for result in results)
         summary = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
         summary = f"{len(keys)} {'entry' if len(keys) == 1 else 'entries'}: {summary}."
-        if counts["stale"] or counts.keys() == {"unknown"}:
+        if counts["stale"] or counts.keys() <= NOT_COMPARED:
             raise CommandError(summary)
         self.stdout.write(summary)
 
