@@ -267,16 +267,12 @@ def test_the_browsable_api_leads_to_pages_rows_variants_docs_and_admin(tab: Page
 
 # Every page
 
-
 END_TRANSITIONS = """async () => {
-    const frame = () => new Promise(requestAnimationFrame);
     const running = () => document.getAnimations().filter(each => each instanceof CSSTransition);
-    await frame();
-    await frame();
+    for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
     while (running().length) running().forEach(each => each.finish());
 }"""
-"""Gives everything its last colour. A script learns of another colour scheme with the next frame, and an inherited colour begins its transition after the one
-that it follows."""
+"""Gives everything its last colour. A script learns of a colour scheme in the next frame, and an inherited colour follows after a transition."""
 
 
 def test_every_page_is_accessible(tab: Page, admin: tuple[str, str], pages: list[str], complaints: list[str]) -> None:
