@@ -91,6 +91,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.FRESHNESS_WATCHMAN, settings.FRESHNESS_MAX_STALENESS = False, 1e9  # no thread and no clock: a spec verifies at a step of its own
     settings.FRESHNESS_RETRY = 0  # a spec that breaks Redis and restores it waits for no probe
     settings.DATABASES["default"]["OPTIONS"].pop("options", None)  # the same for PostgreSQL
+    # Django's own hasher takes a third of a second for each login, on purpose. A spec of passwords compares hashes, and not their strength.
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     # A machine that is busy with other specs may need a second for a reply. A spec of timeouts sets its own.
     settings.CACHES["default"]["OPTIONS"] |= {"SOCKET_CONNECT_TIMEOUT": 5, "SOCKET_TIMEOUT": 5}
     settings.CACHES["default"]["KEY_PREFIX"] = f"housing-specs-{secrets.token_hex(4)}"

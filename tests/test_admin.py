@@ -94,8 +94,9 @@ def test_a_refusal_has_the_policy_too(transactional_db, parts):
 
 def test_no_template_of_the_service_has_inline_scripts_or_styles(editor, home):
     """The policy would refuse them."""
+    application = Application()
     for path in addresses(home.pk):
-        page = send(Application(), path, client=editor, HTTP_ACCEPT="text/html").body.decode(errors="replace")
+        page = send(application, path, client=editor, HTTP_ACCEPT="text/html").body.decode(errors="replace")
         inline = re.findall(r"<script(?![^>]*(?:src=|application/json))[^>]*>|<style[^>]*>| on(?:click|load|submit)=|href=\"javascript:", page)
         assert inline == [], path
 
