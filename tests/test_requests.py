@@ -7,8 +7,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections import Counter
-from contextlib import closing, contextmanager
+from collections import Counter, defaultdict
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from unittest.mock import Mock
 
@@ -17,6 +17,7 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.db import DataError, OperationalError
 from django.test import Client
+from django.urls import Resolver404, resolve
 from django_redis import get_redis_connection
 
 from housing.freshness.settings import SETTINGS
@@ -60,21 +61,36 @@ def statuses(record_property):
     record_property("counted", f"{statuses.total()} requests: {listed}")
 
 
+def kind_of(path):
+    """The app and the view of an address of a model in the admin, or the address itself."""
+    with suppress(Resolver404):
+        view = resolve(path).func
+        if hasattr(view, "model_admin"):
+            return view.model_admin.opts.app_label, getattr(view.__wrapped__, "__func__", "the redirect to the form")
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("of_the_admin", [False, True], ids=["of the service", "of the admin"])
 def test_no_request_gets_500(home, superuser, application, of_the_admin, statuses, pytestconfig):
-    """Each address gets each hostile header, each list of the admin gets each hostile filter, and the methods take turns. `make fuzz` sends all
-    combinations, with and without a login.
+    """Each view gets each hostile header, and each list of the admin gets each hostile filter. The methods take turns, and so do the models of an app, which
+    share the views of the admin. `make fuzz` sends all combinations, with and without a login.
     """
     every = pytestconfig.option.fuzz
     paths = [path for path in addresses(home.pk) if path.startswith("/admin/") == of_the_admin and "logout" not in path]
-    methods = itertools.cycle(METHODS)
-    lists = [path for path in paths if re.fullmatch(r"/admin/\w+/\w+/", path)]
-    for path, (name, parts) in [*itertools.product(paths, HEADERS.items()), *itertools.product(paths if every else lists, filters().items())]:
-        for method, client in itertools.product(METHODS, (None, superuser)) if every else [(next(methods), superuser if of_the_admin else None)]:
+    kinds = defaultdict(list)
+    for path in paths:
+        kinds[path if every else kind_of(path)].append(path)
+    turns = itertools.cycle(METHODS)
+    hostile = [(path, *header, next(turns)) for kind in kinds.values() for path, header in zip(itertools.cycle(kind), HEADERS.items(), strict=False)]
+    lists = [path for path in paths if every or re.fullmatch(r"/admin/\w+/\w+/", path)]
+    hostile += [(path, *each, "GET" if kind_of(path) == path else next(turns)) for path in lists for each in filters().items()]
+    for path, name, parts, turn in hostile:
+        for method, client in itertools.product(METHODS, (None, superuser)) if every else [(turn, superuser if of_the_admin else None)]:
             answer = send(application, path, method, client, **parts)
             statuses[answer.status] += 1
             assert answer.status < 500, (method, path, name)
+    assert {path for path, *_ in hostile} == set(paths)
     assert len(paths) > 20
 
 
