@@ -100,6 +100,7 @@ def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
     else:
         with trace.recording():
             yield trace
+    del request.node.stash[TRACE]  # pytest keeps each spec until the end, and a trace keeps the responses
     if request.node.stash.get(PASSED, False) and has_steps(request.node):
         # After the spec this is an error and no failure, so no sabotage counts as noticed because of its steps.
         (renew if request.config.option.renew_steps else compare)(request.node.name, lines_of(trace))
