@@ -31,7 +31,7 @@ def schema():
     return Client().get("/api/schema/", headers={"Accept": "application/vnd.oai.openapi+json"}).json()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def paths():
     """The operations of the schema, by path."""
     return schema()["paths"]
@@ -103,7 +103,8 @@ def accepts(schema, value):
 def test_the_schema_accepts_a_value_of_a_parameter_exactly_when_the_service_does(transactional_db, paths, read, variant):
     """Each parameter gets the bounds of all of them, and the values next to these. Only the service can judge a cursor."""
     parameters = described(paths[VARIANTS[variant]]["get"], "query")
-    values = [*FAR_OUTSIDE, *(value for parameter in parameters.values() for value in values_around(parameter["schema"]))]
+    several = [*FAR_OUTSIDE, *(value for parameter in parameters.values() for value in values_around(parameter["schema"]))]
+    values = list({repr(value): value for value in several}.values())  # 1 is not 1.0
 
     assert set(parameters) == set(Query.filters.filters)
     assert list(read(variant, cursor="x").json) == ["cursor"]
