@@ -6,6 +6,7 @@ import csv
 import errno
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -40,7 +41,7 @@ from tests.fixtures.blogs import Blog
 from tests.fixtures.cache import begin_journal, clear_the_cache, entries, expect_no_read, flush, verify
 from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
-from tests.fixtures.processes import Killed
+from tests.fixtures.processes import Killed, python
 from tests.fixtures.responses import Response, ask, new_handler
 from tests.fixtures.rows import make_properties
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
@@ -137,6 +138,21 @@ def twenty_properties(transactional_db: None) -> list[Property]:
 def home(twenty_properties: list[Property]) -> Property:
     """The newest of twenty properties."""
     return twenty_properties[0]
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with all tables, and without rows. Migrating takes half a second."""
+    file = tmp_path_factory.mktemp("migrated") / "db.sqlite3"
+    ended = python("manage.py", "migrate", DATABASE_URL=f"sqlite:///{file}", REDIS_URL="fakeredis://", DJANGO_SECRET_KEY="any")
+    assert ended.code == 0, ended.stderr
+    return file
+
+
+@pytest.fixture
+def own_database(migrated: Path, tmp_path: Path) -> str:
+    """The URL of a copy, for the processes of one spec."""
+    return f"sqlite:///{shutil.copy(migrated, tmp_path / 'db.sqlite3')}"
 
 
 @pytest.fixture(scope="session")

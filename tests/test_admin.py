@@ -106,8 +106,6 @@ def test_no_template_of_the_service_has_inline_scripts_or_styles(editor, home):
 THROTTLED = """
 import django
 django.setup()
-from django.core.management import call_command
-call_command("migrate", verbosity=0)
 from django_redis import get_redis_connection
 from housing.wsgi import application
 from tests.fixtures.hostile import send
@@ -125,24 +123,24 @@ with patch("django.core.cache.cache.incr", side_effect=driver.ConnectionError):
 """
 
 
-def throttled(tmp_path, script, limit):
+def throttled(database, script, limit):
     """Run a script with a limit of the API."""
-    environment = {"DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3", "REDIS_URL": "fakeredis://", "DJANGO_SETTINGS_MODULE": "housing.settings"}
+    environment = {"DATABASE_URL": database, "REDIS_URL": "fakeredis://", "DJANGO_SETTINGS_MODULE": "housing.settings"}
     return python("-c", script, DJANGO_SECRET_KEY="any", DJANGO_ALLOWED_HOSTS="testserver", DJANGO_API_THROTTLE=limit, **environment)
 
 
-def test_requests_to_the_api_are_limited_for_each_address_if_a_limit_is_set(tmp_path):
+def test_requests_to_the_api_are_limited_for_each_address_if_a_limit_is_set(own_database):
     """They are counted in Redis for all processes, as numbers, since a pickle could run code. A client cannot choose its address by a header. Without
     Redis there is no limit.
     """
-    ended = throttled(tmp_path, THROTTLED, "3/day")
+    ended = throttled(own_database, THROTTLED, "3/day")
 
     assert ended.stdout.splitlines() == ["[200, 200, 200] [429, 429, 429]", "True 200", "[b'7']", "200"], ended.stderr
 
 
-def test_an_unknown_limit_is_refused_at_the_start(tmp_path):
+def test_an_unknown_limit_is_refused_at_the_start():
     """Otherwise each request would fail."""
-    ended = throttled(tmp_path, "import housing.settings", "many")
+    ended = throttled("", "import housing.settings", "many")
 
     assert ended.stderr.endswith("DJANGO_API_THROTTLE is not a rate. Write a number of requests and a unit, such as 100/minute.\n")
 

@@ -97,8 +97,6 @@ def test_no_request_gets_500(home, superuser, application, of_the_admin, statuse
 IN_DEBUG = """
 import django
 django.setup()
-from django.core.management import call_command
-call_command("migrate", verbosity=0)
 import logging
 logging.disable()
 from tests.fixtures.cache import clear_the_cache, entries
@@ -115,9 +113,9 @@ print([each for each, status in found.items() if status >= 500])
 """
 
 
-def test_no_request_of_the_toolbar_gets_500(tmp_path):
+def test_no_request_of_the_toolbar_gets_500(own_database):
     """Its pages exist in debug only."""
-    environment = {"DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3", "REDIS_URL": "fakeredis://", "DJANGO_SETTINGS_MODULE": "housing.settings"}
+    environment = {"DATABASE_URL": own_database, "REDIS_URL": "fakeredis://", "DJANGO_SETTINGS_MODULE": "housing.settings"}
     ended = python("-c", IN_DEBUG, DJANGO_DEBUG="true", DJANGO_ALLOWED_HOSTS="testserver", **environment)
 
     assert (ended.stdout, ended.code) == ("[]\n", 0), ended.stderr
@@ -388,11 +386,10 @@ def test_an_unknown_format_of_the_log_is_refused_at_the_start():
 
 
 @contextmanager
-def gunicorn(folder, **environment):
+def gunicorn(folder, database, **environment):
     """The service behind gunicorn, with an empty database. Yields a function that sends a request, and the file with its output."""
     port, output = any_free_port(), folder / "output"
-    settings = {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3", "REDIS_URL": "fakeredis://", "DJANGO_SECRET_KEY": "any", "DJANGO_ALLOWED_HOSTS": "127.0.0.1"}
-    assert python("manage.py", "migrate", **settings).code == 0
+    settings = {"DATABASE_URL": database, "REDIS_URL": "fakeredis://", "DJANGO_SECRET_KEY": "any", "DJANGO_ALLOWED_HOSTS": "127.0.0.1"}
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "housing.wsgi", "--bind", f"127.0.0.1:{port}"],
@@ -428,9 +425,9 @@ def until(output, text):
 
 
 @pytest.mark.slow
-def test_gunicorn_logs_each_request_and_takes_no_path_from_a_header(tmp_path):
+def test_gunicorn_logs_each_request_and_takes_no_path_from_a_header(tmp_path, own_database):
     """A client that sends `SCRIPT_NAME` would otherwise get gunicorn's own 500. The access log has the id of the request, as the service's own lines have."""
-    with gunicorn(tmp_path) as (request, output):
+    with gunicorn(tmp_path, own_database) as (request, output):
         assert request("GET", "/health/live/", SCRIPT_NAME="/x", PATH_INFO="/y").status == 200
         assert request("POST", VARIANTS["cached"], X__Request__ID="seven").status == 405
         lines = until(output, "405")
@@ -442,9 +439,9 @@ def test_gunicorn_logs_each_request_and_takes_no_path_from_a_header(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_line_of_gunicorn_is_json_if_the_log_is(tmp_path):
+def test_every_line_of_gunicorn_is_json_if_the_log_is(tmp_path, own_database):
     """A path with quotes, backslashes or bytes is escaped."""
-    with gunicorn(tmp_path, DJANGO_LOG_FORMAT="json") as (request, output):
+    with gunicorn(tmp_path, own_database, DJANGO_LOG_FORMAT="json") as (request, output):
         assert request("GET", '/a"\\b%00/', X__Request__ID='"', User__Agent='a"\\x\xff').status == 404
         lines = until(output, "404")
 
