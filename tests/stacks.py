@@ -123,6 +123,21 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Freeze what a chapter leaves, too, because the instruments search all other objects for connections. They must find those to Redis, so these are new."""
+    if nextitem is None or nextitem.path != item.path:
+        from django_redis import get_redis_connection
+
+        from housing.freshness.journal import journal
+
+        gc.freeze()
+        pool = get_redis_connection("default").connection_pool
+        pool.disconnect()
+        pool.reset()
+        journal._line.borrow(pool)
+
+
 def pytest_sessionfinish() -> None:
     """Save what coverage has measured, because xdist kills a worker that takes more than ten seconds to exit."""
     if measured := "coverage" in sys.modules and sys.modules["coverage"].Coverage.current():
