@@ -30,6 +30,7 @@ def tree(tmp_path, monkeypatch):
         (folder / name).write_text(text)
     monkeypatch.setattr(stress, "ROOT", folder)
     monkeypatch.setattr(stress, "LOAD", 0)
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "1")  # is enough for three specs
     for name in ("TZ", "LC_ALL"):  # this spec may itself run in one of the environments
         monkeypatch.delenv(name, raising=False)
     return folder
