@@ -173,22 +173,25 @@ def embedded(servers: ExitStack) -> tuple[str, str]:
 
 
 def compile_scripts_once() -> None:
-    """Make fakeredis compile each script once, as Redis does.
+    """Make fakeredis compile each script once, as Redis does, and let Lua refuse global variables, as Redis does.
 
-    Otherwise it compiles the script and collects Lua's garbage at each EVALSHA, which takes half the time of a hit.
+    Otherwise it compiles the script and collects Lua's garbage at each EVALSHA, which takes half the time of a hit, and lists all globals at each command.
     """
-    from fakeredis.commands_mixins.scripting_mixin import LUA_MODULE
+    from fakeredis.commands_mixins import scripting_mixin
 
-    class Runtime(LUA_MODULE.LuaRuntime):  # type: ignore[misc,name-defined]  # a module chosen when it is imported
+    class Runtime(scripting_mixin.LUA_MODULE.LuaRuntime):  # type: ignore[misc,name-defined]  # a module chosen when it is imported
         def execute(self, script: bytes | str) -> Any:
             if script == "collectgarbage()":
                 return None  # Lua collects its garbage itself
             compiled = vars(self).setdefault("compiled", {})
+            if not compiled:
+                super().execute("setmetatable(_G, {__newindex = function(_, name) error('Script attempted to create global variable ' .. name) end})")
             if script not in compiled:
                 compiled[script] = self.compile(script)
             return compiled[script]()
 
-    LUA_MODULE.LuaRuntime = Runtime
+    scripting_mixin.LUA_MODULE.LuaRuntime = Runtime
+    scripting_mixin._check_for_lua_globals = lambda *_: None
 
 
 def real(servers: ExitStack) -> tuple[str, str]:
