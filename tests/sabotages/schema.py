@@ -55,14 +55,21 @@ SCHEMA = (
     Sabotage(
         "an unknown path of the API gets Django's HTML",
         "urls.py",
-        '    re_path("^api/(?:.*/)?$", views.unknown_path),\n',
+        '    re_path(r"^api/(?:[\\s\\S]*/)?\\Z", views.unknown_path),\n',
         "",
+        "test_schema.py::test_an_unknown_path_of_the_api_is_404_as_json",
+    ),
+    Sabotage(
+        "an unknown path with a line break gets Django's HTML",
+        "urls.py",
+        r"[\s\S]*",
+        ".*",
         "test_schema.py::test_an_unknown_path_of_the_api_is_404_as_json",
     ),
     Sabotage(
         "an unknown path of the API hides the redirect to the path with a slash",
         "urls.py",
-        '"^api/(?:.*/)?$"',
+        'r"^api/(?:[\\s\\S]*/)?\\Z"',
         '"^api/"',
         "test_schema.py::test_a_path_without_its_last_slash_is_still_redirected",
     ),
