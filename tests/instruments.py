@@ -20,7 +20,7 @@ No instrument sees other processes, or what happens after the block, such as the
 - `redis_commands` does not see other clients than redis-py, or a subclass that is defined in the block and sends without `super()`. It reads `received` from
   the socket. A fake server has none, so the size of its replies is computed.
 - `python_calls` does not see functions written in C, or threads that were started before.
-- `latency` judges nothing while pytest-benchmark is disabled, as it is by `--benchmark-disable` and by pytest-xdist.
+- `latency` judges nothing while pytest-benchmark is disabled, as it is by `--benchmark-disable` and by pytest-xdist. pytest keeps no line of the log meanwhile.
 
 The licence is at the end.
 """
@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import logging
 import random
 import re
 import socket
@@ -727,6 +728,20 @@ WARM_UP = 2
 """The number of rounds that are not measured."""
 
 
+@contextmanager
+def uncaptured_logs() -> Iterator[None]:
+    """Take pytest's own handlers of log lines away during the block. They format each line twice more, which would be measured."""
+    root = logging.getLogger()
+    held = [handler for handler in root.handlers if type(handler).__module__ == "_pytest.logging"]
+    for handler in held:
+        root.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in held:
+            root.addHandler(handler)
+
+
 @dataclass
 class Latency:
     """Times a function and its baseline in one run, so that a busy machine is busy for both."""
@@ -757,7 +772,8 @@ class Latency:
             _done(result)
             prepare()
 
-        _done(benchmark.pedantic(this, setup=setup, rounds=rounds, warmup_rounds=WARM_UP))
+        with uncaptured_logs():
+            _done(benchmark.pedantic(this, setup=setup, rounds=rounds, warmup_rounds=WARM_UP))
         if not benchmark.stats:
             return Timings([], [])
         measured = baselines[WARM_UP : WARM_UP + rounds]  # --benchmark-cprofile runs one more

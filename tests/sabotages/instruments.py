@@ -134,4 +134,11 @@ INSTRUMENTS = (
         r"SET\s+TRANSACTION",
         "test_counting.py::test_server_timing_counts_the_same_statements_as_the_instruments",
     ),
+    Sabotage(
+        "what pytest does with each line of the log is timed",
+        FILE,
+        "        root.removeHandler(handler)",
+        "        pass",
+        "test_instruments.py::test_log_lines_are_not_formatted_for_pytest_while_they_are_timed",
+    ),
 )
