@@ -246,6 +246,7 @@ def test_a_large_page_deletes_many_small_ones_and_itself_stays(home, read, setti
     assert read("cached?search=a").came_from == "fwd=miss; stored"
     assert read("cached?search=a").came_from == "hit"
     assert len(entries()) == 1
+    assert bytes_of_the_unlinked() > settings.FRESHNESS_UNLINKED  # it counts
 
 
 def test_pages_that_a_client_invents_take_at_most_a_quarter_of_redis():
