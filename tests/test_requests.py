@@ -107,7 +107,7 @@ def test_no_request_of_the_toolbar_gets_500(tmp_path):
     assert (ended.stdout, ended.code) == ("[]\n", 0), ended.stderr
 
 
-@pytest.mark.parametrize("charset", ["utf-7", "hex", "idna", "a\0b"])
+@pytest.mark.parametrize("charset", ["utf-7", "hex", "idna", "a\0b", "\xff"])
 @pytest.mark.parametrize("accept", [JSON, HTML], ids=["JSON", "HTML"])
 def test_a_charset_that_cannot_be_one_of_text_is_refused_at_each_address(home, application, accept, charset):
     """Django reads the query string in it before any middleware runs. In UTF-7 a `+` has another meaning."""
