@@ -54,8 +54,8 @@ COPIED = (
 )
 """The parts of the tree that the specs need."""
 
-TIMEOUT = 120
-"""Seconds after which a spec counts as hung."""
+TIMEOUT = 240
+"""Seconds after which a spec counts as hung. It may wait three times for what a sabotage prevents, `tests.stacks.TIMEOUT` each time."""
 
 SABOTAGES = (
     *JOURNAL,
