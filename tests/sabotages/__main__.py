@@ -55,7 +55,7 @@ COPIED = (
 """The parts of the tree that the specs need."""
 
 TIMEOUT = 120
-"""Seconds after which a spec counts as hung. It may wait three times for what a sabotage prevents, for at most 30 seconds."""
+"""Seconds until a spec counts as hung. It can wait three times, 30 seconds each, for an event that the sabotage prevents."""
 
 SABOTAGES = (
     *JOURNAL,
