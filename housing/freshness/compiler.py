@@ -22,7 +22,7 @@ from .statements import NOTHING
 from .tracking import MANY_ROWS, Table, cascades, tables
 
 
-class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
     """A compiler of SELECTs. It records the dependencies of a response, and the values of locked rows."""
 
     ordering: Any = None
@@ -99,7 +99,7 @@ def _each_noted(recording: Recorder, reading: Any, chunks: Iterable[Any]) -> Ite
         yield chunk
 
 
-class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
     """A compiler of INSERT, UPDATE or DELETE. It tags the write in its transaction, and opens one in autocommit."""
 
     verb: str

@@ -64,7 +64,7 @@ INSTRUMENTS = (
     Sabotage(
         "the rows of `for row in cursor` are not counted",
         FILE,
-        "            _note_rows(1)",
+        "            Queries.note_reply(1)",
         "            pass",
         "test_counting.py::test_rows_are_counted_however_they_are_fetched",
     ),
