@@ -78,11 +78,17 @@ def _whole_or_none(text: str) -> int | None:
 
 
 def _whole(text: str) -> int:
-    return int(re.fullmatch("[0-9]{1,9}", text)[0])  # type: ignore[index]  # None raises TypeError, as it should
+    return int(_matching("[0-9]{1,9}", text))
 
 
 def _seconds(text: str) -> float:
-    return float(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text)[0])  # type: ignore[index]  # as above
+    return float(_matching(r"[0-9]{1,6}(\.[0-9]{1,6})?", text))
+
+
+def _matching(pattern: str, text: str) -> str:
+    if not re.fullmatch(pattern, text):
+        raise ValueError
+    return text
 
 
 def _mode(text: str) -> str:
@@ -122,7 +128,7 @@ def _value(kinds: dict[str, Callable[[str], Any]], name: str, text: str) -> Any:
     failed = False
     try:
         value = kinds.get(name, str)(text)
-    except (KeyError, TypeError):
+    except (KeyError, ValueError):
         failed = True
     _require(not failed, f"has an invalid value of the option {name}")  # outside, because a traceback would show the first error with the value
     return value

@@ -179,7 +179,7 @@ class DateFormat:
     def _parsed(self, text: str) -> datetime.datetime:
         if self.written == ISO:
             return datetime.datetime.fromisoformat(text)
-        moment = datetime.datetime.strptime(text, self.written)  # noqa: DTZ007  the zone is added later
+        moment = datetime.datetime.strptime(text, self.written)  # noqa: DTZ007  # the zone is added later
         if sys.version_info >= (3, 15) and "%z" in self.written and moment.tzinfo is None:  # its strptime lets an empty offset pass
             raise ValueError
         return moment
@@ -216,7 +216,7 @@ def _tells_the_day(written: str) -> bool:
     try:
         if day.strftime(written) == years_later.strftime(written):
             return False  # strptime would guess the year, with a warning since Python 3.13
-        return datetime.datetime.strptime(day.strftime(written), written).date() == day.date()  # noqa: DTZ007  only its date is compared
+        return datetime.datetime.strptime(day.strftime(written), written).date() == day.date()  # noqa: DTZ007  # only its date is compared
     except (ValueError, re.error):
         return False
 

@@ -199,7 +199,7 @@ def _text(path: Path, file: Any, layout: Layout, stack: ExitStack) -> io.TextIOW
 def _only_member(path: Path, file: IO[bytes], stack: ExitStack) -> Any:
     """Return the file in a zip archive. A pipe is copied first, because the list of files is at the end."""
     if not file.seekable():
-        shutil.copyfileobj(file, copy := tempfile.TemporaryFile())  # noqa: SIM115  it is entered below
+        shutil.copyfileobj(file, copy := tempfile.TemporaryFile())  # noqa: SIM115  # it is entered below
         file = stack.enter_context(copy)
     archive = stack.enter_context(zipfile.ZipFile(file))
     names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]

@@ -27,7 +27,7 @@ urlpatterns = [
     path(
         "api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="housing/docs.html", http_method_names=["get", "head"]), name="docs"
     ),
-    re_path("^api/(?:.*/)?$", views.unknown_path),
+    re_path(r"^api/(?:[\s\S]*/)?\Z", views.unknown_path),
     *(path(url.removeprefix("/"), check, name="-".join(url.strip("/").split("/"))) for url, check in health.CHECKS.items()),
     path("metrics/", serve_metrics, name="metrics"),
     path("admin/", admin.site.urls),

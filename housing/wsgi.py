@@ -42,10 +42,13 @@ class Application(WSGIHandler):
 
 
 def check_charset(content_type: str) -> None:
-    """Raise BadRequest if Python knows the charset, but cannot read parameters with it. Django ignores a charset that Python does not know."""
-    charset: Any = parse_header_parameters(content_type)[1].get("charset")
+    """Raise BadRequest if Python knows the charset, but cannot read parameters with it, or if its name is not ASCII, which Python 3.15 deprecates.
+
+    Django ignores a charset that Python does not know.
+    """
+    charset: Any = parse_header_parameters(content_type)[1].get("charset") or "utf-8"
     with suppress(LookupError):
-        if charset and not ASCII_WITH_MORE.match(codecs.lookup(charset).name):
+        if not charset.isascii() or not ASCII_WITH_MORE.match(codecs.lookup(charset).name):
             raise BadRequest(f"The charset {charset} is not supported. Use UTF-8.")
 
 

@@ -20,7 +20,7 @@ No instrument sees other processes, or what happens after the block, such as the
 - `redis_commands` does not see other clients than redis-py, or a subclass that is defined in the block and sends without `super()`. It reads `received` from
   the socket. A fake server has none, so the size of its replies is computed.
 - `python_calls` does not see functions written in C, or threads that were started before.
-- `latency` judges nothing while pytest-benchmark is disabled, as it is by `--benchmark-disable` and by pytest-xdist.
+- `latency` judges nothing while pytest-benchmark is disabled, as it is by `--benchmark-disable` and by pytest-xdist. pytest keeps no line of the log meanwhile.
 
 The licence is at the end.
 """
@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import logging
 import random
 import re
 import socket
@@ -116,6 +117,8 @@ class Seen(list[Sent]):
 
     place = ""
     threads: bool | None = None
+    replied = 0
+    """The rows or the bytes that came back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,6 +199,12 @@ class Instrument:
         for seen in list(cls.open):
             (seen if any(seen is each for each in counting) else seen.elsewhere).append(sent)
 
+    @classmethod
+    def note_reply(cls, count: int) -> None:
+        """Add the rows or the bytes that come back here and now."""
+        for seen in cls.counting():
+            seen.replied += count
+
 
 def place_of(frame: FrameType | None) -> str:
     """The file and line of the innermost code outside of LIBRARIES and of methods of DJANGOS, and of your code that called it if it is a package's."""
@@ -229,14 +238,12 @@ PSYCOPG = {
 class Statements(Seen):
     """SQL statements, and the number of rows that were fetched."""
 
-    fetched = 0
-
     @property
     def rows(self) -> int:
         """The number of rows that were fetched through Django's cursor. Fails if a statement was sent below it, because the rows of that one are not seen."""
         if below := [sent for sent in self if sent.below]:
             pytest.fail("\n".join(["not seen: the rows of statements that were sent below Django's cursor:", *Queries().listed(below)]), pytrace=False)
-        return self.fetched
+        return self.replied
 
 
 class Queries(Instrument):
@@ -321,11 +328,6 @@ def _note_sql(sql: Any, cursor: Any, *, below: bool = False) -> None:
         Queries.note(text, below=below)
 
 
-def _note_rows(count: int) -> None:
-    for seen in Queries.counting():
-        seen.fetched += count  # type: ignore[attr-defined]  # Statements
-
-
 def _covered(call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
     def covered(*args: Any, **kwargs: Any) -> Any:
@@ -362,7 +364,7 @@ def _iterating(iterate: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(iterate)
     def iterates(cursor: CursorWrapper) -> Iterator[Any]:
         for row in iterate(cursor):
-            _note_rows(1)
+            Queries.note_reply(1)
             yield row
 
     return iterates
@@ -375,7 +377,7 @@ DJANGO = {"_execute_with_wrappers": _executing, "callproc": _calling, "__iter__"
 def _fetching(name: str) -> Callable[..., Any]:
     def fetches(cursor: CursorWrapper, *args: Any, **kwargs: Any) -> Any:
         found = CursorWrapper.__getattr__(cursor, name)(*args, **kwargs)
-        _note_rows(len(found) if name != "fetchone" else found is not None)
+        Queries.note_reply(len(found) if name != "fetchone" else found is not None)
         return found
 
     return fetches
@@ -414,7 +416,10 @@ def _connecting(opened: list[sqlite3.Connection], connect: Callable[..., Any], *
 class Traffic(Seen):
     """The traffic with Redis: the command names of each round trip, and the number of bytes sent and received, in RESP."""
 
-    received = 0
+    @property
+    def received(self) -> int:
+        """The number of bytes of all replies."""
+        return self.replied
 
     @property
     def sent(self) -> int:
@@ -490,7 +495,7 @@ def _weighing(receive: Callable[..., Any]) -> Callable[..., Any]:
         if CALL.get() == (connection,):
             return receive(connection, *args, **kwargs)
         stream = getattr(connection, "_sock", None) or getattr(connection, "_reader", None)
-        then = bool if isinstance(stream, tuple(STREAMS)) else lambda reply: _note_received(bytes_of(reply, int(connection.protocol)))
+        then = bool if isinstance(stream, tuple(STREAMS)) else lambda reply: RedisCommands.note_reply(bytes_of(reply, int(connection.protocol)))
         return _during((connection,), partial(receive, connection, *args, **kwargs), then)
 
     return weighs
@@ -501,7 +506,9 @@ def _reading(read: Callable[..., Any]) -> Callable[..., Any]:
     def reads(stream: Any, *args: Any, **kwargs: Any) -> Any:
         if len(CALL.get()) != 1:  # no connection of redis-py is reading
             return read(stream, *args, **kwargs)
-        return _during(CALL.get(), partial(read, stream, *args, **kwargs), lambda found: _note_received(found if isinstance(found, int) else len(found)))
+        return _during(
+            CALL.get(), partial(read, stream, *args, **kwargs), lambda found: RedisCommands.note_reply(found if isinstance(found, int) else len(found))
+        )
 
     return reads
 
@@ -529,11 +536,6 @@ def _during(call: tuple[Any, ...], act: Callable[[], Any], then: Callable[[Any],
         return later(found)
     then(found)
     return found
-
-
-def _note_received(count: int) -> None:
-    for seen in RedisCommands.counting():
-        seen.received += count  # type: ignore[attr-defined]  # Traffic
 
 
 def bytes_of(reply: Any, protocol: int = 3) -> int:
@@ -727,6 +729,20 @@ WARM_UP = 2
 """The number of rounds that are not measured."""
 
 
+@contextmanager
+def uncaptured_logs() -> Iterator[None]:
+    """Take pytest's own handlers of log lines away during the block. They format each line twice more, which would be measured."""
+    root = logging.getLogger()
+    held = [handler for handler in root.handlers if type(handler).__module__ == "_pytest.logging"]
+    for handler in held:
+        root.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in held:
+            root.addHandler(handler)
+
+
 @dataclass
 class Latency:
     """Times a function and its baseline in one run, so that a busy machine is busy for both."""
@@ -757,7 +773,8 @@ class Latency:
             _done(result)
             prepare()
 
-        _done(benchmark.pedantic(this, setup=setup, rounds=rounds, warmup_rounds=WARM_UP))
+        with uncaptured_logs():
+            _done(benchmark.pedantic(this, setup=setup, rounds=rounds, warmup_rounds=WARM_UP))
         if not benchmark.stats:
             return Timings([], [])
         measured = baselines[WARM_UP : WARM_UP + rounds]  # --benchmark-cprofile runs one more

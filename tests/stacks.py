@@ -36,9 +36,9 @@ STACKS = {"embedded": "SQLite and fakeredis, in process", "real": "PostgreSQL an
 IMAGES = ROOT / "images.env"
 """The file with the image names that Testcontainers and Compose use. Environment variables take precedence."""
 
-TIMEOUT = 300
+TIMEOUT = int(os.environ.get("SPECS_TIMEOUT", "300"))
 """Seconds after which a spec stops waiting for a server, a process or a thread, and fails. On a quiet machine each takes less than a hundredth of it, and
-`make stress` slows everything down by a factor of ten.
+`make stress` slows everything down by a factor of ten. `make mutants` waits for less, because it often waits for what never happens.
 """
 
 SERVERS = pytest.StashKey[ExitStack]()

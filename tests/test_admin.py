@@ -114,6 +114,8 @@ first = [send(application, path, REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR=pa
 print([answer.status for answer in first], [send(application, path, REMOTE_ADDR="10.0.0.1").status for path in VARIANTS.values()])
 refused = send(application, path := VARIANTS["cached"], REMOTE_ADDR="10.0.0.1")
 print(0 < int(refused.headers["Retry-After"]) <= 86400, send(application, path, REMOTE_ADDR="10.0.0.2").status)
+invented = [f"192.0.2.{number}, 10.0.0.3" for number in range(4)]
+print([send(application, path, REMOTE_ADDR="127.0.0.1", HTTP_X_FORWARDED_FOR=addresses).status for addresses in invented])
 redis = get_redis_connection("default")
 print([redis.get(key) for key in redis.scan_iter("*throttle*10.0.0.1*")])
 import redis as driver
@@ -130,12 +132,18 @@ def throttled(database, script, limit):
 
 
 def test_requests_to_the_api_are_limited_for_each_address_if_a_limit_is_set(own_database):
-    """They are counted in Redis for all processes, as numbers, since a pickle could run code. A client cannot choose its address by a header. Without
-    Redis there is no limit.
+    """They are counted in Redis for all processes, as numbers, since a pickle could run code. A client cannot choose its address by a header,
+    with a proxy or without. Without Redis there is no limit.
     """
     ended = throttled(own_database, THROTTLED, "3/day")
 
-    assert ended.stdout.splitlines() == ["[200, 200, 200] [429, 429, 429]", "True 200", "[b'7']", "200"], ended.stderr
+    assert ended.stdout.splitlines() == [
+        "[200, 200, 200] [429, 429, 429]",
+        "True 200",
+        "[200, 200, 200, 429]",
+        "[b'7']",
+        "200",
+    ], ended.stderr
 
 
 def test_an_unknown_limit_is_refused_at_the_start():

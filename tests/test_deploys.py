@@ -16,7 +16,7 @@ from django_redis import get_redis_connection
 
 from housing.freshness.connection import ConnectionMixin
 from housing.freshness.fingerprint import version
-from housing.freshness.journal import journal
+from housing.freshness.journal import Journal, journal
 from housing.freshness.settings import conf
 from housing.models import Property
 from tests import ROOT
@@ -39,10 +39,11 @@ def another_version():
 
 @contextmanager
 def other_tags(monkeypatch):
-    """Be a process whose version has other tags: the next release of the engine may write them in another form."""
-    tag = ConnectionMixin.tag
+    """Be a process whose version has other tags, of writes and of entries: the next release of the engine may write them in another form."""
+    tag, store = ConnectionMixin.tag, Journal.store
     with another_version(), monkeypatch.context() as patched:
         patched.setattr(ConnectionMixin, "tag", lambda self, table, tags, change=None: tag(self, table, {f"v2/{each}" for each in tags}, change))
+        patched.setattr(Journal, "store", lambda self, entry, miss, tags, *more: store(self, entry, miss, {f"v2/{each}" for each in tags}, *more))
         yield
 
 

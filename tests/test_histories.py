@@ -359,16 +359,21 @@ class Run:
             killed = process.running.wait() == -signal.SIGKILL
             self.counted["kills"] += killed
             assert killed or process.running.returncode == 0, self.log.read_text()[-2_000:]
+            self.to_kill += self.is_doomed(process) and not killed  # it ended before its kill, which another process gets
             for client in process.clients:
                 self.end(client, math.inf)
             if killed and any(self.left[client] for client in process.clients):
                 self.start(process.clients)
 
+    def is_doomed(self, process):
+        """Whether a kill is due for this process, or has hit it."""
+        return any(running is process.running for _, running in self.doomed)
+
     def note(self, process, event, client, *facts):
         """Record one line of output."""
         if event == "begins":
             self.open[client] = facts
-            if self.to_kill:
+            if self.to_kill and not self.is_doomed(process):
                 self.to_kill -= 1
                 self.doomed.append((self.counted["operations"] + self.dice.randrange(1, 8), process.running))
         elif event == "wrote":

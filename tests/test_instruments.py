@@ -1,6 +1,7 @@
 """The test instruments: their counts and their failure messages. The reader of a message may not know the code."""
 
 import gc
+import logging
 import os
 import random
 import re
@@ -394,6 +395,19 @@ def test_the_round_that_is_profiled_does_not_shift_the_baselines():
     timings = Latency(clock=lambda: next(ticks)).interleaved(benchmark, bool, baseline=bool, rounds=2)
 
     assert timings == Timings(this=[4.0, 5.0], baseline=[1, 2])
+
+
+def test_log_lines_are_not_formatted_for_pytest_while_they_are_timed(latency, caplog):
+    """pytest keeps each line twice for its report, which takes longer than the line itself. A server does not."""
+    root = logging.getLogger()
+    before, during = list(root.handlers), []
+    benchmark = SimpleNamespace(pedantic=lambda this, *, setup, **_: (setup(), this()), stats=None)
+
+    latency.interleaved(benchmark, lambda: during.append(list(root.handlers)), baseline=bool)
+
+    assert caplog.handler in before
+    assert not {type(handler).__module__ for handler in during[0]} & {"_pytest.logging"}
+    assert {*root.handlers} == {*before}
 
 
 def test_without_benchmarks_both_functions_run_once_and_nothing_is_judged(latency):

@@ -122,7 +122,7 @@ def test_no_request_of_the_toolbar_gets_500(own_database):
     assert (ended.stdout, ended.code) == ("[]\n", 0), ended.stderr
 
 
-@pytest.mark.parametrize("charset", ["utf-7", "hex", "idna", "a\0b"])
+@pytest.mark.parametrize("charset", ["utf-7", "hex", "idna", "a\0b", "\xff"])
 @pytest.mark.parametrize("accept", [JSON, HTML], ids=["JSON", "HTML"])
 def test_a_charset_that_cannot_be_one_of_text_is_refused_at_each_address(home, application, accept, charset):
     """Django reads the query string in it before any middleware runs. In UTF-7 a `+` has another meaning."""
@@ -261,6 +261,7 @@ def test_a_large_page_deletes_many_small_ones_and_itself_stays(home, read, setti
     assert read("cached?search=a").came_from == "fwd=miss; stored"
     assert read("cached?search=a").came_from == "hit"
     assert len(entries()) == 1
+    assert bytes_of_the_unlinked() > settings.FRESHNESS_UNLINKED  # it counts
 
 
 def test_pages_that_a_client_invents_take_at_most_a_quarter_of_redis():

@@ -183,7 +183,18 @@ def test_too_many_parameters_are_refused_with_400_as_json(client, variant):
     assert (response.status_code, response.json()) == (400, {"non_field_errors": ["There are more than 1000 parameters."]})
 
 
-@pytest.mark.parametrize("path", ["/api/", "/api/nothing/", "/api/properties/cached/-1/", "/api/properties/cached/x/"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/",
+        "/api/nothing/",
+        "/api/properties/cached/-1/",
+        "/api/properties/cached/x/",
+        "/api/properties/cached/%0A/",
+        "/api/a%0D%0Ab/",
+        "/api/%00%E2%80%A8/",
+    ],
+)
 def test_an_unknown_path_of_the_api_is_404_as_json(client, path):
     """A client that expects JSON cannot parse Django's HTML page."""
     response = client.get(path, headers={"Accept": "application/json"})

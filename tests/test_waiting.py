@@ -142,8 +142,12 @@ def test_a_waiting_reader_looks_again_less_and_less_often(home, read, waiting, a
 
 
 @pytest.mark.only("embedded")
-def test_another_reader_takes_over_the_fill_of_a_killed_reader(home, redis_clock, settings):
+@pytest.mark.parametrize("before", ["no entry", "a stale entry"])
+def test_another_reader_takes_over_the_fill_of_a_killed_reader(home, redis_clock, settings, before):
     """One reader fills the entry and the others wait. Otherwise all of them would query the database at once. (Embedded only: the spec sets Redis's clock.)"""
+    if before == "a stale entry":  # it does not expire with its fill
+        journal.store(PAGE, journal.lookup(PAGE), {"t"}, '"old"', b"old")
+        journal.close(journal.lease({"t"}))
     journal.lookup(PAGE)
     redis_clock.seconds += conf.WAIT_TIMEOUT + 0.001
     assert isinstance(journal.lookup(PAGE, may_wait=True), Miss)

@@ -22,7 +22,7 @@ from .statements import NOTHING
 from .tracking import MANY_ROWS, Table, cascades, tables
 
 
-class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
     """A compiler of SELECTs. It records the dependencies of a response, and the values of locked rows."""
 
     ordering: Any = None
@@ -99,7 +99,7 @@ def _each_noted(recording: Recorder, reading: Any, chunks: Iterable[Any]) -> Ite
         yield chunk
 
 
-class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
     """A compiler of INSERT, UPDATE or DELETE. It tags the write in its transaction, and opens one in autocommit."""
 
     verb: str
@@ -220,12 +220,13 @@ class Updates(Writes):
         if not keys:
             return self._say(table, (), table.all) if keys is None or not table.pk else None
         tags = {table.name, *(f"{table.name}:{key}" for key in keys)}
+        holds_rows = self.connection.holds_rows
         for field, _, given in self.query.values:
             value = given.prepare_database_save(field) if hasattr(given, "prepare_database_save") else given
             if field.primary_key:
                 return self._say(table, (), table.all)
             is_known = not hasattr(value, "resolve_expression")
-            if is_known and all(self.connection.is_held(table, key, field.column, value) for key in keys):
+            if holds_rows and is_known and all(self.connection.is_held(table, key, field.column, value) for key in keys):
                 continue
             tags.add(f"{table.name}.{field.column}")
             if text := table.references.get(field.column):

@@ -170,6 +170,11 @@ class ConnectionMixin(IdentifiedMixin):
         if table.pk_text and len(held) < MANY_ROWS:
             held[table.name, table.pk_text(key)] = values
 
+    @property
+    def holds_rows(self) -> bool:
+        """Whether this transaction holds rows that were read FOR UPDATE."""
+        return any(scope.held for scope in self.scopes)
+
     def is_held(self, table: Table, key: str, column: str, value: Any) -> bool:
         """Whether a locked row certainly has this value already. Changes by this transaction were tagged when they were made."""
         for scope in reversed(self.scopes):

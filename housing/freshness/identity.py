@@ -30,7 +30,7 @@ def known_identity(alias: str) -> str | None:
     return _known.get(alias, (None, None))[0]
 
 
-class IdentifiedMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # mypy wants one base, not a choice
+class IdentifiedMixin(BaseDatabaseWrapper if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
     """A mixin for Django's `DatabaseWrapper`."""
 
     identity: str | None = None

@@ -36,9 +36,7 @@ from housing.freshness.journal import Journal, Unreachable
 from tests.exploration.linearizability import Operation, violation
 from tests.fixtures.processes import Killed
 from tests.fixtures.trace import CURRENT, OF_RACES
-
-TIMEOUT = 300
-"""Seconds after which an actor counts as stuck if it neither reaches its next step nor waits for a lock."""
+from tests.stacks import TIMEOUT
 
 BEGIN, WAITING = "BEGIN", "looks again"
 

@@ -64,7 +64,7 @@ INSTRUMENTS = (
     Sabotage(
         "the rows of `for row in cursor` are not counted",
         FILE,
-        "            _note_rows(1)",
+        "            Queries.note_reply(1)",
         "            pass",
         "test_counting.py::test_rows_are_counted_however_they_are_fetched",
     ),
@@ -133,5 +133,12 @@ INSTRUMENTS = (
         r"SET\s+TRANSACTION|SAVEPOINT|RELEASE",
         r"SET\s+TRANSACTION",
         "test_counting.py::test_server_timing_counts_the_same_statements_as_the_instruments",
+    ),
+    Sabotage(
+        "what pytest does with each line of the log is timed",
+        FILE,
+        "        root.removeHandler(handler)",
+        "        pass",
+        "test_instruments.py::test_log_lines_are_not_formatted_for_pytest_while_they_are_timed",
     ),
 )

@@ -181,7 +181,7 @@ FILLS = (
         "freshness/journal.lua",
         "local lately = math.abs(now - math.abs(filling)) < WAIT_TIMEOUT",
         "local lately = true",
-        "test_waiting.py::test_another_reader_takes_over_the_fill_of_a_killed_reader",
+        "test_waiting.py::test_another_reader_takes_over_the_fill_of_a_killed_reader[a stale entry]",
     ),
     Sabotage(
         "a reader waits twice as long as the wait timeout",

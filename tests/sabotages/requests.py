@@ -18,6 +18,14 @@ REQUESTS = (
         "test_requests.py::test_a_charset_that_cannot_be_one_of_text_is_refused_at_each_address[HTML-a\\x00b]",
     ),
     Sabotage(
+        "a number reaches the database with the exponent that the client wrote",
+        "filters.py",
+        "if isinstance(value, Decimal):",
+        "if isinstance(value, complex):",
+        "test_requests.py::test_a_number_reaches_the_database_in_the_form_of_its_column[0e1073741823-cached]",
+        "real",
+    ),
+    Sabotage(
         "a NUL in a session cookie reaches the database",
         "sessions.py",
         "key if key.isascii() and key.isalnum() else None",  # plain-words: code
@@ -145,7 +153,7 @@ REQUESTS = (
         "test_requests.py::test_a_page_that_is_stored_again_is_the_newest_of_the_invented_ones",
     ),
     Sabotage(
-        "a large invented page deletes itself",
+        "a large invented page is stored and no longer counted",
         "freshness/journal.lua",
         "sum <= most or oldest == member",
         "sum <= most",

@@ -82,7 +82,7 @@ STATEMENTS = (
     Sabotage(
         "a CTE that reads is a write",
         "freshness/statements.py",
-        " or READS_ONLY.match(sql[LEAD.match(sql).end() :])",
+        ' or READS_ONLY.match(LEAD.sub("", sql, count=1))',
         "",
         judged("WITH x AS (SELECT id FROM housing_agent) SELECT * FROM x"),
     ),

@@ -126,7 +126,7 @@ class Command(BaseCommand):
             if result.outcome == "stale":
                 self.stdout.write(told(result))
         for (outcome, why), times in Counter((result.outcome, result.why) for result in results).items():
-            if outcome in ("changed", "unknown") or (outcome == "not served" and path):
+            if outcome in NOT_COMPARED or (outcome == "not served" and path):
                 self.stdout.write(f"{times} {outcome}: {why}.")
         counts = Counter(result.outcome for result in results)
         summary = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
