@@ -141,4 +141,11 @@ INSTRUMENTS = (
         "        pass",
         "test_instruments.py::test_log_lines_are_not_formatted_for_pytest_while_they_are_timed",
     ),
+    Sabotage(
+        "an undecided comparison of two trees ends",
+        "../tests/measurements/compare.py",
+        "if all(verdict.decided for verdict in verdicts):",
+        "if verdicts:",
+        "test_compare.py::test_an_undecided_comparison_goes_on_with_more_processes[as fast in one half of the rounds and slower in the other]",
+    ),
 )
