@@ -74,6 +74,7 @@ DOCUMENTS = (
             "saves",
             "writes",
             "commit",
+            "close",
             "contract",
             "cursors",
             "schema",

@@ -110,7 +110,7 @@ def test_a_step_that_no_spec_took_has_no_line():
 def test_the_failure_for_a_stale_entry_that_was_trusted_names_the_tags_in_common(home, warm, read, monkeypatch, message):
     """The write was tagged well, so the fault is in the comparison. A missing tag need not be searched for."""
     warm()
-    monkeypatch.setattr(journal, "close", journal.withdraw)
+    monkeypatch.setattr(journal, "close", lambda lease, late: journal.withdraw(lease))
 
     def fail():
         home.price = 7

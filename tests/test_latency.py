@@ -181,13 +181,13 @@ def test_a_cold_page_takes_at_most_half_as_long_as_plain_drf(twenty_properties, 
 @pytest.mark.only("real")
 @pytest.mark.benchmark(group="write")
 def test_a_write_takes_little_longer_than_a_plain_save_and_two_round_trips(twenty_properties, benchmark, latency):
-    """The lease and the close are short scripts for a handful of tags. (Real only: fakeredis's scripts are slow.)"""
+    """The lease and the close are short scripts for a handful of tags, and the close is not awaited. (Real only: fakeredis's scripts are slow.)"""
     home = twenty_properties[0]
 
     benchmark.name = "write to a write and two PINGs"
     with PlainSave() as plain:
         timings = latency.interleaved(benchmark, home.save, baseline=plain.save, rounds=300)
-    timings.at_most(1.2, because="finding the tags is a few set operations in Python, and both sides make two round trips")
+    timings.at_most(1.2, because="finding the tags is a few set operations in Python, and both sides send two commands to Redis")
 
 
 @pytest.mark.only("real")

@@ -251,7 +251,7 @@ def test_a_lease_whose_reply_was_lost_stays_open(price, reprice, clock, monkeypa
     line = journal._line
     sent = type(line).ask
 
-    def lose_the_reply_to_a_lease(self, client, *command):
+    def lose_the_reply_to_a_lease(self, client, *command, late):
         assert "lease" in command
         sent(self, client, *command)
         raise redis.TimeoutError("Timeout reading from socket")
@@ -269,7 +269,7 @@ def test_an_error_that_concerns_one_call_does_not_open_the_breaker(twenty_proper
     line = journal._line
     sent = type(line).ask
 
-    def full(self, client, *command):
+    def full(self, client, *command, late):
         if "store" in command:
             raise redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
         return sent(self, client, *command)

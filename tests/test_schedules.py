@@ -324,7 +324,7 @@ def test_every_schedule_that_is_left_out_ends_like_one_that_runs(new_stage, acto
 @pytest.fixture
 def no_close(monkeypatch):
     """Break the service: it withdraws each lease and never closes it, so no write makes an entry stale."""
-    monkeypatch.setattr(journal, "close", journal.withdraw)
+    monkeypatch.setattr(journal, "close", lambda lease, late: journal.withdraw(lease))
 
 
 def test_a_schedule_with_a_look_that_finds_nothing_new_is_left_out(transactional_db, no_timeouts):

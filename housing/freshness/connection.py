@@ -72,6 +72,10 @@ def _is_no_reply(error: Exception) -> bool:
     return any(text in str(error) for text in NO_REPLY)
 
 
+def _not_closed(away: Unreachable) -> None:
+    logger.warning("Committed, but the lease could not be closed: %s Readers query the database until it expires.", away)
+
+
 def _differ_in_json(one: Any, other: Any) -> bool:
     """Whether two values that are equal in Python differ in JSON, such as `True` and `1`."""
     return isinstance(one, JSON) is not isinstance(other, JSON) or (isinstance(one, JSON) and repr(one) != repr(other))
@@ -287,9 +291,9 @@ class ConnectionMixin(IdentifiedMixin):
         self.scopes = [Scope()]
         try:
             if lease is not None:
-                journal.close(lease)
+                journal.close(lease, late=_not_closed)
         except Unreachable as away:
-            logger.warning("Committed, but the lease could not be closed: %s Readers query the database until it expires.", away)
+            _not_closed(away)
         for change, stale in changes:
             logger.info("%s Stale%s: %s.", change, "" if lease else f" in {conf.MAX_STALENESS:g} s", ", ".join(stale))
 

@@ -35,6 +35,9 @@ from .settings import conf
 
 logger = logging.getLogger(__name__)
 
+Late = Callable[[refusals.RedisError, bool], Any]
+"""Takes an error as the reply that was not awaited, and whether this thread may send a command."""
+
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
 
@@ -180,9 +183,24 @@ class Journal:
             return Lease(lease.id, (*lease.tags, *(tag.decode() for tag in of_others)))
         return lease
 
-    def close(self, lease: Lease) -> None:
-        """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh."""
-        self._run("close", lease.id, "\n".join(lease.tags), version())
+    def close(self, lease: Lease, late: Callable[[Unreachable], Any] | None = None) -> None:
+        """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh.
+
+        With `late` the reply is not awaited, which saves a tenth of a write. No read is stale meanwhile, because the lease is open until the server has run
+        the close. The reply is read before the thread's next command, or when the thread ends. After an error the close is sent again, and if that fails,
+        `late` is called.
+        """
+        command = ("close", lease.id, "\n".join(lease.tags), version())
+        self._run(*command, late=partial(self._close_again, lease, late)) if late else self._run(*command)
+
+    def _close_again(self, lease: Lease, late: Callable[[Unreachable], Any], error: refusals.RedisError, may_ask: bool) -> None:
+        """Take an error as the late reply to a close. The thread of another connection may not ask, because it may be in the middle of a command."""
+        try:
+            if not may_ask:
+                raise Unreachable(f"Redis did not confirm it ({error}).")
+            self.close(lease)
+        except Unreachable as away:
+            late(away)
 
     def withdraw(self, lease: Lease) -> None:
         """Report that the leased write did not happen, so nothing becomes stale."""
@@ -283,28 +301,31 @@ class Journal:
         self._sha = None
         self.breaker = Breaker()
 
-    def _run(self, verb: str, *args: Any, entry: str = "") -> Any:
+    def _run(self, verb: str, *args: Any, entry: str = "", late: Late | None = None) -> Any:
+        """The reply to this verb. With `late` it is not awaited, and an error is passed to `late` afterwards."""
+        if self._line.unread:
+            self._line.read_late()
         client: Redis = get_redis_connection(conf.CACHE)
         if self.breaker.opened is None:
-            return self._send(client, verb, args, entry)
-        with self.breaker.probing(server_address(client)):
+            return self._send(client, verb, args, entry, late)
+        with self.breaker.probing(server_address(client)):  # which needs the reply
             return self._send(client, verb, args, entry)
 
-    def _send(self, client: Redis, verb: str, args: Iterable[Any], entry: str) -> Any:
+    def _send(self, client: Redis, verb: str, args: Iterable[Any], entry: str, late: Late | None = None) -> Any:
         nonce = str(int.from_bytes(os.urandom(6)) + 1)
         try:
             try:
-                return self._evaluate(client, verb, entry, nonce, args)
+                return self._evaluate(client, verb, entry, nonce, args, late)
             except (refusals.NoScriptError, refusals.ConnectionError):  # the server restarted, or the address leads to another: try once more
                 self._sha = None
                 return self._evaluate(client, verb, entry, nonce, args)
         except refusals.RedisError as error:  # unreachable, full, read-only, or another type of value under the journal's key
             raise self._failed(client, error) from error
 
-    def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any]) -> Any:
+    def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any], late: Late | None = None) -> Any:
         sha = self._sha or self._load(client)[0]
         keys = (2, caches[conf.CACHE].make_key("journal"), entry) if entry else (1, caches[conf.CACHE].make_key("journal"))
-        return self._line.ask(client, "EVALSHA", sha, *keys, verb, nonce, *args)
+        return self._line.ask(client, "EVALSHA", sha, *keys, verb, nonce, *args, late=late)
 
     def _load(self, client: Redis) -> tuple[str, dict[str, str]]:
         """Load the script with the server's run ID as a literal in it, so that its SHA changes when the server restarts. Returns the SHA and INFO.
@@ -388,18 +409,32 @@ class ThreadConnection(threading.local):
     connection: Any = None
     give_back: Callable[[], Any] = bool
 
-    def ask(self, client: Redis, *command: Any) -> Any:
-        """The reply to one command. If there is no reply, the connection ends, and the next command opens a new one."""
+    def __init__(self) -> None:
+        self.unread: list[Late] = []
+        """The function that takes an error as the reply that was not awaited, if there is one."""
+
+    def ask(self, client: Redis, *command: Any, late: Late | None = None) -> Any:
+        """The reply to one command. If there is no reply, the connection ends, and the next command opens a new one.
+
+        With `late` the reply is not awaited. Call `read_late` before the next command.
+        """
         if self.pool is not client.connection_pool or self.process != os.getpid():  # another server, or a forked process, which must not share a socket
             self.borrow(client.connection_pool)
         try:
             self.connection.send_command(*command)
-            return self.connection.read_response()
+            if late is None:
+                return self.connection.read_response()
+            self.unread.append(late)
         except refusals.ResponseError:
             raise
         except BaseException:  # the next command would read the reply to this one
             self.connection.disconnect()
             raise
+
+    def read_late(self) -> None:
+        """Read the reply that was not awaited, if there is one and it is this process's."""
+        if self.unread and self.process == os.getpid():
+            _read_late(self.connection, self.unread, may_ask=True)
 
     def disconnect(self) -> None:
         """End the connection."""
@@ -408,6 +443,7 @@ class ThreadConnection(threading.local):
 
     def borrow(self, pool: ConnectionPool) -> Any:
         """Borrow a connection from the pool, which checks that it is alive, and return the thread's previous one."""
+        self.read_late()
         self.give_back()
         self.pool = self.connection = None  # another thread may have it by now, even if this one gets no other
         try:
@@ -418,9 +454,31 @@ class ThreadConnection(threading.local):
             give_back: Callable[[], Any] = self.connection.disconnect
         else:
             give_back = partial(pool.release, self.connection)
-        self.pool, self.process = pool, os.getpid()
-        self.give_back = finalize(threading.current_thread(), give_back)
+        self.pool, self.process, self.unread = pool, os.getpid(), []
+        self.give_back = finalize(threading.current_thread(), _give_back, self.connection, self.unread, self.process, give_back)
         return self.connection
+
+
+def _read_late(connection: Any, unread: list[Late], *, may_ask: bool) -> None:
+    late = unread.pop()
+    try:
+        connection.read_response()
+    except refusals.RedisError as error:
+        if not isinstance(error, refusals.ResponseError):
+            connection.disconnect()
+        late(error, may_ask)
+    except BaseException:
+        connection.disconnect()
+        raise
+
+
+def _give_back(connection: Any, unread: list[Late], process: int, give_back: Callable[[], Any]) -> None:
+    """Give back the connection of a thread that has ended. The next thread must not read the reply that was not awaited."""
+    try:
+        if unread and process == os.getpid():
+            _read_late(connection, unread, may_ask=False)
+    finally:
+        give_back()
 
 
 def script(run: str) -> str:

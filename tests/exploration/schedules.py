@@ -409,10 +409,10 @@ class Stage:
         return stepwise
 
     def _script(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        def stepwise(journal: Journal, verb: str, *args: Any, **entry: Any) -> Any:
+        def stepwise(journal: Journal, verb: str, *args: Any, late: Any = None, **entry: Any) -> Any:  # a close is awaited, because a step ends
             actor = getattr(here, "actor", None)
             if not actor:
-                return run(journal, verb, *args, **entry)
+                return run(journal, verb, *args, late=late, **entry)
             if actor.cut_off:  # without a step, because nobody can see it
                 raise Unreachable("Redis is unreachable for this actor.")
             self._stand_or_go_on(actor, OF_RACES.get(verb, verb))

@@ -41,7 +41,7 @@ READS = (
     Sabotage(
         "a thread keeps its connection when it ends",
         "freshness/journal.py",
-        "finalize(threading.current_thread(), give_back)",
+        "finalize(threading.current_thread(), _give_back, self.connection, self.unread, self.process, give_back)",
         "finalize(self, give_back)",
         "test_hits.py::test_a_thread_that_ends_returns_its_connection_to_the_pool",
     ),
