@@ -49,7 +49,7 @@ GLOSSARY = {
     "raced": "A write overtook the read that was filling an entry. The response is read again and not stored.",
     "single flight": "One reader fills an entry while the others wait for it. They wait no longer than the *wait timeout*.",
     "early expiration": "A reader refreshes an entry shortly before it expires, so that the others never miss it.",
-    "unlocked save": "`save()` of a row that was read without `select_for_update()`. It may overwrite any column.",
+    "unlocked save": "`save()` of a row that was read without `select_for_update()`. It writes every column.",
     "cursor": "A position in a list, which leads to the next and the previous page (keyset pagination).",
     "schedule": "One order of the steps of several processes. An *actor* is one of these processes.",
     "steps": "The steps of a race, as they were recorded. T1, T2, … are processes. `lookup` and `store` begin and end a fill, `lease` and `close` a COMMIT; "
@@ -72,6 +72,7 @@ DOCUMENTS = (
         (
             "invalidation",
             "saves",
+            "scopes",
             "writes",
             "commit",
             "close",

@@ -42,7 +42,7 @@ def other_tags(monkeypatch):
     """Be a process whose version has other tags, of writes and of entries: the next release of the engine may write them in another form."""
     tag, store = ConnectionMixin.tag, Journal.store
     with another_version(), monkeypatch.context() as patched:
-        patched.setattr(ConnectionMixin, "tag", lambda self, table, tags, change=None: tag(self, table, {f"v2/{each}" for each in tags}, change))
+        patched.setattr(ConnectionMixin, "tag", lambda self, table, tags, *more: tag(self, table, {f"v2/{each}" for each in tags}, *more))
         patched.setattr(Journal, "store", lambda self, entry, miss, tags, *more: store(self, entry, miss, {f"v2/{each}" for each in tags}, *more))
         yield
 

@@ -40,12 +40,12 @@ def here(text):
 def drop(monkeypatch, wanted):
     """Break the service: only the tags that are `wanted` reach the journal."""
     tag = connection.ConnectionMixin.tag
-    monkeypatch.setattr(connection.ConnectionMixin, "tag", lambda self, table, tags, change=None: tag(self, table, set(filter(wanted, tags)), change))
+    monkeypatch.setattr(connection.ConnectionMixin, "tag", lambda self, table, tags, *more: tag(self, table, set(filter(wanted, tags)), *more[:1]))
 
 
 def test_the_failure_for_a_stale_page_shows_write_page_values_tags_and_lines(home, warm, read, monkeypatch, message):
     """The write does not tag its row, so the message shows a write and an entry without a tag in common."""
-    drop(monkeypatch, lambda tag: not tag.endswith(f":{home.pk}"))
+    drop(monkeypatch, lambda tag: not tag.endswith(f":{home.pk}") and "=" not in tag)
     warm("cached?page_size=1")
 
     def fail():
@@ -209,9 +209,10 @@ def test_the_steps_of_a_race_are_recorded_while_it_runs(home, reprice, read, mea
     with meanwhile(lambda: reprice(1)):
         read("cached")
 
+    reads = "SELECT … FROM housing_property, " * {"postgresql": 1, "sqlite": 2}[connection.ours().vendor]  # SQLite reads the old values first
     assert trace.lines_of(request.node.stash[TRACE]) == [
         "T1  lookup: miss, SELECT … FROM housing_property",
-        "T2  SELECT … FROM housing_property, UPDATE housing_property SET price, lease, COMMIT, close",
+        f"T2  {reads}UPDATE housing_property SET price, lease, COMMIT, close",
         "T1  store: raced, lookup: miss, SELECT … FROM housing_property, store: stored",
     ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connection, transaction
 from django_redis import get_redis_connection
@@ -91,12 +92,12 @@ def test_fewer_queries_than_promised_also_fail(queries):
     [
         (lambda: [Office.objects.create(name=name) for name in "ab"], "one row each", "insert the rows with one statement: bulk_create()."),
         (
-            lambda: [Office.objects.filter(name=name).update(city=name) for name in "ab"],
+            lambda: [User.objects.filter(username=name).update(first_name=name) for name in "ab"],
             "one row each",
             "update the rows with one statement: update() if all get the same value, otherwise bulk_update().",
         ),
         (
-            lambda: [Office.objects.filter(name=name)._raw_delete("default") for name in "ab"],
+            lambda: [User.objects.filter(username=name)._raw_delete("default") for name in "ab"],
             "one row each",
             "delete the rows with one statement: filter(pk__in=…).delete().",
         ),

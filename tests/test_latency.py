@@ -53,7 +53,7 @@ CALLS = Path(__file__).with_name("measurements") / "calls.json"
         ("a 304", "it is a hit that also compares an ETag"),
         ("a cold page", "the SELECT is already compiled, and twenty rows are serialized column by column"),
         ("an optimized page", "DRF makes an instance of each of twenty rows, and serializes each of its fields"),
-        ("a write", "it is Django's save, a handful of tags, a lease and a close"),
+        ("a write", "it is Django's save and a SELECT of the old values, a handful of tags, a lease and a close"),
     ],
     ids=lambda value: value if " " in value and len(value) < 20 else "",
 )

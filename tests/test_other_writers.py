@@ -6,6 +6,7 @@ T is this application, X another program, V a watchman.
 
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -215,10 +216,10 @@ SAME = {
     "an INSERT": (
         lambda home, other: Property.objects.create(price=1, location=other.location, agent=home.agent),
         "INSERT INTO housing_property (title, property_type, status, price, location_id, agent_id, created_at, updated_at) "
-        "VALUES ('', 'house', 'sold', 1, {other.location_id}, {home.agent_id}, now(), now())",
+        "VALUES ('', 'house', 'available', 1, {other.location_id}, {home.agent_id}, now(), now())",
     ),
     "a DELETE": (lambda home, other: Property.objects.filter(pk=home.pk)._raw_delete("default"), "DELETE FROM housing_property WHERE id = {home.pk}"),
-    "a write to unknown rows": (lambda home, other: Property.objects.update(price=1), "TRUNCATE housing_property, housing_propertyimage"),
+    "a write to unknown rows": (lambda home, other: Property.objects.filter(pk=home.pk).update(id=10**6), "TRUNCATE housing_property, housing_propertyimage"),
 }
 """A write of a model, and the same write in SQL."""
 
@@ -275,15 +276,15 @@ def test_a_value_that_is_equal_and_is_shown_differently_counts_as_changed(outsid
         outside.execute("ALTER TABLE housing_office ALTER name TYPE varchar(200)")
 
 
-def test_a_key_that_a_tag_would_quote_has_the_tag_of_the_table(outside, transactional_db, left):
-    """`quote()` of Python makes the text of such a value in a tag, and SQL has no such function."""
+def test_a_value_is_quoted_as_a_model_quotes_it(outside, transactional_db, left):
+    """Otherwise the tags of a scope would not meet. A key that would have to be quoted has the tag of the table."""
     Office.objects.create(name="One")
     definition = ("id", '["name"]', '["id", "name"]')
     trigger = "CREATE TRIGGER legacy AFTER INSERT ON legacy_rows REFERENCING NEW TABLE AS freshness_new FOR EACH STATEMENT EXECUTE FUNCTION freshness_outbox"
     with legacy(outside, "CREATE TABLE legacy_rows (id varchar, name varchar)", f"{trigger}('t', '{definition[0]}', '{definition[1]}', '{definition[2]}')"):
         outside.execute("INSERT INTO legacy_rows VALUES ('a', 'plain-_.~1')")
-        outside.execute("INSERT INTO legacy_rows VALUES ('a', 'a name')")
-    assert left() == [{"t", "t:+", "t.name=plain-_.~1"}, {"t", "t:*"}]
+        outside.execute("INSERT INTO legacy_rows VALUES ('a', %s)", [name := "São Paulo|\n=%"])
+    assert left() == [{"t", "t:+", "t.name=plain-_.~1"}, {"t", "t:+", f"t.name={quote(name, safe='')}"}]
 
 
 def test_a_column_that_a_migration_has_renamed_does_not_stop_other_programs(outside, home, left):
@@ -313,8 +314,9 @@ def test_the_mark_is_invisible_to_execute_wrappers_and_to_the_log_of_queries(hom
             put(home, price=1)
     finally:
         connection.force_debug_cursor = False
-    assert {text[:6] for text in seen if "housing" in text} == {"UPDATE"}
-    assert {query["sql"][:6] for query in connection.queries if "housing" in query["sql"]} == {"UPDATE"}
+    begins = {"UPDATE"} if connection.pg_version >= 180000 else {"WITH f"}  # an older server reads the old values in a CTE
+    assert {text[:6] for text in seen if "housing" in text} == begins
+    assert {query["sql"][:6] for query in connection.queries if "housing" in query["sql"]} == begins
     connection.queries_log.clear()
 
 

@@ -1,13 +1,89 @@
-"""Saves. After select_for_update() the engine knows which columns a save changes; without the lock any column may change."""
+"""Saves. The engine asks the database which columns a save changes. After select_for_update() it knows them already."""
+
+from contextlib import contextmanager
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Value
 from django.utils import timezone
 
+from housing.freshness.tracking import MANY_ROWS
 from housing.models import Location, Property, PropertyImage
 
 # Unlocked saves, and saves after select_for_update()
+
+
+def test_an_unlocked_save_tags_only_the_columns_whose_stored_values_differ(home, warm, read):
+    """`save()` writes every column. The UPDATE returns what each row held before, so pages that filter by unchanged columns stay warm."""
+    warm(min_bedrooms=9)
+    warm(max_price=5)
+
+    home.price = 5
+    home.save()
+
+    assert read("cached", min_bedrooms=9).came_from == "hit"
+    assert [row["price"] for row in read("cached", max_price=5).rows] == ["5.00"]
+
+
+@pytest.mark.parametrize("way", ["save()", "update()", "update() by a condition"])
+def test_an_update_sends_at_most_one_statement_more_than_django(home, queries, way):
+    """PostgreSQL returns the old values with the UPDATE. SQLite has no RETURNING for them, so they are read first, under the write lock."""
+    writes = {
+        "save()": home.save,
+        "update()": lambda: Property.objects.filter(pk=home.pk).update(price=5),
+        "update() by a condition": lambda: Property.objects.filter(price__gt=5).update(price=5),
+    }
+    statements = {"postgresql": 1, "sqlite": 2}[connection.vendor]
+    with transaction.atomic(), queries.exactly(statements, because="an UPDATE, and on SQLite a SELECT of the old values before it"):
+        writes[way]()
+
+
+def test_an_update_by_a_condition_leaves_pages_of_other_rows_warm(twenty_properties, warm, read):
+    """The database returns which rows it changed, whatever the condition is."""
+    home, other = twenty_properties[0], twenty_properties[10]
+    warm(f"cached/{home.pk}")
+    warm(f"cached/{other.pk}")
+
+    assert Property.objects.filter(title=home.title, agent__name=home.agent.name).update(description="Renovated") == 1
+
+    assert read(f"cached/{other.pk}").came_from == "hit"
+    assert read(f"cached/{home.pk}").json["description"] == "Renovated"
+
+
+def test_a_delete_by_a_condition_leaves_pages_of_other_rows_warm(twenty_properties, warm, read):
+    """It returns the rows that it deleted, too."""
+    home, other = twenty_properties[0], twenty_properties[10]
+    warm(f"cached/{home.pk}")
+    warm(f"cached/{other.pk}")
+
+    PropertyImage.objects.filter(property__title=home.title)._raw_delete("default")
+
+    assert read(f"cached/{other.pk}").came_from == "hit"
+    assert read(f"cached/{home.pk}").json["images"] == []
+
+
+@pytest.mark.parametrize(("rows", "is_known"), [(MANY_ROWS - 3, True), (MANY_ROWS + 1, False)])
+@pytest.mark.parametrize("way", ["update", "delete"])
+def test_a_write_of_more_than_a_hundred_rows_counts_as_a_write_of_all(home, warm, read, way, rows, is_known):
+    """Their tags would make the lease long. The number of rows that Django returns is right all the same."""
+    images = PropertyImage.objects.bulk_create(PropertyImage(property=home, url=f"https://x/{number}", position=7) for number in range(rows))
+    other = Property.objects.create(title="Other", price=1, location=home.location, agent=home.agent)
+    warm(f"cached/{other.pk}")
+    some = PropertyImage.objects.filter(position__gte=len(images) and 7)
+
+    assert (some.update(position=8) if way == "update" else some._raw_delete("default")) == rows
+
+    assert read(f"cached/{other.pk}").came_from == ("hit" if is_known else "fwd=stale; stored")
+    assert all(image["position"] == 8 for image in read(f"cached/{home.pk}").json["images"][2:])
+
+
+def test_an_update_that_matches_no_row_leaves_pages_warm(home, warm, read):
+    """The database says that it changed nothing."""
+    warm()
+
+    assert Property.objects.filter(price=10**9).update(price=1) == 0
+
+    assert read("cached").came_from == "hit"
 
 
 def test_an_unlocked_save_that_reverts_another_change_is_in_the_next_read(home, warm, read_the_list):
@@ -58,14 +134,25 @@ def test_a_save_after_select_for_update_without_a_transaction_tags_every_column(
     assert len(read_the_list(status="available")) == 20
 
 
-def test_an_unlocked_save_inside_a_transaction_tags_every_column(home, warm, read):
-    """Only a lock makes the old values certain. A transaction alone does not."""
+@pytest.mark.only("embedded")
+def test_without_an_immediate_transaction_an_update_tags_every_column(home, warm, read):
+    """A deferred transaction takes the write lock at its first write, so another process may write between a read and the UPDATE. (SQLite only.)"""
     warm(status="sold")
 
-    with transaction.atomic():
-        Property.objects.get(pk=home.pk).save()
+    with mode(connection, "DEFERRED"):
+        home.save()
 
     assert read("cached", status="sold").came_from == "fwd=stale; stored"
+
+
+@contextmanager
+def mode(connection, chosen):
+    """Begin the transactions of this connection in another mode."""
+    kept, connection.transaction_mode = connection.transaction_mode, chosen
+    try:
+        yield
+    finally:
+        connection.transaction_mode = kept
 
 
 def test_iterating_again_over_locked_rows_keeps_the_values_that_were_read(home, warm, read_the_list):
@@ -195,15 +282,15 @@ def test_a_select_for_update_before_the_driver_begins_a_transaction_is_no_lock(h
     assert len(read("cached", status="available", page_size=100).rows) == 20
 
 
-def test_a_lock_on_a_joined_row_is_no_lock_on_the_row_itself(home, warm, read):
-    """`of=("agent",)` locks only agents. The property may change before it is saved."""
-    warm(status="sold")
-
+@pytest.mark.only("real")
+def test_a_lock_on_a_joined_row_is_no_lock_on_the_row_itself(home, read_the_list, sold_meanwhile):
+    """`of=("agent",)` locks only agents, so another process sells the property before it is saved. (SQLite locks the whole database.)"""
     with transaction.atomic():
         mine = Property.objects.select_related("agent").select_for_update(of=("agent",)).get(pk=home.pk)
+        sold_meanwhile()
         mine.save()
 
-    assert read("cached", status="sold").came_from == "fwd=stale; stored"
+    assert len(read_the_list(status="available")) == 20
 
 
 # Saves that only the database can resolve
@@ -244,14 +331,16 @@ def test_a_row_whose_id_has_another_form_is_in_the_next_read(home, warm, read, f
     assert read(f"cached/{home.pk}").json["title"] == "Other"
 
 
-def test_an_image_whose_property_id_is_an_expression_is_in_the_next_read(twenty_properties, warm, read):
-    """Only the database evaluates an expression."""
+@pytest.mark.parametrize("is_locked", [False, True], ids=["unlocked", "locked"])
+def test_an_image_whose_property_id_is_an_expression_is_in_the_next_read(twenty_properties, warm, read, is_locked):
+    """Only the database evaluates an expression. An unlocked save asks it for the result, and after a lock the whole table is tagged."""
     first, second = twenty_properties[:2]
     warm(f"cached/{second.pk}")
 
-    image = first.images.first()
-    image.property_id = Value(second.pk)
-    image.save()
+    with transaction.atomic():
+        image = (PropertyImage.objects.select_for_update() if is_locked else PropertyImage.objects).filter(property=first)[0]
+        image.property_id = Value(second.pk)
+        image.save()
 
     assert len(read(f"cached/{second.pk}").json["images"]) == 3
 

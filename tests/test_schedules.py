@@ -11,14 +11,14 @@ from functools import partial
 from threading import Event
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from housing.freshness import entries
 from housing.freshness.journal import Filling, journal
-from housing.models import Property
+from housing.models import Agent, Property
 from tests.exploration.schedules import BEGIN, BOUND, TIME_PASSES, VERIFIES, WRITES_ALONE, Actor, Stage, here, stand_before
 from tests.fixtures.cache import clear_the_cache, flush, verify
 from tests.fixtures.responses import ask
@@ -152,12 +152,48 @@ class Cast:
     FAULTS = {REDIS: lose_everything, TIME: let_time_pass, FAILOVER: fail_over}
 
 
+class Movers(Cast):
+    """Readers read the list of one agent. Writers move the property into that list with a price, or out of it with the price 0."""
+
+    def __init__(self, handler, clock):
+        super().__init__(handler, clock)
+        self.outside, self.inside = self.home.agent_id, Agent.objects.create(name="Inside", office=self.home.agent.office).pk
+
+    def begin(self):
+        """Let a schedule begin with the property outside."""
+        connection.connection.execute(f"UPDATE housing_property SET agent_id = {self.outside}")  # past the journal
+        super().begin()
+
+    def read(self):
+        client = Client()
+        client.handler = self.handler
+        return sum(int(float(row["price"])) for row in ask(client, agent=self.inside).rows)
+
+    def write(self, price):
+        mine = copy(self.home)
+        mine.price, mine.agent_id = price, self.inside if price else self.outside
+        mine.save()
+
+
+class Undoers(Movers):
+    """These move it the other way first, under a savepoint that is rolled back."""
+
+    def write(self, price):
+        with transaction.atomic():
+            with transaction.atomic():
+                super().write(0 if price else 9)
+                transaction.set_rollback(True)
+            super().write(price)
+
+
 @pytest.fixture
 def new_stage(transactional_db, handler, clock):
     """`new_stage("a reader", 1, 2, warm=True, …)` returns a stage for a reader of the list and two writers, who set the price of its property to 1 and 2."""
-    cast = Cast(handler, clock)
+    casts = {}
 
-    def new_stage(*names, warm=False, **bounds):
+    def new_stage(*names, warm=False, kind=Cast, **bounds):
+        cast = casts.get(kind) or casts.setdefault(kind, kind(handler, clock))
+
         def new_actors():
             cast.begin()
             if warm:
@@ -261,6 +297,26 @@ def test_reads_miss_no_write_longer_than_the_bound_in_any_order_of_steps(try_eve
     """The journal learns of them from the outbox: writes by another program, and of ours without Redis. Reads miss no other write. (Orders in which time
     passes are embedded only, because the spec sets Redis's clock.)
     """
+    try_every_order(actors, schedules, bounds)
+
+
+@pytest.mark.parametrize(
+    ("actors", "schedules", "bounds"),
+    [
+        pytest.param([READER, 1], 16, {"kind": Movers}, id="a reader and a mover"),
+        pytest.param([READER, 1], 27, {"kind": Movers, "warm": True, "kills": 1}, id="a reader and a mover, one of them killed; warm"),
+        pytest.param([1, 0], {"embedded": 4, "real": 10}, {"kind": Movers, "warm": True}, id="one moves it in, one moves it out; warm"),
+        pytest.param(
+            [READER, 1, 0],
+            {"embedded": 28, "real": 48},
+            {"kind": Movers, "warm": True, "preemptions": 1},
+            id="a reader, one moves it in, one moves it out, one preempted",
+        ),
+        pytest.param([READER, 1], 9, {"kind": Undoers, "warm": True}, id="a reader and one who also moves it out and back; warm"),
+    ],
+)
+def test_a_row_that_moves_between_scopes_is_linearizable_in_every_order_of_steps(try_every_order, actors, schedules, bounds):
+    """A page of the scope that it enters or leaves shows it, or does not, as in the database. The page is full or empty before anybody moves the row."""
     try_every_order(actors, schedules, bounds)
 
 

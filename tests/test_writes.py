@@ -575,7 +575,4 @@ NOT_PROMISED = {
     "`UPDATE … RETURNING` through a cursor works in autocommit on SQLite": (
         "SQLite raises an error, because the engine's COMMIT comes before the rows are fetched. Use `atomic()`."
     ),
-    "An unlocked save leaves pages warm that depend on columns it did not change": (
-        "It writes every column, and cannot know which of them differ. Use `select_for_update()` or `update_fields`."
-    ),
 }

@@ -6,8 +6,8 @@ migration's models. The compiler knows the table, the columns and often the rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import EmptyResultSet
@@ -17,6 +17,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import MULTI, ROW_COUNT
 
+from .changes import Image, Statement, tags_of
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .statements import NOTHING
 from .tracking import MANY_ROWS, Table, cascades, tables
@@ -156,9 +157,9 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         for name in names:
             self.connection.tag(name, tables()[name].all)
 
-    def _say(self, table: Table, keys: Collection[Any], tags: set[str]) -> None:
-        """Tag the write, with a sentence for the log."""
-        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {self.verb}.")
+    def _say(self, table: Table, keys: Collection[Any], tags: set[str], within: Collection[str] = ()) -> None:
+        """Tag the write, with a sentence for the log. The log has no tags of columns within scopes, which are many and follow from the others."""
+        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {self.verb}.", within)
 
 
 class Inserts(Writes):
@@ -179,7 +180,7 @@ class Inserts(Writes):
         objs = self.query.objs
         tags = {table.name, f"{table.name}:+"}
         written = {field.column: field for field in self.query.fields}
-        for column, text in table.references.items():
+        for column, text in table.scopes.items():
             if column not in written:
                 return self._say(table, (), table.all)  # the value is a default of the database, and unknown here
             for obj in objs:
@@ -199,7 +200,39 @@ class Inserts(Writes):
         return text is None or any(self.connection.has_tagged(table.name, f"{table.name}:{text(_prepared(field, key))}") for key in keys)
 
 
-class Updates(Writes):
+class Changes(Writes):
+    """The compiler of a statement that changes rows which are there already. It asks the database what they held before and what they hold afterwards."""
+
+    _where: tuple[str, Sequence[Any]] = ("", ())
+    """The text of the condition, with its parameters."""
+    _columns: list[str]
+    """The columns of an image."""
+    _images: list[Image] | None = None
+    """The rows that it matched; None if they are unknown or too many."""
+
+    def compile(self, node: Any) -> Any:
+        """Keep the text of the condition."""
+        found = super().compile(node)
+        if node is self.query.where:
+            self._where = found
+        return found
+
+    def _send_for_images(self, table: Table, columns: Iterable[str], *, is_bounded: bool) -> int:
+        """Execute the statement, and keep the images of its rows. Returns their number."""
+        self._columns, self._images = list(dict.fromkeys([str(table.pk), *columns])), []
+        try:
+            sql, params = self.as_sql()
+        except EmptyResultSet:  # no row can match
+            return 0
+        quoted = _quoted(table.name, *self._columns)
+        where, where_params = self._where
+        statement = Statement(sql, params, where, tuple(where_params), quoted[0], quoted[1:], is_bounded, self.verb == Deletes.verb)
+        count: int
+        count, self._images = self.connection.images(statement)
+        return count
+
+
+class Updates(Changes):
     """The compiler of UPDATE."""
 
     verb = "changed"
@@ -207,20 +240,41 @@ class Updates(Writes):
     def execute_sql(self, result_type: Any) -> Any:
         """Execute it."""
         self.result_type = result_type
-        return self._write(lambda: super(Updates, self).execute_sql(result_type))
+        return self._write(lambda: self._send(result_type))
 
     def execute_returning_sql(self, returning_fields: Any) -> Any:
         """Execute it, and read the returned rows (Django 6.0 and later)."""
         return self._write(lambda: super(Updates, self).execute_returning_sql(returning_fields))
 
+    def _send(self, result_type: Any) -> Any:
+        table, columns = tables().get(self.query.get_meta().db_table), [field.column for field, *_ in self.query.values]
+        if not (table and table.pk and columns) or table.pk in columns or self.query.related_updates or not self.connection.has_images:
+            return super().execute_sql(result_type)
+        keys = self._keys(table)
+        if keys and all(self.connection.held(table, key) for key in keys):  # what a locked row held is known already
+            return super().execute_sql(result_type)
+        return self._send_for_images(table, [*columns, *table.scopes], is_bounded=keys is not None)
+
+    def _keys(self, table: Table) -> frozenset[str] | None:
+        """Return the primary keys to which the condition is limited; None if it is not."""
+        return pinned(self.query, self.query.get_initial_alias(), table.pk, table.pk_text) if table.pk and table.pk_text else None
+
     def _tag(self, table: Table | None, result: Any) -> None:
         if table is None or not self.query.values or self._wrote_nothing(result):
-            return None
-        keys = table.pk and table.pk_text and pinned(self.query, self.query.get_initial_alias(), table.pk, table.pk_text)
+            return
+        if self._images:
+            self._say(table, [before[0] for before, _ in self._images], *tags_of(table, self._columns, self._images))
+        else:
+            self._tag_assigned(table)
+
+    def _tag_assigned(self, table: Table) -> None:
+        """Tag the assigned columns, without images. Those of a locked row are left out if they have the value that was read."""
+        keys = self._keys(table)
         if not keys:
             return self._say(table, (), table.all) if keys is None or not table.pk else None
         tags = {table.name, *(f"{table.name}:{key}" for key in keys)}
         holds_rows = self.connection.holds_rows
+        changed = set(table.generated)
         for field, _, given in self.query.values:
             value = given.prepare_database_save(field) if hasattr(given, "prepare_database_save") else given
             if field.primary_key:
@@ -228,13 +282,27 @@ class Updates(Writes):
             is_known = not hasattr(value, "resolve_expression")
             if holds_rows and is_known and all(self.connection.is_held(table, key, field.column, value) for key in keys):
                 continue
-            tags.add(f"{table.name}.{field.column}")
-            if text := table.references.get(field.column):
+            changed.add(field.column)
+            if text := table.scopes.get(field.column):
                 if not is_known:
                     return self._say(table, (), table.all)
                 if value is not None:
                     tags.add(f"{table.name}.{field.column}={text(_prepared(field, value))}")
-        return self._say(table, sorted(keys), tags | {f"{table.name}.{column}" for column in table.generated})
+        tags |= {f"{table.name}.{column}" for column in changed}
+        return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed))
+
+    def _in_scopes(self, table: Table, keys: Iterable[str], changed: Collection[str]) -> set[str]:
+        """Return the tags of changes in the scopes that locked rows had when they were read."""
+        tags: set[str] = set()
+        for key in keys if changed else ():
+            held = self.connection.held(table, key) or {}
+            for column, text in table.scopes.items():
+                if column not in held:
+                    return {table.unscoped}
+                if (value := held[column]) is not None:
+                    scope = f"{table.name}.{column}={text(value)}"
+                    tags |= {scope} if column in changed else {f"{scope}.{each}" for each in changed}
+        return tags
 
     def _wrote_nothing(self, result: Any) -> bool:
         """Whether certainly no row matched."""
@@ -243,64 +311,49 @@ class Updates(Writes):
         return bool(result == [] or (result == 0 and self.result_type == ROW_COUNT))
 
 
-class Deletes(Writes):
-    """The compiler of DELETE. It returns the deleted rows, whose references are tagged."""
+class Deletes(Changes):
+    """The compiler of DELETE. The references of the deleted rows are tagged."""
 
     verb = "deleted"
-    _returned: list[Any] | None = None
-
-    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
-        """Add RETURNING if a condition bounds the rows and the database supports it."""
-        sql, params = super().as_sql(*args, **kwargs)
-        table = tables().get(self.query.get_meta().db_table)
-        self._columns = self._asked_back(table) if table else []
-        if self._columns:
-            sql += f" RETURNING {', '.join(map(self.connection.ops.quote_name, self._columns))}"
-        return sql, params
 
     def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
         """Execute it."""
         return self._write(lambda: self._send(result_type, *args, **kwargs))
 
     def _send(self, result_type: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            sql, params = self.as_sql()
-        except EmptyResultSet:  # no row can match
-            self._columns, self._returned = [], []
-        if not self._columns:
+        table = tables().get(self.query.get_meta().db_table)
+        if table is None or table.pk is None or not self.connection.returns_rows:
             return super().execute_sql(result_type, *args, **kwargs)
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, params)
-            self._returned = cursor.fetchall()
-        return len(self._returned)
-
-    def _asked_back(self, table: Table) -> list[str]:
-        """Return the columns for RETURNING: none if no condition bounds the rows, because the database would send them all."""
         alias = self.query.get_initial_alias()
-        pins = {**({table.pk: table.pk_text} if table.pk else {}), **table.references}
-        if table.pk is None or not self.connection.features.can_return_rows_from_bulk_insert:
-            return []
-        if not any(text and pinned(self.query, alias, column, text) is not None for column, text in pins.items()):
-            return []
-        return list(dict.fromkeys([table.pk, *table.references]))
+        pins = {table.pk: table.pk_text, **table.references}
+        is_bounded = any(text and pinned(self.query, alias, column, text) is not None for column, text in pins.items())
+        if not (is_bounded or self.connection.has_images):
+            return super().execute_sql(result_type, *args, **kwargs)
+        return self._send_for_images(table, table.scopes, is_bounded=is_bounded)
 
     def _tag(self, table: Table | None, result: Any) -> None:
-        if self._returned == [] or result == 0:
+        if self._images == [] or result == 0:
             return
         self._tag_all(cascades().get(self.query.get_meta().db_table, ()))
         if table is None:
             return
-        if self._returned is None:
+        if self._images is None:
             self._say(table, (), table.all)
             return
         tags = {table.name, f"{table.name}:-"}
         for place, column in enumerate(self._columns):
-            values = {row[place] for row in self._returned} - {None}
+            values = {before[place] for before, _ in self._images} - {None}
             if column == table.pk and table.pk_text:
                 tags.update(f"{table.name}:{table.pk_text(value)}" for value in values)
-            if text := table.references.get(column):
+            if text := table.scopes.get(column):
                 tags.update(f"{table.name}.{column}={text(value)}" for value in values)
-        self._say(table, [row[0] for row in self._returned] if len(self._returned) <= MANY_ROWS else (), tags)
+        self._say(table, [before[0] for before, _ in self._images], tags)
+
+
+@lru_cache(maxsize=1024)
+def _quoted(*names: str) -> tuple[str, ...]:
+    """Return these names as both databases quote them. A `db_table` may be quoted already."""
+    return tuple(name if name.startswith('"') and name.endswith('"') else f'"{name}"' for name in names)
 
 
 def _prepared(field: Field[Any, Any], value: Any) -> Any:

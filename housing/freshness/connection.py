@@ -19,12 +19,13 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, NotSuppor
 
 from . import outbox, statements
 from .breaker import Unreachable
+from .changes import Image, Statement
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
 from .journal import Lease, journal
 from .settings import conf
-from .tracking import MANY_ROWS, Table, tables
+from .tracking import MANY_ROWS, MANY_SCOPED, Table, tables
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,15 @@ def _not_closed(away: Unreachable) -> None:
 def _differ_in_json(one: Any, other: Any) -> bool:
     """Whether two values that are equal in Python differ in JSON, such as `True` and `1`."""
     return isinstance(one, JSON) is not isinstance(other, JSON) or (isinstance(one, JSON) and repr(one) != repr(other))
+
+
+def _shortened(name: str, tags: set[str]) -> set[str]:
+    """Replace many tags of a table by that of all its scopes, or by that of the whole table."""
+    table = tables().get(name)
+    scoped = table.in_scopes(tags) if table else set()
+    if f"{name}:*" in tags or len(tags) - len(scoped) > MANY_ROWS:
+        return {name, f"{name}:*"}
+    return tags - scoped | {f"{name}:?"} if len(scoped) > MANY_SCOPED else tags
 
 
 class ConnectionMixin(IdentifiedMixin):
@@ -156,11 +166,29 @@ class ConnectionMixin(IdentifiedMixin):
         """Whether a row that is read FOR UPDATE stays locked. In autocommit a lock ends with its statement."""
         return self.managed and self.begun
 
-    def tag(self, table: str, tags: Iterable[str], change: str | None = None) -> None:
-        """Add tags that a COMMIT of the transaction will invalidate. `change` is a sentence for the log."""
+    # The images of rows (see changes.py)
+
+    @property
+    def returns_rows(self) -> bool:
+        """Whether a DELETE can return the rows that it deletes."""
+        return bool(self.features.can_return_rows_from_bulk_insert)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the database can return what the rows of an UPDATE held before it. No other transaction may write them between the two."""
+        raise NotImplementedError
+
+    def images(self, statement: Statement) -> tuple[int, list[Image] | None]:
+        """Execute an UPDATE or a DELETE. Returns the number of its rows, and their images; None if they are unknown or more than `MANY_ROWS`."""
+        raise NotImplementedError
+
+    def tag(self, table: str, tags: Iterable[str], change: str | None = None, not_logged: Iterable[str] = ()) -> None:
+        """Add tags that a COMMIT of the transaction will invalidate. `change` is a sentence for the log, which shows the tags after it."""
         scope = self.scopes[-1]
         known = scope.tags.setdefault(table, set())
-        known.update(tags if len(known) <= MANY_ROWS else {f"{table}:-"}.intersection(tags))  # more become one tag, but has_tagged() must know of deletions
+        known.update(tags, not_logged)
+        if len(known) > MANY_ROWS + MANY_SCOPED:  # a transaction of a million writes keeps few
+            scope.tags[table] = _shortened(table, known) | known & {f"{table}:-"}  # has_tagged() must know of deletions
         if change and len(scope.changes) < MANY_ROWS:
             scope.changes.setdefault((change, tuple(sorted(tags))))
 
@@ -179,13 +207,14 @@ class ConnectionMixin(IdentifiedMixin):
         """Whether this transaction holds rows that were read FOR UPDATE."""
         return any(scope.held for scope in self.scopes)
 
+    def held(self, table: Table, key: str) -> dict[str, Any] | None:
+        """Return the values of a row that this transaction read FOR UPDATE; None if it did not."""
+        return next((scope.held[table.name, key] for scope in reversed(self.scopes) if (table.name, key) in scope.held), None)
+
     def is_held(self, table: Table, key: str, column: str, value: Any) -> bool:
         """Whether a locked row certainly has this value already. Changes by this transaction were tagged when they were made."""
-        for scope in reversed(self.scopes):
-            if (table.name, key) in scope.held:
-                held = scope.held[table.name, key]
-                return column in held and bool(held[column] == value) and not _differ_in_json(held[column], value)
-        return False
+        held = self.held(table, key) or {}
+        return column in held and bool(held[column] == value) and not _differ_in_json(held[column], value)
 
     def _savepoint(self, sid: str) -> None:
         super()._savepoint(sid)
@@ -314,12 +343,12 @@ class ConnectionMixin(IdentifiedMixin):
             return None
 
     def _collapsed(self) -> set[str]:
-        """Return the tags of the transaction. More than `MANY_ROWS` tags of one table become the tag of the whole table."""
+        """Return the tags of the transaction, shortened for each table that has many."""
         merged: dict[str, set[str]] = {}
         for scope in self.scopes:
             for name, tags in scope.tags.items():
                 merged.setdefault(name, set()).update(tags)
-        return set().union(*({name, f"{name}:*"} if len(tags) > MANY_ROWS else tags for name, tags in merged.items()))
+        return set().union(*(_shortened(name, tags) if len(tags) > MANY_ROWS else tags for name, tags in merged.items()))
 
     def _rollback(self) -> None:
         lease, self.in_doubt = self.in_doubt, None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.db.models import ForeignKey, ForeignObjectRel, QuerySet
@@ -187,7 +188,8 @@ class _Reader:
         self.into = self.selecting
         self.joins: dict[str, Any] = {alias: query.alias_map[alias] for alias in joined}
         self.tables = {alias: self._table(join.table_name) for alias, join in self.joins.items()}
-        self.scopes: dict[str, set[str]] = {}
+        self.scopes: dict[str, tuple[str, set[str]]] = {}
+        """alias → the column of its scopes, and their tags."""
         self.by_pk: dict[str, frozenset[str]] = {}
         self.counts_others = bool(query.low_mark)
         """Whether the shown rows depend on how many others there are: before an offset, or in a window."""
@@ -241,19 +243,20 @@ class _Reader:
         for alias, table in self.tables.items():
             position = self._position(alias, table, select) if self.query.group_by is None else None
             self.tags.add(f"{table.name}:*")
+            of = partial(self._tags_of_column, alias, table)
             columns = set(self.selecting[alias])
             if position is None:
                 columns |= self.shown[alias] | self.ordering[alias] | self._joined_by(alias)
             else:
                 assert table.pk_text
                 rows.append((position, f"{table.name}:", table.pk_text))
-                hidden |= {f"{table.name}.{column}" for column in self.ordering[alias]}
-            self.tags |= {f"{table.name}.{column}" for column in columns}
+                hidden = hidden.union(*map(of, self.ordering[alias]))
+            self.tags = self.tags.union(*map(of, columns))
             leaving = {f"{table.name}:-"}
             if alias in self.scopes:
-                self.tags |= self.scopes[alias]
-                leaving = {tag.partition("=")[0] for tag in self.scopes[alias]}
-            elif alias in self.by_pk and position is not None:
+                self.tags |= self.scopes[alias][1] | {table.unscoped}
+                continue
+            if alias in self.by_pk and position is not None:
                 assert table.pk_text
                 pins.append(Pin(position, table.pk_text, self.by_pk[alias], f"{table.name}:+"))
             elif alias not in implied:
@@ -263,9 +266,14 @@ class _Reader:
             (self.tags if position is None or self.counts_others else hidden).update(leaving)
         return Reading(frozenset(self.tags), tuple(rows), frozenset(hidden), tuple(pins))
 
+    def _tags_of_column(self, alias: str, table: Table, column: str) -> set[str]:
+        """Return the tags of changes of a column: in the scopes to which the rows are limited, or anywhere."""
+        scoped_by, scopes = self.scopes.get(alias, ("", {table.name}))
+        return scopes if column == scoped_by else {f"{scope}.{column}" for scope in scopes}
+
     def _joined_by(self, alias: str) -> set[str]:
-        """Return the columns of a table that are used in joins or in conditions on references."""
-        columns = {tag.partition("=")[0].rpartition(".")[2] for tag in self.scopes.get(alias, ())}
+        """Return the columns of a table that are used in joins."""
+        columns: set[str] = set()
         for other, join in self.joins.items():
             for left, right in getattr(join, "join_cols", ()):
                 columns |= ({left} if join.parent_alias == alias else set()) | ({right} if other == alias else set())
@@ -291,19 +299,22 @@ class _Reader:
         return False
 
     def _pins(self) -> list[Any]:
-        """Note the tables that are filtered by certain rows, and return these conditions."""
+        """Note the tables that are limited to certain rows, or otherwise to certain scopes, and return these conditions."""
         taken = []
-        for lookup in _conditions(self.query):
-            for alias, table in self.tables.items():
-                if alias in self.scopes or alias in self.by_pk:
+        conditions = list(_conditions(self.query))
+        for alias, table in self.tables.items():
+            pins: dict[str, Text] = {table.pk: table.pk_text} if table.pk and table.pk_text else {}
+            for column, text in [*pins.items(), *table.scopes.items()]:  # a reference has more values than most other columns, and so smaller scopes
+                found = [(lookup, values) for lookup in conditions if (values := _constants(lookup, alias, column, text)) is not None]
+                if not found:
                     continue
-                if table.pk and table.pk_text and (found := _constants(lookup, alias, table.pk, table.pk_text)) is not None:
-                    self.by_pk[alias] = found
-                    taken.append(lookup)
-                for column, text in table.references.items():
-                    if column != table.pk and (found := _constants(lookup, alias, column, text)) is not None:
-                        self.scopes[alias] = {f"{table.name}.{column}={value}" for value in found}
-                        taken.append(lookup)
+                lookup, values = found[0]
+                taken.append(lookup)
+                if column in pins:
+                    self.by_pk[alias] = values
+                else:
+                    self.scopes[alias] = column, {f"{table.name}.{column}={value}" for value in values}
+                break
         return taken
 
     def _lead_to(self, alias: str) -> None:

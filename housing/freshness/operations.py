@@ -219,7 +219,7 @@ def tags_of_row(model: type[Model], key: Any) -> set[str] | None:
     table = tables().get(model._meta.db_table)
     if table is None or table.pk_text is None or model._meta.get_parent_list():
         return None
-    tags = {table.name, f"{table.name}:+", f"{table.name}:-", f"{table.name}:{table.pk_text(key)}"}
+    tags = {table.name, f"{table.name}:+", f"{table.name}:-", f"{table.name}:{table.pk_text(key)}", table.unscoped}  # the old scopes are unknown
     tags |= {f"{table.name}.{field.column}" for field in model._meta.local_concrete_fields}
     references = {str(field.column): field.attname for field in model._meta.local_concrete_fields if field.is_relation}
     if references.keys() != table.references.keys():

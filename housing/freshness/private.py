@@ -39,6 +39,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
     "django.db.backends.base.operations.BaseDatabaseOperations": {"compiler": "(self, compiler_name)"},
     "django.db.models.sql.compiler.SQLCompiler": {
         "as_sql": "(self, with_limits=True, with_col_aliases=False)",
+        "compile": "(self, node)",
         "execute_sql": "(self, result_type='multi', chunked_fetch=False, chunk_size=100)",
         "pre_sql_setup": "(self, with_col_aliases=False)",
     },
@@ -48,7 +49,6 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "execute_sql": "(self, result_type)",
     },
     "django.db.models.sql.compiler.SQLDeleteCompiler": {
-        "as_sql": "(self)",
         "execute_sql": "(self, result_type='multi', chunked_fetch=False, chunk_size=100)",
     },
 }

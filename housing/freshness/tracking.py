@@ -9,14 +9,16 @@ A tag begins with the name of a table, which every writer knows: a model, its pr
 | `t:7` | an UPDATE or DELETE of this row | entries that show it |
 | `t.price` | an UPDATE of this column | entries that are filtered or ordered by it |
 | `t:+`, `t:-` | an INSERT, a DELETE | entries that depend on which rows exist |
-| `t.agent_id=3` | an INSERT or a DELETE of a row with this value, an UPDATE to it | entries that depend on the rows that refer to it |
+| `t.agent_id=3` | an INSERT or a DELETE of a row with this value, an UPDATE to it or from it | entries that are selected by it: this *scope* |
+| `t.agent_id=3.price` | an UPDATE of this column of a row in the scope | entries of the scope that are filtered or ordered by the column |
+| `t:?` | a write to rows whose scopes are unknown | every entry of a scope |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 from uuid import UUID
@@ -27,6 +29,7 @@ from django.core.signals import setting_changed
 from django.db import models
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Field, Model, deletion
+from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import class_prepared
 
 from .settings import conf
@@ -35,7 +38,10 @@ Text = Callable[[Any], str]
 """Returns the text of a column's value in a tag. Equal values of a driver or a field have equal texts."""
 
 MANY_ROWS = 100
-"""A write with more tags of one table tags the whole table, so that a lease stays short."""
+"""A write with more tags of one table tags the whole table, so that a lease stays short. Tags of scopes are not counted."""
+
+MANY_SCOPED = 3 * MANY_ROWS
+"""A write with more tags of scopes of one table tags all of its scopes."""
 
 WHOLE_NUMBERS = {
     models.AutoField,
@@ -55,7 +61,7 @@ WRITTEN_BY_THE_DATABASE: tuple[type, ...] = tuple(filter(None, [getattr(deletion
 
 @dataclass(frozen=True)
 class Table:
-    """A tracked table. `pk` and `references` have only columns whose values can be part of a tag."""
+    """A tracked table. `pk`, `references` and `scopes` have only columns whose values can be part of a tag."""
 
     name: str
     label: str
@@ -64,6 +70,8 @@ class Table:
     pk_text: Text | None
     references: dict[str, Text]
     """Each column that refers to another row → the text of its values."""
+    scopes: dict[str, Text]
+    """Each column whose values are scopes → the text of its values: the references, and the columns with which an index begins."""
     generated: frozenset[str] = frozenset()
     """The columns that the database generates from others."""
     managed: bool = True
@@ -73,6 +81,16 @@ class Table:
     def all(self) -> set[str]:
         """The tags of a write to unknown rows."""
         return {self.name, f"{self.name}:*"}
+
+    @property
+    def unscoped(self) -> str:
+        """The tag of a write to rows whose scopes are unknown."""
+        return f"{self.name}:?"
+
+    def in_scopes(self, tags: set[str]) -> set[str]:
+        """Return those of these tags that are of one scope."""
+        prefixes = tuple(f"{self.name}.{column}=" for column in self.scopes)
+        return {tag for tag in tags if tag.startswith(prefixes)}
 
 
 def text_of(field: Field[Any, Any]) -> Text | None:
@@ -84,8 +102,14 @@ def text_of(field: Field[Any, Any]) -> Text | None:
     if type(field) is models.UUIDField:
         return lambda value: str(value if isinstance(value, UUID) else UUID(str(value)))
     if type(field) in {models.CharField, models.SlugField} and not getattr(field, "db_collation", None):
-        return lambda value: quote(str(value), safe="")
+        return _quoted
     return None
+
+
+@lru_cache(maxsize=256)
+def _quoted(value: Any) -> str:
+    """Return a text that separates nothing in a list of tags. A member of an enumeration counts as the text that is stored."""
+    return quote(str.__str__(value) if isinstance(value, str) else str(value), safe="")
 
 
 Cached = TypeVar("Cached", bound=Any)
@@ -172,14 +196,28 @@ def _table_of(model: type[Model]) -> Table:
     text = text_of(opts.pk) if hasattr(opts.pk, "column") and opts.pk.column else None
     generated = frozenset(str(field.column) for field in opts.local_concrete_fields if getattr(field, "generated", False))
     references = {str(field.column): made for field in opts.local_concrete_fields if field.is_relation and (made := text_of(field))}
-    return Table(opts.db_table, opts.object_name or opts.db_table, opts.pk.column if text else None, text, references, generated, opts.managed)
+    scopes = references | {str(field.column): made for field in _indexed(model) if (made := text_of(field))}
+    return Table(opts.db_table, opts.object_name or opts.db_table, opts.pk.column if text else None, text, references, scopes, generated, opts.managed)
+
+
+def _indexed(model: type[Model]) -> Iterator[Field[Any, Any]]:
+    """Yield the columns with which an index begins, besides the primary key. The value of a generated or defaulted one is unknown at an INSERT."""
+    opts = model._meta
+    first = {index.fields_orders[0][0] for index in opts.indexes if index.fields_orders}
+    first |= {constraint.fields[0] for constraint in opts.constraints if isinstance(constraint, models.UniqueConstraint) and constraint.fields}
+    first |= {together[0] for together in opts.unique_together}
+    for field in opts.local_concrete_fields:
+        is_known = not getattr(field, "generated", False) and getattr(field, "db_default", NOT_PROVIDED) is NOT_PROVIDED
+        if is_known and not field.primary_key and (getattr(field, "db_index", False) or field.unique or field.name in first):
+            yield field
 
 
 def _both(one: Table, other: Table) -> Table:
     """Return the columns that two models of one table have in common."""
     pk, text = (one.pk, one.pk_text) if one.pk == other.pk else (None, None)
     references = {column: made for column, made in one.references.items() if column in other.references}
-    return Table(one.name, one.label, pk, text, references, one.generated | other.generated, one.managed or other.managed)
+    scopes = {column: made for column, made in one.scopes.items() if column in other.scopes}
+    return Table(one.name, one.label, pk, text, references, scopes, one.generated | other.generated, one.managed or other.managed)
 
 
 def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -> frozenset[str]:

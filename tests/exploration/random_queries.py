@@ -492,14 +492,16 @@ def _due(table: Table, key: Any, old: dict[str, Any] | None, now: dict[str, Any]
         yield f"{table.name}:{'+' if old is None else '-'}"
     if old is not None:
         yield f"{table.name}:{table.pk_text(key)}"
-    for column, given in (now or old or {}).items():
-        if old is not None and now is not None:
-            if old[column] == given:
-                continue
-            yield f"{table.name}.{column}"
-        is_moved = now is None and f"{table.name}.{column}" in tags  # moved, then deleted: a page that showed the row depends on the row or on the column
-        if given is not None and column in table.references and not is_moved:
-            yield f"{table.name}.{column}={table.references[column](given)}"
+    changed = [column for column in now if old[column] != now[column]] if old and now else []
+    for column in changed:
+        yield f"{table.name}.{column}"
+    for column, text in table.scopes.items() if table.unscoped not in tags else ():
+        values = {row[column] for row in (old, now) if row} - {None}
+        for scope in [f"{table.name}.{column}={text(value)}" for value in values]:
+            if not (old and now) or column in changed:
+                yield scope
+            elif scope not in tags:  # otherwise the row left the scope and came back
+                yield from (f"{scope}.{each}" for each in changed)
 
 
 # One example

@@ -381,13 +381,13 @@ class Stage:
     # Where actors stop. Other threads do not.
 
     def _statement(self, execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
-        actor, verb = here.actor, sql.split(maxsplit=1)[0]
+        actor, verb = here.actor, "UPDATE" if sql.startswith("WITH freshness_") else sql.split(maxsplit=1)[0]
         if actor is None:  # the rest of its steps is one
             return execute(sql, *rest)
         if verb == BEGIN and "IMMEDIATE" in sql:
             actor.stand_before(BEGIN)
             actor.holds_lock = actor.fused = True  # its first write shows no more than its BEGIN
-        else:
+        elif not (actor.holds_lock and verb == "SELECT"):  # under SQLite's write lock it sees what the UPDATE after it sees
             self._stand_or_go_on(actor, verb)
         return execute(sql, *rest)
 

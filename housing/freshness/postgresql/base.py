@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import re
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -13,10 +14,12 @@ from psycopg import Error, OperationalError
 from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
+from ..changes import Image, Statement, limited
 from ..compiler import OperationsMixin
 from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
 from ..statements import text_of
+from ..tracking import MANY_ROWS
 from . import triggers
 
 DATABASE = """
@@ -121,6 +124,48 @@ def bound_replies(connection: Any, seconds: float) -> None:
     connection.wait = lambda reply, *args, **kwargs: wait(bounded(reply), *args, **kwargs)
 
 
+FIELD = re.compile('("[^"]*(?:""[^"]*)*"|[^,"]*)(?:,|$)')
+"""A value in the text of a row, and what follows it. (https://www.postgresql.org/docs/current/rowtypes.html#ROWTYPES-IO-SYNTAX)"""
+
+
+def row_of(table: str, columns: Iterable[str]) -> str:
+    """Return an expression for the text of a row with these columns."""
+    return f"ROW({', '.join([f'{table}.{column}' for column in columns])})::text"
+
+
+def values_of(row: str, number: int) -> list[str | None]:
+    """Return the values in the text of a row with this number of columns."""
+    fields = FIELD.findall(row, 1, len(row) - 1)[:number]
+    return [field[1:-1].replace('""', '"').replace("\\\\", "\\") if field[:1] == '"' else field or None for field in fields]
+
+
+def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any, ...]]:
+    """Return a statement that also returns the old values of its rows, and for an UPDATE the new ones, each as the text of a row: two texts cost half as
+    much as two for each column. PostgreSQL 18 has the names OLD and NEW.
+
+    An older server reads the old values under a lock in the same statement, and updates the rows that it has locked.
+    """
+    parts: list[str] = []
+    sql, params = statement.sql, statement.params
+    if statement.deletes:
+        returned = [row_of(statement.table, statement.columns)]
+    elif has_old:
+        returned = [row_of("o", statement.columns), row_of("n", statement.columns)]
+    else:
+        keys = [f"f{number}" for number in range(len(statement.columns))]
+        renamed = ", ".join([f"{column} AS {key}" for column, key in zip(statement.columns, keys, strict=True)])
+        parts = [f"freshness_old AS MATERIALIZED (SELECT {renamed} FROM {statement.table}{statement.condition} FOR NO KEY UPDATE)"]  # noqa: S608  # quoted names
+        sql = f"{statement.without_condition} FROM freshness_old WHERE {statement.table}.{statement.columns[0]} = freshness_old.f0"
+        params = (*statement.where_params, *params[: len(params) - len(statement.where_params)])
+        returned = [row_of("freshness_old", keys), row_of(statement.table, statement.columns)]
+    sql = f"{sql} RETURNING {'WITH (OLD AS o, NEW AS n) ' if has_old and not statement.deletes else ''}"
+    sql += ", ".join([f"{each} AS c{number}" for number, each in enumerate(returned)])
+    if not statement.is_bounded:
+        parts.append(f"freshness_changed AS ({sql})")
+        sql = f"SELECT *, (SELECT count(*) FROM freshness_changed) FROM freshness_changed LIMIT {MANY_ROWS + 1}"  # noqa: S608  # a number
+    return f"WITH {', '.join(parts)} {sql}" if parts else sql, params
+
+
 class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
     """Django's operations with the engine's compilers."""
 
@@ -163,6 +208,20 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     def text_of(self, sql: Any) -> str | None:
         """Return the text of psycopg's `sql` objects and of template strings."""
         return composed.as_string(sql, self.connection) if isinstance(sql, STATEMENTS) else None
+
+    @property
+    def has_images(self) -> bool:
+        """Always: the rows that an UPDATE returns are locked."""
+        return True
+
+    def images(self, statement: Statement) -> tuple[int, list[Image] | None]:
+        """Execute the statement with RETURNING. If its condition does not bound its rows, the server counts all and sends at most one more than `MANY_ROWS`."""
+        with self.cursor() as cursor:
+            cursor.execute(*with_images(statement, has_old=self.pg_version >= 180000))
+            rows = cursor.fetchall()
+        count = len(rows) if statement.is_bounded else (rows[0][-1] if rows else 0)
+        number = len(statement.columns)
+        return limited(count, [Image(values_of(row[0], number), None if statement.deletes else values_of(row[1], number)) for row in rows])
 
     def watch_other_programs(self) -> None:
         """Install the triggers."""

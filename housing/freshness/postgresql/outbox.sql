@@ -1,6 +1,6 @@
 -- The trigger function that writes the tags of other programs' writes to the outbox. triggers.py creates it beside the outbox, with a trigger for each
 -- kind of statement. Its arguments are the table as tags name it, the column of the primary key ('' if its values cannot be part of a tag), and as JSON the
--- references whose values can, and the columns of the table's models. Other columns shape no response.
+-- columns whose values are scopes, and the columns of the table's models. Other columns shape no response.
 --
 -- It is SECURITY DEFINER, because a role that may write the table need not have a right to the outbox. As it runs with the rights of its owner, its
 -- search_path is fixed. record_image_ne() compares stored values, so it sees 1.0 become 1.00, and needs no operator of the columns' types.
@@ -9,12 +9,12 @@ DECLARE
     name CONSTANT text := TG_ARGV[0];
     everything CONSTANT text := concat(name, E'\n', name, ':*');
     pk CONSTANT text := nullif(TG_ARGV[1], '');
-    refs CONSTANT text[] := ARRAY(SELECT jsonb_array_elements_text(TG_ARGV[2]::jsonb));
+    scopes CONSTANT text[] := ARRAY(SELECT jsonb_array_elements_text(TG_ARGV[2]::jsonb));
     columns CONSTANT text[] := ARRAY(SELECT jsonb_array_elements_text(TG_ARGV[3]::jsonb));
     number bigint := 0;   -- of rows, at most one more than have tags of their own
     source text;          -- SQL: the rows, as r
     differs text;         -- SQL: whether a row has changed
-    parts text;           -- SQL: the tags of a row, each as (what follows the table's name, value, whether it is touched)
+    parts text;           -- SQL: the tags of a row, each as (what follows the table's name, value, what follows that, whether it is touched)
     tags text;
     deleted text;         -- the tags of what this transaction deleted
     is_known boolean := TG_OP <> 'TRUNCATE';  -- whether rows have tags of their own
@@ -43,26 +43,36 @@ BEGIN
         IF is_known AND NOT is_changed THEN
             RETURN NULL;
         END IF;
-        SELECT concat_ws(', ', format('('':'', format(''%%s'', r.%I), %s)', pk, differs), string_agg(part, ', ')) INTO parts FROM (
-            SELECT format('(%L, '''', record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x, x, x) FROM unnest(columns) x
-            UNION ALL
-            SELECT format('(%L, format(''%%s'', r.%I), r.%I IS NOT NULL AND record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x || '=', x, x, x, x) FROM unnest(refs) x
+        SELECT concat_ws(', ', format('('':'', format(''%%s'', r.%I), '''', %s)', pk, differs), string_agg(part, ', ')) INTO parts FROM (
+            SELECT format('(%L, '''', '''', record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x, x, x) FROM unnest(columns) x
+            UNION ALL  -- a scope that the row enters or leaves
+            SELECT format('(%L, format(''%%s'', %s.%I), '''', %s.%I IS NOT NULL AND record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x || '=', i, x, i, x, x, x)
+            FROM unnest(scopes) x, unnest(ARRAY['o', 'r']) i
+            UNION ALL  -- a column of a row in a scope
+            SELECT format('(%L, format(''%%s'', r.%I), %L, r.%I IS NOT NULL AND record_image_eq(ROW(o.%I), ROW(r.%I)) AND record_image_ne(ROW(o.%I), ROW(r.%I)))',
+                '.' || s || '=', s, '.' || x, s, s, s, x, x) FROM unnest(scopes) s, unnest(columns) x WHERE s <> x
         ) y(part);
     ELSIF is_known THEN
         source := CASE TG_OP WHEN 'INSERT' THEN 'freshness_new r' ELSE 'freshness_old r' END;
         SELECT concat_ws(', ',
-            format('(%L, '''', true)', CASE TG_OP WHEN 'INSERT' THEN ':+' ELSE ':-' END),
-            CASE TG_OP WHEN 'DELETE' THEN format('('':'', format(''%%s'', r.%I), true)', pk) END,
-            string_agg(format('(%L, format(''%%s'', r.%I), r.%I IS NOT NULL)', '.' || x || '=', x, x), ', ')
-        ) INTO parts FROM unnest(refs) x;
+            format('(%L, '''', '''', true)', CASE TG_OP WHEN 'INSERT' THEN ':+' ELSE ':-' END),
+            CASE TG_OP WHEN 'DELETE' THEN format('('':'', format(''%%s'', r.%I), '''', true)', pk) END,
+            string_agg(format('(%L, format(''%%s'', r.%I), '''', r.%I IS NOT NULL)', '.' || x || '=', x, x), ', ')
+        ) INTO parts FROM unnest(scopes) x;
     END IF;
 
     is_known := is_known AND number <= @MANY_ROWS@;
     IF is_known THEN
-        -- A value is its own text in a tag if URLs need not quote it.
+        -- A value is quoted as in a URL. A key that would have to be quoted is not known, because it is looked for below.
         EXECUTE format(
-            'SELECT bool_and(value ~ ''^[A-Za-z0-9_.~-]*$''), concat_ws(E''\n'', $1, string_agg(DISTINCT concat($1, prefix, value), E''\n''))
-             FROM %s CROSS JOIN LATERAL (VALUES %s) tag(prefix, value, is_touched) WHERE is_touched', source, parts
+            'SELECT bool_and(prefix <> '':'' OR value ~ ''^[A-Za-z0-9_.~-]*$''), concat_ws(E''\n'', $1, string_agg(DISTINCT concat($1, prefix, quoted, suffix), E''\n''))
+             FROM %s CROSS JOIN LATERAL (VALUES %s) tag(prefix, value, suffix, is_touched) CROSS JOIN LATERAL (
+                 SELECT CASE WHEN value ~ ''^[A-Za-z0-9_.~-]*$'' THEN value ELSE (
+                     SELECT string_agg(CASE WHEN c ~ ''^[A-Za-z0-9_.~-]$'' THEN c
+                         ELSE upper(regexp_replace(encode(convert_to(c, ''UTF8''), ''hex''), ''(..)'', ''%%\1'', ''g'')) END, '''' ORDER BY n)
+                     FROM regexp_split_to_table(value, '''') WITH ORDINALITY x(c, n)
+                 ) END
+             ) x(quoted) WHERE is_touched', source, parts
         ) INTO is_known, tags USING name;
     END IF;
 

@@ -165,7 +165,7 @@ def _wanted(connection: Any, schema: str) -> Iterator[Trigger]:
 
 
 def _triggers_of(connection: Any, schema: str, table: str, tracked: Table) -> Iterator[Trigger]:
-    arguments = (tracked.name, tracked.pk or "", json.dumps(sorted(tracked.references)), json.dumps(sorted(_columns_of(tracked.name))))
+    arguments = (tracked.name, tracked.pk or "", json.dumps(sorted(tracked.scopes)), json.dumps(sorted(_columns_of(tracked.name))))
     quoted = [sql.Literal(text).as_string(connection.connection).strip() for text in (f" {tracked.name.translate(UNSAFE)} ", *arguments)]
     for event, rows in TRANSITIONS.items():
         condition, call = FOREIGN % quoted[0], f"{schema}.freshness_outbox({', '.join(quoted[1:])})"

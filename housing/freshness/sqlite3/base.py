@@ -13,10 +13,12 @@ from urllib.parse import unquote, urlsplit
 from django.db import NotSupportedError, transaction
 from django.db.backends.sqlite3 import base, operations
 
+from ..changes import Image, Statement, limited, paired
 from ..compiler import OperationsMixin
 from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
-from ..statements import may_write
+from ..statements import NOTHING, may_write
+from ..tracking import MANY_ROWS
 
 PROBE = "freshness_probe"
 
@@ -90,6 +92,29 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         except sqlite3.OperationalError:  # SQLite refuses this while a statement is pending
             return True
         return False
+
+    @property
+    def has_images(self) -> bool:
+        """Whether this transaction has the write lock already, so that what it reads now is what its UPDATE changes."""
+        return self.in_atomic_block and self.transaction_mode in ("IMMEDIATE", "EXCLUSIVE") and self.begun and self.returns_rows
+
+    def images(self, statement: Statement) -> tuple[int, list[Image] | None]:
+        """Execute a DELETE with RETURNING, which has the old values, and an UPDATE after a SELECT. The sign `+` keeps the driver from converting values."""
+        columns = ", ".join([f"+{column}" for column in statement.columns])
+        announced, self.announced = self.announced, NOTHING
+        with self.cursor() as cursor:
+            before: Any = None
+            if not (statement.deletes and statement.is_bounded):
+                look = f"SELECT {columns} FROM {statement.table}{statement.condition} LIMIT {MANY_ROWS + 1}"  # noqa: S608  # quoted names
+                cursor.execute(look, statement.where_params)
+                before = cursor.fetchall()
+            self.announced = announced
+            if before is not None and (statement.deletes or len(before) > MANY_ROWS):
+                cursor.execute(statement.sql, statement.params)
+                return limited(cursor.rowcount, [Image(row, None) for row in before])
+            cursor.execute(f"{statement.sql} RETURNING {columns}", statement.params)
+            rows = cursor.fetchall()
+        return limited(len(rows), [Image(row, None) for row in rows] if before is None else paired(before, rows))
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

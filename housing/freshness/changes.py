@@ -1,0 +1,86 @@
+"""The rows that an UPDATE or a DELETE changes: what each held before and what it holds afterwards.
+
+Databases and change data capture call the two the old and the new image of a row. The difference decides the tags of the write, so a save of every column
+invalidates only by those that it changed. Values are compared as the database stores them, never as Python converts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from .tracking import MANY_ROWS, Table
+
+Values = Sequence[Any]
+"""The values of a row as the driver returns them, the primary key first."""
+
+
+class Image(NamedTuple):
+    """A row before and after a statement. A deleted row has no values afterwards."""
+
+    before: Values
+    after: Values | None
+
+
+class Statement(NamedTuple):
+    """An UPDATE or a DELETE, with everything that a database needs to return its images. Names are quoted."""
+
+    sql: str
+    params: tuple[Any, ...]
+    where: str
+    where_params: tuple[Any, ...]
+    table: str
+    columns: tuple[str, ...]
+    """The columns of an image, the primary key first."""
+    is_bounded: bool
+    """Whether its condition names so few rows that all images may be returned."""
+    deletes: bool
+
+    @property
+    def condition(self) -> str:
+        """The text of its WHERE; empty if it has none."""
+        return f" WHERE {self.where}" if self.where else ""
+
+    @property
+    def without_condition(self) -> str:
+        """The text before its WHERE, with which Django ends it."""
+        assert self.sql.endswith(self.condition)
+        return self.sql.removesuffix(self.condition)
+
+
+def paired(before: Collection[Values], after: Collection[Values]) -> list[Image] | None:
+    """Pair the values of each row by its key. None if they are not the same rows."""
+    found = {row[0]: row for row in after}
+    if len(before) != len(after) or any(row[0] not in found for row in before):
+        return None
+    return [Image(row, found[row[0]]) for row in before]
+
+
+def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tuple[set[str], set[str]]:
+    """Return the tags of an UPDATE with these images: its rows, the columns that differ, and the scopes that a row left or entered; and the tags of the
+    columns that differ within the scopes in which a row stays.
+    """
+    assert table.pk_text
+    tags, within = {table.name}, set()
+    scopes = [(columns.index(column), f"{table.name}.{column}=", text) for column, text in table.scopes.items()]
+    for before, after in images:
+        assert after is not None
+        tags.add(f"{table.name}:{table.pk_text(before[0])}")
+        changed = [column for column, old, new in zip(columns, before, after, strict=True) if old != new or type(old) is not type(new)]
+        changed += table.generated
+        tags.update([f"{table.name}.{column}" for column in changed])
+        for place, scope, text in scopes:
+            old, new = before[place], after[place]
+            if old != new or type(old) is not type(new):
+                for value in (old, new):
+                    if value is not None:
+                        tags.add(f"{scope}{text(value)}")
+            elif old is not None:
+                inside = f"{scope}{text(old)}."
+                within.update([inside + column for column in changed])
+    return tags, within
+
+
+def limited(count: int, images: list[Image] | None) -> tuple[int, list[Image] | None]:
+    """Return the number of rows, and their images unless there are more than `MANY_ROWS`."""
+    return count, images if count <= MANY_ROWS else None
