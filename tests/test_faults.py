@@ -54,7 +54,7 @@ from housing.freshness import connection as commit
 from housing.models import Property
 from tests.stacks import wait_for
 
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 class Dies(type(commit.journal)):

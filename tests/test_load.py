@@ -141,7 +141,7 @@ SABOTAGED = """
 from housing.freshness.journal import Journal, Lease
 from tests.measurements import load
 Journal.lease = lambda self, tags: Lease("none", tuple(tags))
-Journal.close = Journal.withdraw
+Journal.close = lambda self, lease, late: Journal.withdraw(self, lease)
 load.main()
 """
 
