@@ -434,6 +434,14 @@ def test_a_change_is_one_line_in_the_log(home, caplog):
     assert message == f"[ORM] PropertyImage {image.pk} changed. Stale: {', '.join(f'housing_propertyimage{tag}' for tag in tags)}."
 
 
+def test_a_change_of_many_rows_is_a_short_line_in_the_log(transactional_db, caplog):
+    """Each row is in scopes of its own. An import of a million rows would keep them all, and nobody would read them."""
+    with caplog.at_level(logging.INFO, "housing"), transaction.atomic():
+        connection.tag("housing_property", {f"housing_property.source_id={number}" for number in range(MANY_SCOPED + 1)}, "Many rows created.")
+
+    assert caplog.messages == ["Many rows created. Stale: housing_property:?."]
+
+
 def test_a_change_under_a_savepoint_is_logged_if_the_savepoint_is_kept(transactional_db, caplog):
     """A rollback to the savepoint undoes the change, so there is nothing to log."""
     released, dropped, left_open = Office.objects.bulk_create(Office(name=f"Branch {number}") for number in range(3))

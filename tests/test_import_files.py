@@ -272,7 +272,7 @@ django.setup()
 from django.core.management import call_command
 from housing.management.commands import import_listings
 gc.set_threshold(100, 2, 2)
-import_listings.BATCH = 20
+import_listings.BATCH = 10
 for rows in (100, 500, 1_000):
     file = Path(sys.argv[1]) / f"{rows}.csv"
     with file.open("w") as written:

@@ -190,7 +190,8 @@ class ConnectionMixin(IdentifiedMixin):
         if len(known) > MANY_ROWS + MANY_SCOPED:  # a transaction of a million writes keeps few
             scope.tags[table] = _shortened(table, known) | known & {f"{table}:-"}  # has_tagged() must know of deletions
         if change and len(scope.changes) < MANY_ROWS:
-            scope.changes.setdefault((change, tuple(sorted(tags))))
+            tags = set(tags)
+            scope.changes.setdefault((change, tuple(sorted(_shortened(table, tags) if len(tags) > MANY_ROWS else tags))))
 
     def has_tagged(self, table: str, tag: str) -> bool:
         """Whether this transaction has this tag."""

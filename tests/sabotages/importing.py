@@ -123,6 +123,13 @@ IMPORTING = (
         "test_import_again.py::test_a_row_whose_id_an_earlier_row_has_is_refused",
     ),
     Sabotage(
+        "the line of a change has every tag",
+        "freshness/connection.py",
+        "tuple(sorted(_shortened(table, tags) if len(tags) > MANY_ROWS else tags))",
+        "tuple(sorted(tags))",
+        "test_commit.py::test_a_change_of_many_rows_is_a_short_line_in_the_log",
+    ),
+    Sabotage(
         "a large transaction keeps every tag",
         "freshness/connection.py",
         "if len(known) > MANY_ROWS + MANY_SCOPED:",
