@@ -125,7 +125,7 @@ IMPORTING = (
     Sabotage(
         "the line of a change has every tag",
         "freshness/connection.py",
-        "tuple(sorted(_shortened(table, tags) if len(tags) > MANY_ROWS else tags))",
+        "tuple(sorted(_shortened(table, tags) if len(tags) > MANY_ROWS else tags))",  # plain-words: code
         "tuple(sorted(tags))",
         "test_commit.py::test_a_change_of_many_rows_is_a_short_line_in_the_log",
     ),
