@@ -73,15 +73,15 @@ def kind_of(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("of_the_admin", [False, True], ids=["of the service", "of the admin"])
 def test_no_request_gets_500(home, superuser, application, of_the_admin, statuses, pytestconfig, monkeypatch):
-    """Each view gets each hostile header, and each list of the admin gets each hostile filter. The methods take turns, and so do the models of an app, which
-    share the views of the admin. `make fuzz` sends all combinations, with and without a login.
+    """Each address gets each hostile header, and each list of the admin gets each hostile filter. The methods take turns. On SQLite, the models of an app take
+    turns, too, because they share the views of the admin. `make fuzz` sends all combinations, with and without a login.
     """
     monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", None)  # as on PostgreSQL, because thousands of connections take a second
     every = pytestconfig.option.fuzz
     paths = [path for path in addresses(home.pk) if path.startswith("/admin/") == of_the_admin and "logout" not in path]
     kinds = defaultdict(list)
     for path in paths:
-        kinds[path if every else kind_of(path)].append(path)
+        kinds[kind_of(path) if connection.vendor == "sqlite" and not every else path].append(path)
     turns = itertools.cycle(METHODS)
     hostile = [(path, *header, next(turns)) for kind in kinds.values() for path, header in zip(itertools.cycle(kind), HEADERS.items(), strict=False)]
     lists = [path for path in paths if every or re.fullmatch(r"/admin/\w+/\w+/", path)]
