@@ -188,7 +188,7 @@ class Journal:
 
         With `late` the reply is not awaited, which saves a tenth of a write. No read is stale meanwhile, because the lease is open until the server has run
         the close. The reply is read before the thread's next command, or when the thread ends. After an error the close is sent again, and if that fails,
-        `late` is called.
+        or if no reply came in time, `late` is called.
         """
         command = ("close", lease.id, "\n".join(lease.tags), version())
         self._run(*command, late=partial(self._close_again, lease, late)) if late else self._run(*command)
@@ -198,6 +198,8 @@ class Journal:
         try:
             if not may_ask:
                 raise Unreachable(f"Redis did not confirm it ({error}).")
+            if isinstance(error, refusals.TimeoutError):  # a second close would wait as long
+                raise self._failed(get_redis_connection(conf.CACHE), error)
             self.close(lease)
         except Unreachable as away:
             late(away)
