@@ -183,7 +183,7 @@ from housing.models import Property
 
 if sys.argv[1] == "new":
     tag = ConnectionMixin.tag
-    ConnectionMixin.tag = lambda self, table, tags, change=None: tag(self, table, {f"v2/{each}" for each in tags}, change)
+    ConnectionMixin.tag = lambda self, table, tags, *more: tag(self, table, {f"v2/{each}" for each in tags}, *more)
 
 def read():
     environ = {"PATH_INFO": "/api/properties/cached/"}
