@@ -1,6 +1,7 @@
 """The precision of invalidation. Every column of every model is written in two ways. A table lists which of 24 pages each write invalidates."""
 
 import itertools
+import random
 import re
 import statistics
 from collections import Counter
@@ -12,11 +13,13 @@ from django.db import connection, transaction
 from django.db.models import ForeignKey
 from django.test.utils import CaptureQueriesContext
 
+from housing.filters import ORDERINGS
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests.fixtures.cache import clear_the_cache
 from tests.fixtures.responses import VARIANTS
 from tests.fixtures.rows import NEW_YEAR, a_property, make_images, saved
 from tests.instruments import COLUMNS as LIST_OF_COLUMNS
+from tests.measurements import portal as portal_model
 from tests.measurements.portal import STRATEGIES, simulate
 
 PAGES = {
@@ -327,3 +330,18 @@ def test_most_unchanged_pages_of_a_portal_stay_warm_after_each_write(transaction
     assert warm["the engine"] > 75, "\n".join(result.lines())
     assert warm["the engine"] > warm["cacheops"] + 15
     assert warm["cache.clear()"] == 0
+    assert len([*result.lines()]) == 2 + len(STRATEGIES)
+
+
+def test_a_portal_has_pages_of_each_filter_each_pair_of_filters_and_each_order(transactional_db, monkeypatch):
+    """The pages that a user of the portal reads. Of a filter twelve pages at most, and of a pair four."""
+    chosen = random.Random(1)
+    portal_model.listings(100, chosen)
+    filters = [*portal_model.filters(chosen)]
+    assert len({frozenset(each.items()) for each in filters}) == len(filters)
+    assert {len(each) for each in filters} == {0, 1, 2}
+
+    monkeypatch.setattr(portal_model, "filters", lambda chosen: iter([{}, {"min_price": 0, "min_bedrooms": 1}]))
+    found = portal_model.fill(10_000, chosen)
+
+    assert len(found) == len(ORDERINGS) * (5 + 4)
