@@ -106,7 +106,7 @@ def text_of(field: Field[Any, Any]) -> Text | None:
     return None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)  # 1, 1.0 and True are equal keys, and have different texts
 def _quoted(value: Any) -> str:
     """Return a text that separates nothing in a list of tags. A member of an enumeration counts as the text that is stored."""
     return quote(str.__str__(value) if isinstance(value, str) else str(value), safe="")

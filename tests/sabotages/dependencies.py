@@ -558,4 +558,11 @@ DEPENDENCIES = (
         "references = one.references",
         "test_kinds.py::test_two_models_of_one_table_are_tracked_as_one",
     ),
+    Sabotage(
+        "equal values of different types share the text of a tag",
+        "freshness/tracking.py",
+        "@lru_cache(maxsize=256, typed=True)",
+        "@lru_cache(maxsize=256)",
+        "test_scopes.py::test_values_that_are_equal_in_python_have_texts_of_their_own",
+    ),
 )
