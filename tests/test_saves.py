@@ -53,7 +53,7 @@ def test_an_update_by_a_condition_leaves_pages_of_other_rows_warm(twenty_propert
 
 
 def test_values_of_other_rows_after_an_update_are_unknown():
-    """A trigger of the database may write other rows. Then the whole table is tagged."""
+    """A trigger of the database may write other rows. Then the write counts as one to rows whose old values are unknown."""
     assert paired([(1, "a")], [(2, "b")]) is None
     assert paired([(1, "a")], [(1, "a"), (2, "b")]) is None
     assert paired([(1, "a")], [(1, "b")]) == [((1, "a"), (1, "b"))]
