@@ -1,11 +1,13 @@
 """The API contract. Clients may rely on the URLs, the responses, the query parameters and the errors."""
 
 import datetime
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.management import call_command
+from django.core.management import call_command, get_commands, load_command_class
 from django.db import connection
 from django.http import QueryDict
 from django.test import RequestFactory
@@ -462,6 +464,35 @@ def test_migrate_logs_no_line_per_table(tmp_path):
 
     assert (migrated.code, migrated.stderr) == (0, "")
     assert "Applying housing.0001_initial... OK" in migrated.stdout
+
+
+# Commands
+
+COMMANDS = {name: app for name, app in get_commands().items() if app.startswith("housing")}
+
+
+def parsers(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    """Yield a parser, and those of its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            for each in action.choices.values():
+                yield from parsers(each)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_and_each_argument(name):
+    """`--help` is always at hand, also where nobody can read the documents."""
+    command = load_command_class(COMMANDS[name], name)
+    unexplained = [
+        action.dest
+        for parser in parsers(command.create_parser("manage.py", name))
+        for action in parser._actions
+        if not (action.help or isinstance(action, _SubParsersAction))
+    ]
+
+    assert command.help
+    assert unexplained == []
 
 
 # Names

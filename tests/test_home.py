@@ -93,6 +93,7 @@ def test_every_link_of_the_promises_leads_somewhere(transactional_db, client, pa
     anchors = [attributes["id"] for tag, attributes in found if tag in {"h1", "h2", "h3", "h4"}]
     links = {attributes["href"] for tag, attributes in found if tag == "a"}
 
+    assert {tag for tag, attributes in found if "href" in attributes} == {"a", "link"}
     assert len(anchors) == len(set(anchors))
     assert {link[1:] for link in links if link.startswith("#")} - set(anchors) == set()
     assert {link for link in links if not link.startswith("#")} == {"/", {"/spec/": "/spec/tools/", "/spec/tools/": "/spec/"}[path]}

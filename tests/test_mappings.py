@@ -66,6 +66,7 @@ NUMBERS = {
     "the low end of a range": ('{ range = "low" }', "1200 - 1300", 1200),
     "the high end of a range": ('{ range = "high", thousands = "," }', "1,200–1,300", 1300),
     "the middle of a range": ('{ range = "middle" }', "1200 to 1301", "1250.50"),
+    "a unit that ends like another": ('{ units = { m = 1_000_000, "sq m" = 1 } }', "180 sq m", 180),
     "a range with a unit after it": ('{ range = "high", units = { k = 1_000 } }', "300-350k", 350000),
     "a range with a unit after it, its low end": ('{ range = "low", units = { k = 1_000 } }', "300-350k", 300000),
     "a range with a unit and a currency at both ends": ('{ range = "low", units = { k = 1_000 }, strip = ["$"] }', "$300k - $350k", 300000),

@@ -146,11 +146,16 @@ def mutmut(line="cast(None, model)", results=RESULTS):
     return lambda verb, *_: {"results": results, "run": ""}.get(verb, DIFF.replace("{line}", line))
 
 
+def judge(ask, arguments=(), noticed=()):
+    """Judge the mutants, where the specs of processes notice these."""
+    return equivalent_mutants.main(ask, arguments, lambda name: name in noticed)
+
+
 def test_an_equivalent_mutant_that_is_listed_is_accepted(monkeypatch, capsys):
     """No spec can notice it, and its row says why."""
     monkeypatch.setattr(equivalent_mutants, "EQUIVALENT", {r"cast\(None, ": "for mypy alone"})
 
-    assert equivalent_mutants.main(mutmut()) == 0
+    assert judge(mutmut()) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "Every mutant is noticed, or listed as equivalent."
 
 
@@ -158,10 +163,37 @@ def test_the_share_of_noticed_mutants_is_printed_for_each_module(monkeypatch, ca
     """A module that no spec reaches would otherwise hide behind the others. Mutants that were not run count neither way."""
     results = RESULTS + "    housing.signals.x_connect__mutmut_3: not checked\n    housing.views.x_of__mutmut_1: killed\n"
 
-    equivalent_mutants.main(mutmut(results=results))
+    judge(mutmut(results=results))
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[:3]]
     assert lines == [["all", "2", "of", "3", "66.7%"], ["housing.signals", "1", "of", "2", "50.0%"], ["housing.views", "1", "of", "1", "100.0%"]]
+
+
+def test_a_mutant_that_only_a_process_notices_counts_as_noticed(capsys):
+    """mutmut sees which lines its own process runs. A command that a spec starts as a process would seem to have no spec."""
+    assert judge(mutmut("model"), ["--sample", "2"], {"housing.signals.x__model__mutmut_1"}) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["all", "2", "of", "2", "100.0%"]
+
+
+@pytest.mark.parametrize(("code", "is_noticed"), [(0, False), (1, True), (2, True)])
+def test_the_specs_of_processes_are_run_for_a_mutant_that_others_miss(monkeypatch, code, is_noticed):
+    """Each chapter that starts processes is among them, because it imports the fixture for them."""
+    started = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **how: started.append((command, how)) or subprocess.CompletedProcess(command, code))
+
+    assert equivalent_mutants.is_noticed_in_a_process("housing.run.x_main__mutmut_1") == is_noticed
+    [(command, how)] = started
+    assert "tests/test_setup.py" in command
+    assert "tests/test_hits.py" not in command
+    assert (how["cwd"], how["env"]["MUTANT_UNDER_TEST"]) == ("mutants", "housing.run.x_main__mutmut_1")
+
+
+def test_a_mutant_is_not_noticed_because_pytest_cannot_run(monkeypatch):
+    """Otherwise a wrong option would count as a spec that notices everything."""
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 4))
+
+    with pytest.raises(subprocess.CalledProcessError):
+        equivalent_mutants.is_noticed_in_a_process("housing.run.x_main__mutmut_1")
 
 
 def test_a_sample_of_all_mutants_is_run_and_judged(capsys):
@@ -175,7 +207,7 @@ def test_a_sample_of_all_mutants_is_run_and_judged(capsys):
             raise subprocess.CalledProcessError(1, "mutmut")
         return "\n".join(made) if verb == "results" else ""
 
-    assert equivalent_mutants.main(ask, ["--sample", "20"]) == 0
+    assert judge(ask, ["--sample", "20"]) == 0
     [_, names] = [names for verb, *names in asked if verb == "run"]
     assert len(set(names)) == 20
     assert names == equivalent_mutants.drawn(20, 1, ask) != equivalent_mutants.drawn(20, 2, ask)
@@ -194,7 +226,7 @@ def test_a_surviving_mutant_that_is_not_listed_is_reported(monkeypatch, capsys, 
     """It may be a missing promise. A row without a mutant is reported, too."""
     monkeypatch.setattr(equivalent_mutants, "EQUIVALENT", {r"cast\(None, ": "for mypy alone"})
 
-    assert equivalent_mutants.main(ask) == 1
+    assert judge(ask) == 1
     assert complaint in capsys.readouterr().out.splitlines()
 
 

@@ -9,10 +9,12 @@ mutmut show NAME                                show one mutant; after you have 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -42,6 +44,9 @@ NOT_RUN = "not checked"
 Ask = Callable[..., str]
 """A function that runs `mutmut` with these arguments and returns its output."""
 
+PROCESSES = ("tests.fixtures.processes", "tests.fixtures.blogs")
+"""The modules with which a chapter starts processes of the service. mutmut does not see what a process runs, so it would try no spec of these."""
+
 
 def mutmut(*arguments: str) -> str:
     """Run mutmut and return its output. Raises CalledProcessError if it fails."""
@@ -54,13 +59,36 @@ def verdicts(results: str) -> dict[str, str]:
     return {name: verdict for name, colon, verdict in found if colon and "__mutmut_" in name}
 
 
-def shares(results: str) -> list[str]:
-    """One line for each module, and one for all: how many of its mutants were run, and the share that was noticed."""
+def is_noticed_in_a_process(name: str) -> bool:
+    """Whether a chapter that starts processes notices this mutant. Raises CalledProcessError if pytest cannot run."""
+    chapters = [str(path) for path in sorted(Path("tests").glob("test_*.py")) if any(module in path.read_text(encoding="utf-8") for module in PROCESSES)]
+    unfit = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]["pytest_add_cli_args_test_selection"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--exitfirst",
+        "--failed-first",
+        "--tb=no",
+        "-n",
+        "auto",
+        *chapters,
+        *(each for each in unfit if each[0] == "-"),
+    ]
+    ended = subprocess.run(command, check=False, cwd="mutants", env=os.environ | {"MUTANT_UNDER_TEST": name}, capture_output=True, text=True)
+    if ended.returncode not in (0, 1, 2):  # 2: a chapter could not even be collected
+        raise subprocess.CalledProcessError(ended.returncode, command, ended.stdout, ended.stderr)
+    return ended.returncode != 0
+
+
+def shares(results: str, later: Collection[str] = ()) -> list[str]:
+    """One line for each module, and one for all: how many of its mutants were run, and the share that was noticed, some of them `later` in a process."""
     run, noticed = Counter[str](), Counter[str]()
     for name, verdict in verdicts(results).items():
         for module in ("all", name.rpartition(".")[0]):
             run[module] += verdict != NOT_RUN
-            noticed[module] += verdict in NOTICED
+            noticed[module] += verdict in NOTICED or name in later
     return [f"{module:<50} {noticed[module]:>5} of {count:>5} {noticed[module] / count:7.1%}" for module, count in sorted(run.items()) if count]
 
 
@@ -86,19 +114,24 @@ def mutated_lines(diff: str) -> str:
     return "\n".join(line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++"))
 
 
-def complaints(ask: Ask = mutmut, sample: Collection[str] = ()) -> list[str]:
-    """One line for each surviving mutant that is not listed, and for each row without a mutant. With a sample, only its mutants count, and no rows."""
-    wrong, matched = [], set()
+def judged(ask: Ask, again: Callable[[str], bool], sample: Collection[str] = ()) -> tuple[list[str], set[str]]:
+    """One line for each surviving mutant that is not listed, and for each row without a mutant, and the mutants that only a process notices.
+
+    With a sample, only its mutants count, and no rows.
+    """
+    wrong, matched, later = [], set(), set()
     for name, verdict in tqdm([each for each in left(ask("results")) if not sample or each[0] in sample], unit="mutant", leave=False):
         lines = mutated_lines(ask("show", name))
         patterns = [pattern for pattern in EQUIVALENT if verdict == "survived" and re.search(pattern, lines)]
         matched.update(patterns)
-        if not patterns:
+        if not patterns and again(name):
+            later.add(name)
+        elif not patterns:
             wrong.append(f"{name}: {verdict}: {lines}")
-    return wrong + [f"{pattern}: no mutant matches this pattern any more" for pattern in EQUIVALENT if pattern not in matched and not sample]
+    return wrong + [f"{pattern}: no mutant matches this pattern any more" for pattern in EQUIVALENT if pattern not in matched and not sample], later
 
 
-def main(ask: Ask = mutmut, arguments: Sequence[str] = ()) -> int:
+def main(ask: Ask = mutmut, arguments: Sequence[str] = (), again: Callable[[str], bool] = is_noticed_in_a_process) -> int:
     """The command `python -m tests.sabotages.equivalent_mutants`. Returns 0 if every mutant was noticed or is listed, otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.sabotages.equivalent_mutants", description="Judge the mutants that mutmut has run.")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="run N mutants first, and judge only these")
@@ -107,8 +140,8 @@ def main(ask: Ask = mutmut, arguments: Sequence[str] = ()) -> int:
     sample = drawn(options.sample, options.seed, ask) if options.sample else []
     if sample:
         ask("run", *sample)
-    tqdm.write("\n".join(shares(ask("results", "--all", "true"))))
-    wrong = complaints(ask, sample)
+    wrong, later = judged(ask, again, sample)
+    tqdm.write("\n".join(shares(ask("results", "--all", "true"), later)))
     tqdm.write("\n".join(wrong or ["Every mutant is noticed, or listed as equivalent."]))
     return 1 if wrong else 0
 

@@ -122,4 +122,18 @@ EXAMPLE = (
         'method="read_by_the_query"',
         "test_home.py::test_the_form_on_a_later_page_starts_another_order_at_its_first_page",
     ),
+    Sabotage(
+        "a seed writes other prices than the last version",
+        "management/commands/seed.py",
+        "random.uniform(0.75, 1.4)",
+        "random.uniform(0.75, 1.5)",
+        "test_seed.py::test_a_seed_is_the_same_in_every_version",
+    ),
+    Sabotage(
+        "the first link of a paragraph has no known tag",
+        "home.py",
+        'tag = "a"',
+        'tag = "link-to"',
+        "test_home.py::test_every_link_of_the_promises_leads_somewhere",
+    ),
 )

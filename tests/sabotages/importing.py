@@ -143,4 +143,18 @@ IMPORTING = (
         "    if False:",
         "test_inspect.py::test_the_format_of_a_column_is_read_off_its_cells",
     ),
+    Sabotage(
+        "the shortest unit of a number is tried first",
+        "formats.py",
+        "key=len, reverse=True",
+        "key=len",
+        "test_mappings.py::test_a_number_is_read_in_the_format_that_the_mapping_declares[a unit that ends like another]",
+    ),
+    Sabotage(
+        "an argument of a command is not explained",
+        "management/commands/inspect_listings.py",
+        'help="listings, .csv, .csv.gz or .zip; - for standard input"',
+        "help=None",
+        "test_contract.py::test_every_command_explains_itself_and_each_argument",
+    ),
 )
