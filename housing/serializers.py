@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -110,27 +109,33 @@ class Columns:
         return row[self.paths.index(path)]
 
     def _shape(self, serializer: Any, prefix: str) -> Callable[[Row], dict[str, Any]]:
-        parts = [(name, self._part(field, prefix + field.source)) for name, field in serializer.fields.items()]
-        return lambda row: {name: part(row) for name, part in parts}
+        """Most fields of a row are taken in one step. Then the others replace what stands at their names."""
+        places, nested, converted = [], [], []
+        for name, field in serializer.fields.items():
+            place = len(self.paths)
+            places.append(place)  # of a nested serializer its first column, which is replaced
+            if isinstance(field, serializers.ModelSerializer):
+                nested.append((name, self._shape(field, f"{prefix}{field.source}__")))
+                continue
+            self.paths.append(prefix + field.source)
+            if type(field) in QUICKER:
+                converted.append((name, place, QUICKER[type(field)](field)))
+            elif type(field) not in AS_THEY_ARE:
+                raise TypeError(f"The field {field.field_name} ({type(field).__name__}) is not a plain column. Serialize model instances instead.")
+        return _row(list(serializer.fields), places, nested, converted)
 
-    def _part(self, field: Any, path: str) -> Callable[[Row], Any]:
-        if isinstance(field, serializers.ModelSerializer):
-            return self._shape(field, f"{path}__")
-        self.paths.append(path)
-        column = itemgetter(len(self.paths) - 1)
-        if type(field) in AS_THEY_ARE:
-            return column
-        if type(field) in QUICKER:
-            return _unless_null(column, QUICKER[type(field)](field))
-        raise TypeError(f"The field {field.field_name} ({type(field).__name__}) is not a plain column. Serialize model instances instead.")
 
+def _row(names: list[str], places: list[int], nested: list[tuple[str, Any]], converted: list[tuple[str, int, Any]]) -> Callable[[Row], dict[str, Any]]:
+    def shown(row: Row) -> dict[str, Any]:
+        found = dict(zip(names, [row[place] for place in places], strict=True))
+        for name, place, convert in converted:
+            if (value := row[place]) is not None:
+                found[name] = convert(value)
+        for name, shape in nested:
+            found[name] = shape(row)
+        return found
 
-def _unless_null(column: Callable[[Row], Any], convert: Callable[[Any], Any]) -> Callable[[Row], Any]:
-    def part(row: Row) -> Any:
-        value = column(row)
-        return None if value is None else convert(value)
-
-    return part
+    return shown
 
 
 def _decimal(field: serializers.DecimalField) -> Callable[[Any], Any]:

@@ -155,6 +155,7 @@ def test_a_method_with_another_signature_is_reported(monkeypatch):
 def test_every_method_of_django_that_the_engine_overrides_is_listed():
     """The spec compares the engine's classes with the Django classes that they extend, so the list cannot miss a method."""
     from django.db.backends.postgresql import base as postgresql
+    from django.db.backends.postgresql.psycopg_any import BaseTzLoader
     from django.db.backends.sqlite3 import base as sqlite3
     from django.db.backends.utils import CursorWrapper
     from django.db.models.sql import compiler as theirs
@@ -167,6 +168,7 @@ def test_every_method_of_django_that_the_engine_overrides_is_listed():
         (connection.ConnectionMixin, sqlite3.DatabaseWrapper),
         (our_sqlite3.DatabaseWrapper, sqlite3.DatabaseWrapper),
         (our_postgresql.DatabaseWrapper, postgresql.DatabaseWrapper),
+        (our_postgresql.Instants, BaseTzLoader),
         (our_postgresql.Cursor, CursorWrapper),
         (cursor.CursorMixin, CursorWrapper),
         (compiler.OperationsMixin, sqlite3.DatabaseWrapper.ops_class),

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, close_old_connections, connection
 from django.test import Client
 
+from housing.freshness.postgresql import base as postgresql
 from housing.freshness.settings import SETTINGS
 from housing.freshness.slots import cold_reads
 from housing.models import Property
@@ -22,7 +23,7 @@ from tests.fixtures.cache import clear_the_cache, expect_no_read
 from tests.fixtures.processes import python
 from tests.fixtures.proxy import Fault, proxying
 from tests.fixtures.responses import VARIANTS, ask, ask_elsewhere, new_handler
-from tests.stacks import TIMEOUT
+from tests.stacks import TIMEOUT, wait_for
 
 
 class Clock:
@@ -311,3 +312,73 @@ def p99_of(read, reads=400):
         assert read("cached").came_from == "hit"
         seconds.append(time.perf_counter() - started)
     return statistics.quantiles(seconds, n=100)[98]
+
+
+# Whether the server is still there
+
+
+@pytest.fixture
+def next_request(home, read):
+    """`next_request()`: the response of a cold page, and the number of replies that PostgreSQL sent for it, with what Django does before each request."""
+    read()
+
+    def next_request():
+        replies = []
+        driver = connection.connection
+        wait = driver.wait
+        driver.wait = lambda *args, **options: replies.append(wait(*args, **options)) or replies[-1]
+        clear_the_cache()
+        close_old_connections()
+        try:
+            return read(), len(replies)
+        finally:
+            driver.wait = wait
+
+    return next_request
+
+
+@pytest.mark.only("real")  # SQLite has no server
+def test_a_request_sends_postgresql_nothing_but_its_query(next_request):
+    """Django checks the connection with `SELECT 1` before the first query of each request, which takes a tenth of a cold page."""
+    next_request()
+
+    assert next_request()[1] == 1
+
+
+@pytest.mark.only("real")
+def test_a_connection_is_checked_again_after_five_seconds(next_request, monkeypatch):
+    """A server that vanished without a word leaves a silent socket, so silence alone is not trusted for long."""
+    next_request()
+    checked = connection._checked
+    monkeypatch.setattr(postgresql, "monotonic", lambda: checked + 5)
+
+    assert next_request()[1] == 2
+
+
+@pytest.mark.only("real")
+def test_a_connection_that_the_server_has_ended_is_replaced_before_the_query(next_request, elsewhere):
+    """After a restart of PostgreSQL the next reader gets its page, and not an error."""
+    next_request()
+    process = connection.connection.info.backend_pid
+    elsewhere(lambda: connection.cursor().execute("SELECT pg_terminate_backend(%s)", [process]))
+    wait_for(lambda: silent_no_longer(connection), AssertionError)
+
+    assert next_request()[0].status == 200
+    assert connection.connection.info.backend_pid != process
+
+
+@pytest.mark.only("real")
+def test_a_connection_with_a_notification_is_kept(next_request, elsewhere):
+    """Its socket is not silent, so it is checked with a statement, and the server replies."""
+    next_request()
+    process = connection.connection.info.backend_pid
+    connection.connection.execute("LISTEN specs")
+    elsewhere(lambda: connection.cursor().execute("NOTIFY specs"))
+    wait_for(lambda: silent_no_longer(connection), AssertionError)
+
+    assert next_request()[1] == 2
+    assert connection.connection.info.backend_pid == process
+
+
+def silent_no_longer(connection):
+    assert not connection._is_silent()

@@ -20,6 +20,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "_savepoint": "(self, sid)",
         "_savepoint_commit": "(self, sid)",
         "_savepoint_rollback": "(self, sid)",
+        "is_usable": "(self)",
         "make_cursor": "(self, cursor)",
         "make_debug_cursor": "(self, cursor)",
     },
@@ -27,6 +28,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "_set_autocommit": "(self, autocommit)",
         "get_new_connection": "(self, conn_params)",
     },
+    "django.db.backends.postgresql.psycopg_any.BaseTzLoader": {"load": "(self, data)"},
     # The cursor: every way to send SQL.
     "django.db.backends.utils.CursorWrapper": {
         "_execute": "(self, sql, params, *ignored_wrapper_args)",
