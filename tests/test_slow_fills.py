@@ -333,7 +333,7 @@ def new_fills(settings, monkeypatch):
 def test_a_thread_reports_slow_fills_four_times_in_a_wait_timeout(home, an_hour_to_wait, new_fills):
     """It starts with the first fill, and pauses only while a fill goes on."""
     signs = []
-    for _ in range(2):
+    for rests in (2, 1):  # it also rests when it starts
         fill = new_fills.begin(PAGE, journal.lookup(PAGE))
         for _ in range(2):
             assert new_fills.paused.acquire(timeout=TIMEOUT)
@@ -342,9 +342,9 @@ def test_a_thread_reports_slow_fills_four_times_in_a_wait_timeout(home, an_hour_
         assert new_fills.paused.acquire(timeout=TIMEOUT)
         new_fills.end(fill)
         journal.abandon(PAGE, fill.miss, another=True)
-        assert new_fills._begun.rested.acquire(timeout=TIMEOUT)
         new_fills.go.release()
-    assert new_fills._begun.rested.acquire(timeout=TIMEOUT)
+        for _ in range(rests):
+            assert new_fills._begun.rested.acquire(timeout=TIMEOUT)
     assert len(set(signs)) == 4
     assert new_fills.pauses == [conf.WAIT_TIMEOUT / 4] * 6
     assert [thread.daemon for thread in threads() - new_fills.others] == [True]
