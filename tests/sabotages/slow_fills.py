@@ -186,7 +186,7 @@ SLOW_FILLS = (
         "test_slow_fills.py::test_a_thread_reports_slow_fills_four_times_in_a_wait_timeout",
     ),
     Sabotage(
-        "the thread of the fills works while there is none",
+        "the thread of the fills never rests",
         "freshness/fills.py",
         "while self._going:",
         "while True:",
