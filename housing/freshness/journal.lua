@@ -95,7 +95,7 @@ local function find(may_wait, draw, _, ...)
   local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]))
   local now, filling = clock(), tonumber(e[6]) or 0
   local lately = math.abs(now - (tonumber(e[9]) or 0)) < WAIT_TIMEOUT -- a clock that stepped back keeps no reader waiting
-  local taken = filling > 0 and lately and math.abs(now - filling) < LONGEST_FILL
+  local taken = filling > 0 and lately and now - filling < LONGEST_FILL
   if e[3] and not why and (taken or now + e[4] * draw < tonumber(e[5])) then
     if not is_verified(j, now) then return {'unverified'} end
     for _, known in ipairs({...}) do
