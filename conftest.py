@@ -21,6 +21,7 @@ import redis
 from _pytest._code.code import ExceptionRepr
 from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
+from django.core.cache import cache
 from django.core.management.color import no_style
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -31,7 +32,8 @@ from pytest_django import DjangoDbBlocker
 
 from housing import settings as service
 from housing.freshness import ours
-from housing.freshness.journal import journal
+from housing.freshness.journal import Miss, journal
+from housing.freshness.settings import SETTINGS
 from housing.models import Property
 from housing.redis_url import redis_cache
 from housing.views import select_of
@@ -380,6 +382,77 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("housing.freshness.entries.sleep", waiting.sleep)
     monkeypatch.setattr("housing.freshness.entries.monotonic", lambda: waiting.seconds)
     return waiting
+
+
+@pytest.fixture
+def an_hour_to_wait(settings: Any) -> Iterator[None]:
+    """Let readers wait longer than any machine needs."""
+    settings.FRESHNESS_WAIT_TIMEOUT, settings.FRESHNESS_LONGEST_WAIT = 3600.0, 7200.0
+    journal.forget_server()  # the settings are in the script's text
+    yield
+    journal.forget_server()
+
+
+@pytest.fixture
+def a_killed_reader(an_hour_to_wait: None, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Miss]:
+    """`a_killed_reader()`: a reader of every entry is killed during its fill. Its mark stays in Redis, and others wait as long as they do by default."""
+    page = cache.make_key("page")
+    monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: page)
+
+    def a_killed_reader() -> Miss:
+        killed = journal.lookup(page)
+        settings.FRESHNESS_WAIT_TIMEOUT, settings.FRESHNESS_LONGEST_WAIT = SETTINGS["WAIT_TIMEOUT"].default, SETTINGS["LONGEST_WAIT"].default
+        assert isinstance(killed, Miss)
+        return killed
+
+    return a_killed_reader
+
+
+@pytest.fixture
+def fifty_readers(twenty_properties: list[Property], handler: ClientHandler, waiting: Any) -> Callable[..., tuple[list[str], list[str | None]]]:
+    """`fifty_readers(act, …)`: fifty readers of a cold page. The first is held in its query, and each act happens when all others wait. Returns the queries and
+    where the responses came from.
+    """
+
+    def fifty_readers(*acts: Callable[[], Any]) -> tuple[list[str], list[str | None]]:
+        left, queried = list(acts), list[str]()
+
+        def act() -> None:
+            left.pop(0)()
+
+        everybody_waits, fills, stored = threading.Barrier(50, act), threading.Event(), threading.Event()
+
+        def wait_for_the_others() -> None:
+            if left:
+                everybody_waits.wait(stacks.TIMEOUT)
+            if not left:
+                stored.wait(stacks.TIMEOUT)
+
+        def read_alone(number: int) -> str | None:
+            if number:
+                fills.wait(stacks.TIMEOUT)  # the steps are recorded in an order that is the same each time
+            client = Client()
+            client.handler = handler
+            try:
+                with connection.execute_wrapper(wait_and_execute):
+                    return ask(client).came_from
+            finally:
+                fills.set()
+                stored.set()
+                connection.close()
+
+        def wait_and_execute(execute: Callable[..., Any], *statement: Any) -> Any:
+            queried.append(statement[0])
+            fills.set()
+            while left:
+                everybody_waits.wait(stacks.TIMEOUT)
+            return execute(*statement)
+
+        type(waiting).begun = wait_for_the_others
+        with ThreadPoolExecutor(50) as readers:
+            return queried, sorted(readers.map(read_alone, range(50)), key=str)
+
+    return fifty_readers
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 
 import json
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
@@ -15,7 +16,8 @@ from housing.filters import PropertyFilter
 from housing.wsgi import Application
 from tests.fixtures.cache import clear_the_cache, entries
 from tests.fixtures.responses import VARIANTS
-from tests.measurements.baselines import PlainSave, baseline_key
+from tests.measurements.baselines import PlainSave, bare, bare_get, baseline_key
+from tests.measurements.peers import CACHEOPS, cacheops
 
 
 @pytest.fixture
@@ -164,6 +166,36 @@ def test_an_empty_view_and_cache_page_are_measured_with_the_same_baseline_as_a_h
 
     benchmark.name = f"{view} to one GET"
     latency.interleaved(benchmark, request, baseline=get, rounds=200)
+
+
+@pytest.mark.benchmark(group="baselines")
+@pytest.mark.parametrize(("name", "application"), [("constant bytes without Django", bare), ("one GET without Django", bare_get)])
+def test_applications_without_django_are_measured_with_the_same_baseline_as_a_hit(twenty_properties, serve, benchmark, latency, name, application):
+    """They have no budget. No Django is quicker than a server that runs none."""
+    body = b"{}"
+    get_redis_connection("default").set(baseline_key(), body)
+
+    def request():
+        return application({}, lambda status, headers: (status, headers))
+
+    assert request() == [body]
+    benchmark.name = f"{name} to one GET"
+    latency.interleaved(benchmark, request, baseline=serve("/baselines/one-get/"), rounds=200)
+
+
+@pytest.mark.only("real")
+@pytest.mark.benchmark(group="baselines")
+def test_cacheops_is_measured_with_the_same_baseline_as_a_hit(twenty_properties, serve, benchmark, latency):
+    """It has no budget. It caches DRF's response until a write to one of the models that it names. (Real only: its scripts need a Redis server.)"""
+    get_redis_connection("default").set(baseline_key(), serve("/baselines/plain/")()[2])
+    with cacheops() as peer:
+        plain = peer.get("/baselines/plain/")
+        assert plain == {"status": "200 OK", "digest": sha256(serve("/baselines/plain/")()[2]).hexdigest(), "queries": 1}
+        assert peer.get(CACHEOPS) == plain | {"queries": 0}
+
+        benchmark.name = "cacheops to one GET"
+        benchmark._timer = latency.clock = lambda: peer.seconds  # the time that it measures itself, because a pipe takes as long as a hit
+        latency.interleaved(benchmark, partial(peer.get, CACHEOPS), baseline=partial(peer.get, "/baselines/one-get/"), rounds=200)
 
 
 @pytest.mark.only("real")

@@ -69,6 +69,7 @@ def failing_at_every_command(act, prepare, monkeypatch):
 VERBS = {
     "lookup": lambda fill, lease: journal.lookup(PAGE),
     "store": lambda fill, lease: journal.store(PAGE, fill, {"t"}, '"old"', b"old"),
+    "renew": lambda fill, lease: journal.renew(PAGE, fill),
     "abandon": lambda fill, lease: journal.abandon(PAGE, fill),
     "lease": lambda fill, lease: journal.lease({*MANY, "t"}),
     "close": lambda fill, lease: journal.close(lease),

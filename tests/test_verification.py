@@ -520,18 +520,18 @@ import housing.settings
 housing.settings.FRESHNESS_MAX_STALENESS = 60.0
 from housing.wsgi import application
 
-def read():
-    environ = {"PATH_INFO": "/api/properties/cached/"}
+def read(query=""):
+    environ = {"PATH_INFO": "/api/properties/cached/", "QUERY_STRING": query}
     setup_testing_defaults(environ)
     response = application(environ, lambda *_: None)
     response.close()
     return response.headers["Cache-Status"]
 
-def watchmen():
-    return sum(thread.name == "freshness-watchman" for thread in threading.enumerate())
+def ours():
+    return [sum(thread.name == name for thread in threading.enumerate()) for name in ("freshness-watchman", "freshness-fills")]
 
 def report(who):
-    os.write(1, (json.dumps([who, watchmen(), [read(), read()], watchmen()]) + "\\n").encode())
+    os.write(1, (json.dumps([who, ours(), [read(), read(f"min_price={os.getpid()}")], ours()]) + "\\n").encode())
 
 report("the parent")
 child = os.fork()
@@ -540,18 +540,22 @@ if child:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 report("the child")
 """
-"""A server that reads a page before it forks. A line: who, its watchmen, the Cache-Status of two reads, and its watchmen after them."""
+"""A server that reads a page before it forks. A line: who, its watchmen and threads of fills, the Cache-Status of two reads, and the threads after them."""
 
 
 @embedded
-def test_a_server_has_one_watchman_in_each_of_its_processes_and_ends_with_them(twenty_properties):
+def test_a_server_has_one_thread_of_each_kind_in_each_of_its_processes_and_ends_with_them(twenty_properties):
     """A thread does not survive a fork, and nobody may wait for one at the end. (Embedded only: nothing here depends on the servers.)"""
     name = f"sqlite:///{connection.settings_dict['NAME']}"
     server = python("-c", FORKING, DATABASE_URL=name, REDIS_URL="fakeredis://", DJANGO_SECRET_KEY="any", DJANGO_ALLOWED_HOSTS="127.0.0.1")
 
     assert (server.code, server.stderr.count("Traceback")) == (0, 0), server.stderr
     seen = {who: rest for who, *rest in map(json.loads, server.stdout.splitlines())}
-    assert {who: (before, after) for who, (before, _, after) in seen.items()} == {"the parent": (0, 1), "the parent again": (1, 1), "the child": (0, 1)}
+    assert {who: (before, after) for who, (before, _, after) in seen.items()} == {
+        "the parent": ([0, 0], [1, 1]),
+        "the parent again": ([1, 1], [1, 1]),
+        "the child": ([0, 0], [1, 1]),
+    }
 
 
 NOT_PROMISED = {

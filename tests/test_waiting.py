@@ -1,25 +1,20 @@
-"""Many readers of one entry. One of them fills it, the others wait, and nobody waits longer than the wait timeout.
+"""Many readers of one entry. One of them fills it, and the others wait while it is alive. They wait for a dead one no longer than the wait timeout.
 
 T1, T2, … are processes. Below each table are the steps that its specs take, as they were recorded.
 """
 
 import random
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count
-from threading import Barrier, Event
 
 import pytest
 from django.core.cache import cache
 from django.db import connection
-from django.test import Client
 from django_redis import get_redis_connection
 
 from housing.freshness.entries import ATTEMPTS, PAUSES, draws
 from housing.freshness.journal import Filling, Hit, Miss, journal
-from housing.freshness.settings import SETTINGS, conf
-from tests.fixtures.responses import ask
-from tests.stacks import TIMEOUT
+from housing.freshness.settings import conf
 
 PAGE = cache.make_key("page")
 
@@ -27,60 +22,12 @@ PAGE = cache.make_key("page")
 # Single flight
 
 
-@pytest.fixture
-def an_hour_to_wait(settings):
-    """Let readers wait longer than any machine needs."""
-    settings.FRESHNESS_WAIT_TIMEOUT = 3600.0
-    journal.forget_server()  # the setting is in the script's text
-    yield
-    journal.forget_server()
-
-
-@pytest.fixture
-def a_killed_reader(an_hour_to_wait, settings, monkeypatch):
-    """`a_killed_reader()`: a reader of every entry is killed during its fill. Its mark stays in Redis, and others wait as long as they do by default."""
-    monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: PAGE)
-
-    def a_killed_reader():
-        journal.lookup(PAGE)
-        settings.FRESHNESS_WAIT_TIMEOUT = SETTINGS["WAIT_TIMEOUT"].default
-
-    return a_killed_reader
-
-
-def test_only_one_of_fifty_cold_readers_queries_the_database(twenty_properties, handler, waiting, an_hour_to_wait):
+def test_only_one_of_fifty_cold_readers_queries_the_database(fifty_readers, an_hour_to_wait):
     """Without this, all readers of a popular page would query the database at once whenever the page is not cached."""
-    everybody_waits, fills, stored, queried = Barrier(50), Event(), Event(), []
-
-    def wait_for_the_others():
-        everybody_waits.wait(TIMEOUT)
-        stored.wait(TIMEOUT)
-
-    def read_alone(number):
-        if number:
-            fills.wait(TIMEOUT)  # the steps are recorded in an order that is the same each time
-        client = Client()
-        client.handler = handler
-        try:
-            with connection.execute_wrapper(wait_and_execute):
-                return ask(client).came_from
-        finally:
-            fills.set()
-            stored.set()
-            connection.close()
-
-    def wait_and_execute(execute, *statement):
-        queried.append(statement[0])
-        fills.set()
-        everybody_waits.wait(TIMEOUT)
-        return execute(*statement)
-
-    type(waiting).begun = wait_for_the_others
-    with ThreadPoolExecutor(50) as readers:
-        responses = list(readers.map(read_alone, range(50)))
+    queried, responses = fifty_readers(bool)
 
     assert len(queried) == 1
-    assert sorted(responses) == ["fwd=miss; collapsed"] * 49 + ["fwd=miss; stored"]
+    assert responses == ["fwd=miss; collapsed"] * 49 + ["fwd=miss; stored"]
 
 
 def test_a_waiting_reader_never_gets_a_response_older_than_its_own_request(home, an_hour_to_wait):

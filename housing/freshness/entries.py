@@ -1,6 +1,7 @@
 """Respond to a read, with a fresh entry of the cache or from the database.
 
-If many readers miss the same entry, one of them queries the database (single flight). The others look again until it has stored the response.
+If many readers miss the same entry, one of them queries the database (single flight). The others look again until it has stored the response. They wait as
+long as it gives signs of life (see fills.py), but not longer than FRESHNESS_LONGEST_WAIT.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, repeat
 from math import ceil
 from time import monotonic, perf_counter, sleep
 from typing import Any
@@ -20,6 +23,7 @@ from django.db import InterfaceError, OperationalError, connections
 from .breaker import Unreachable
 from .connection import ConnectionMixin
 from .dependencies import Recorder, recorded
+from .fills import fills
 from .identity import Unidentified
 from .journal import Filling, Hit, Miss, Unverified, journal
 from .settings import conf
@@ -83,14 +87,14 @@ def respond(
         return _without_cache(read, etags, "transaction")
     if connection.alias not in watchman.watched:
         watchman.watch(connection.alias)
-    deadline = monotonic() + conf.WAIT_TIMEOUT
+    began = monotonic()
     attempts = 0
     while True:
         attempts += 1
         try:
             database = connection.database_identity(cold_reads.slot)
             key = key_in(database)
-            found, waited = _look_up(key, etags, deadline)
+            found, waited = _look_up(key, etags, began, is_first=attempts == 1)
         except (Unidentified, Unreachable) as why:
             return _without_cache(read, etags, _why_not_cached(why))
         if isinstance(found, Hit):
@@ -150,27 +154,56 @@ def _fill(
     return _response(body, etags, f"{conf.NAME}; fwd=miss; detail={verdict}")
 
 
-def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | Miss | Unverified, bool]:
-    """The entry under `key`, a miss, or why the entry cannot be used, and whether this waited for another reader. It never waits after `deadline`."""
+def _look_up(key: str, etags: Collection[str], began: float, *, is_first: bool) -> tuple[Hit | Miss | Unverified, bool]:
+    """The entry under `key`, a miss, or why the entry cannot be used, and whether this waited for another reader. Raises Busy.
+
+    `began` is when the request began. If this is not its first lookup, it has queried the database already, and waits no longer than for a dead reader.
+    """
     draw = draws.expovariate(1.0) * conf.BETA
-    looks = 0
-    while isinstance(found := journal.lookup(key, etags, draw=draw, may_wait=monotonic() < deadline), Filling):
-        sleep(PAUSES[min(looks, len(PAUSES) - 1)])
-        looks += 1
-    return found, looks > 0
+    deadline = began + (conf.LONGEST_WAIT if is_first else conf.WAIT_TIMEOUT)
+    found = journal.lookup(key, etags, draw=draw, may_wait=monotonic() < deadline)
+    if not isinstance(found, Filling):
+        return found, False
+    return _wait(found, partial(journal.lookup, key, etags, draw=draw), began, deadline), True
+
+
+def _wait(found: Filling, look: Callable[..., Hit | Miss | Filling | Unverified], began: float, deadline: float) -> Hit | Miss | Unverified:
+    """The result of the first look that is no Filling. The wait ends FRESHNESS_WAIT_TIMEOUT after the last sign of life, and at the deadline. Raises Busy.
+
+    A longer wait than FRESHNESS_WAIT_TIMEOUT keeps a thread just like a read of the database does. So it takes one of the FRESHNESS_COLD_READS places.
+    """
+    sign, until, is_long = b"", deadline, False
+    pauses = chain(PAUSES, repeat(PAUSES[-1]))
+    with ExitStack() as place:
+        while True:
+            if not is_long and (found.is_slow or monotonic() - began >= conf.WAIT_TIMEOUT):
+                place.enter_context(cold_reads.slot())
+                sign, is_long = b"", True
+            if found.sign != sign:
+                sign, until = found.sign, min(monotonic() + conf.WAIT_TIMEOUT, deadline)
+            sleep(next(pauses))
+            again = look(may_wait=monotonic() < until)
+            if not isinstance(again, Filling):
+                return again
+            found = again
 
 
 def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -> tuple[bytes, Recorder, float]:
     """The result of `read`, its dependencies, and the seconds that it took. If `read` raises, no other reader waits for this fill any longer."""
-    started = perf_counter()
+    started, fill = perf_counter(), fills.begin(key, miss)
     try:
-        with cold_reads.slot():
+        place = cold_reads.enter()  # `slot` costs six Python calls more
+        try:
             connection.ensure_connection()  # so that its identity belongs to what is read
             with recorded() as recording, watched(recording, connection):
                 body = read()
-    except BaseException:
-        _abandon(key, miss)
+        finally:
+            cold_reads.leave(place)
+    except BaseException as error:
+        _abandon(key, miss, another=isinstance(error, Busy | InterfaceError | OperationalError) or not isinstance(error, Exception))
         raise
+    finally:
+        fills.end(fill)
     return body, recording, perf_counter() - started
 
 
@@ -189,9 +222,10 @@ def watched(recording: Recorder, connection: ConnectionMixin) -> Iterator[None]:
         yield
 
 
-def _abandon(key: str, miss: Miss) -> None:
+def _abandon(key: str, miss: Miss, *, another: bool = False) -> None:
+    """Report that the fill failed. An error of the database or the end of its thread says little of another reader's fill; a 404 or a bug ends all alike."""
     try:
-        journal.abandon(key, miss)
+        journal.abandon(key, miss, another=another)
     except Unreachable as unreachable:
         logger.warning("The fill failed and could not be reported, so other readers may wait up to FRESHNESS_WAIT_TIMEOUT: %s", unreachable)
 

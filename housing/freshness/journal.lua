@@ -17,8 +17,10 @@
 --   database               the identity of the database that was read
 --   address                where an operator can ask for the response again
 --   cost, until            how many microseconds the read took, and the instant at which the entry expires
---   filling                the read_at of the one reader that queries the database, while others wait;
+--   filling                the read_at of the one reader that queries the database, while others wait; 0 if it failed and another may take over;
 --                          or minus the instant at which it failed, since when nobody waits
+--   alive                  the instant of that reader's last sign of life, or at which it failed
+--   failed                 the instant at which the last fill failed that another reader took over
 --   listed                 its member of the next set, if no link leads to it
 -- KEYS[1]:unlinked is a sorted set of the entries to which no link leads, each with its bytes as `bytes|key`, and the instant at which it was stored.
 -- Its member `|bytes` has minus the sum of them.
@@ -27,7 +29,8 @@
 -- Redis does not undo what a script wrote before it failed. So every verb is safe after each of its commands: it records first
 -- and removes second, and writes that belong together are one command.
 
-local RUN, LEASE, TTL, WAIT_TIMEOUT, MAX_STALENESS = '|run:@RUN@', @LEASE@, @TTL@, @WAIT_TIMEOUT@, @MAX_STALENESS@
+local RUN, LEASE, TTL, MAX_STALENESS = '|run:@RUN@', @LEASE@, @TTL@, @MAX_STALENESS@
+local WAIT_TIMEOUT, LONGEST_FILL = @WAIT_TIMEOUT@, @LONGEST_WAIT@ / 2 -- half, so that others still wait for the reader that takes over
 local call = redis.call
 local LEASES = 4e15 -- greater than every instant until the year 2096, and twice that still fits a double
 local MANY = 1000 -- tags in one command: Lua's stack holds a few thousand values, and unpack fails with more
@@ -81,17 +84,18 @@ local function doubt(j, epoch, read_at, tags)
   end
 end
 
--- may_wait ('1' or '0'), draw, version, etags… → 'hit', etag, body (left out if the reader has it) | 'filling': look again later
+-- may_wait ('1' or '0'), draw, version, etags… → 'hit', etag, body (left out if the reader has it) | 'filling', the fill's last sign of life: look again
+-- later; and 'slow' if the fill began WAIT_TIMEOUT ago
 -- | 'unverified': fresh as far as the journal knows, but a write from outside may be missing in it | 'miss' or 'stale', epoch, read_at
 -- Early expiration (XFetch: Vattani et al., VLDB 2015): with `draw` from the exponential distribution one reader refills an
 -- entry before it expires. That is likelier the sooner it expires and the more it cost.
 local function find(may_wait, draw, _, ...)
-  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'body', 'database')
+  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'body', 'database', 'alive')
   local j = read_journal(e[8])
   local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]))
   local now, filling = clock(), tonumber(e[6]) or 0
-  local lately = math.abs(now - math.abs(filling)) < WAIT_TIMEOUT -- a clock that stepped back keeps no reader waiting
-  local taken = filling > 0 and lately
+  local lately = math.abs(now - (tonumber(e[9]) or 0)) < WAIT_TIMEOUT -- a clock that stepped back keeps no reader waiting
+  local taken = filling > 0 and lately and now - filling < LONGEST_FILL
   if e[3] and not why and (taken or now + e[4] * draw < tonumber(e[5])) then
     if not is_verified(j, now) then return {'unverified'} end
     for _, known in ipairs({...}) do
@@ -100,7 +104,7 @@ local function find(may_wait, draw, _, ...)
     return {'hit', e[3], e[7]}
   end
   local together = why ~= 'leased' and why ~= 'recovering' and (filling >= 0 or not lately)
-  if taken and together and may_wait == '1' then return {'filling'} end
+  if taken and together and may_wait == '1' then return {'filling', e[9], now - filling >= WAIT_TIMEOUT and 'slow' or nil} end
   return nil, e, together and not taken
 end
 
@@ -222,7 +226,7 @@ function verbs.lookup(nonce, _, _, version)
   if not call('ZMSCORE', journal, known)[1] then register(j, version) end
   record(j, string.format('%.6f', -clock() / 1e9), {known})
   if alone then
-    call('HSET', entry, 'filling', text(j.last))
+    call('HSET', entry, 'filling', text(j.last), 'alive', text(j.last))
     if not e[1] then call('PEXPIRE', entry, WAIT_TIMEOUT / 1000) end
   end
   return {e[3] and 'stale' or 'miss', text(j.epoch), text(j.last)}
@@ -268,16 +272,31 @@ function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, addres
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
     call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
   end
-  if there[4] == read_at then call('HDEL', entry, 'filling') end
+  if there[4] == read_at then call('HDEL', entry, 'filling', 'alive', 'failed') end
   return why or 'stored'
 end
 
--- The fill failed. Other readers do not wait for the next one; otherwise they would wait in vain, one after another.
-function verbs.abandon(nonce, read_at)
-  if call('HGET', entry, 'filling') ~= read_at then return end
+-- The reader that fills the entry is alive, so others go on waiting for it. → '1', or nothing if nobody waits for it any longer
+function verbs.renew(_, read_at)
+  local mark, now = call('HMGET', entry, 'filling', 'epoch'), clock()
+  if mark[1] ~= read_at or math.abs(now - read_at) >= LONGEST_FILL then return end
+  call('HSET', entry, 'alive', text(now))
+  if not mark[2] then call('PEXPIRE', entry, WAIT_TIMEOUT / 1000) end
+  return '1'
+end
+
+-- The fill failed. If another may succeed ('1'), one reader takes over. If that fails, too, or if none can succeed, other readers do not wait for the next
+-- one; otherwise they would wait in vain, one after another.
+function verbs.abandon(nonce, read_at, another)
+  local mark = call('HMGET', entry, 'filling', 'failed')
+  if mark[1] ~= read_at then return end
   local j = tick(nonce)
   record(j)
-  call('HSET', entry, 'filling', text(-j.last))
+  if another == '1' and math.abs(read_at - (tonumber(mark[2]) or 0)) >= WAIT_TIMEOUT then
+    call('HSET', entry, 'filling', '0', 'failed', text(j.last))
+  else
+    call('HSET', entry, 'filling', text(-j.last), 'alive', text(j.last))
+  end
 end
 
 -- Reads of these tags cannot be trusted until the lease is closed or has run out.

@@ -87,8 +87,13 @@ class Miss:
     read_at: bytes
 
 
+@dataclass(frozen=True)
 class Filling:
-    """No entry yet, because another reader is filling it. Look again later."""
+    """No entry yet, because another reader is filling it. Look again later. Its fill is slow if it began FRESHNESS_WAIT_TIMEOUT seconds ago."""
+
+    sign: bytes
+    """The instant of the other reader's last sign of life."""
+    is_slow: bool
 
 
 class Unverified:
@@ -148,7 +153,7 @@ class Journal:
         if verdict == b"hit":
             return Hit(rest[0].decode(), rest[1] if len(rest) > 1 else None)
         if verdict == b"filling":
-            return Filling()
+            return Filling(rest[0], is_slow=len(rest) > 1)
         if verdict == b"unverified":
             return Unverified()
         return Miss(verdict == b"stale", *rest)
@@ -172,9 +177,13 @@ class Journal:
         args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
         return bytes(self._run("store", *args, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
 
-    def abandon(self, entry: str, miss: Miss) -> None:
-        """Report that nothing will be stored after `miss`, so that nobody waits for it."""
-        self._run("abandon", miss.read_at, entry=entry)
+    def renew(self, entry: str, miss: Miss) -> bool:
+        """Report that the fill after `miss` goes on, so that others wait for it. Returns False if nobody waits for it any longer."""
+        return bool(self._run("renew", miss.read_at, entry=entry) == b"1")
+
+    def abandon(self, entry: str, miss: Miss, *, another: bool = False) -> None:
+        """Report that nothing will be stored after `miss`, so that nobody waits for it. If another reader may succeed, the next one takes over."""
+        self._run("abandon", miss.read_at, int(another), entry=entry)
 
     def lease(self, tags: Collection[str]) -> Lease:
         """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds."""
@@ -486,7 +495,7 @@ def _give_back(connection: Any, unread: list[Late], process: int, give_back: Cal
 def script(run: str) -> str:
     """The text of `journal.lua` for one run of a server. The settings are in seconds, the script's instants in microseconds."""
     text = SCRIPT.replace("@RUN@", run)
-    for name in ("LEASE", "TTL", "WAIT_TIMEOUT", "MAX_STALENESS"):
+    for name in ("LEASE", "TTL", "WAIT_TIMEOUT", "LONGEST_WAIT", "MAX_STALENESS"):
         text = text.replace(f"@{name}@", str(round(getattr(conf, name) * 1_000_000)))
     return text
 

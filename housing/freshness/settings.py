@@ -34,8 +34,10 @@ SETTINGS: dict[str, Setting] = {
     "WATCHMAN": Setting(True, "bool", "Whether each serving process has a thread that verifies the journal. If none has, cached responses are not served."),
     # A dead server then costs one request per second a wait for SOCKET_TIMEOUT, and a server that is back is used within a second.
     "RETRY": Setting(1.0, "seconds", "How long Redis is not used after it failed, until one request tries it again; 0 tries it at every request."),
-    # Longer than the slowest page. If the reader that fills the entry dies, the others wait this long.
-    "WAIT_TIMEOUT": Setting(0.5, "seconds", "How long a reader waits for another reader's fill."),
+    # Longer than most pages take. If the reader that fills the entry dies, the others wait this long.
+    "WAIT_TIMEOUT": Setting(0.5, "seconds", "How long a reader waits for another reader's fill without a sign of life, or without a place of COLD_READS."),
+    # As long as the service lets a statement take. A fill is given up after half of it, and another reader takes over.
+    "LONGEST_WAIT": Setting(5.0, "seconds", "How long a reader waits at most for other readers' fills while these go on."),
     # Half of the four threads that gunicorn.conf.py sets. A cold page takes milliseconds of the processor, so more at once would not make it quicker.
     "COLD_READS": Setting(2, "reads", "How many reads of a process may use the database at once. Beyond it a read is refused with 503 if they take long."),
     # A restart or a failover of the database takes less.

@@ -1,4 +1,6 @@
-"""Baselines for latency: the cheapest possible views, plain DRF and `cache_page()` behind the same middleware, and a save without tags."""
+"""Baselines for latency: applications without Django, the cheapest possible views, plain DRF and `cache_page()` behind the same middleware, and a save without
+tags.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +38,19 @@ def nothing(request: HttpRequest) -> HttpResponse:
 def one_get(request: HttpRequest) -> HttpResponse:
     """The bytes of one Redis GET, without any validation."""
     return HttpResponse(get_redis_connection("default").get(baseline_key()), content_type=JSON)
+
+
+def bare(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """A WSGI application without Django, which responds with the same bytes to every request."""
+    start_response("200 OK", [("Content-Type", JSON)])
+    return [b"{}"]
+
+
+def bare_get(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """A WSGI application without Django's middleware, which responds with the bytes of one Redis GET."""
+    body = get_redis_connection("default").get(baseline_key())
+    start_response("200 OK", [("Content-Type", JSON)])
+    return [body]
 
 
 class PlainList(ListAPIView[Property]):

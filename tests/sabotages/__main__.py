@@ -42,6 +42,7 @@ from tests.sabotages.requests import REQUESTS
 from tests.sabotages.safety import SAFETY
 from tests.sabotages.schema import RUN, SCHEMA
 from tests.sabotages.servers import SERVERS
+from tests.sabotages.slow_fills import SLOW_FILLS
 from tests.sabotages.statements import STATEMENTS
 from tests.sabotages.verification import DEPLOYS, VERIFICATION
 from tests.sabotages.views import VIEWS
@@ -67,6 +68,7 @@ SABOTAGES = (
     *STATEMENTS,
     *READS,
     *FILLS,
+    *SLOW_FILLS,
     *EXAMPLE,
     *IMPORTING,
     *KEYS,
