@@ -86,6 +86,7 @@ DOCUMENTS = (
             "latency",
             "scale",
             "hits",
+            "fast_path",
             "warming",
             "keys",
             "identity",

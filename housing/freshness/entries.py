@@ -43,6 +43,11 @@ draws = random.Random()
 Read = Callable[[], bytes]
 """Reads a response from the database. Its queries tell what it depends on."""
 
+Found = Hit | Miss | Filling | Unverified
+
+Look = tuple[str, str, Found]
+"""The key of an entry, the identity of its database, and what the journal has under the key."""
+
 NOT_VERIFIED = "unverified"
 """The detail in Cache-Status if an entry cannot be used because no verification is recent enough, or if the dependencies of a response are not known."""
 
@@ -56,6 +61,8 @@ class CachedResponse:
     status: str
     age: int | None = None
     """The seconds since it was certainly current, if it is served because the database cannot be reached."""
+    is_plain_hit: bool = False
+    """Whether the first look found it."""
 
 
 def etag_of(body: bytes) -> str:
@@ -70,35 +77,37 @@ def respond(
     connection: ConnectionMixin,
     address: Callable[[], str] = str,
     is_linked: Callable[[], bool] = lambda: True,
+    first: Callable[[], Look | None] | None = None,
 ) -> CachedResponse:
     """The response under the key that `key_in` returns for the database's identity. It is never older than the last write that ended before this call.
 
     `etags` are those that the reader has. `address` returns where an operator can ask for the response again, and `is_linked` whether a link leads
-    to it. Raises whatever `read` raises, and then
-    stores nothing. Raises Busy if too many reads wait for the database.
+    to it. `first` returns the first look if it was made already. Raises whatever `read` raises, and then stores nothing. Raises Busy if too many reads wait for
+    the database.
 
     If the database cannot be reached, an entry may be served that was verified less than FRESHNESS_STALE_IF_ERROR seconds ago (RFC 5861).
     """
-    if connection.reads_the_past:  # its snapshot may be older than every instant of the journal, or contain uncommitted writes
-        return _without_cache(read, etags, "transaction")
-    if connection.alias not in watchman.watched:
-        watchman.watch(connection.alias)
     deadline = monotonic() + conf.WAIT_TIMEOUT
     attempts = 0
     while True:
         attempts += 1
         try:
-            database = connection.database_identity(cold_reads.slot)
-            key = key_in(database)
-            found, waited = _look_up(key, etags, deadline)
+            seen = (first and first()) or look(key_in, etags, connection, may_wait=monotonic() < deadline)
+            if waited := seen is not None and isinstance(seen[2], Filling):
+                seen = _wait(key_in, etags, connection, deadline)
         except (Unidentified, Unreachable) as why:
             return _without_cache(read, etags, _why_not_cached(why))
+        if seen is None:
+            return _without_cache(read, etags, "transaction")
+        key, database, found = seen
         if isinstance(found, Hit):
-            return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
+            status = f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit"
+            return CachedResponse(found.etag, found.body, status, is_plain_hit=not waited)
         try:
             if isinstance(found, Unverified):
                 response: CachedResponse | None = _without_cache(read, etags, NOT_VERIFIED)
             else:
+                assert isinstance(found, Miss)
                 response = _fill(found, key, database, etags, read, connection, address, is_linked, may_repeat=attempts < ATTEMPTS)
         except (Busy, InterfaceError, OperationalError) as error:
             if old := _stale_if_error(key, etags, connection, error):
@@ -131,12 +140,12 @@ def _fill(
     """Read a response, and store it if it is fresh. None if a write raced it and it may be read again."""
     body, recording, seconds = _read_after(miss, key, read, connection)
     if recording.complaint:
-        _abandon(key, miss)
+        abandon(key, miss)
         logger.error("Served, but not stored: %s", recording.complaint)
         return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail={NOT_VERIFIED}")
     try:
         if connection.identity != database:  # the connection was opened for this read, and leads to another database
-            _abandon(key, miss)
+            abandon(key, miss)
             verdict = "raced"
         else:
             verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address(), is_linked())
@@ -150,14 +159,29 @@ def _fill(
     return _response(body, etags, f"{conf.NAME}; fwd=miss; detail={verdict}")
 
 
-def _look_up(key: str, etags: Collection[str], deadline: float) -> tuple[Hit | Miss | Unverified, bool]:
-    """The entry under `key`, a miss, or why the entry cannot be used, and whether this waited for another reader. It never waits after `deadline`."""
-    draw = draws.expovariate(1.0) * conf.BETA
+def look(key_in: Callable[[str], str], etags: Collection[str], connection: ConnectionMixin, *, may_wait: bool = True) -> Look | None:
+    """Look an entry up. This decides for every request whether it may be answered from the cache, also before Django (`fast_path.py`).
+
+    None if this connection reads the past: its snapshot may be older than every instant of the journal, or contain uncommitted writes.
+    """
+    if connection.reads_the_past:
+        return None
+    if connection.alias not in watchman.watched:
+        watchman.watch(connection.alias)
+    database = connection.database_identity(cold_reads.slot)
+    key = key_in(database)
+    return key, database, journal.lookup(key, etags, draw=draws.expovariate(1.0) * conf.BETA, may_wait=may_wait)
+
+
+def _wait(key_in: Callable[[str], str], etags: Collection[str], connection: ConnectionMixin, deadline: float) -> Look | None:
+    """Look again until the reader that fills the entry has stored it, but not after `deadline`."""
     looks = 0
-    while isinstance(found := journal.lookup(key, etags, draw=draw, may_wait=monotonic() < deadline), Filling):
+    while True:
         sleep(PAUSES[min(looks, len(PAUSES) - 1)])
         looks += 1
-    return found, looks > 0
+        seen = look(key_in, etags, connection, may_wait=monotonic() < deadline)
+        if seen is None or not isinstance(seen[2], Filling):
+            return seen
 
 
 def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -> tuple[bytes, Recorder, float]:
@@ -169,7 +193,7 @@ def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -
             with recorded() as recording, watched(recording, connection):
                 body = read()
     except BaseException:
-        _abandon(key, miss)
+        abandon(key, miss)
         raise
     return body, recording, perf_counter() - started
 
@@ -189,7 +213,8 @@ def watched(recording: Recorder, connection: ConnectionMixin) -> Iterator[None]:
         yield
 
 
-def _abandon(key: str, miss: Miss) -> None:
+def abandon(key: str, miss: Miss) -> None:
+    """Report that nothing will be stored after this miss."""
     try:
         journal.abandon(key, miss)
     except Unreachable as unreachable:
