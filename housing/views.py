@@ -9,7 +9,7 @@ from functools import lru_cache, wraps
 from typing import Any
 
 from django.core.exceptions import TooManyFieldsSent
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
 from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
@@ -62,7 +62,7 @@ class CountedView(GenericAPIView[Property]):
             counter, started = QueryCounter(), time.perf_counter()
             response: HttpResponseBase
             try:
-                with connection.execute_wrapper(counter):
+                with connections[DEFAULT_DB_ALIAS].execute_wrapper(counter):
                     response = view(request, *args, **kwargs)
             except TooManyFieldsSent:
                 response = refusal(request, TOO_MANY, 400, TOO_MANY)

@@ -38,6 +38,13 @@ def one_get(request: HttpRequest) -> HttpResponse:
     return HttpResponse(get_redis_connection("default").get(baseline_key()), content_type=JSON)
 
 
+def bare(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """The bytes of one Redis GET without Django: a WSGI application."""
+    body = get_redis_connection("default").get(baseline_key())
+    start_response("200 OK", [("Content-Type", JSON), ("Content-Length", str(len(body)))])
+    return [body]
+
+
 class PlainList(ListAPIView[Property]):
     """DRF's usual list view, with `select_related()`."""
 
