@@ -16,6 +16,7 @@ from housing.freshness.metrics import counter_of
 from housing.views import CachedPropertyListView
 from tests.fixtures.hostile import METHODS, Answer, addresses, every, headers, send
 from tests.fixtures.responses import VARIANTS
+from tests.fixtures.served import Served
 from tests.stacks import TIMEOUT
 
 LIST = VARIANTS["cached"]
@@ -74,10 +75,10 @@ PARTS = {
 
 
 @pytest.mark.slow
-def test_each_request_for_a_cached_page_gets_the_response_of_django(home, served, settings):
+def test_each_request_for_a_cached_page_gets_the_response_of_django(home, settings):
     """Django alone decides about hosts, methods, formats, conditions and headers. The fast path repeats what it has seen."""
     settings.SECURE_HSTS_SECONDS = 3600
-    before, turns = 0, itertools.cycle(METHODS)
+    served, before, turns = Served(), 0, itertools.cycle(METHODS)
     for address in (LIST, f"{LIST}{home.pk}/"):
         etag = served.learn(address).headers["ETag"]
         for name, parts in PARTS.items():
@@ -180,7 +181,7 @@ def test_without_redis_a_known_request_is_answered_from_the_database_and_redis_i
     assert (len(asked), [line.partition(":")[0] for line in caplog.messages]) == (1, ["Served from the database"])
 
 
-def test_a_miss_that_no_view_takes_is_abandoned(served, reprice):
+def test_a_miss_that_no_view_takes_is_abandoned(served, reprice, monkeypatch):
     """Otherwise the next reader would wait for a fill that nobody has begun."""
     served.learn()
     reprice(1)
@@ -189,6 +190,7 @@ def test_a_miss_that_no_view_takes_is_abandoned(served, reprice):
     assert served.get()[0].status == 503
 
     served.django = django
+    monkeypatch.setattr("housing.freshness.entries.sleep", pytest.fail)  # with which a reader waits
     assert send(served.django, LIST).headers["Cache-Status"] == "housing; fwd=stale; stored"
 
 
@@ -201,6 +203,7 @@ def test_a_look_that_is_taken_once_is_not_taken_again(served, reprice, meanwhile
         answer, _ = served.get()
 
     assert b'"price":"2.00"' in answer.body
+    assert answer.headers["Cache-Status"].endswith("; stored")
     assert send(served.django, LIST).body == answer.body
 
 

@@ -374,7 +374,7 @@ class FastPath:
         try:
             if isinstance(given, Environ):
                 self._compare(environ, given, memory, lesson, self._template(given, lesson, *sent[-1], response))
-            elif lesson.found and lesson.is_skippable:
+            elif lesson.found:
                 memory.expect(environ)
         except Exception:
             logger.exception("Nothing was learned from a response of Django.")

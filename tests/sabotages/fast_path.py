@@ -23,10 +23,10 @@ FAST_PATH = (
                 "test_learning.py::test_a_read_of_one_name_is_noticed[[]]",
             ),
             (
-                "a copy of the whole environment is not noticed",
-                'for _method in ("keys", "values", "items", "copy", "popitem"):',
-                'for _method in ("keys", "values", "items", "popitem"):',
-                "test_learning.py::test_a_read_of_the_whole_environment_is_noticed[copy]",
+                "a list of all names is not noticed",
+                'for _method in ("__iter__", ',
+                "for _method in (",
+                "test_learning.py::test_a_read_of_the_whole_environment_is_noticed[iter]",
             ),
             (
                 "a response that depends on all headers is learned",
