@@ -57,6 +57,7 @@ GLOSSARY = {
     "linearizable": "Each read and each write can be given one instant within its duration at which it took effect.",
     "round trip": "One message to Redis and its reply. A pipeline or a script is one round trip.",
     "baseline": "The value that a measurement is compared with.",
+    "fast path": "It answers hits before Django, with the headers that Django gave to equal requests.",
     "circuit breaker": "After a failure of Redis it lets one request at a time try again, while all others ask the database at once.",
     "load test": "Many virtual users read while a writer changes prices.",
     "mutant": "The code with one line changed. At least one spec has to fail for it. A *sabotage* is a mutant written by hand.",

@@ -112,7 +112,7 @@ def test_each_parameter_gets_the_response_of_django(served):
 
 @pytest.mark.slow
 def test_each_other_address_gets_the_response_of_django(home, served):
-    """What is not cached is not remembered."""
+    """Only hits are learned."""
     for address in addresses(home.pk):
         if address not in (LIST, f"{LIST}{home.pk}/") and not address.startswith("/health/"):  # whose body has a time
             assert same(served, address, HTTP_ACCEPT="text/html" if address.startswith("/admin/") else "application/json") is False, address
@@ -130,7 +130,7 @@ def test_a_client_that_has_the_page_gets_304_before_django(served):
 
 
 def test_a_logged_in_reader_gets_the_page_of_everybody_before_django(served):
-    """The cookie is a part of the request that Django reads, so it is remembered for this reader alone."""
+    """The cookie is a part of the request that Django reads, so it is learned for this reader alone."""
     client = Client()
     client.force_login(User.objects.create_user("editor", is_staff=True))
     body = served.learn().body
@@ -168,7 +168,7 @@ def test_a_read_inside_a_transaction_goes_on_to_django(served, redis_commands):
         assert served.get() == (Answer(200, {}, b""), False)
 
 
-def test_without_redis_a_known_request_is_answered_from_the_database_and_redis_is_asked_once(served, redis_unreachable, monkeypatch, caplog):
+def test_without_redis_a_known_request_looks_up_once_and_is_answered_from_the_database(served, redis_unreachable, monkeypatch, caplog):
     """The error of the lookup is passed on to Django's path. A second try would wait a second time for a server that does not reply."""
     served.learn()
     asked, lookup = [], Journal.lookup
@@ -231,10 +231,10 @@ def test_threads_get_their_own_pages(served):
         assert list(threads.map(read, pages)) == [{body} for body in pages.values()]
 
 
-# What is equal
+# Equal requests
 
 
-def test_what_django_does_not_read_makes_no_other_request(served):
+def test_requests_that_differ_in_unread_headers_are_equal(served):
     """Otherwise each browser and each client behind a proxy would be answered by Django."""
     served.learn(HTTP_X_FORWARDED_FOR="10.0.0.1")
 

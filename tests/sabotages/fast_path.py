@@ -151,10 +151,10 @@ FAST_PATH = (
                 "test_fast_path.py::test_a_miss_that_no_view_takes_is_abandoned",
             ),
             (
-                "Redis is asked again after it failed",
+                "a lookup that failed is tried again",
                 "            self.error = error",
                 "            self.error = None",
-                "test_fast_path.py::test_without_redis_a_known_request_is_answered_from_the_database_and_redis_is_asked_once",
+                "test_fast_path.py::test_without_redis_a_known_request_looks_up_once_and_is_answered_from_the_database",
             ),
             (
                 "a second look is that of a moment ago",
@@ -189,7 +189,7 @@ FAST_PATH = (
                 "each browser makes another request",
                 'if not (name == "HTTP_USER_AGENT" and _is_unused(sys._getframe(1))):',
                 "if True:",
-                "test_fast_path.py::test_what_django_does_not_read_makes_no_other_request",
+                "test_fast_path.py::test_requests_that_differ_in_unread_headers_are_equal",
             ),
             (
                 "a browser that is refused gets the page of another",
@@ -250,7 +250,7 @@ FAST_PATH = (
         "wsgi.py",
         "        self.settle(environ)\n",
         "",
-        "test_fast_path.py::test_what_django_does_not_read_makes_no_other_request",
+        "test_fast_path.py::test_requests_that_differ_in_unread_headers_are_equal",
     ),
     Sabotage(
         "a proxy is taken for the client of another",
