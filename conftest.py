@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -44,10 +44,12 @@ from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
 from tests.fixtures.responses import Response, ask, new_handler
 from tests.fixtures.rows import first_properties
-from tests.fixtures.served import Served
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL, Latency
 from tests.stacks import OwnRedis
+
+if TYPE_CHECKING:
+    from tests.fixtures.served import Served
 
 PASSED = pytest.StashKey[bool]()
 
@@ -190,7 +192,7 @@ def client(handler: ClientHandler) -> Client:
 @pytest.fixture
 def served(twenty_properties: list[Property]) -> Served:
     """The service with twenty properties."""
-    return Served()
+    return new_served()
 
 
 @pytest.fixture
@@ -201,9 +203,16 @@ def served_with(twenty_properties: list[Property], settings: Any) -> Callable[[s
         added = f"tests.fixtures.middleware.{name}"
         settings.MIDDLEWARE = [*settings.MIDDLEWARE, added]
         settings.FRESHNESS_SKIPPED_MIDDLEWARE = [*settings.FRESHNESS_SKIPPED_MIDDLEWARE, added]
-        return Served()
+        return new_served()
 
     return served_with
+
+
+def new_served() -> Served:
+    """Imported late, because `housing.wsgi` sets Django up, which configures the log again."""
+    from tests.fixtures.served import Served
+
+    return Served()
 
 
 @pytest.fixture
