@@ -190,13 +190,24 @@ def client(handler: ClientHandler) -> Client:
 
 
 @pytest.fixture
-def served(twenty_properties: list[Property]) -> Served:
+def fast_path_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The clock of the fast path, stopped: `fast_path_clock.seconds += 1` advances it."""
+
+    class Clock:
+        seconds = 1000.0
+
+    monkeypatch.setattr("housing.freshness.fast_path.monotonic", lambda: Clock.seconds)
+    return Clock
+
+
+@pytest.fixture
+def served(twenty_properties: list[Property], fast_path_clock: Any) -> Served:
     """The service with twenty properties."""
     return new_served()
 
 
 @pytest.fixture
-def served_with(twenty_properties: list[Property], settings: Any) -> Callable[[str], Served]:
+def served_with(twenty_properties: list[Property], settings: Any, fast_path_clock: Any) -> Callable[[str], Served]:
     """`served_with(name)`: the service with one more middleware, which may be skipped."""
 
     def served_with(name: str) -> Served:
