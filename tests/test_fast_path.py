@@ -14,8 +14,9 @@ from django.test import Client
 from housing.freshness.journal import Journal
 from housing.freshness.metrics import counter_of
 from housing.views import CachedPropertyListView
+from tests.fixtures import fast_client
 from tests.fixtures.hostile import METHODS, Answer, addresses, every, headers, send
-from tests.fixtures.responses import VARIANTS
+from tests.fixtures.responses import VARIANTS, ask
 from tests.fixtures.served import Served
 from tests.stacks import TIMEOUT
 
@@ -289,6 +290,22 @@ def test_a_setting_that_changes_empties_the_memory(served, settings):
     settings.ALLOWED_HOSTS = ["another.example"]
 
     assert served.get()[0].status == 400
+
+
+# In other chapters
+
+
+def test_the_test_client_may_send_the_requests_of_all_chapters_through_it(twenty_properties, reprice, fast_path_clock):
+    """Their promises hold for a server, too. `pytest --fast-path` learns from one response, so that most of their hits are answered before Django."""
+    client, handler = Client(), fast_client.Handler()
+    client.handler = handler
+
+    seen = [ask(client).came_from for _ in range(5)]
+    reprice(1)
+    seen += [ask(client).came_from for _ in range(2)]
+
+    assert seen == ["fwd=miss; stored", *["hit"] * 4, "fwd=stale; stored", "hit"]
+    assert handler.before == 3  # it learns from two hits
 
 
 # In another project

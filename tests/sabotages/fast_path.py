@@ -199,7 +199,7 @@ FAST_PATH = (
             ),
             (
                 "a setting that changes leaves the memory as it is",
-                "setting_changed.connect(_setting_changed)",
+                "setting_changed.connect(forget_everything)",
                 "",
                 "test_fast_path.py::test_a_setting_that_changes_empties_the_memory",
             ),
