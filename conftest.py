@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -32,23 +32,28 @@ from pytest_django import DjangoDbBlocker
 
 from housing import settings as service
 from housing.freshness import ours
+from housing.freshness.fast_path import forget_everything
 from housing.freshness.journal import Miss, journal
 from housing.freshness.settings import SETTINGS
 from housing.models import Property
 from housing.redis_url import redis_cache
 from housing.views import select_of
 from tests import stacks
-from tests.fixtures import blogs
+from tests.fixtures import blogs, fast_client
 from tests.fixtures.blogs import Blog
 from tests.fixtures.cache import begin_journal, clear_the_cache, entries, expect_no_read, flush, verify
 from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
-from tests.fixtures.responses import Response, ask, new_handler
+from tests.fixtures.responses import HANDLERS, Response, ask, new_handler
 from tests.fixtures.rows import first_properties
+from tests.fixtures.stampede import read_by_fifty
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL, Latency
 from tests.stacks import OwnRedis
+
+if TYPE_CHECKING:
+    from tests.fixtures.served import Served
 
 PASSED = pytest.StashKey[bool]()
 
@@ -110,9 +115,7 @@ def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
 
 
 def has_steps(item: pytest.Item) -> bool:
-    """Whether SPEC.md shows the steps of this spec if it is a race. The real stack takes others, and a drawn or a chosen schedule is another each time. For the
-    long specs of `make races` it shows those of the short ones.
-    """
+    """Whether SPEC.md shows the steps of this spec. The real stack takes others, a drawn schedule is another each time, and long specs have those of short ones."""
     drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule or item.get_closest_marker("races")
     is_race = item.path.stem.removeprefix("test_") in RACES
     return is_race and item.config.option.stack == "embedded" and not drawn and "MUTANT_UNDER_TEST" not in os.environ
@@ -122,6 +125,7 @@ def has_steps(item: pytest.Item) -> bool:
 def a_cold_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start each spec with an empty cache and a journal without open leases. It must leave no read that still uses the database."""
     select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
+    forget_everything()
     clear_the_cache()
     yield
     expect_no_read()
@@ -174,8 +178,16 @@ def blog(new_blog: Blog) -> Blog:
 # Actions
 
 
+@pytest.fixture(scope="session", autouse=True)
+def through_the_fast_path(pytestconfig: pytest.Config) -> None:
+    """With `--fast-path`, let clients have its handler."""
+    if pytestconfig.option.fast_path:
+        fast_client.learn_at_once()
+        HANDLERS.append(fast_client.Handler)
+
+
 @pytest.fixture(scope="session")
-def handler() -> ClientHandler:
+def handler(through_the_fast_path: None) -> ClientHandler:
     """The service's middleware, as on a server."""
     return new_handler()
 
@@ -186,6 +198,43 @@ def client(handler: ClientHandler) -> Client:
     client = Client()
     client.handler = handler
     return client
+
+
+@pytest.fixture
+def fast_path_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The clock of the fast path, stopped: `fast_path_clock.seconds += 1` advances it."""
+
+    class Clock:
+        seconds = 1000.0
+
+    monkeypatch.setattr("housing.freshness.fast_path.monotonic", lambda: Clock.seconds)
+    return Clock
+
+
+@pytest.fixture
+def served(twenty_properties: list[Property], fast_path_clock: Any) -> Served:
+    """The service with twenty properties."""
+    return new_served()
+
+
+@pytest.fixture
+def served_with(twenty_properties: list[Property], settings: Any, fast_path_clock: Any) -> Callable[[str], Served]:
+    """`served_with(name)`: the service with one more middleware, which may be skipped."""
+
+    def served_with(name: str) -> Served:
+        added = f"tests.fixtures.middleware.{name}"
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, added]
+        settings.FRESHNESS_SKIPPED_MIDDLEWARE = [*settings.FRESHNESS_SKIPPED_MIDDLEWARE, added]
+        return new_served()
+
+    return served_with
+
+
+def new_served() -> Served:
+    """Imported late, because `housing.wsgi` sets Django up, which configures the log again."""
+    from tests.fixtures.served import Served
+
+    return Served()
 
 
 @pytest.fixture
@@ -400,9 +449,8 @@ def a_killed_reader(an_hour_to_wait: None, settings: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: page)
 
     def a_killed_reader() -> Miss:
-        killed = journal.lookup(page)
+        assert isinstance(killed := journal.lookup(page), Miss)
         settings.FRESHNESS_WAIT_TIMEOUT, settings.FRESHNESS_LONGEST_WAIT = SETTINGS["WAIT_TIMEOUT"].default, SETTINGS["LONGEST_WAIT"].default
-        assert isinstance(killed, Miss)
         return killed
 
     return a_killed_reader
@@ -410,49 +458,8 @@ def a_killed_reader(an_hour_to_wait: None, settings: Any, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def fifty_readers(twenty_properties: list[Property], handler: ClientHandler, waiting: Any) -> Callable[..., tuple[list[str], list[str | None]]]:
-    """`fifty_readers(act, …)`: fifty readers of a cold page. The first is held in its query, and each act happens when all others wait. Returns the queries and
-    where the responses came from.
-    """
-
-    def fifty_readers(*acts: Callable[[], Any]) -> tuple[list[str], list[str | None]]:
-        left, queried = list(acts), list[str]()
-
-        def act() -> None:
-            left.pop(0)()
-
-        everybody_waits, fills, stored = threading.Barrier(50, act), threading.Event(), threading.Event()
-
-        def wait_for_the_others() -> None:
-            if left:
-                everybody_waits.wait(stacks.TIMEOUT)
-            if not left:
-                stored.wait(stacks.TIMEOUT)
-
-        def read_alone(number: int) -> str | None:
-            if number:
-                fills.wait(stacks.TIMEOUT)  # the steps are recorded in an order that is the same each time
-            client = Client()
-            client.handler = handler
-            try:
-                with connection.execute_wrapper(wait_and_execute):
-                    return ask(client).came_from
-            finally:
-                fills.set()
-                stored.set()
-                connection.close()
-
-        def wait_and_execute(execute: Callable[..., Any], *statement: Any) -> Any:
-            queried.append(statement[0])
-            fills.set()
-            while left:
-                everybody_waits.wait(stacks.TIMEOUT)
-            return execute(*statement)
-
-        type(waiting).begun = wait_for_the_others
-        with ThreadPoolExecutor(50) as readers:
-            return queried, sorted(readers.map(read_alone, range(50)), key=str)
-
-    return fifty_readers
+    """`fifty_readers(act, …)`: see `read_by_fifty`."""
+    return partial(read_by_fifty, handler, type(waiting))
 
 
 @pytest.fixture

@@ -222,6 +222,7 @@ VARIABLES = {
     "DJANGO_API_THROTTLE": Variable(rate, "how often each client may read the API, such as `100/minute`. Without it, there is no limit"),
     "DJANGO_LOG_FORMAT": Variable(log_format, "how a line of the log looks: `line` or `json`", "line"),
     "FRESHNESS_METRICS_TOKEN": Variable(token, "opens `/metrics/`. Without it, there are no metrics"),
+    "FRESHNESS_FAST_PATH": Variable(switch, "answers hits [before Django](operating.md#hits-before-django)", "true"),
     "PROMETHEUS_MULTIPROC_DIR": Variable(folder, "a folder in which several processes add up their metrics"),
     "WEB_CONCURRENCY": Variable(processes, "how many processes gunicorn starts. Without it, one for each processor"),
     "HEALTH_BIND": Variable(address, "where each process of gunicorn also serves the health checks"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest
@@ -16,6 +17,9 @@ from django.http.response import HttpResponseBase
 
 FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT", "HTTP_X_FORWARDED_PROTO")
 """The headers, as WSGI has them."""
+
+SETTLED = "housing.settled"
+"""The mark of a request whose headers have been read. No client can send it."""
 
 
 class TrustedProxies:
@@ -26,13 +30,23 @@ class TrustedProxies:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Take the client's address from a trusted proxy, or forget what an untrusted one says."""
-        given, peer = request.META, request.META.get("REMOTE_ADDR", "")
-        if not is_trusted(peer, tuple(settings.TRUSTED_PROXIES)):
-            for name in FORWARDED:
-                given.pop(name, None)
-        elif "HTTP_X_FORWARDED_FOR" in given:
-            given["REMOTE_ADDR"] = client(peer, given["HTTP_X_FORWARDED_FOR"], tuple(settings.TRUSTED_PROXIES))
+        settle(request.META)
         return self.get_response(request)
+
+
+def settle(given: dict[str, Any]) -> None:
+    """Take the client's address from a trusted proxy, or forget what an untrusted one says. The second call for a request changes nothing.
+
+    `wsgi.py` calls it before Django. Otherwise each address of a client would make another request for the fast path of the cache.
+    """
+    if SETTLED in given:
+        return
+    given[SETTLED], peer = True, given.get("REMOTE_ADDR", "")
+    if not is_trusted(peer, tuple(settings.TRUSTED_PROXIES)):
+        for name in FORWARDED:
+            given.pop(name, None)
+    elif "HTTP_X_FORWARDED_FOR" in given:
+        given["REMOTE_ADDR"] = client(peer, given["HTTP_X_FORWARDED_FOR"], tuple(settings.TRUSTED_PROXIES))
 
 
 @lru_cache(maxsize=1024)

@@ -78,6 +78,12 @@ CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "KEY_PREFIX": 
 
 FRESHNESS_MODELS = ["housing"]
 FRESHNESS_NAME = "housing"
+# They refuse requests and add headers, as the request alone decides.
+FRESHNESS_SKIPPED_MIDDLEWARE = [
+    *("housing.outages.Outages", "housing.proxies.TrustedProxies", "housing.policies.Policies", "housing.sessions.Sessions"),
+    *("whitenoise.middleware.WhiteNoiseMiddleware", "axes.middleware.AxesMiddleware"),
+]
+FRESHNESS_FAST_PATH = read("FRESHNESS_FAST_PATH")
 FRESHNESS_METRICS_TOKEN = read("FRESHNESS_METRICS_TOKEN") or ""
 if not read("PROMETHEUS_MULTIPROC_DIR"):
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # an empty one would be the current folder

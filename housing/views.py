@@ -9,7 +9,7 @@ from functools import lru_cache, wraps
 from typing import Any
 
 from django.core.exceptions import TooManyFieldsSent
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
 from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
@@ -29,12 +29,15 @@ ROWS = queries.properties().values_list(*COLUMNS.paths)
 """Made once, because DRF builds the fields of each serializer instance, and Django resolves each path again."""
 
 
+SERVER_TIMING = 'sql;desc="{} {}";dur={:.2f}, total;dur={:.2f}'
+"""The header with the cost of a response: the number of SQL statements, their milliseconds, and those of the whole response."""
+
+
 class QueryCounter:
     """An execute wrapper that counts the SQL statements of one request and their seconds."""
 
-    def __init__(self) -> None:
-        self.statements = 0
-        self.seconds = 0.0
+    statements = 0
+    seconds = 0.0
 
     def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         """Execute the statement, and count it."""
@@ -59,15 +62,16 @@ class CountedView(GenericAPIView[Property]):
             counter, started = QueryCounter(), time.perf_counter()
             response: HttpResponseBase
             try:
-                with connection.execute_wrapper(counter):
+                with connections[DEFAULT_DB_ALIAS].execute_wrapper(counter):
                     response = view(request, *args, **kwargs)
             except TooManyFieldsSent:
                 response = refusal(request, TOO_MANY, 400, TOO_MANY)
             except (InterfaceError, OperationalError) as error:
                 response = without_a_database(request, error)
             total = time.perf_counter() - started
-            queries_ = f"{counter.statements} {'query' if counter.statements == 1 else 'queries'}"
-            response.headers["Server-Timing"] = f'sql;desc="{queries_}";dur={counter.seconds * 1000:.2f}, total;dur={total * 1000:.2f}'
+            response.headers["Server-Timing"] = SERVER_TIMING.format(
+                counter.statements, "query" if counter.statements == 1 else "queries", counter.seconds * 1000, total * 1000
+            )
             return response
 
         return bounds_its_reads(counted) if issubclass(cls, CachedView) else counted
@@ -115,6 +119,8 @@ def select_of(query: Query) -> Select:
 class CachedPropertyListView(CachedView, OptimizedPropertyListView):
     """A page of properties from the cache: one query when it is cold, none while it is fresh. It is never older than the last committed write."""
 
+    skippable = True
+
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
         """The parameters make the key."""
         query = Query.of(request)
@@ -132,6 +138,8 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):
 
 class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
     """One property with its images from the cache: two queries when it is cold, none while it is fresh."""
+
+    skippable = True
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
         """The id makes the key."""

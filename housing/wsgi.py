@@ -41,6 +41,23 @@ class Application(WSGIHandler):
             return [response.content]
 
 
+class Service:
+    """The application of a server: the fast path of the cache, before Django's handler."""
+
+    def __init__(self) -> None:
+        from housing.freshness import FastPath  # Django's settings are loaded now
+        from housing.proxies import settle
+        from housing.views import SERVER_TIMING
+
+        self.settle = settle
+        self.application = FastPath(Application(), {"Server-Timing": lambda seconds: SERVER_TIMING.format(0, "queries", 0, seconds * 1000)})
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Return the response to a request."""
+        self.settle(environ)
+        return self.application(environ, start_response)
+
+
 def check_charset(content_type: str) -> None:
     """Raise BadRequest if Python knows the charset, but cannot read parameters with it, or if its name is not ASCII, which Python 3.15 deprecates.
 
@@ -54,4 +71,4 @@ def check_charset(content_type: str) -> None:
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "housing.settings")
 django.setup(set_prefix=False)
-application = Application()
+application = Service()

@@ -13,7 +13,8 @@ import pytest
 from django_redis import get_redis_connection
 
 from housing.filters import PropertyFilter
-from housing.wsgi import Application
+from housing.freshness import fast_path
+from housing.wsgi import Application, Service
 from tests.fixtures.cache import clear_the_cache, entries
 from tests.fixtures.responses import VARIANTS
 from tests.measurements.baselines import PlainSave, bare, bare_get, baseline_key
@@ -24,7 +25,20 @@ from tests.measurements.peers import CACHEOPS, cacheops
 def serve(settings):
     """`serve(path)`: a function that handles a request as a WSGI server does. The test client of the other specs would take half of the measured time."""
     settings.ROOT_URLCONF = "tests.measurements.baselines"
-    application = Application()
+    return serving(Application())
+
+
+@pytest.fixture
+def serve_before(settings, monkeypatch):
+    """The same with the fast path before Django, without a comparison that is due while a spec measures."""
+    settings.ROOT_URLCONF = "tests.measurements.baselines"
+    for name in ("CHECK", "LIFETIME"):
+        monkeypatch.setattr(fast_path, name, 1e9)
+    return serving(Service())
+
+
+def serving(application):
+    """`serving(application)(path)`: a function that handles a request."""
 
     def serve(path, **headers):
         path, _, query = path.partition("?")
@@ -35,7 +49,7 @@ def serve(settings):
             headers = []
             response = application(dict(environ), lambda status, fields: headers.append((status, dict(fields))))
             body = b"".join(response)
-            response.close()
+            getattr(response, "close", bool)()
             return *headers[0], body
 
         return request
@@ -51,6 +65,9 @@ CALLS = Path(__file__).with_name("measurements") / "calls.json"
 @pytest.mark.parametrize(
     ("request_", "because"),
     [
+        ("a hit before Django", "it is the look at the journal, and headers that Django has made before"),
+        ("a 304 before Django", "it is a hit that also compares an ETag"),
+        ("a known cold page", "it is a cold page whose lookup was made before Django"),
         ("a hit", "it is Django's middleware, one script and six headers, without a form, a serializer or SQL"),
         ("a 304", "it is a hit that also compares an ETag"),
         ("a cold page", "the SELECT is already compiled, and twenty rows are serialized column by column"),
@@ -59,12 +76,18 @@ CALLS = Path(__file__).with_name("measurements") / "calls.json"
     ],
     ids=lambda value: value if " " in value and len(value) < 20 else "",
 )
-def test_a_request_makes_no_more_python_calls_than_recorded(twenty_properties, serve, python_calls, metric, pytestconfig, request_, because):
+def test_a_request_makes_no_more_python_calls_than_recorded(twenty_properties, serve, serve_before, python_calls, metric, pytestconfig, request_, because):
     """The count is the same on a slow machine. Calls within fakeredis are not counted. (Embedded only, because the drivers make different calls.)"""
-    read = serve(VARIANTS["cached"])
+    read, read_before = serve(VARIANTS["cached"]), serve_before(VARIANTS["cached"])
+    unchanged = serve_before(VARIANTS["cached"], HTTP_IF_NONE_MATCH=read()[1]["ETag"])
+    for _ in range(3):
+        read_before()
     for filter_ in PropertyFilter.base_filters.values():
         assert filter_.field  # django-filter makes it at the first access and keeps it; another spec may have read the schema
     prepare, act = {
+        "a hit before Django": (read_before, read_before),
+        "a 304 before Django": (unchanged, unchanged),
+        "a known cold page": (clear_the_cache, read_before),
         "a hit": (read, read),
         "a 304": (read, serve(VARIANTS["cached"], HTTP_IF_NONE_MATCH=read()[1]["ETag"])),
         "a cold page": (clear_the_cache, read),
@@ -148,6 +171,29 @@ def test_a_hit_takes_little_more_than_one_get(twenty_properties, serve, benchmar
     benchmark.name = f"warm, {page} to one GET"
     timings = latency.interleaved(benchmark, hit, baseline=get, rounds=600)
     timings.at_most(1.25, because="in addition to a GET of the same bytes, the script compares instants, and Python adds six headers")
+
+
+@pytest.mark.only("real")
+@pytest.mark.benchmark(group="warm")
+@pytest.mark.parametrize(
+    ("baseline", "budget", "because"),
+    [
+        ("a view with one GET", 0.6, "it passes no middleware, and makes neither a request nor a response of Django's"),
+        ("one GET without Django", 1.8, "a bare server compares no instants, and knows neither a request nor a header"),
+    ],
+)
+def test_a_hit_before_django_takes_less_than_a_view_with_one_get(twenty_properties, serve, serve_before, benchmark, latency, baseline, budget, because):
+    """It is between that view and a server without Django. (Real only: on fakeredis a script takes ten times as long as a GET.)"""
+    hit = serve_before(VARIANTS["cached"])
+    get = serving(bare)("/") if baseline == "one GET without Django" else serve("/baselines/one-get/")
+    get_redis_connection("default").set(baseline_key(), hit()[2])
+    for _ in range(4):
+        status, headers, body = hit()
+    assert (status, headers["Cache-Status"], body) == ("200 OK", "housing; hit", get()[2])
+
+    benchmark.name = f"warm before Django to {baseline}"
+    timings = latency.interleaved(benchmark, hit, baseline=get, rounds=600)
+    timings.at_most(budget, because=because)
 
 
 @pytest.mark.benchmark(group="baselines")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .connection import NotLeased, ours
     from .dependencies import Select
     from .entries import Read
+    from .fast_path import FastPath
     from .journal import Refused, begin_journal, inspect_server
     from .metrics import serve_metrics
     from .slots import Busy, cold_reads
@@ -24,6 +25,7 @@ __all__ = [
     "CONTROL",
     "Busy",
     "CachedView",
+    "FastPath",
     "NotLeased",
     "Read",
     "Refused",
@@ -43,6 +45,7 @@ _HOMES = {
     "connection": ("NotLeased", "ours"),
     "dependencies": ("Select",),
     "entries": ("Read",),
+    "fast_path": ("FastPath",),
     "breaker": ("Unreachable",),
     "journal": ("Refused", "begin_journal", "inspect_server"),
     "metrics": ("serve_metrics",),

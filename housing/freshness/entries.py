@@ -47,6 +47,11 @@ draws = random.Random()
 Read = Callable[[], bytes]
 """Reads a response from the database. Its queries tell what it depends on."""
 
+Found = Hit | Miss | Filling | Unverified
+
+Look = tuple[str, str, Found]
+"""The key of an entry, the identity of its database, and what the journal has under the key."""
+
 NOT_VERIFIED = "unverified"
 """The detail in Cache-Status if an entry cannot be used because no verification is recent enough, or if the dependencies of a response are not known."""
 
@@ -60,6 +65,8 @@ class CachedResponse:
     status: str
     age: int | None = None
     """The seconds since it was certainly current, if it is served because the database cannot be reached."""
+    is_plain_hit: bool = False
+    """Whether the first look found it."""
 
 
 def etag_of(body: bytes) -> str:
@@ -74,35 +81,38 @@ def respond(
     connection: ConnectionMixin,
     address: Callable[[], str] = str,
     is_linked: Callable[[], bool] = lambda: True,
+    first: Callable[[], Look | None] | None = None,
 ) -> CachedResponse:
     """The response under the key that `key_in` returns for the database's identity. It is never older than the last write that ended before this call.
 
     `etags` are those that the reader has. `address` returns where an operator can ask for the response again, and `is_linked` whether a link leads
-    to it. Raises whatever `read` raises, and then
-    stores nothing. Raises Busy if too many reads wait for the database.
+    to it. `first` returns the first look if it was made already. Raises whatever `read` raises, and then stores nothing. Raises Busy if too many reads wait for
+    the database.
 
     If the database cannot be reached, an entry may be served that was verified less than FRESHNESS_STALE_IF_ERROR seconds ago (RFC 5861).
     """
-    if connection.reads_the_past:  # its snapshot may be older than every instant of the journal, or contain uncommitted writes
-        return _without_cache(read, etags, "transaction")
-    if connection.alias not in watchman.watched:
-        watchman.watch(connection.alias)
     began = monotonic()
     attempts = 0
     while True:
         attempts += 1
         try:
-            database = connection.database_identity(cold_reads.slot)
-            key = key_in(database)
-            found, waited = _look_up(key, etags, began, is_first=attempts == 1)
+            deadline = began + (conf.LONGEST_WAIT if attempts == 1 else conf.WAIT_TIMEOUT)
+            seen = (first and first()) or look(key_in, etags, connection, deadline)
+            if waited := seen is not None and isinstance(seen[2], Filling):
+                seen = _wait(seen, partial(look, key_in, etags, connection), began, deadline)
         except (Unidentified, Unreachable) as why:
             return _without_cache(read, etags, _why_not_cached(why))
+        if seen is None:
+            return _without_cache(read, etags, "transaction")
+        key, database, found = seen
         if isinstance(found, Hit):
-            return CachedResponse(found.etag, found.body, f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit")
+            status = f"{conf.NAME}; fwd=miss; collapsed" if waited else f"{conf.NAME}; hit"
+            return CachedResponse(found.etag, found.body, status, is_plain_hit=not waited)
         try:
             if isinstance(found, Unverified):
                 response: CachedResponse | None = _without_cache(read, etags, NOT_VERIFIED)
             else:
+                assert isinstance(found, Miss)
                 response = _fill(found, key, database, etags, read, connection, address, is_linked, may_repeat=attempts < ATTEMPTS)
         except (Busy, InterfaceError, OperationalError) as error:
             if old := _stale_if_error(key, etags, connection, error):
@@ -135,12 +145,12 @@ def _fill(
     """Read a response, and store it if it is fresh. None if a write raced it and it may be read again."""
     body, recording, seconds = _read_after(miss, key, read, connection)
     if recording.complaint:
-        _abandon(key, miss)
+        abandon(key, miss)
         logger.error("Served, but not stored: %s", recording.complaint)
         return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail={NOT_VERIFIED}")
     try:
         if connection.identity != database:  # the connection was opened for this read, and leads to another database
-            _abandon(key, miss)
+            abandon(key, miss)
             verdict = "raced"
         else:
             verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address(), is_linked())
@@ -154,38 +164,42 @@ def _fill(
     return _response(body, etags, f"{conf.NAME}; fwd=miss; detail={verdict}")
 
 
-def _look_up(key: str, etags: Collection[str], began: float, *, is_first: bool) -> tuple[Hit | Miss | Unverified, bool]:
-    """The entry under `key`, a miss, or why the entry cannot be used, and whether this waited for another reader. Raises Busy.
+def look(key_in: Callable[[str], str], etags: Collection[str], connection: ConnectionMixin, deadline: float | None = None) -> Look | None:
+    """Look an entry up. This decides for every request whether it may be answered from the cache, also before Django (`fast_path.py`).
 
-    `began` is when the request began. If this is not its first lookup, it has queried the database already, and waits no longer than for a dead reader.
+    It does not wait for another reader after `deadline`, which is that of a new request by default. None if this connection reads the past: its snapshot may
+    be older than every instant of the journal, or contain uncommitted writes.
     """
-    draw = draws.expovariate(1.0) * conf.BETA
-    deadline = began + (conf.LONGEST_WAIT if is_first else conf.WAIT_TIMEOUT)
-    found = journal.lookup(key, etags, draw=draw, may_wait=monotonic() < deadline)
-    if not isinstance(found, Filling):
-        return found, False
-    return _wait(found, partial(journal.lookup, key, etags, draw=draw), began, deadline), True
+    if connection.reads_the_past:
+        return None
+    if connection.alias not in watchman.watched:
+        watchman.watch(connection.alias)
+    if deadline is None:
+        deadline = monotonic() + conf.LONGEST_WAIT
+    database = connection.database_identity(cold_reads.slot)
+    key = key_in(database)
+    return key, database, journal.lookup(key, etags, draw=draws.expovariate(1.0) * conf.BETA, may_wait=monotonic() < deadline)
 
 
-def _wait(found: Filling, look: Callable[..., Hit | Miss | Filling | Unverified], began: float, deadline: float) -> Hit | Miss | Unverified:
-    """The result of the first look that is no Filling. The wait ends FRESHNESS_WAIT_TIMEOUT after the last sign of life, and at the deadline. Raises Busy.
+def _wait(seen: Look, again: Callable[[float], Look | None], began: float, deadline: float) -> Look | None:
+    """The first look that finds no Filling. The wait ends FRESHNESS_WAIT_TIMEOUT after the last sign of life, and at the deadline. Raises Busy.
 
     A longer wait than FRESHNESS_WAIT_TIMEOUT keeps a thread just like a read of the database does. So it takes one of the FRESHNESS_COLD_READS places.
     """
     sign, until, is_long = b"", deadline, False
     pauses = chain(PAUSES, repeat(PAUSES[-1]))
     with ExitStack() as place:
-        while True:
+        while isinstance(found := seen[2], Filling):
             if not is_long and (found.is_slow or monotonic() - began >= conf.WAIT_TIMEOUT):
                 place.enter_context(cold_reads.slot())
                 sign, is_long = b"", True
             if found.sign != sign:
                 sign, until = found.sign, min(monotonic() + conf.WAIT_TIMEOUT, deadline)
             sleep(next(pauses))
-            again = look(may_wait=monotonic() < until)
-            if not isinstance(again, Filling):
-                return again
-            found = again
+            if (newer := again(until)) is None:
+                return None
+            seen = newer
+        return seen
 
 
 def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -> tuple[bytes, Recorder, float]:
@@ -200,7 +214,7 @@ def _read_after(miss: Miss, key: str, read: Read, connection: ConnectionMixin) -
         finally:
             cold_reads.leave(place)
     except BaseException as error:
-        _abandon(key, miss, another=isinstance(error, Busy | InterfaceError | OperationalError) or not isinstance(error, Exception))
+        abandon(key, miss, another=isinstance(error, Busy | InterfaceError | OperationalError) or not isinstance(error, Exception))
         raise
     finally:
         fills.end(fill)
@@ -222,7 +236,7 @@ def watched(recording: Recorder, connection: ConnectionMixin) -> Iterator[None]:
         yield
 
 
-def _abandon(key: str, miss: Miss, *, another: bool = False) -> None:
+def abandon(key: str, miss: Miss, *, another: bool = False) -> None:
     """Report that the fill failed. An error of the database or the end of its thread says little of another reader's fill; a 404 or a bug ends all alike."""
     try:
         journal.abandon(key, miss, another=another)

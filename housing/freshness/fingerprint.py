@@ -85,6 +85,7 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
         "SERVER_EMAIL",
     ),
     "It is the password of the metrics.": ("FRESHNESS_METRICS_TOKEN",),
+    "They decide whether a hit is answered before Django, with the same bytes.": ("FRESHNESS_FAST_PATH", "FRESHNESS_SKIPPED_MIDDLEWARE"),
     "They affect only tests and `check`.": ("SILENCED_SYSTEM_CHECKS", "TEST_NON_SERIALIZED_APPS", "TEST_RUNNER"),
 }
 """Reason → the Django settings that are left out. A project lists its own in FRESHNESS_IGNORED_SETTINGS."""

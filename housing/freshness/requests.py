@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from functools import cache
+from operator import methodcaller
 from typing import Any, cast
 
 from django.conf import settings
@@ -15,10 +16,18 @@ from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, QueryDict
 from django.http.request import HttpHeaders
 from django.utils import timezone, translation
+from django.utils.http import parse_etags
 
 from .dependencies import recorder
 
 JSON = "application/json"
+
+SAFE = ("GET", "HEAD")
+
+KNOWN = 100
+"""How many ETags of a request are compared, because the arguments of a script are limited."""
+
+STRONG = methodcaller("removeprefix", "W/")
 
 PLAIN = vars(HttpRequest()).keys() | {"environ", "scope", "script_name", "urlconf", "csrf_processing_done"}
 """The attributes of a request that no middleware has added, and others that are the same for everybody."""
@@ -100,6 +109,11 @@ def parameters(request: HttpRequest) -> QueryDict:
     for name in sorted(request.GET):
         ordered.setlist(name, request.GET.getlist(name))
     return ordered
+
+
+def etags_of(if_none_match: str | None) -> tuple[str, ...]:
+    """Return the ETags that the client has."""
+    return tuple(map(STRONG, parse_etags(if_none_match)[:KNOWN])) if if_none_match else ()
 
 
 def address_of(request: HttpRequest) -> str:

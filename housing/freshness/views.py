@@ -27,23 +27,23 @@ from rest_framework.views import APIView
 
 from .connection import ours
 from .entries import NOT_VERIFIED, CachedResponse, Read, respond
+from .fast_path import LESSON, Lesson
 from .keys import entry_key
 from .metrics import count
-from .requests import JSON, address_of, noted, parameters
+from .requests import JSON, SAFE, address_of, etags_of, noted, parameters
 from .settings import conf
 from .slots import Busy
 
 logger = logging.getLogger(__name__)
 
-SAFE = ("GET", "HEAD")
 READ_BY_EVERYBODY = (AllowAny, IsAuthenticatedOrReadOnly, DjangoModelPermissionsOrAnonReadOnly)
 """Permissions that let everybody read."""
 
 WHO_READS = ("get_authenticators", "perform_authentication", "get_permissions", "check_permissions", "check_object_permissions")
 """Methods with which a view decides who may read."""
 
-KNOWN = 100
-"""How many ETags of a request are compared, because the arguments of a script are limited."""
+HOOKS = ("as_view", "setup", "dispatch", "as_json", "cached", "asked", "_wants_json")
+"""Methods that a hit calls. If a view overrides one, it may do something at each request."""
 
 R = TypeVar("R", bound=HttpResponseBase)
 
@@ -64,6 +64,8 @@ class CachedView(GenericAPIView[Any]):
 
     using: ClassVar[str] = DEFAULT_DB_ALIAS
     """The alias of the database that it reads."""
+    skippable: ClassVar[bool] = False
+    """Whether a hit may be answered without a call of this view, although it overrides one of `HOOKS`: they only read the request."""
     refused: Exception | None = None
     _is_filling = False
 
@@ -85,14 +87,21 @@ class CachedView(GenericAPIView[Any]):
             raise ImproperlyConfigured(
                 f"{cls.__name__} is cached, and the tables that a {type(view.queryset).__name__} reads are not known. Write its query with Django's models."
             )
-        return transaction.non_atomic_requests(super().as_view(*args, **initkwargs))
+        function: Any = transaction.non_atomic_requests(super().as_view(*args, **initkwargs))
+        if cls.skippable or not _own_hooks(cls, initkwargs):
+            function.skippable = function  # a decorator copies the attribute, but is another function
+        return function
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Return the cached bytes before DRF's own work if the client accepts JSON. DRF renders errors and other formats."""
         if request.method in SAFE and not self._is_filling:
             if self._wants_json(request):
                 try:
-                    return self.as_json(request)
+                    response = self.as_json(request)
+                    if lesson := dict.get(request.META, LESSON):
+                        function = request.resolver_match and request.resolver_match.func
+                        lesson.is_skippable = getattr(function, "skippable", None) is function
+                    return response
                 except NotCached as refused:
                     return refused.response
                 except (Busy, ValidationError, Http404) as refused:
@@ -160,8 +169,8 @@ class CachedView(GenericAPIView[Any]):
 
     def as_json(self, request: HttpRequest) -> HttpResponseBase:
         """Return the cached bytes, 304 if the client has them, or 412 if it asks for others."""
-        known = request.META.get("HTTP_IF_NONE_MATCH")
-        found = self.cached(request, [etag.removeprefix("W/") for etag in parse_etags(known)[:KNOWN]] if known else ())
+        known = dict.get(request.META, "HTTP_IF_NONE_MATCH")  # which the fast path does not notice, because it compares ETags itself
+        found = self.cached(request, etags_of(known) if known else ())
         headers = _headers(found.status, found.age) | {"ETag": found.etag}
         wanted = request.META.get("HTTP_IF_MATCH")
         if wanted and found.etag not in parse_etags(wanted) and wanted.strip() != "*":
@@ -171,7 +180,12 @@ class CachedView(GenericAPIView[Any]):
     def cached(self, request: HttpRequest, etags: Collection[str]) -> CachedResponse:
         """Return the response from the cache or from the database. Raises what `asked` and its `read` raise."""
         kind, asked, read = self.asked(request)
-        found = respond(partial(entry_key, kind, asked), etags, read, ours(self.using), partial(address_of, request), partial(self.is_linked, request))
+        lesson: Lesson | None = dict.get(request.META, LESSON)
+        ahead = lesson.ahead_of(kind, asked, etags) if lesson else None
+        address, is_linked = partial(address_of, request), partial(self.is_linked, request)
+        found = respond(partial(entry_key, kind, asked), etags, read, ours(self.using), address, is_linked, ahead.take if ahead else None)
+        if lesson:
+            lesson.say(kind, asked, self.using, found)
         if conf.METRICS_TOKEN:
             count(found.status)
         return found
@@ -216,6 +230,12 @@ class CachedView(GenericAPIView[Any]):
             setattr(view, method, getattr(view, action))
         view._is_filling = True
         return view
+
+
+def _own_hooks(cls: type, initkwargs: Collection[str]) -> bool:
+    """Whether a view has a method that a hit calls, and that is neither the engine's nor a library's."""
+    own = [each for each in cls.__mro__ if each is not CachedView and not each.__module__.startswith(("django.", "rest_framework."))]
+    return any(name in vars(each) or name in initkwargs for each in own for name in HOOKS)
 
 
 def _more_than_json(response: Any) -> str | None:
