@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import redis
@@ -115,7 +115,7 @@ def trace(request: pytest.FixtureRequest) -> Iterator[Trace]:
 
 
 def has_steps(item: pytest.Item) -> bool:
-    """Whether SPEC.md shows the steps of this spec. The real stack takes others, a drawn schedule is another each time, and long specs have those of short ones."""
+    """Whether SPEC.md shows the steps of this spec. The real stack takes others, a drawn schedule is another each time, and long specs have the short ones'."""
     drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.config.option.schedule or item.get_closest_marker("races")
     is_race = item.path.stem.removeprefix("test_") in RACES
     return is_race and item.config.option.stack == "embedded" and not drawn and "MUTANT_UNDER_TEST" not in os.environ
@@ -449,7 +449,7 @@ def a_killed_reader(an_hour_to_wait: None, settings: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr("housing.freshness.views.entry_key", lambda *_: page)
 
     def a_killed_reader() -> Miss:
-        assert isinstance(killed := journal.lookup(page), Miss)
+        killed = cast(Miss, journal.lookup(page))
         settings.FRESHNESS_WAIT_TIMEOUT, settings.FRESHNESS_LONGEST_WAIT = SETTINGS["WAIT_TIMEOUT"].default, SETTINGS["LONGEST_WAIT"].default
         return killed
 

@@ -212,6 +212,20 @@ def test_a_look_that_is_taken_once_is_not_taken_again(served, reprice, meanwhile
     assert send(served.django, LIST).body == answer.body
 
 
+def test_a_look_before_django_waits_no_longer_than_that_of_a_view(served, settings, reprice, monkeypatch):
+    """Nobody waits for another reader if FRESHNESS_LONGEST_WAIT is 0."""
+    settings.FRESHNESS_LONGEST_WAIT = 0
+    served.learn()
+    reprice(1)
+    asked, lookup = [], Journal.lookup
+    monkeypatch.setattr(Journal, "lookup", lambda *args, may_wait, **options: asked.append(may_wait) or lookup(*args, may_wait=may_wait, **options))
+
+    assert served.get()[0].status == 200
+    assert send(served.django, LIST).status == 200
+
+    assert asked == [False, False]
+
+
 def test_hits_before_django_are_counted(served, settings):
     """The metrics are those of all responses."""
     settings.FRESHNESS_METRICS_TOKEN = "a token"

@@ -225,6 +225,13 @@ FAST_PATH = (
         "test_fast_path.py::test_a_saved_price_is_in_the_next_read",
     ),
     Sabotage(
+        "a look before Django makes a reader wait although nobody may",
+        "freshness/entries.py",
+        "        deadline = monotonic() + conf.LONGEST_WAIT\n    database",
+        "        deadline = monotonic() + 1\n    database",
+        "test_fast_path.py::test_a_look_before_django_waits_no_longer_than_that_of_a_view",
+    ),
+    Sabotage(
         "a decorated view is skipped",
         "freshness/views.py",
         'getattr(function, "skippable", None) is function',
