@@ -279,8 +279,8 @@ SAFETY = (
     Sabotage(
         "each attempt of a raced reader waits as long as the first",
         "freshness/entries.py",
-        "deadline = began + (conf.LONGEST_WAIT if attempts == 1 else conf.WAIT_TIMEOUT)",
-        "deadline = monotonic() + (conf.LONGEST_WAIT if attempts == 1 else conf.WAIT_TIMEOUT)",
+        "deadline = began + (conf.LONGEST_WAIT if attempts == 1 else conf.WAIT_TIMEOUT)",  # plain-words: code
+        "deadline = monotonic() + (conf.LONGEST_WAIT if attempts == 1 else conf.WAIT_TIMEOUT)",  # plain-words: code
         "test_waiting.py::test_a_reader_that_is_raced_waits_no_longer_than_one_wait_timeout_in_all",
     ),
     *(
