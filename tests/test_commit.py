@@ -469,7 +469,7 @@ def test_a_creation_and_a_deletion_are_one_line_each_in_the_log(home, caplog):
     table, owner = "housing_propertyimage", f"housing_propertyimage.property_id={home.pk}"
     assert caplog.messages == [
         f"[ORM] PropertyImage {key} created. Stale: {table}, {owner}, {table}:+.",
-        f"[ORM] PropertyImage {key} deleted. Stale: {table}, {owner}, {table}:-, {table}:{key}.",
+        f"[ORM] PropertyImage {key} deleted. Stale: {table}, {table}-{key}, {owner}-, {table}:-, {table}:{key}.",
     ]
 
 

@@ -68,6 +68,43 @@ def test_a_deleted_listing_leaves_the_pages_of_another_scope_warm(scope, home, w
     assert read("cached", **mine, page_size=1).json["next"] is None
 
 
+LEAVES = {
+    "it is deleted": lambda home, move: Property.objects.filter(pk=home.pk).delete(),
+    "it moves to another scope": lambda home, move: move(home),
+}
+"""Ways to leave a scope."""
+
+
+@pytest.mark.parametrize("way", LEAVES)
+def test_a_listing_that_leaves_a_scope_leaves_its_pages_warm_that_did_not_read_it(scope, twenty_properties, warm, read, way):
+    """A page reads its rows and one more. Without any other row it would be the same, and without that one it would have no `next`."""
+    mine, _, move = scope
+    home, following, third = twenty_properties[:3]
+    Property.objects.filter(pk__in=[following.pk, third.pk]).update(agent=home.agent)
+    Property.objects.exclude(pk__in=[home.pk, following.pk, third.pk]).delete()
+    warm(**mine, page_size=1)
+
+    LEAVES[way](third, move)
+    assert read("cached", **mine, page_size=1).came_from == "hit"
+
+    LEAVES[way](following, move)
+    assert read("cached", **mine, page_size=1).json["next"] is None
+
+
+@pytest.mark.parametrize("way", LEAVES)
+def test_a_number_of_rows_in_a_scope_depends_on_each_row_that_leaves_it(scope, home, fresh, way):
+    """A query that does not return keys does not know which rows it read."""
+    mine, _, move = scope
+
+    fresh(lambda: Property.objects.filter(**mine).count(), lambda: LEAVES[way](home, move), home.save)
+
+
+def test_a_number_of_all_rows_depends_on_each_deleted_one(twenty_properties, fresh):
+    """It has no scope, and does not know which rows it read."""
+    *_, last = twenty_properties
+    fresh(Property.objects.count, lambda: Property.objects.filter(pk=last.pk)._raw_delete("default"), last.save)
+
+
 # Rows that move
 
 

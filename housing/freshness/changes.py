@@ -62,22 +62,24 @@ def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tu
     """
     assert table.pk_text
     tags, within = {table.name}, set()
-    scopes = [(columns.index(column), f"{table.name}.{column}=", text) for column, text in table.scopes.items()]
+    scopes = [(columns.index(column), column, text) for column, text in table.scopes.items()]
     for before, after in images:
         assert after is not None
-        tags.add(f"{table.name}:{table.pk_text(before[0])}")
+        key = table.pk_text(before[0])
+        tags.add(f"{table.name}:{key}")
         changed = [column for column, old, new in zip(columns, before, after, strict=True) if old != new or type(old) is not type(new)]
         changed += table.generated
         tags.update([f"{table.name}.{column}" for column in changed])
-        for place, scope, text in scopes:
-            old, new = before[place], after[place]
+        for place, column, text in scopes:
+            old, new, scope = before[place], after[place], f"{table.name}.{column}="
             if old != new or type(old) is not type(new):
-                for value in (old, new):
-                    if value is not None:
-                        tags.add(f"{scope}{text(value)}")
+                if old is not None:
+                    tags.update((f"{table.name}-{key}.{column}", f"{scope}{text(old)}-"))
+                if new is not None:
+                    tags.add(f"{scope}{text(new)}")
             elif old is not None:
                 inside = f"{scope}{text(old)}."
-                within.update([inside + column for column in changed])
+                within.update([inside + each for each in changed])
     return tags, within
 
 

@@ -94,7 +94,7 @@ class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # 
 
 def _each_noted(recording: Recorder, reading: Any, chunks: Iterable[Any]) -> Iterable[Any]:
     """Yield the rows of an iterator, and record them as they are read."""
-    recording.note(reading, [], read=1)  # the caller may stop early
+    recording.note(reading, [], is_part=True)  # the caller may stop early
     for chunk in chunks:
         recording.note(reading, chunk)
         yield chunk
@@ -301,7 +301,7 @@ class Updates(Changes):
                     return {table.unscoped}
                 if (value := held[column]) is not None:
                     scope = f"{table.name}.{column}={text(value)}"
-                    tags |= {scope} if column in changed else {f"{scope}.{each}" for each in changed}
+                    tags |= {f"{table.name}-{key}.{column}", f"{scope}-"} if column in changed else {f"{scope}.{each}" for each in changed}
         return tags
 
     def _wrote_nothing(self, result: Any) -> bool:
@@ -344,9 +344,9 @@ class Deletes(Changes):
         for place, column in enumerate(self._columns):
             values = {before[place] for before, _ in self._images} - {None}
             if column == table.pk and table.pk_text:
-                tags.update(f"{table.name}:{table.pk_text(value)}" for value in values)
+                tags.update(f"{table.name}{sign}{table.pk_text(value)}" for value in values for sign in ":-")
             if text := table.scopes.get(column):
-                tags.update(f"{table.name}.{column}={text(value)}" for value in values)
+                tags.update(f"{table.name}.{column}={text(value)}-" for value in values)
         self._say(table, [before[0] for before, _ in self._images], tags)
 
 

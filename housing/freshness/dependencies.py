@@ -57,12 +57,17 @@ class Reading:
     """The tags that do not depend on the rows."""
     rows: tuple[tuple[int, str, Text], ...] = ()
     """For each table with a primary key in the result: its position, the prefix of its tags, and the text of a key."""
+    leaving: tuple[tuple[int, str, Text, str], ...] = ()
+    """The same for the tables whose rows may leave the result although no other row changes, with the end of the tag."""
     hidden: frozenset[str] = frozenset()
-    """Additional tags if not all rows are shown, because a deleted row moves the others."""
+    """Additional tags if not all rows are shown, because their order decides which."""
     pins: tuple[Pin, ...] = ()
 
-    def tags(self, shown: Collection[Row], *, read: int | None = None) -> set[str]:
-        """Return the tags of a response that shows these rows. `read` is how many rows were read."""
+    def tags(self, shown: Collection[Row], beyond: Collection[Row] = (), *, is_part: bool = False) -> set[str]:
+        """Return the tags of a response that shows these rows. Of the rows `beyond` it shows only that they are there. `is_part` is whether there may be more.
+
+        A row that was not read matters only if it enters the result. One that was read may also leave it.
+        """
         found = set(self.static)
         for position, prefix, text in self.rows:
             if text is str:  # saves a call for each row
@@ -72,8 +77,10 @@ class Reading:
         for pin in self.pins:
             if not pin.wanted <= {pin.text(row[pin.position]) for row in shown if row[pin.position] is not None}:
                 found.add(pin.missing)
-        if read is not None and read > len(shown):
+        if beyond or is_part:
             found |= self.hidden
+        for position, prefix, text, end in self.leaving if beyond else ():
+            found.update([f"{prefix}{text(row[position])}{end}" for row in beyond if row[position] is not None])
         return found
 
 
@@ -85,10 +92,10 @@ class Recorder:
         self.queries = 0
         self.unreadable: str | None = None
 
-    def note(self, reading: Reading, shown: Collection[Row], *, read: int | None = None) -> None:
+    def note(self, reading: Reading, shown: Collection[Row], beyond: Collection[Row] = (), *, is_part: bool = False) -> None:
         """Add the dependencies of one query."""
         self.queries += 1
-        self.tags |= reading.tags(shown, read=read)
+        self.tags |= reading.tags(shown, beyond, is_part=is_part)
 
     def refuse(self, why: str) -> None:
         """Refuse to store the response, because a dependency is unknown."""
@@ -238,13 +245,14 @@ class _Reader:
 
     def reading(self, select: list[Any]) -> Reading:
         """Return the dependencies."""
-        rows, pins, hidden = [], [], set[str]()
+        rows, leaving, pins, hidden = [], [], [], set[str]()
         implied = {alias for alias in self.joins if self._is_implied(alias)}
         for alias, table in self.tables.items():
             position = self._position(alias, table, select) if self.query.group_by is None else None
             self.tags.add(f"{table.name}:*")
             of = partial(self._tags_of_column, alias, table)
             columns = set(self.selecting[alias])
+            knows_its_rows = position is not None and not self.counts_others
             if position is None:
                 columns |= self.shown[alias] | self.ordering[alias] | self._joined_by(alias)
             else:
@@ -252,19 +260,22 @@ class _Reader:
                 rows.append((position, f"{table.name}:", table.pk_text))
                 hidden = hidden.union(*map(of, self.ordering[alias]))
             self.tags = self.tags.union(*map(of, columns))
-            leaving = {f"{table.name}:-"}
             if alias in self.scopes:
                 self.tags |= self.scopes[alias][1] | {table.unscoped}
-                continue
-            if alias in self.by_pk and position is not None:
+                self.tags |= set() if knows_its_rows else {f"{scope}-" for scope in self.scopes[alias][1]}
+            elif alias in self.by_pk and position is not None:
                 assert table.pk_text
                 pins.append(Pin(position, table.pk_text, self.by_pk[alias], f"{table.name}:+"))
+                self.tags |= set() if knows_its_rows else {f"{table.name}:-"}
             elif alias not in implied:
-                self.tags.add(f"{table.name}:+")
+                self.tags |= {f"{table.name}:+"} if knows_its_rows else {f"{table.name}:+", f"{table.name}:-"}
             else:
                 continue
-            (self.tags if position is None or self.counts_others else hidden).update(leaving)
-        return Reading(frozenset(self.tags), tuple(rows), frozenset(hidden), tuple(pins))
+            if knows_its_rows:
+                ends = ["", f".{self.scopes[alias][0]}"] if alias in self.scopes else [""]
+                leaving += [(rows[-1][0], f"{table.name}-", rows[-1][2], end) for end in ends]
+                hidden.add(table.unscoped)
+        return Reading(frozenset(self.tags), tuple(rows), tuple(leaving), frozenset(hidden), tuple(pins))
 
     def _tags_of_column(self, alias: str, table: Table, column: str) -> set[str]:
         """Return the tags of changes of a column: in the scopes to which the rows are limited, or anywhere."""
@@ -462,5 +473,5 @@ class Select:
             if isinstance(self._reading, str):
                 recording.refuse(self._reading)
             else:
-                recording.note(self._reading, rows[:shown], read=len(rows))
+                recording.note(self._reading, rows[:shown], rows[shown:] if shown is not None else ())
         return list(compiler.apply_converters(rows, compiler.get_converters(self._columns)))

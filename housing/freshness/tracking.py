@@ -9,7 +9,10 @@ A tag begins with the name of a table, which every writer knows: a model, its pr
 | `t:7` | an UPDATE or DELETE of this row | entries that show it |
 | `t.price` | an UPDATE of this column | entries that are filtered or ordered by it |
 | `t:+`, `t:-` | an INSERT, a DELETE | entries that depend on which rows exist |
-| `t.agent_id=3` | an INSERT or a DELETE of a row with this value, an UPDATE to it or from it | entries that are selected by it: this *scope* |
+| `t-7` | a DELETE of this row | entries that read the row and show only that there is one |
+| `t-7.agent_id` | an UPDATE by which this row leaves its scope of this column | the same, if they are selected by the column |
+| `t.agent_id=3` | an INSERT of a row with this value, an UPDATE to it | entries that are selected by it: this *scope* |
+| `t.agent_id=3-` | a DELETE of a row with this value, an UPDATE from it | entries of the scope that do not know which rows they read |
 | `t.agent_id=3.price` | an UPDATE of this column of a row in the scope | entries of the scope that are filtered or ordered by the column |
 | `t:?` | a write to rows whose scopes are unknown | every entry of a scope |
 """
@@ -88,8 +91,8 @@ class Table:
         return f"{self.name}:?"
 
     def in_scopes(self, tags: set[str]) -> set[str]:
-        """Return those of these tags that are of one scope."""
-        prefixes = tuple(f"{self.name}.{column}=" for column in self.scopes)
+        """Return those of these tags that are of one scope, or of a row that is deleted or leaves one."""
+        prefixes = (f"{self.name}-", *(f"{self.name}.{column}=" for column in self.scopes))
         return {tag for tag in tags if tag.startswith(prefixes)}
 
 

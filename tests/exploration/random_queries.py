@@ -495,13 +495,14 @@ def _due(table: Table, key: Any, old: dict[str, Any] | None, now: dict[str, Any]
     changed = [column for column in now if old[column] != now[column]] if old and now else []
     for column in changed:
         yield f"{table.name}.{column}"
+    if old is not None and now is None:
+        yield f"{table.name}-{table.pk_text(key)}"
     for column, text in table.scopes.items() if table.unscoped not in tags else ():
-        values = {row[column] for row in (old, now) if row} - {None}
-        for scope in [f"{table.name}.{column}={text(value)}" for value in values]:
-            if not (old and now) or column in changed:
-                yield scope
-            elif scope not in tags:  # otherwise the row left the scope and came back
-                yield from (f"{scope}.{each}" for each in changed)
+        was, then = [row and row[column] is not None and f"{table.name}.{column}={text(row[column])}" for row in (old, now)]
+        if was != then:
+            yield from [tag for tag in (was and f"{was}-", was and now and f"{table.name}-{table.pk_text(key)}.{column}", then) if tag]
+        elif was and was not in tags:  # otherwise the row left the scope and came back
+            yield from (f"{was}.{each}" for each in changed)
 
 
 # One example

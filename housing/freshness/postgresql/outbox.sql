@@ -45,9 +45,11 @@ BEGIN
         END IF;
         SELECT concat_ws(', ', format('('':'', format(''%%s'', r.%I), '''', %s)', pk, differs), string_agg(part, ', ')) INTO parts FROM (
             SELECT format('(%L, '''', '''', record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x, x, x) FROM unnest(columns) x
-            UNION ALL  -- a scope that the row enters or leaves
-            SELECT format('(%L, format(''%%s'', %s.%I), '''', %s.%I IS NOT NULL AND record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x || '=', i, x, i, x, x, x)
-            FROM unnest(scopes) x, unnest(ARRAY['o', 'r']) i
+            UNION ALL  -- a scope that the row leaves or enters
+            SELECT format('(%L, format(''%%s'', %s.%I), %L, %s.%I IS NOT NULL AND record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x || '=', i, x, e, i, x, x, x)
+            FROM unnest(scopes) x, (VALUES ('o', '-'), ('r', '')) y(i, e)
+            UNION ALL  -- the row, if it leaves a scope
+            SELECT format('(''-'', format(''%%s'', r.%I), %L, o.%I IS NOT NULL AND record_image_ne(ROW(o.%I), ROW(r.%I)))', pk, '.' || x, x, x, x) FROM unnest(scopes) x
             UNION ALL  -- a column of a row in a scope
             SELECT format('(%L, format(''%%s'', r.%I), %L, r.%I IS NOT NULL AND record_image_eq(ROW(o.%I), ROW(r.%I)) AND record_image_ne(ROW(o.%I), ROW(r.%I)))',
                 '.' || s || '=', s, '.' || x, s, s, s, x, x) FROM unnest(scopes) s, unnest(columns) x WHERE s <> x
@@ -56,8 +58,8 @@ BEGIN
         source := CASE TG_OP WHEN 'INSERT' THEN 'freshness_new r' ELSE 'freshness_old r' END;
         SELECT concat_ws(', ',
             format('(%L, '''', '''', true)', CASE TG_OP WHEN 'INSERT' THEN ':+' ELSE ':-' END),
-            CASE TG_OP WHEN 'DELETE' THEN format('('':'', format(''%%s'', r.%I), '''', true)', pk) END,
-            string_agg(format('(%L, format(''%%s'', r.%I), '''', r.%I IS NOT NULL)', '.' || x || '=', x, x), ', ')
+            CASE TG_OP WHEN 'DELETE' THEN format('('':'', format(''%%s'', r.%I), '''', true), (''-'', format(''%%s'', r.%I), '''', true)', pk, pk) END,
+            string_agg(format('(%L, format(''%%s'', r.%I), %L, r.%I IS NOT NULL)', '.' || x || '=', x, CASE TG_OP WHEN 'DELETE' THEN '-' ELSE '' END, x), ', ')
         ) INTO parts FROM unnest(scopes) x;
     END IF;
 
