@@ -87,6 +87,7 @@ DOCUMENTS = (
             "scale",
             "hits",
             "fast_path",
+            "asgi",
             "warming",
             "keys",
             "identity",
