@@ -44,6 +44,7 @@ from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
 from tests.fixtures.responses import Response, ask, new_handler
 from tests.fixtures.rows import first_properties
+from tests.fixtures.served import Served
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL, Latency
 from tests.stacks import OwnRedis
@@ -184,6 +185,25 @@ def client(handler: ClientHandler) -> Client:
     client = Client()
     client.handler = handler
     return client
+
+
+@pytest.fixture
+def served(twenty_properties: list[Property]) -> Served:
+    """The service with twenty properties."""
+    return Served()
+
+
+@pytest.fixture
+def served_with(twenty_properties: list[Property], settings: Any) -> Callable[[str], Served]:
+    """`served_with(name)`: the service with one more middleware, which may be skipped."""
+
+    def served_with(name: str) -> Served:
+        added = f"tests.fixtures.middleware.{name}"
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, added]
+        settings.FRESHNESS_SKIPPED_MIDDLEWARE = [*settings.FRESHNESS_SKIPPED_MIDDLEWARE, added]
+        return Served()
+
+    return served_with
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class Application(WSGIHandler):
 
 
 class Service:
-    """What a server calls: the fast path of the cache before Django's handler."""
+    """The application of a server: the fast path of the cache, before Django's handler."""
 
     def __init__(self) -> None:
         from housing.freshness import FastPath  # Django's settings are loaded now

@@ -150,7 +150,7 @@ def test_an_admin_logs_in_through_an_asgi_server(server):
     assert send(server, "/admin/login/", "POST", body=form.replace("of+the", "of+no"), **parts).status == 200
 
 
-# What a client sends
+# Requests as clients send them
 
 
 @pytest.fixture

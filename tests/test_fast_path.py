@@ -1,90 +1,26 @@
 """The fast path: hits are answered before Django, with the same status, headers and bytes."""
 
 import itertools
-import logging
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import wraps
-from types import ModuleType
+from importlib import import_module
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.signals import request_started
 from django.db import transaction
 from django.test import Client
-from django.urls import path
 
-from housing.freshness import fast_path
 from housing.freshness.journal import Journal
 from housing.freshness.metrics import counter_of
-from housing.urls import urlpatterns as of_the_service
 from housing.views import CachedPropertyListView
-from housing.wsgi import Application, Service
-from tests.fixtures import middleware
 from tests.fixtures.hostile import METHODS, Answer, addresses, every, headers, send
 from tests.fixtures.responses import VARIANTS
+from tests.fixtures.served import Served
 from tests.stacks import TIMEOUT
 
 LIST = VARIANTS["cached"]
 HEADERS = headers()
-
-
-class Served:
-    """The service as a server has it. `asked` counts the requests that Django answered."""
-
-    def __init__(self):
-        self.service, self.asked = Service(), 0
-        self.fast_path = self.service.application
-        self.django, self.fast_path.application = self.fast_path.application, self._ask
-
-    def _ask(self, *request):
-        self.asked += 1
-        return self.django(*request)
-
-    def get(self, address=LIST, method="GET", client=None, **parts):
-        """Send a request. Returns the response, and whether it was answered before Django."""
-        asked = self.asked
-        answer = send(self.service, address, method, client, **parts)
-        return answer, self.asked == asked
-
-    def learn(self, address=LIST, method="GET", **parts):
-        """Send a request until the service knows the answer, and check that it is given before Django."""
-        for _ in range(4):
-            self.get(address, method, **parts)
-        answer, is_before = self.get(address, method, **parts)
-        assert is_before, f"{method} {address} is answered by Django: {answer.status} {answer.headers}"
-        return answer
-
-
-@pytest.fixture
-def served(twenty_properties):
-    """The service with twenty properties."""
-    return Served()
-
-
-@pytest.fixture
-def served_with(twenty_properties, settings):
-    """`served_with(name)`: the service with one more middleware, which may be skipped."""
-
-    def served_with(name):
-        added = f"tests.fixtures.middleware.{name}"
-        settings.MIDDLEWARE = [*settings.MIDDLEWARE, added]
-        settings.FRESHNESS_SKIPPED_MIDDLEWARE = [*settings.FRESHNESS_SKIPPED_MIDDLEWARE, added]
-        return Served()
-
-    return served_with
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The clock of the fast path, stopped: `clock.seconds += 1` advances it."""
-
-    class Clock:
-        seconds = fast_path.monotonic()
-
-    monkeypatch.setattr(fast_path, "monotonic", lambda: Clock.seconds)
-    return Clock
 
 
 def compared(answer):
@@ -112,6 +48,11 @@ def test_a_hit_is_answered_before_django_with_one_command_and_no_query(served, q
     assert {"X-Frame-Options", "X-Content-Type-Options", "Referrer-Policy", "Cross-Origin-Opener-Policy"} < answer.headers.keys()
 
 
+def test_a_server_gets_the_fast_path(served):
+    """gunicorn and runserver call this object."""
+    assert isinstance(import_module("housing.wsgi").application, type(served.service))
+
+
 PARTS = {
     **HEADERS,
     **{f"Accept: {accept}": {"HTTP_ACCEPT": accept} for accept in ("application/json", "*/*", "text/html", "application/json; indent=4", "image/png", "")},
@@ -134,10 +75,10 @@ PARTS = {
 
 
 @pytest.mark.slow
-def test_each_request_for_a_cached_page_gets_the_response_of_django(home, served, settings):
+def test_each_request_for_a_cached_page_gets_the_response_of_django(home, settings):
     """Django alone decides about hosts, methods, formats, conditions and headers. The fast path repeats what it has seen."""
     settings.SECURE_HSTS_SECONDS = 3600
-    before, turns = 0, itertools.cycle(METHODS)
+    served, before, turns = Served(), 0, itertools.cycle(METHODS)
     for address in (LIST, f"{LIST}{home.pk}/"):
         etag = served.learn(address).headers["ETag"]
         for name, parts in PARTS.items():
@@ -149,10 +90,9 @@ def test_each_request_for_a_cached_page_gets_the_response_of_django(home, served
 
 def same(served, address, method="GET", name="", **parts):
     """Compare the answers to a request until it is known with Django's own. Returns whether the last one was given before Django."""
-    settled = {part: value for part, value in parts.items() if part != "REMOTE_ADDR"}
     for _ in range(5):
         answer, is_before = served.get(address, method, **{"HTTP_X_REQUEST_ID": "an-id"} | parts)
-    by_django = send(served.django, address, method, **{"HTTP_X_REQUEST_ID": "an-id"} | (parts if "REMOTE_ADDR" in parts else settled))
+    by_django = send(served.django, address, method, **{"HTTP_X_REQUEST_ID": "an-id"} | parts)
     assert compared(answer) == compared(by_django), (method, address, name)
     return is_before
 
@@ -172,7 +112,7 @@ def test_each_parameter_gets_the_response_of_django(served):
 
 @pytest.mark.slow
 def test_each_other_address_gets_the_response_of_django(home, served):
-    """What is not cached is not remembered."""
+    """Only hits are learned."""
     for address in addresses(home.pk):
         if address not in (LIST, f"{LIST}{home.pk}/") and not address.startswith("/health/"):  # whose body has a time
             assert same(served, address, HTTP_ACCEPT="text/html" if address.startswith("/admin/") else "application/json") is False, address
@@ -190,7 +130,7 @@ def test_a_client_that_has_the_page_gets_304_before_django(served):
 
 
 def test_a_logged_in_reader_gets_the_page_of_everybody_before_django(served):
-    """The cookie is a part of the request that Django reads, so it is remembered for this reader alone."""
+    """The cookie is a part of the request that Django reads, so it is learned for this reader alone."""
     client = Client()
     client.force_login(User.objects.create_user("editor", is_staff=True))
     body = served.learn().body
@@ -228,18 +168,20 @@ def test_a_read_inside_a_transaction_goes_on_to_django(served, redis_commands):
         assert served.get() == (Answer(200, {}, b""), False)
 
 
-def test_without_redis_a_known_request_is_answered_from_the_database_and_redis_is_asked_once(served, redis_unreachable, settings, caplog):
+def test_without_redis_a_known_request_looks_up_once_and_is_answered_from_the_database(served, redis_unreachable, monkeypatch, caplog):
     """The error of the lookup is passed on to Django's path. A second try would wait a second time for a server that does not reply."""
     served.learn()
+    asked, lookup = [], Journal.lookup
+    monkeypatch.setattr(Journal, "lookup", lambda *args, **options: asked.append(args) or lookup(*args, **options))
 
     with redis_unreachable():
         answer, is_before = served.get()
 
     assert (is_before, answer.status, answer.headers["Cache-Status"]) == (False, 200, "housing; fwd=bypass; detail=unreachable")
-    assert len([line for line in caplog.messages if line.startswith("Served from the database")]) == 1
+    assert (len(asked), [line.partition(":")[0] for line in caplog.messages]) == (1, ["Served from the database"])
 
 
-def test_a_miss_that_no_view_takes_is_abandoned(served, reprice):
+def test_a_miss_that_no_view_takes_is_abandoned(served, reprice, monkeypatch):
     """Otherwise the next reader would wait for a fill that nobody has begun."""
     served.learn()
     reprice(1)
@@ -248,6 +190,7 @@ def test_a_miss_that_no_view_takes_is_abandoned(served, reprice):
     assert served.get()[0].status == 503
 
     served.django = django
+    monkeypatch.setattr("housing.freshness.entries.sleep", pytest.fail)  # with which a reader waits
     assert send(served.django, LIST).headers["Cache-Status"] == "housing; fwd=stale; stored"
 
 
@@ -260,6 +203,7 @@ def test_a_look_that_is_taken_once_is_not_taken_again(served, reprice, meanwhile
         answer, _ = served.get()
 
     assert b'"price":"2.00"' in answer.body
+    assert answer.headers["Cache-Status"].endswith("; stored")
     assert send(served.django, LIST).body == answer.body
 
 
@@ -287,10 +231,10 @@ def test_threads_get_their_own_pages(served):
         assert list(threads.map(read, pages)) == [{body} for body in pages.values()]
 
 
-# What is equal
+# Equal requests
 
 
-def test_what_django_does_not_read_makes_no_other_request(served):
+def test_requests_that_differ_in_unread_headers_are_equal(served):
     """Otherwise each browser and each client behind a proxy would be answered by Django."""
     served.learn(HTTP_X_FORWARDED_FOR="10.0.0.1")
 
@@ -343,263 +287,49 @@ def test_a_setting_that_changes_empties_the_memory(served, settings):
     assert served.get()[0].status == 400
 
 
-# What is not learned
-
-
-@pytest.mark.parametrize("name", ["nonce", "headers", "session", "cookie", "longer"])
-def test_a_response_that_may_differ_next_time_is_answered_by_django(served_with, name):
-    """A value for each response, a decision by all headers, a session and a cookie have no template, and a body is compared with the entry."""
-    served = served_with(name)
-
-    assert [served.get()[1] for _ in range(6)] == [False] * 6
-
-
-@pytest.fixture
-def urls(settings):
-    """`urls(view)`: serve this view in place of the cached list."""
-
-    def urls(view):
-        module = ModuleType("urls_of_a_spec")
-        module.urlpatterns = [path(LIST.removeprefix("/"), view), *of_the_service]
-        settings.ROOT_URLCONF = module
-
-    return urls
-
-
-def test_a_decorated_view_is_called_for_each_hit(served, urls):
-    """A decorator may count or limit requests."""
-    calls = []
-    view = CachedPropertyListView.as_view()
-
-    @wraps(view)
-    def counted(request):
-        calls.append(request)
-        return view(request)
-
-    urls(counted)
-
-    assert [served.get()[1] for _ in range(6)] == [False] * 6
-    assert len(calls) == 6
-
-
-def test_a_view_that_overrides_a_hook_is_called_for_each_hit_unless_it_says_otherwise(served, urls):
-    """Its text may depend on the time of day, which no part of the request shows."""
-
-    class Daily(CachedPropertyListView):
-        skippable = False
-
-    class Skippable(Daily):
-        skippable = True
-
-    urls(Daily.as_view())
-    assert [served.get()[1] for _ in range(6)] == [False] * 6
-    urls(Skippable.as_view())
-    served.learn()
-
-
-def test_a_receiver_of_the_signals_of_a_request_is_called_for_each_hit(served):
-    """Tools that measure requests listen to them."""
-    called = []
-
-    def receive(**_):
-        called.append(True)
-
-    request_started.connect(receive)
-    try:
-        assert [served.get()[1] for _ in range(6)] == [False] * 6
-    finally:
-        request_started.disconnect(receive)
-    assert len(called) == 6
-
-
-def test_a_long_request_is_not_kept(served, monkeypatch):
-    """A client may send headers of many kilobytes."""
-    assert [served.get(HTTP_COOKIE="a" * fast_path.LONGEST)[1] for _ in range(6)] == [False] * 6
-
-
-def test_invented_requests_forget_only_what_nobody_uses(served, monkeypatch):
-    """The memory is bounded, and a client can invent any number of requests."""
-    monkeypatch.setattr(fast_path, "KEPT", 4)
-    served.learn()
-
-    for number in range(20):
-        served.learn(QUERY_STRING=f"a={number}")
-        assert served.get()[1] is True
-
-    assert sum(len(recent.newer) + len(recent.older) for recent in served.fast_path.memory.parts.values()) <= 8
-    assert served.get(QUERY_STRING="a=1")[1] is False
-
-
-def test_few_lists_of_parts_are_kept(served, monkeypatch):
-    """Each is compared with every request."""
-    monkeypatch.setattr(fast_path, "KINDS", 1)
-    served.learn()
-    served.fast_path.memory.parts["HTTP_A",] = served.fast_path.memory.parts.popitem()[1]
-
-    served.learn()
-
-    assert len(served.fast_path.memory.parts) == 1
-
-
-# What changes later
-
-
-def test_a_middleware_that_answers_differently_is_noticed_within_a_second(served_with, clock, monkeypatch, caplog):
-    """One request in each second is answered by Django and compared. A difference empties the memory, and is one line in the log."""
-    served = served_with("maintenance")
-    served.learn()
-    monkeypatch.setattr(middleware, "closed", ["now"])
-    assert served.get()[0].status == 200
-
-    clock.seconds += fast_path.CHECK
-    caplog.clear()
-
-    assert [served.get()[0].status for _ in range(3)] == [503] * 3
-    assert [record.levelno for record in caplog.records if record.name.endswith("fast_path")] == [logging.WARNING]
-
-
-def test_a_check_that_finds_no_difference_leaves_the_memory_as_it_is(served, clock):
-    """Otherwise a busy service would learn everything again each second."""
-    served.learn()
-
-    clock.seconds += fast_path.CHECK
-
-    assert [served.get()[1] for _ in range(3)] == [False, True, True]
-
-
-def test_each_request_is_compared_again_after_its_lifetime(served, clock):
-    """The check of another request does not show a difference that concerns one path."""
-    served.learn(QUERY_STRING="a=1")
-    served.learn()
-    for _ in range(int(fast_path.LIFETIME / fast_path.CHECK)):
-        clock.seconds += fast_path.CHECK
-        served.get()
-    assert served.get()[1] is True
-
-    assert [served.get(QUERY_STRING="a=1")[1] for _ in range(2)] == [False, True]
-
-
-def test_a_miss_is_no_difference(served, clock, reprice):
-    """Its Cache-Status is another one."""
-    served.learn()
-    clock.seconds += fast_path.CHECK
-    reprice(1)
-
-    assert [served.get()[1] for _ in range(3)] == [False, False, True]
-
-
-# Off
-
-
-@pytest.mark.parametrize("changed", [{"FRESHNESS_FAST_PATH": False}, {"DEBUG": True}, {"FRESHNESS_SKIPPED_MIDDLEWARE": []}])
-def test_it_is_off_if_a_setting_or_debug_or_an_unknown_middleware_says_so(twenty_properties, settings, changed):
-    """The toolbar shows each request, and a middleware may have to see each."""
-    for name, value in changed.items():
-        setattr(settings, name, value)
-    served = Served()
-
-    assert [served.get()[1] for _ in range(6)] == [False] * 6
-
-
-def test_a_middleware_that_turns_it_off_is_a_line_in_the_log(twenty_properties, settings, caplog):
-    """Otherwise nobody would know why it is off."""
-    settings.FRESHNESS_SKIPPED_MIDDLEWARE = settings.FRESHNESS_SKIPPED_MIDDLEWARE[1:]
-    served = Served()
-
-    assert [served.get()[1] for _ in range(6)] == [False] * 6
-
-    [line] = [line for line in caplog.messages if "FRESHNESS_SKIPPED_MIDDLEWARE" in line]
-    assert "housing.outages.Outages" in line
-
-
-def test_an_error_of_the_fast_path_is_logged_and_django_answers(served, monkeypatch, caplog):
-    """It saves time, and must not cost a response."""
-    served.learn()
-
-    def fail(*_):
-        raise TypeError("a bug")
-
-    monkeypatch.setattr(fast_path.FastPath, "_value", fail)
-
-    answer, is_before = served.get()
-    assert (answer.status, is_before) == (200, False)
-    monkeypatch.setattr(fast_path.FastPath, "_compare", fail)
-    assert served.get()[0].status == 200
-    assert caplog.messages.count("A request could not be answered before Django, so Django answers it.") == 2
-
-
-def test_a_hit_that_has_no_template_is_not_looked_up_again(served, redis_commands):
-    """Its result is passed on, too."""
-    etag = served.learn().headers["ETag"]
-
-    with redis_commands.exactly(1, because="the first 304 has no template, and Django's path takes the lookup"):
-        answer, is_before = served.get(HTTP_IF_NONE_MATCH=etag)
-
-    assert (answer.status, is_before) == (304, False)
-
-
-def test_the_server_sees_what_django_has_changed_in_the_environment(served):
-    """gunicorn logs the address that the proxy forwards."""
-    served.learn()
-    environ = {"REQUEST_METHOD": "GET"}
-
-    def django(given, start_response):
-        given["ADDED"] = given.pop("REMOVED", "")
-        start_response("200 OK", [])
-        return []
-
-    served.django = django
-    served.fast_path.memory.paths.add("/")
-    environ |= {"PATH_INFO": "/", "REMOVED": "a"}
-    served.fast_path(environ, lambda *_: None)
-
-    assert (environ["ADDED"], "REMOVED" in environ) == ("a", False)
-
-
-WHOLE = {
-    "iter": list,
-    "dict": dict,
-    "**": lambda environ: {**environ},
-    "|": lambda environ: environ | {},
-    "| of another": lambda environ: {} | environ,
-    "copy": lambda environ: environ.copy(),
-    "items": lambda environ: environ.items(),
-    "len": len,
-    "==": lambda environ: environ == {},
-}
-ONE = {
-    "[]": lambda environ: environ["A"],
-    "in": lambda environ: "A" in environ,
-    "get": lambda environ: environ.get("A"),
-    "setdefault": lambda environ: environ.setdefault("A", ""),
-    "pop": lambda environ: environ.pop("A"),
-}
-
-
-@pytest.mark.parametrize("read", WHOLE.values(), ids=WHOLE)
-def test_a_read_of_the_whole_environment_is_noticed(read):
-    """Which headers are absent may decide, too."""
-    environ = fast_path.Environ({"A": "1"})
-    read(environ)
-
-    assert environ.is_read_whole
-
-
-@pytest.mark.parametrize("read", ONE.values(), ids=ONE)
-def test_a_read_of_one_name_is_noticed(read):
-    """It is a part of the request."""
-    environ = fast_path.Environ({"A": "1"})
-    read(environ)
-
-    assert (environ.names, environ.is_read_whole) == ({"A"}, False)
-
-
-def test_the_verbs_of_the_journal_are_asked_by_one_function(served, monkeypatch):
-    """A second copy of a rule would be another rule some day."""
-    looks = []
-    lookup = Journal.lookup
-    monkeypatch.setattr(Journal, "lookup", lambda self, *args, **options: looks.append((args, options.keys())) or lookup(self, *args, **options))
-    served.learn()
-
-    assert send(Application(), LIST).status == 200
-    assert len({str(look) for look in looks}) == 1
+# In another project
+
+
+def test_a_project_that_has_copied_the_engine_answers_hits_before_django(blog):
+    """Its lists, details, paginations and viewsets need no declaration."""
+    pages = ["/posts/", "/posts/1/", "/other/paged/?page=2", "/other/set/1/", "/other/labels/", "/other/by-parameter/?author=grace"]
+    found = blog.run(f"""
+        from django.core.wsgi import get_wsgi_application
+        from django.test.utils import override_settings
+        from freshness import FastPath
+        from wsgiref.util import setup_testing_defaults
+
+        django, asked = get_wsgi_application(), []
+
+        def counted(environ, start_response):
+            asked.append(1)
+            return django(environ, start_response)
+
+        def answer(application, page):
+            path, _, query = page.partition("?")
+            environ = {{"PATH_INFO": path, "QUERY_STRING": query, "HTTP_HOST": "localhost", "HTTP_ACCEPT": "application/json"}}
+            setup_testing_defaults(environ)
+            sent = []
+            response = application(environ, lambda *parts: sent.extend(parts))
+            body = b"".join(response)
+            getattr(response, "close", bool)()
+            return [sent, body.decode(), len(asked)]
+
+        def read(page):
+            for _ in range(4):
+                answer(fast, page)
+            *known, before = answer(fast, page)
+            *known, after = answer(fast, page)
+            *true, _ = answer(django, page)
+            return known == true, before == after
+
+        with override_settings(DEBUG=False):
+            fast = FastPath(counted)
+            found = {{page: read(page) for page in {pages}}}
+            write = Post.objects.filter(id=1).update(title="Zeal")
+            fresh = answer(fast, "/posts/1/")[1]
+        [found, fresh]
+    """)
+
+    assert found[0] == {page: [True, True] for page in pages}
+    assert '"title":"Zeal"' in found[1]

@@ -1,11 +1,11 @@
 """The fast path: hits are answered before Django and its middleware.
 
-No rule of Django's is repeated here. Django answers a request first, and this application notices which parts of the request were read for that. An equal
-request is one with the same values in these parts, so Django would answer it in the same way. After two equal requests had the same headers, the next one is
-looked up in the journal at once. A hit gets those headers, and every other request goes on to Django, with the result of the lookup.
+No rule of Django's is repeated here. When Django answers a request, the fast path notices which parts of the request are read. Requests with the same values
+in these parts are *equal*: Django would answer them in the same way. After two equal requests got the same headers, the next one is looked up in the
+journal at once. A hit gets these headers. Any other request goes on to Django, with the result of the lookup.
 
-It is wrong only if something else than the request decides. Therefore one request in each second is answered by Django and compared, and a difference empties
-the memory. A view or a middleware that does more than it returns must not be skipped, so only those are that are known to do nothing else.
+A response may also depend on something that is not in the request. Therefore one request in each second is answered by Django and compared, and a difference
+empties the memory. A view or a middleware that has to see each request is never skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from time import monotonic, perf_counter
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakSet
 
@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 KEPT = 1000
 """How many requests are kept in memory, in the newer and in the older half of it."""
 
-LONGEST = 4000
+LONGEST = 2000
 """Characters in the parts of a request that is kept."""
 
-KINDS = 8
+KINDS = 4
 """How many different lists of parts are kept. Most services read the same parts of each request."""
 
 CHECK = 1.0
@@ -167,7 +167,7 @@ class Ahead:
 
 @dataclass
 class Lesson:
-    """What the view says about its response. It is in the environment of the request."""
+    """The view reports its response here. It is in the environment of the request."""
 
     ahead: Ahead | None = None
     known: Known | None = None
@@ -197,7 +197,7 @@ class Template:
 
 @dataclass(eq=False)
 class Known:
-    """What is known about the responses to equal requests. `True` is a response with a body, and `False` is 304."""
+    """The responses to equal requests, as far as they are known. `True` is a response with a body, and `False` is 304."""
 
     kind: str
     asked: str
@@ -213,7 +213,7 @@ class Known:
         return self.templates.get(template.has_body, template) == template
 
     def has_seen(self, template: Template) -> bool:
-        """Remember the newest response. Returns whether it is equal to the last one, so that it is known now."""
+        """Keep the newest response. Returns whether it is equal to the last one, so that it is known now."""
         is_again = self.seen.get(template.has_body) == template
         self.seen[template.has_body] = template
         if is_again:
@@ -227,7 +227,7 @@ class Known:
 
 
 class Recent:
-    """What was used recently: when the newer half is full, the older one is forgotten. A client that invents requests forgets only what nobody uses."""
+    """The requests that were used recently. When the newer half is full, the older one is forgotten, so a client that invents requests replaces only unused ones."""
 
     def __init__(self) -> None:
         self.newer: dict[Any, Known] = {}
@@ -248,7 +248,7 @@ class Recent:
 
 
 class Memory:
-    """What a process has learned under its settings."""
+    """Everything that a process has learned under its settings."""
 
     def __init__(self, begins: float) -> None:
         self.begins = begins
@@ -265,7 +265,7 @@ class Memory:
         if not conf.FAST_PATH or settings.DEBUG:
             return False
         if missed := unskippable():
-            why = "Hits are answered by Django, because they may have to pass %s. Add it to FRESHNESS_SKIPPED_MIDDLEWARE if they need not."
+            why = "Hits are answered by Django, because %s may have to see each request. If it need not, add it to FRESHNESS_SKIPPED_MIDDLEWARE."
             logger.warning(why, " and ".join(missed))
         return not missed
 
@@ -307,8 +307,8 @@ class FastPath:
     `made` has a function for each header that differs in each response, such as one that has a time.
     """
 
-    def __init__(self, application: WSGIApplication, made: dict[str, Make] = MappingProxyType({})) -> None:  # type: ignore[assignment]  # it is only read
-        self.application, self.made = application, made
+    def __init__(self, application: WSGIApplication, made: dict[str, Make] | None = None) -> None:
+        self.application, self.made = application, made or {}
         self.forget()
         _all.add(self)
 
@@ -353,11 +353,11 @@ class FastPath:
             return found.etag
         return str(len(found.body or b"")) if name == "Content-Length" else self.made[name](perf_counter() - began)
 
-    # What Django answers
+    # Responses of Django
 
     def _learn(self, environ: WSGIEnvironment, start_response: StartResponse, memory: Memory, lesson: Lesson) -> Iterable[bytes]:
         """Let Django answer, and learn from its response if it is a hit."""
-        notices = memory.expects(environ) and (lesson.ahead is None or lesson.ahead.is_hit)
+        notices = (lesson.known is not None or memory.expects(environ)) and (lesson.ahead is None or lesson.ahead.is_hit)
         given = Environ(environ) if notices else environ
         dict.__setitem__(given, LESSON, lesson)
         sent: list[tuple[str, Headers]] = []
@@ -372,9 +372,9 @@ class FastPath:
             if lesson.ahead:
                 lesson.ahead.leave()
         try:
-            if isinstance(given, Environ):
+            if isinstance(given, Environ) and sent:
                 self._compare(environ, given, memory, lesson, self._template(given, lesson, *sent[-1], response))
-            elif lesson.found and lesson.is_skippable:
+            elif lesson.found:
                 memory.expect(environ)
         except Exception:
             logger.exception("Nothing was learned from a response of Django.")

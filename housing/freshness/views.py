@@ -65,7 +65,7 @@ class CachedView(GenericAPIView[Any]):
     using: ClassVar[str] = DEFAULT_DB_ALIAS
     """The alias of the database that it reads."""
     skippable: ClassVar[bool] = False
-    """Whether a hit may be answered without a call of this view, although it overrides one of `HOOKS`: they read the request alone, and do nothing else."""
+    """Whether a hit may be answered without a call of this view, although it overrides one of `HOOKS`: they only read the request."""
     refused: Exception | None = None
     _is_filling = False
 

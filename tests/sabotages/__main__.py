@@ -30,6 +30,7 @@ from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
 from tests.sabotages.environment import ENVIRONMENT
 from tests.sabotages.example import EXAMPLE
+from tests.sabotages.fast_path import FAST_PATH
 from tests.sabotages.importing import IMPORTING
 from tests.sabotages.instruments import INSTRUMENTS
 from tests.sabotages.journal import JOURNAL
@@ -67,6 +68,7 @@ SABOTAGES = (
     *COMMIT,
     *STATEMENTS,
     *READS,
+    *FAST_PATH,
     *FILLS,
     *EXAMPLE,
     *IMPORTING,

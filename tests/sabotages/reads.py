@@ -6,8 +6,8 @@ READS = (
     Sabotage(
         "a hit takes two round trips to Redis",
         "freshness/entries.py",
-        "found := journal.lookup(key, etags, draw",
-        "found := journal.lookup(key) and journal.lookup(key, etags, draw",
+        "return key, database, journal.lookup(key, etags, draw",
+        "return key, database, journal.lookup(key) and journal.lookup(key, etags, draw",
         "test_cost.py::test_a_hit_costs_one_round_trip",
     ),
     Sabotage(
@@ -90,8 +90,8 @@ READS = (
     Sabotage(
         "ATOMIC_REQUESTS applies to the cached views",
         "freshness/views.py",
-        "return transaction.non_atomic_requests(super().as_view(*args, **initkwargs))",
-        "return super().as_view(*args, **initkwargs)",
+        "transaction.non_atomic_requests(super().as_view(*args, **initkwargs))",
+        "super().as_view(*args, **initkwargs)",
         "test_hits.py::test_the_cached_variants_run_outside_atomic_requests",
     ),
     Sabotage(
