@@ -1,4 +1,4 @@
-"""`make servers`: the same application behind gunicorn, granian and uvicorn. Prints the responses per second, and what else happens to requests.
+"""`make servers`: the same application behind gunicorn, granian and uvicorn. Prints the responses per second, the memory, and how many requests are lost.
 
 Needs wrk. Starts all servers on loopback, with PostgreSQL and Redis as `make load` does, and ends them. The servers take turns in each round, and each ratio
 is from one round. The range of six rounds contains the median with a probability of 97 %.
@@ -76,7 +76,7 @@ firsts = count(1, 50_000)
 
 @dataclass(frozen=True)
 class Row:
-    """What wrk has counted: responses, how many per second, the milliseconds of a response at the median and at p99, and failed requests.
+    """The counts of wrk: responses, responses per second, the milliseconds of a response at the median and at p99, and failed requests.
 
     `cpu` is how many microseconds of a processor's time the server took for each response, however busy the machine was.
     """
@@ -101,7 +101,7 @@ class Row:
 
 
 def wrk(url: str, connections: int, seconds: float, script: str | None = None) -> Row:
-    """Send requests on so many connections, each after the response to the one before."""
+    """Send requests on this number of connections. On each, a request follows the response to the last one."""
     command = ["wrk", "--latency", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:g}s", url]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         if script:
@@ -117,7 +117,7 @@ def wrk(url: str, connections: int, seconds: float, script: str | None = None) -
 # Responses per second
 
 Rounds = dict[tuple[str, str, int], list[Row]]
-"""(what is asked for, server, connections) → a row for each round."""
+"""(kind of request, server, connections) → a row for each round."""
 
 
 def measure(services: dict[tuple[str, str], Service], rounds: int, seconds: float) -> Rounds:
@@ -175,12 +175,12 @@ def header(what: str, places: Sequence[tuple[str, int]]) -> Iterator[str]:
     yield f"| --- {'| ---: ' * len(places)}|"
 
 
-# What else happens
+# Memory, slow clients, and the ends of processes
 
 
 @dataclass
 class Clients:
-    """Clients in threads that read one page after the other. `counts` has what became of their requests."""
+    """Clients in threads that read one page after the other. `counts` has the results of their requests."""
 
     url: str
     ends: float = 0.0
@@ -212,7 +212,7 @@ class Clients:
 
 
 def under_load(service: Service, act: Callable[[], object], seconds: float = 4.0) -> str:
-    """Let eight clients read, act in between, and say what became of the requests."""
+    """Let eight clients read, act in between, and return the counts of their results."""
     clients = Clients(service.url + PATHS["warm"], time.monotonic() + seconds)
     threads = [threading.Thread(target=clients.read) for _ in range(8)]
     for thread in threads:
@@ -285,7 +285,7 @@ def stop(service: Service) -> None:
 
 
 def behaviour(services: dict[tuple[str, str], Service]) -> Iterator[str]:
-    """What happens to requests, as a table in Markdown. The servers are stopped."""
+    """Measure the servers beyond their speed, as a table in Markdown, and stop them."""
     acts: dict[str, Callable[[Service], str]] = {
         "memory (PSS)": memory,
         f"beside {SLOW} slow clients": with_slow_clients,

@@ -14,8 +14,8 @@ ASGI = (
     Sabotage(
         "asgi: HEAD has a body",
         "asgi.py",
-        'b"" if scope["method"] == "HEAD" else body',
-        "body",
+        'scope["method"] == "HEAD"',
+        'scope["method"] == "TRACE"',
         "test_asgi.py::test_head_of_an_asgi_server_returns_the_same_headers_as_get_and_no_body",
     ),
     Sabotage(
@@ -42,8 +42,8 @@ ASGI = (
     Sabotage(
         "asgi: the last of two hosts is used",
         "asgi.py",
-        " if name in environ else text",
-        " if not name else text",
+        "{environ[name]}{separator}{text}",
+        "{text}",
         "test_asgi.py::test_a_repeated_header_is_joined",
     ),
     Sabotage(
