@@ -2,7 +2,7 @@
 
 It is the WSGI application in a few threads, so each of its rules holds here, too. With Django's own ASGI handler, every request of a synchronous view has a
 thread and a connection to PostgreSQL of its own, as many as there are requests. Here no thread waits for a slow client: the event loop reads a request before
-a thread gets it, and a thread has made the whole response before it is sent. Passing a request to a thread costs less than 0.1 ms.
+a thread gets it, and a thread has made the whole response before it is sent. Passing a request to a thread costs 30 to 50 µs of a processor.
 """
 
 from __future__ import annotations

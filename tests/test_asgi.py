@@ -6,14 +6,13 @@ import itertools
 import re
 import runpy
 import socket
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -27,7 +26,7 @@ from housing.wsgi import Application, Service
 from tests import ROOT
 from tests.fixtures.asgi import Here, Server, request, scope_of
 from tests.fixtures.hostile import METHODS, addresses, headers, send
-from tests.fixtures.processes import any_free_port, clean, killed_after
+from tests.fixtures.processes import clean
 from tests.fixtures.responses import VARIANTS
 from tests.measurements import load
 from tests.stacks import TIMEOUT, wait_for
@@ -58,8 +57,9 @@ def compared(answer):
 # The promises of the read
 
 
-def test_a_miss_costs_one_query_and_a_hit_costs_one_command_and_no_query(server, queries, redis_commands):
+def test_a_miss_costs_one_query_and_a_hit_costs_one_command_and_no_query(server, queries, redis_commands, monkeypatch):
     """The event loop and the threads add none."""
+    monkeypatch.setattr(connection, "health_check_enabled", False)  # on PostgreSQL, a server's request checks its kept connection with `SELECT 1`
     with queries.exactly(1, because="the page is cold"):
         cold = send(server, LIST)
     for _ in range(4):  # until the process knows the response
@@ -317,23 +317,14 @@ def test_no_thread_waits_for_the_body_of_a_slow_client(seen):
 # A server
 
 
-@contextmanager
-def uvicorn(**environment):
-    """Run the service behind uvicorn while the block runs. The address of the service."""
-    port = any_free_port()
-    command = [sys.executable, "-m", "uvicorn", "housing.asgi:application", "--no-proxy-headers", "--port", str(port)]
-    given = {"DJANGO_SECRET_KEY": "any", "DJANGO_ALLOWED_HOSTS": "127.0.0.1"} | environment
-    with subprocess.Popen(command, cwd=ROOT, env=clean() | given, stderr=subprocess.PIPE, text=True) as process, killed_after(TIMEOUT, process):
-        try:
-            wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live/", timeout=TIMEOUT).close(), urllib.error.URLError)
-            yield port
-        finally:
-            process.kill()
+BIND = ("--host", "{host}", "--port", "{port}", "housing.asgi:application")
+COMMANDS = {"uvicorn": ("uvicorn", "--no-proxy-headers", *BIND), "granian": ("granian", "--interface", "asgi", *BIND)}
+"""The commands of docs/deploying.md, for one process."""
 
 
-def status_line(port, request):
+def status_line(address, request):
     """Send bytes, and return the first line of the response, or nothing if the server closes the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as client, client.makefile("rb") as response:
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=TIMEOUT) as client, client.makefile("rb") as response:
         client.sendall(request)
         return response.readline().decode("latin-1")
 
@@ -359,23 +350,34 @@ RAW = {
 
 
 @pytest.mark.only("embedded")
-def test_uvicorn_serves_the_promises_and_no_request_gets_500(twenty_properties):
-    """The server has its own ideas of requests. (Embedded only: nothing here depends on the servers.)"""
-    with uvicorn(DATABASE_URL=f"sqlite:///{connection.settings_dict['NAME']}", REDIS_URL="fakeredis://") as port:
-        wait_for(lambda: hit(port), AssertionError)
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as client:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_asgi_server_serves_the_promises_and_no_request_gets_500(twenty_properties, name):
+    """A server reads requests in its own way before the service sees them. (Embedded only: nothing here depends on PostgreSQL or Redis.)"""
+    database = f"sqlite:///{connection.settings_dict['NAME']}"
+    environment = clean() | {"DATABASE_URL": database, "REDIS_URL": "fakeredis://", "DJANGO_SECRET_KEY": "any", "DJANGO_ALLOWED_HOSTS": "127.0.0.1"}
+    with ExitStack() as servers:
+        service = load.serve(servers, load.free_address(), environment, COMMANDS[name])
+        wait_for(service.check_hit, load.Failed)
+        address = urlsplit(service.url).netloc
+        with closing(http.client.HTTPConnection(address, timeout=TIMEOUT)) as client:
             client.request("HEAD", LIST)
             head = client.getresponse()
             assert (head.status, head.read(), int(head.headers["Content-Length"]) > 1000) == (200, b"", True)
             client.request("GET", LIST, headers={"If-None-Match": head.headers["ETag"]})
             known = client.getresponse()
             assert (known.status, known.read()) == (304, b"")
-        for name, sent in RAW.items():
-            assert re.match(r"HTTP/1\.[01] [234]", status_line(port, sent)), name
-        hit(port)
+        for sent in RAW.values():
+            assert re.match(r"HTTP/1\.[01] [234]", status_line(address, sent)), sent[:80]
+        service.check_hit()
 
 
-UVICORN = ("uvicorn", "housing.asgi:application", "--no-proxy-headers", "--host", "{host}", "--port", "{port}")
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_the_documented_commands_are_those_of_the_specs(command):
+    """With more processes, and an address that others reach."""
+    documented = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8").splitlines()
+    options = set(" ".join(command).format(host="0.0.0.0", port="8000").split())
+
+    assert [line for line in documented if options <= set(line.split())]
 
 
 @pytest.mark.only("real")
@@ -385,7 +387,7 @@ def test_the_connections_of_an_asgi_process_to_postgresql_are_bounded():
     """
     with ExitStack() as servers:
         environment = load.prepare(servers, 100)
-        service = load.serve(servers, load.free_address(), environment, UVICORN)
+        service = load.serve(servers, load.free_address(), environment, COMMANDS["uvicorn"])
 
         def read(number):
             with suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{service.url}{VARIANTS['optimized']}?page_size={number}", timeout=TIMEOUT) as page:
@@ -399,9 +401,3 @@ def test_the_connections_of_an_asgi_process_to_postgresql_are_bounded():
 
     assert statuses.count(200) > 25
     assert 2 <= connections <= THREADS + 2
-
-
-def hit(port):
-    """Check that the list is a hit."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{LIST}", timeout=TIMEOUT) as page:
-        assert page.headers["Cache-Status"] == "housing; hit"

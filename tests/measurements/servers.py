@@ -42,6 +42,7 @@ WSGI, ASGI = "housing.wsgi:application", "housing.asgi:application"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "gunicorn": GUNICORN,
     "granian": ("granian", "--interface", "wsgi", *BIND, "--blocking-threads", "4", "--respawn-failed-workers", "--access-log", WSGI),
+    "granian, ASGI": ("granian", "--interface", "asgi", *BIND, "--respawn-failed-workers", "--access-log", ASGI),
     "uvicorn": ("uvicorn", *BIND, "--no-proxy-headers", ASGI),
 }
 """Each writes a line for each request to a file. gunicorn has two workers with four threads on two cores."""
@@ -242,29 +243,38 @@ def memory(service: Service) -> str:
     return f"{' and '.join(f'{megabytes:.0f}' for megabytes in each)} MB, {sum(process.memory_full_info().pss for process in every) / 2**20:.0f} MB in all"
 
 
-def with_slow_clients(service: Service) -> str:
-    """Let slow clients each send a byte a second, and read beside them."""
-    address = urlsplit(service.url)
-    goes_on = threading.Event()
+HEAD = f"GET {PATHS['warm']} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
+FORM = (
+    f"POST /admin/login/ HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: csrftoken={'a' * 32}\r\n"
+    "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\n"
+)
+"""The beginnings of requests that do not end: of one in its headers, and of a form."""
+
+
+def with_slow_clients(service: Service, beginning: str) -> str:
+    """Let slow clients each send the rest of a request with a byte a second, and read beside them."""
+    address, ended = urlsplit(service.url), threading.Event()
     with ExitStack() as clients:
         slow = [clients.enter_context(closing(socket.create_connection((address.hostname, address.port)))) for _ in range(SLOW)]
-        text = iter(f"GET {PATHS['warm']} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: {'x' * 1000}".encode())
 
         def drip() -> None:
-            while not goes_on.wait(1.0):
-                byte = bytes([next(text)])
+            sent = beginning.encode()
+            while True:
                 for each in slow:
                     with suppress(OSError):
-                        each.sendall(byte)
+                        each.sendall(sent)
+                sent = b"x"
+                if ended.wait(1.0):
+                    return
 
         thread = threading.Thread(target=drip)
         thread.start()
-        time.sleep(3)
         try:
+            time.sleep(2)
             beside = wrk(service.url + PATHS["warm"], 10, 3)
             check = health(service)
         finally:
-            goes_on.set()
+            ended.set()
             thread.join()
     return f"{beside.per_second:,.0f} responses/s on 10 connections, p99 {beside.p99:.0f} ms, {beside.failed} failed; {check}"
 
@@ -288,7 +298,8 @@ def behaviour(services: dict[tuple[str, str], Service]) -> Iterator[str]:
     """Measure the servers beyond their speed, as a table in Markdown, and stop them."""
     acts: dict[str, Callable[[Service], str]] = {
         "memory (PSS)": memory,
-        f"beside {SLOW} slow clients": with_slow_clients,
+        f"beside {SLOW} clients with slow headers": lambda service: with_slow_clients(service, HEAD),
+        f"beside {SLOW} clients with slow forms": lambda service: with_slow_clients(service, FORM),
         "a worker is killed": lambda service: under_load(service, workers(service)[0].kill, 8.0) + f"; then {len(workers(service))} workers",
         "reload (SIGHUP)": lambda service: under_load(service, lambda: service.process.send_signal(signal.SIGHUP), 12.0),
         "stop (SIGTERM)": lambda service: under_load(service, lambda: stop(service)),
@@ -326,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the tables. An error is one line."""
     parser = argparse.ArgumentParser(prog="python -m tests.measurements.servers", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="number of rounds (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1, metavar="S", help="duration of each measurement, 45 in a round (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1, metavar="S", help="duration of each measurement, 60 in a round (default: %(default)s)")
     parser.add_argument("--properties", type=int, default=1_000, metavar="N", help="number of properties (default: %(default)s)")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
