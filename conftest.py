@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -44,10 +44,12 @@ from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
 from tests.fixtures.responses import Response, ask, new_handler
 from tests.fixtures.rows import first_properties
-from tests.fixtures.served import Served
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL, Latency
 from tests.stacks import OwnRedis
+
+if TYPE_CHECKING:
+    from tests.fixtures.served import Served
 
 PASSED = pytest.StashKey[bool]()
 
@@ -188,22 +190,40 @@ def client(handler: ClientHandler) -> Client:
 
 
 @pytest.fixture
-def served(twenty_properties: list[Property]) -> Served:
-    """The service with twenty properties."""
-    return Served()
+def fast_path_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The clock of the fast path, stopped: `fast_path_clock.seconds += 1` advances it."""
+
+    class Clock:
+        seconds = 1000.0
+
+    monkeypatch.setattr("housing.freshness.fast_path.monotonic", lambda: Clock.seconds)
+    return Clock
 
 
 @pytest.fixture
-def served_with(twenty_properties: list[Property], settings: Any) -> Callable[[str], Served]:
+def served(twenty_properties: list[Property], fast_path_clock: Any) -> Served:
+    """The service with twenty properties."""
+    return new_served()
+
+
+@pytest.fixture
+def served_with(twenty_properties: list[Property], settings: Any, fast_path_clock: Any) -> Callable[[str], Served]:
     """`served_with(name)`: the service with one more middleware, which may be skipped."""
 
     def served_with(name: str) -> Served:
         added = f"tests.fixtures.middleware.{name}"
         settings.MIDDLEWARE = [*settings.MIDDLEWARE, added]
         settings.FRESHNESS_SKIPPED_MIDDLEWARE = [*settings.FRESHNESS_SKIPPED_MIDDLEWARE, added]
-        return Served()
+        return new_served()
 
     return served_with
+
+
+def new_served() -> Served:
+    """Imported late, because `housing.wsgi` sets Django up, which configures the log again."""
+    from tests.fixtures.served import Served
+
+    return Served()
 
 
 @pytest.fixture

@@ -17,18 +17,6 @@ from tests.fixtures import middleware
 from tests.fixtures.hostile import send
 from tests.fixtures.served import LIST, Served
 
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The clock of the fast path, stopped: `clock.seconds += 1` advances it."""
-
-    class Clock:
-        seconds = fast_path.monotonic()
-
-    monkeypatch.setattr(fast_path, "monotonic", lambda: Clock.seconds)
-    return Clock
-
-
 # Responses that are not learned
 
 
@@ -130,59 +118,59 @@ def test_few_lists_of_parts_are_kept(served, monkeypatch):
 # Changes
 
 
-def test_a_middleware_that_answers_differently_is_noticed_within_a_second(served_with, clock, monkeypatch, caplog):
+def test_a_middleware_that_answers_differently_is_noticed_within_a_second(served_with, fast_path_clock, monkeypatch, caplog):
     """One request in each second is answered by Django and compared. A difference empties the memory, and is one line in the log."""
     served = served_with("maintenance")
     served.learn()
     monkeypatch.setattr(middleware, "closed", ["now"])
     assert served.get()[0].status == 200
 
-    clock.seconds += fast_path.CHECK
+    fast_path_clock.seconds += fast_path.CHECK
     caplog.clear()
 
     assert [served.get()[0].status for _ in range(3)] == [503] * 3
     assert [record.levelno for record in caplog.records if record.name.endswith("fast_path")] == [logging.WARNING]
 
 
-def test_after_a_difference_django_answers_for_a_minute(served_with, clock, monkeypatch):
+def test_after_a_difference_django_answers_for_a_minute(served_with, fast_path_clock, monkeypatch):
     """A header with the time would be learned and found to be another one each second, and each time in the log."""
     served = served_with("maintenance")
     served.learn()
-    clock.seconds += fast_path.CHECK
+    fast_path_clock.seconds += fast_path.CHECK
     with monkeypatch.context() as patched:
         patched.setattr(middleware, "closed", ["now"])
         served.get()
 
     assert not any(served.are_before())
-    clock.seconds += fast_path.LIFETIME
+    fast_path_clock.seconds += fast_path.LIFETIME
     served.learn()
 
 
-def test_a_check_that_finds_no_difference_leaves_the_memory_as_it_is(served, clock):
+def test_a_check_that_finds_no_difference_leaves_the_memory_as_it_is(served, fast_path_clock):
     """Otherwise a busy service would learn everything again each second."""
     served.learn()
 
-    clock.seconds += fast_path.CHECK
+    fast_path_clock.seconds += fast_path.CHECK
 
     assert [served.get()[1] for _ in range(3)] == [False, True, True]
 
 
-def test_each_request_is_compared_again_after_its_lifetime(served, clock):
+def test_each_request_is_compared_again_after_its_lifetime(served, fast_path_clock):
     """The check of another request does not show a difference that concerns one path."""
     served.learn(QUERY_STRING="a=1")
     served.learn()
     for _ in range(int(fast_path.LIFETIME / fast_path.CHECK)):
-        clock.seconds += fast_path.CHECK
+        fast_path_clock.seconds += fast_path.CHECK
         served.get()
     assert served.get()[1] is True
 
     assert [served.get(QUERY_STRING="a=1")[1] for _ in range(2)] == [False, True]
 
 
-def test_a_miss_is_no_difference(served, clock, reprice):
+def test_a_miss_is_no_difference(served, fast_path_clock, reprice):
     """Its Cache-Status is another one."""
     served.learn()
-    clock.seconds += fast_path.CHECK
+    fast_path_clock.seconds += fast_path.CHECK
     reprice(1)
 
     assert [served.get()[1] for _ in range(3)] == [False, False, True]

@@ -33,7 +33,7 @@ from .requests import SAFE, etags_of
 from .settings import conf
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class Known:
 
 
 class Recent:
-    """The requests that were used recently. When the newer half is full, the older one is forgotten, so a client that invents requests replaces only unused ones."""
+    """The requests that were used recently. When the newer half is full, the older one is forgotten: a client that invents requests replaces unused ones."""
 
     def __init__(self) -> None:
         self.newer: dict[Any, Known] = {}
