@@ -59,7 +59,8 @@ def compared(answer):
 
 def test_a_miss_costs_one_query_and_a_hit_costs_one_command_and_no_query(server, queries, redis_commands, monkeypatch):
     """The event loop and the threads add none."""
-    monkeypatch.setattr(connection, "health_check_enabled", False)  # on PostgreSQL, a server's request checks its kept connection with `SELECT 1`
+    monkeypatch.setitem(connection.settings_dict, "CONN_HEALTH_CHECKS", False)  # on PostgreSQL, a server's request checks its kept connection by a query
+    connection.close()
     with queries.exactly(1, because="the page is cold"):
         cold = send(server, LIST)
     for _ in range(4):  # until the process knows the response
