@@ -31,18 +31,19 @@ from pytest_django import DjangoDbBlocker
 
 from housing import settings as service
 from housing.freshness import ours
+from housing.freshness.fast_path import forget_everything
 from housing.freshness.journal import journal
 from housing.models import Property
 from housing.redis_url import redis_cache
 from housing.views import select_of
 from tests import stacks
-from tests.fixtures import blogs
+from tests.fixtures import blogs, fast_client
 from tests.fixtures.blogs import Blog
 from tests.fixtures.cache import begin_journal, clear_the_cache, entries, expect_no_read, flush, verify
 from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
-from tests.fixtures.responses import Response, ask, new_handler
+from tests.fixtures.responses import HANDLERS, Response, ask, new_handler
 from tests.fixtures.rows import first_properties
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL, Latency
@@ -123,6 +124,7 @@ def has_steps(item: pytest.Item) -> bool:
 def a_cold_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start each spec with an empty cache and a journal without open leases. It must leave no read that still uses the database."""
     select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
+    forget_everything()
     clear_the_cache()
     yield
     expect_no_read()
@@ -175,8 +177,16 @@ def blog(new_blog: Blog) -> Blog:
 # Actions
 
 
+@pytest.fixture(scope="session", autouse=True)
+def through_the_fast_path(pytestconfig: pytest.Config) -> None:
+    """With `--fast-path`, let clients have its handler."""
+    if pytestconfig.option.fast_path:
+        fast_client.learn_at_once()
+        HANDLERS.append(fast_client.Handler)
+
+
 @pytest.fixture(scope="session")
-def handler() -> ClientHandler:
+def handler(through_the_fast_path: None) -> ClientHandler:
     """The service's middleware, as on a server."""
     return new_handler()
 

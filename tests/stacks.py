@@ -51,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--races", action="store_true", help="also run the specs that try hundreds of schedules, which takes minutes")
     group.addoption("--fuzz", action="store_true", help="send every combination of hostile requests, which takes minutes")
     group.addoption("--browser", action="store_true", help="also run the specs that use the service in Chromium")
+    group.addoption("--fast-path", action="store_true", help="send the requests of the test client through the fast path, which answers hits before Django")
     group.addoption("--operations", type=int, help="the number of operations in the long history (default: 104,000)")
     group.addoption("--renew-calls", action="store_true", help="write the current number of Python calls of each request to tests/measurements/calls.json")
     group.addoption("--renew-steps", action="store_true", help="write the current steps of each race to tests/fixtures/steps.json; not with -n")
@@ -106,6 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if ((only := item.get_closest_marker("only")) and config.option.stack not in only.args)
         or any(item.get_closest_marker(name) for name, absent in left_out.items() if absent)
+        or (config.option.fast_path and item.path.stem in ("test_fast_path", "test_learning"))  # they watch it learn
     ]
     config.hook.pytest_deselected(items=deselected)
     if hasattr(config, "workerinput"):

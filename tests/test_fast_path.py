@@ -14,8 +14,9 @@ from django.test import Client
 from housing.freshness.journal import Journal
 from housing.freshness.metrics import counter_of
 from housing.views import CachedPropertyListView
+from tests.fixtures import fast_client
 from tests.fixtures.hostile import METHODS, Answer, addresses, every, headers, send
-from tests.fixtures.responses import VARIANTS
+from tests.fixtures.responses import VARIANTS, ask
 from tests.fixtures.served import Served
 from tests.stacks import TIMEOUT
 
@@ -211,6 +212,20 @@ def test_a_look_that_is_taken_once_is_not_taken_again(served, reprice, meanwhile
     assert send(served.django, LIST).body == answer.body
 
 
+def test_a_look_before_django_waits_no_longer_than_that_of_a_view(served, settings, reprice, monkeypatch):
+    """Nobody waits for another's fill if FRESHNESS_WAIT_TIMEOUT is 0."""
+    settings.FRESHNESS_WAIT_TIMEOUT = 0
+    served.learn()
+    reprice(1)
+    asked, lookup = [], Journal.lookup
+    monkeypatch.setattr(Journal, "lookup", lambda *args, may_wait, **options: asked.append(may_wait) or lookup(*args, may_wait=may_wait, **options))
+
+    assert served.get()[0].status == 200
+    assert send(served.django, LIST).status == 200
+
+    assert asked == [False, False]
+
+
 def test_hits_before_django_are_counted(served, settings):
     """The metrics are those of all responses."""
     settings.FRESHNESS_METRICS_TOKEN = "a token"
@@ -289,6 +304,22 @@ def test_a_setting_that_changes_empties_the_memory(served, settings):
     settings.ALLOWED_HOSTS = ["another.example"]
 
     assert served.get()[0].status == 400
+
+
+# In other chapters
+
+
+def test_the_test_client_may_send_the_requests_of_all_chapters_through_it(twenty_properties, reprice, fast_path_clock):
+    """Their promises hold for a server, too. `pytest --fast-path` learns from one response, so that most of their hits are answered before Django."""
+    client, handler = Client(), fast_client.Handler()
+    client.handler = handler
+
+    seen = [ask(client).came_from for _ in range(5)]
+    reprice(1)
+    seen += [ask(client).came_from for _ in range(2)]
+
+    assert seen == ["fwd=miss; stored", *["hit"] * 4, "fwd=stale; stored", "hit"]
+    assert handler.before == 3  # it learns from two hits
 
 
 # In another project

@@ -92,7 +92,7 @@ def respond(
     while True:
         attempts += 1
         try:
-            seen = (first and first()) or look(key_in, etags, connection, may_wait=monotonic() < deadline)
+            seen = (first and first()) or look(key_in, etags, connection, deadline)
             if waited := seen is not None and isinstance(seen[2], Filling):
                 seen = _wait(key_in, etags, connection, deadline)
         except (Unidentified, Unreachable) as why:
@@ -159,18 +159,21 @@ def _fill(
     return _response(body, etags, f"{conf.NAME}; fwd=miss; detail={verdict}")
 
 
-def look(key_in: Callable[[str], str], etags: Collection[str], connection: ConnectionMixin, *, may_wait: bool = True) -> Look | None:
+def look(key_in: Callable[[str], str], etags: Collection[str], connection: ConnectionMixin, deadline: float | None = None) -> Look | None:
     """Look an entry up. This decides for every request whether it may be answered from the cache, also before Django (`fast_path.py`).
 
-    None if this connection reads the past: its snapshot may be older than every instant of the journal, or contain uncommitted writes.
+    It does not wait for another reader after `deadline`, which is that of a new request by default. None if this connection reads the past: its snapshot may
+    be older than every instant of the journal, or contain uncommitted writes.
     """
     if connection.reads_the_past:
         return None
     if connection.alias not in watchman.watched:
         watchman.watch(connection.alias)
+    if deadline is None:
+        deadline = monotonic() + conf.WAIT_TIMEOUT
     database = connection.database_identity(cold_reads.slot)
     key = key_in(database)
-    return key, database, journal.lookup(key, etags, draw=draws.expovariate(1.0) * conf.BETA, may_wait=may_wait)
+    return key, database, journal.lookup(key, etags, draw=draws.expovariate(1.0) * conf.BETA, may_wait=monotonic() < deadline)
 
 
 def _wait(key_in: Callable[[str], str], etags: Collection[str], connection: ConnectionMixin, deadline: float) -> Look | None:
@@ -179,7 +182,7 @@ def _wait(key_in: Callable[[str], str], etags: Collection[str], connection: Conn
     while True:
         sleep(PAUSES[min(looks, len(PAUSES) - 1)])
         looks += 1
-        seen = look(key_in, etags, connection, may_wait=monotonic() < deadline)
+        seen = look(key_in, etags, connection, deadline)
         if seen is None or not isinstance(seen[2], Filling):
             return seen
 

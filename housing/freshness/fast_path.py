@@ -438,9 +438,10 @@ def _others_listen() -> bool:
     return False
 
 
-def _setting_changed(**_: Any) -> None:
+def forget_everything(**_: Any) -> None:
+    """Forget what was learned under other settings."""
     for each in _all:
         each.forget()
 
 
-setting_changed.connect(_setting_changed)
+setting_changed.connect(forget_everything)

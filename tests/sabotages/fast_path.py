@@ -199,7 +199,7 @@ FAST_PATH = (
             ),
             (
                 "a setting that changes leaves the memory as it is",
-                "setting_changed.connect(_setting_changed)",
+                "setting_changed.connect(forget_everything)",
                 "",
                 "test_fast_path.py::test_a_setting_that_changes_empties_the_memory",
             ),
@@ -223,6 +223,13 @@ FAST_PATH = (
         "ahead.take if ahead else None",  # plain-words: code
         "None",
         "test_fast_path.py::test_a_saved_price_is_in_the_next_read",
+    ),
+    Sabotage(
+        "a look before Django makes a reader wait although nobody may",
+        "freshness/entries.py",
+        "        deadline = monotonic() + conf.WAIT_TIMEOUT\n    database",
+        "        deadline = monotonic() + 1\n    database",
+        "test_fast_path.py::test_a_look_before_django_waits_no_longer_than_that_of_a_view",
     ),
     Sabotage(
         "a decorated view is skipped",

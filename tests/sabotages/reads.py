@@ -186,8 +186,8 @@ FILLS = (
     Sabotage(
         "a reader waits twice as long as the wait timeout",
         "freshness/entries.py",
-        "monotonic() + conf.WAIT_TIMEOUT",
-        "monotonic() + 2 * conf.WAIT_TIMEOUT",
+        "deadline = monotonic() + conf.WAIT_TIMEOUT\n    attempts",
+        "deadline = monotonic() + 2 * conf.WAIT_TIMEOUT\n    attempts",
         "test_waiting.py::test_a_reader_stops_waiting_for_a_killed_reader_at_the_wait_timeout",
     ),
     Sabotage(
