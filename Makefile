@@ -79,6 +79,10 @@ scale: install #= query plans with a million properties; seeds them in minutes, 
 load: install ## load test with dozens of readers and one writer; fails on a stale read; results in reports/
 	@$(BIN)/python -m tests.measurements.load
 
+.PHONY: servers
+servers: install #= compare gunicorn, granian and uvicorn: responses per second, memory, slow clients, reload, stop; needs wrk, some minutes
+	@$(BIN)/python -m tests.measurements.servers
+
 .PHONY: faults
 faults: install #= inflict faults on the running service, in containers, some minutes; fails on a stale read; writes docs/faults.md
 	@$(BIN)/python -m tests.measurements.faults

@@ -224,7 +224,7 @@ VARIABLES = {
     "FRESHNESS_METRICS_TOKEN": Variable(token, "opens `/metrics/`. Without it, there are no metrics"),
     "FRESHNESS_FAST_PATH": Variable(switch, "answers hits [before Django](operating.md#hits-before-django)", "true"),
     "PROMETHEUS_MULTIPROC_DIR": Variable(folder, "a folder in which several processes add up their metrics"),
-    "WEB_CONCURRENCY": Variable(processes, "how many processes gunicorn starts. Without it, one for each processor"),
-    "HEALTH_BIND": Variable(address, "where each process of gunicorn also serves the health checks"),
+    "WEB_CONCURRENCY": Variable(processes, "how many processes gunicorn or uvicorn starts. Without it, one for each processor"),
+    "HEALTH_BIND": Variable(address, "where each process also serves the health checks, behind gunicorn or an ASGI server"),
 }
 """Name → variable, in the order of the table."""

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests import ROOT
-from tests.measurements import load
+from tests.measurements import load, servers
 from tests.measurements.load import Read, Report, Row, Users, Write, stale_reads
 from tests.stacks import TIMEOUT
 
@@ -86,6 +86,34 @@ def test_the_promise_only_counts_as_kept_if_there_were_reads_and_writes(writes, 
     assert found.summary()[2:] == ["Property 7 was shown at 9.00, 1.5 ms after 10.00 had been saved."] * stale
 
 
+# Servers compared
+
+WRK = """\
+Running 1s test @ http://127.0.0.1:8000/
+  Latency Distribution
+     50%  850.00us
+     99%    1.20s
+  2000 requests in 1.00s, 20.00MB read
+  Socket errors: connect 1, read 2, write 3, timeout 4
+  Non-2xx or 3xx responses: 5
+Requests/sec:   1998.50
+"""
+
+
+def test_the_output_of_wrk_is_read_with_its_units_and_all_failures():
+    """A server that refuses half of the requests would look fast."""
+    assert servers.Row.of(WRK) == servers.Row(answered=2000, per_second=1998.5, p50=0.85, p99=1200.0, failed=15)
+
+
+def test_servers_are_compared_within_each_round():
+    """The machine may be slower in the next one."""
+    rows = {speed: servers.Row(0, speed, 0, 0, 0) for speed in (10.0, 20.0, 40.0)}
+    found = {("hit", "a", 1): [rows[10.0], rows[40.0]], ("get", "b", 1): [rows[20.0], rows[40.0]]}
+
+    assert servers.ratios(found, ("hit", "a"), ("get", "b"), 1) == [0.5, 1.0]
+    assert servers.span([0.5, 1.0]) == "0.75 (0.50–1.00)"
+
+
 # The servers
 
 
@@ -103,8 +131,8 @@ def test_a_server_that_does_not_start_is_reported_with_its_last_line(tmp_path):
     """The load test does not wait for it any longer."""
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"} | {"DATABASE_URL": "oracle://x"}
 
-    with ExitStack() as servers, pytest.raises(load.Failed, match="gunicorn exited: "):
-        load.serve(servers, "127.0.0.1:0", environment)
+    with ExitStack() as running, pytest.raises(load.Failed, match="gunicorn exited: "):
+        load.serve(running, "127.0.0.1:0", environment)
 
 
 @pytest.mark.only("real")
@@ -139,7 +167,7 @@ def test_an_error_of_the_load_test_is_one_line(monkeypatch, error, message):
 
 SABOTAGED = """
 from housing.freshness.journal import Journal, Lease
-from tests.measurements import load
+from tests.measurements import load, servers
 Journal.lease = lambda self, tags: Lease("none", tuple(tags))
 Journal.close = lambda self, lease, late: Journal.withdraw(self, lease)
 load.main()
@@ -152,8 +180,8 @@ def test_a_writer_that_leaves_no_record_is_detected(monkeypatch):
     is stored between two of its writes.
     """
     monkeypatch.setattr(load, "WRITER", [sys.executable, "-c", SABOTAGED, "--write"])
-    with ExitStack() as servers:
-        service = load.start(servers, 100)
+    with ExitStack() as running:
+        service = load.start(running, 100)
         writes, report = load.change_prices(service, "sabotaged", Users(load.PATHS["warm"], 5, 0.01, 2, service.newest()))
 
     began = [read.began for read in report.reads]

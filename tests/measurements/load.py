@@ -47,6 +47,9 @@ PATHS = {
 PAUSE, WAIT = 0.02, 0.1
 """Seconds between two writes, and between two reads of each user while prices change."""
 
+GUNICORN = ("gunicorn", "housing.wsgi", "--bind", "{host}:{port}")
+"""The server as the image starts it, which finds gunicorn.conf.py."""
+
 PREPARE = [sys.executable, "-c", "import json, sys; from housing.run import prepare; prepare(json.loads(sys.argv[1]))"]
 USERS = [sys.executable, "-m", "tests.measurements.load", "--read"]
 WRITER = [sys.executable, "-m", "tests.measurements.load", "--write"]
@@ -247,10 +250,18 @@ class Service:
 
 
 def start(servers: ExitStack, properties: int) -> Service:
-    """Seed a separate database, with a separate Redis database, and serve it as the image does, on a free port of loopback.
+    """Prepare the data, and serve it as the image does, on a free port of loopback.
 
     Raises Failed if the server does not start, and UsageError if PostgreSQL or Redis is unavailable.
     """
+    environment = prepare(servers, properties)
+    service = serve(servers, free_address(), environment)
+    stacks.wait_for(service.check_hit, Failed)  # for some seconds a new journal stores nothing, so no read could be stale
+    return service
+
+
+def prepare(servers: ExitStack, properties: int) -> dict[str, str]:
+    """Seed a separate database, and return the environment of the processes that use it, with a separate Redis database."""
     database, cache = stacks.real(servers)
     environment = os.environ | {
         "DATABASE_URL": stacks.own_database(servers, database),
@@ -262,26 +273,29 @@ def start(servers: ExitStack, properties: int) -> Service:
     }
     say(f"Seeding {properties:,} properties …")
     in_a_process(PREPARE, properties, environment)
+    return environment
+
+
+def free_address() -> str:
+    """A free port of loopback."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    server = serve(servers, address, environment)
-    service = Service(f"http://{address}", environment, psutil.Process(server.pid))
-    stacks.wait_for(service.check_hit, Failed)  # for some seconds a new journal stores nothing, so no read could be stale
-    return service
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def serve(servers: ExitStack, address: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start gunicorn and wait until it responds. Raises Failed if it exits instead."""
+def serve(servers: ExitStack, address: str, environment: dict[str, str], command: Sequence[str] = GUNICORN) -> Service:
+    """Start a server and wait until it responds. `{host}` and `{port}` in the command become those of the address. Raises Failed if it exits instead."""
+    host, _, port = address.rpartition(":")
     log = servers.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # the stack closes it
-    server = subprocess.Popen([sys.executable, "-m", "gunicorn", "housing.wsgi", "--bind", address], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    filled = [part.format(host=host, port=port) for part in command]
+    server = subprocess.Popen([sys.executable, "-m", *filled], cwd=ROOT, env=environment, stdout=log, stderr=log)
     servers.callback(server.wait)
     servers.callback(server.terminate)
 
     stacks.wait_for(lambda: server.poll() is None and urllib.request.urlopen(f"http://{address}/health/", timeout=5).close(), OSError)
     if server.poll() is not None:
         log.seek(0)
-        raise Failed(f"gunicorn exited: {log.read().decode().strip().splitlines()[-1]}")
-    return server
+        raise Failed(f"{command[0]} exited: {log.read().decode().strip().splitlines()[-1]}")
+    return Service(f"http://{address}", environment, psutil.Process(server.pid))
 
 
 def in_a_process(command: Sequence[str], argument: object, environment: dict[str, str]) -> bytes:

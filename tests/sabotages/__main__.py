@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from tests import ROOT
 from tests.sabotages import Sabotage
+from tests.sabotages.asgi import ASGI
 from tests.sabotages.commit import COMMIT
 from tests.sabotages.connections import CONNECTIONS
 from tests.sabotages.dependencies import DEPENDENCIES
@@ -84,6 +85,7 @@ SABOTAGES = (
     *OTHER_WRITERS,
     *ENVIRONMENT,
     *PRODUCTION,
+    *ASGI,
     *INSTRUMENTS,
     *SAFETY,
 )
