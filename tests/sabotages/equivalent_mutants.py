@@ -44,9 +44,6 @@ NOT_RUN = "not checked"
 Ask = Callable[..., str]
 """A function that runs `mutmut` with these arguments and returns its output."""
 
-PROCESSES = ("tests.fixtures.processes", "tests.fixtures.blogs")
-"""The modules with which a chapter starts processes of the service. mutmut does not see what a process runs, so it would try no spec of these."""
-
 
 def mutmut(*arguments: str) -> str:
     """Run mutmut and return its output. Raises CalledProcessError if it fails."""
@@ -59,23 +56,13 @@ def verdicts(results: str) -> dict[str, str]:
     return {name: verdict for name, colon, verdict in found if colon and "__mutmut_" in name}
 
 
-def is_noticed_in_a_process(name: str) -> bool:
-    """Whether a chapter that starts processes notices this mutant. Raises CalledProcessError if pytest cannot run."""
-    chapters = [str(path) for path in sorted(Path("tests").glob("test_*.py")) if any(module in path.read_text(encoding="utf-8") for module in PROCESSES)]
-    unfit = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]["pytest_add_cli_args_test_selection"]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--exitfirst",
-        "--failed-first",
-        "--tb=no",
-        "-n",
-        "auto",
-        *chapters,
-        *(each for each in unfit if each[0] == "-"),
-    ]
+def is_noticed_by_any(name: str) -> bool:
+    """Whether any spec notices this mutant. mutmut runs only those that reach its function: not in a process, and not in a memory that was filled before.
+
+    Raises CalledProcessError if pytest cannot run.
+    """
+    selection = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]["pytest_add_cli_args_test_selection"]
+    command = [sys.executable, "-m", "pytest", "-q", "--exitfirst", "--failed-first", "--tb=no", "-n", "auto", *selection]
     ended = subprocess.run(command, check=False, cwd="mutants", env=os.environ | {"MUTANT_UNDER_TEST": name}, capture_output=True, text=True)
     if ended.returncode not in (0, 1, 2):  # 2: a chapter could not even be collected
         raise subprocess.CalledProcessError(ended.returncode, command, ended.stdout, ended.stderr)
@@ -83,7 +70,7 @@ def is_noticed_in_a_process(name: str) -> bool:
 
 
 def shares(results: str, later: Collection[str] = ()) -> list[str]:
-    """One line for each module, and one for all: how many of its mutants were run, and the share that was noticed, some of them `later` in a process."""
+    """One line for each module, and one for all: how many of its mutants were run, and the share that was noticed, some of them `later`, when all specs ran."""
     run, noticed = Counter[str](), Counter[str]()
     for name, verdict in verdicts(results).items():
         for module in ("all", name.rpartition(".")[0]):
@@ -115,7 +102,7 @@ def mutated_lines(diff: str) -> str:
 
 
 def judged(ask: Ask, again: Callable[[str], bool], sample: Collection[str] = ()) -> tuple[list[str], set[str]]:
-    """One line for each surviving mutant that is not listed, and for each row without a mutant, and the mutants that only a process notices.
+    """One line for each surviving mutant that is not listed, and for each row without a mutant, and the mutants that a spec notices which mutmut did not run.
 
     With a sample, only its mutants count, and no rows.
     """
@@ -131,7 +118,7 @@ def judged(ask: Ask, again: Callable[[str], bool], sample: Collection[str] = ())
     return wrong + [f"{pattern}: no mutant matches this pattern any more" for pattern in EQUIVALENT if pattern not in matched and not sample], later
 
 
-def main(ask: Ask = mutmut, arguments: Sequence[str] = (), again: Callable[[str], bool] = is_noticed_in_a_process) -> int:
+def main(ask: Ask = mutmut, arguments: Sequence[str] = (), again: Callable[[str], bool] = is_noticed_by_any) -> int:
     """The command `python -m tests.sabotages.equivalent_mutants`. Returns 0 if every mutant was noticed or is listed, otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.sabotages.equivalent_mutants", description="Judge the mutants that mutmut has run.")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="run N mutants first, and judge only these")
