@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import io
 import itertools
 import re
 import runpy
@@ -269,13 +270,11 @@ def test_at_most_four_requests_of_a_process_are_answered_at_the_same_time():
         return [b""]
 
     async def run(bridge):
-        async def receive():
-            return request(b"", False)
-
         async def send(event):
             done.append(event)
 
-        tasks = [asyncio.create_task(bridge(scope_of(GET | {"PATH_INFO": f"/{number}"}), receive, send)) for number in range(3 * THREADS)]
+        never = asyncio.Queue().get  # none has a body
+        tasks = [asyncio.create_task(bridge(scope_of(GET | {"PATH_INFO": f"/{number}"}), never, send)) for number in range(3 * THREADS)]
         while len(started) < THREADS:
             await asyncio.sleep(0)
         at_once = len(started)
@@ -294,18 +293,13 @@ def test_no_thread_waits_for_the_body_of_a_slow_client(seen):
     """With gunicorn, as many slow clients as there are threads stop the process. Here the only thread is free."""
 
     async def run():
-        async def never():
-            await asyncio.wait_for(asyncio.get_running_loop().create_future(), TIMEOUT)
-
-        async def receive():
-            return request(b"", False)
-
         async def send(event):
             sent.append(event)
 
+        never = asyncio.Queue().get
         slow = asyncio.create_task(seen.application(scope_of(GET | {"CONTENT_LENGTH": "1"}), never, send))
         await asyncio.sleep(0)  # so that it waits for the body
-        await seen.application(scope_of(GET), receive, send)
+        await seen.application(scope_of(GET), never, send)
         assert not slow.done()
         slow.cancel()
         await asyncio.gather(slow, return_exceptions=True)
@@ -313,6 +307,16 @@ def test_no_thread_waits_for_the_body_of_a_slow_client(seen):
     sent: list[Any] = []
     seen.here.serve(run())
     assert [event.get("status") for event in sent] == [204, None]
+
+
+def test_an_error_of_the_application_reaches_the_spec():
+    """Otherwise a spec would take a response that was never sent for an empty one."""
+
+    def broken(environ, start_response):
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(server_of(broken)(GET | {"wsgi.input": io.BytesIO()}, lambda *_: None))
 
 
 # A server

@@ -10,6 +10,7 @@ from django.urls import path
 
 from housing.freshness import fast_path
 from housing.freshness.journal import Journal
+from housing.models import Property
 from housing.urls import urlpatterns as of_the_service
 from housing.views import CachedPropertyListView
 from housing.wsgi import Application
@@ -102,6 +103,16 @@ def test_invented_requests_forget_only_what_nobody_uses(served, monkeypatch):
 
     assert sum(len(recent.newer) + len(recent.older) for recent in served.fast_path.memory.parts.values()) <= 8
     assert served.get(QUERY_STRING="a=1")[1] is False
+
+
+def test_few_paths_are_expected_to_have_hits(served, monkeypatch):
+    """Each property has a path of its own, and there may be millions."""
+    monkeypatch.setattr(fast_path, "KEPT", 4)
+
+    for home in Property.objects.all():
+        served.learn(PATH_INFO=f"{LIST}{home.pk}/")
+
+    assert 0 < len(served.fast_path.memory.paths) <= 4
 
 
 def test_few_lists_of_parts_are_kept(served, monkeypatch):

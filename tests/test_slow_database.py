@@ -368,6 +368,16 @@ def test_a_connection_that_the_server_has_ended_is_replaced_before_the_query(nex
 
 
 @pytest.mark.only("real")
+def test_a_connection_that_the_driver_has_closed_is_replaced(next_request):
+    """psycopg closes a connection after some errors."""
+    next_request()
+    connection.connection.close()
+    close_old_connections()
+
+    assert ask(Client()).status == 200
+
+
+@pytest.mark.only("real")
 def test_a_connection_with_a_notification_is_kept(next_request, elsewhere):
     """Its socket is not silent, so it is checked with a statement, and the server replies."""
     next_request()

@@ -71,7 +71,8 @@ class Fills:
                 self.thread.start()
 
     def _run(self) -> None:
-        while self._begun.wait():
+        while True:
+            self._begun.wait()
             self._begun.clear()  # before it looks, so that no fill that begins meanwhile is missed
             while self._going:
                 sleep(conf.WAIT_TIMEOUT / PER_TIMEOUT)

@@ -20,7 +20,8 @@ from django.db import connection
 from django_redis import get_redis_connection
 
 from tests import ROOT
-from tests.fixtures.processes import clean
+from tests.fixtures.processes import clean, killed_after
+from tests.stacks import TIMEOUT
 
 CACHEOPS = "/peers/cacheops/"
 """The path of DRF's usual list view with `cached_view_as()`, which is the quickest way of cacheops: it caches the response."""
@@ -61,11 +62,12 @@ def cacheops() -> Iterator[Peer]:
         "DJANGO_SECRET_KEY": "any",
         "DJANGO_ALLOWED_HOSTS": "testserver",
     }
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield Peer(process)
-        finally:
-            process.kill()
+    with (
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process,
+        killed_after(TIMEOUT, process),
+    ):
+        yield Peer(process)
+        process.communicate()
 
 
 # In the process

@@ -210,8 +210,7 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         connection = super().get_new_connection(conn_params)
         if (seconds := self.settings_dict.get("REPLY_TIMEOUT")) and "wait" not in vars(connection):  # a pool lends a connection again
             bound_replies(connection, float(seconds))
-        if self.timezone is datetime.UTC:  # otherwise Django's conversion may not agree with the server's zone
-            connection.adapters.register_loader("timestamptz", Instants)
+        connection.adapters.register_loader("timestamptz", Instants)  # in another zone Django gives each cursor its own
         self._checked = float("-inf")
         return connection
 
