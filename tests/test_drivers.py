@@ -226,7 +226,7 @@ def test_a_time_of_postgresql_is_read_as_django_reads_it(kind):
 
     def read(loader):
         try:
-            return repr(loader(adapters.types["timestamptz"].oid).load(TIMES[kind].encode()))
+            return repr(loader(adapters.types["timestamptz"].oid, None).load(TIMES[kind].encode()))
         except DataError as error:
             return repr(error)
 

@@ -334,9 +334,11 @@ class Journal:
             raise self._failed(client, error) from error
 
     def _evaluate(self, client: Redis, verb: str, entry: str, nonce: str, args: Iterable[Any], late: Late | None = None) -> Any:
-        sha = self._sha or self._load(client)[0]
-        keys = (2, caches[conf.CACHE].make_key("journal"), entry) if entry else (1, caches[conf.CACHE].make_key("journal"))
-        return self._line.ask(client, "EVALSHA", sha, *keys, verb, nonce, *args, late=late)
+        sha, line = self._sha or self._load(client)[0], self._line
+        if line.key_of is not client:
+            line.key, line.key_of = caches[conf.CACHE].make_key("journal"), client
+        keys = (2, line.key, entry) if entry else (1, line.key)
+        return line.ask(client, "EVALSHA", sha, *keys, verb, nonce, *args, late=late)
 
     def _load(self, client: Redis) -> tuple[str, dict[str, str]]:
         """Load the script with the server's run ID as a literal in it, so that its SHA changes when the server restarts. Returns the SHA and INFO.
@@ -416,6 +418,9 @@ class ThreadConnection(threading.local):
     """
 
     pool: ConnectionPool | None = None
+    key_of: Redis | None = None
+    key = ""
+    """The key of the journal, which the cache of this client makes."""
     process = 0
     connection: Any = None
     give_back: Callable[[], Any] = bool

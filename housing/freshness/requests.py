@@ -6,9 +6,9 @@ A key includes the host, the URL with its parameters, the language and the time 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cache
-from operator import methodcaller
 from typing import Any, cast
 
 from django.conf import settings
@@ -26,8 +26,6 @@ SAFE = ("GET", "HEAD")
 
 KNOWN = 100
 """How many ETags of a request are compared, because the arguments of a script are limited."""
-
-STRONG = methodcaller("removeprefix", "W/")
 
 PLAIN = vars(HttpRequest()).keys() | {"environ", "scope", "script_name", "urlconf", "csrf_processing_done"}
 """The attributes of a request that no middleware has added, and others that are the same for everybody."""
@@ -111,9 +109,9 @@ def parameters(request: HttpRequest) -> QueryDict:
     return ordered
 
 
-def etags_of(if_none_match: str | None) -> tuple[str, ...]:
+def etags_of(if_none_match: str | None) -> Collection[str]:
     """Return the ETags that the client has."""
-    return tuple(map(STRONG, parse_etags(if_none_match)[:KNOWN])) if if_none_match else ()
+    return [etag.removeprefix("W/") for etag in parse_etags(if_none_match)[:KNOWN]] if if_none_match else ()
 
 
 def address_of(request: HttpRequest) -> str:
