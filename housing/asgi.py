@@ -66,7 +66,11 @@ class Bridge:
     def run(self, environ: WSGIEnvironment) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         """Return the status, the headers and the body of the response."""
         begun: list[tuple[str, list[tuple[str, str]]]] = []
-        response: Any = self.application(environ, lambda status, headers, *_: begun.append((status, headers)))  # type: ignore[arg-type]  # no write()
+
+        def start(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
+            begun.append((status, headers))
+
+        response: Any = self.application(environ, start)
         try:
             body = b"".join(response)
         finally:

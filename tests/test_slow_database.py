@@ -8,10 +8,11 @@ import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import timedelta
 
 import pytest
-from django.db import OperationalError, close_old_connections, connection
+from django.db import OperationalError, ProgrammingError, close_old_connections, connection
 from django.test import Client
 
 from housing.freshness.postgresql import base as postgresql
@@ -365,6 +366,28 @@ def test_a_connection_that_the_server_has_ended_is_replaced_before_the_query(nex
 
     assert next_request()[0].status == 200
     assert connection.connection.info.backend_pid != process
+
+
+@pytest.mark.only("real")
+def test_a_connection_is_checked_after_a_failed_statement(next_request):
+    """Whatever made it fail may have ended the server, too, so silence proves nothing any more."""
+    next_request()
+    with pytest.raises(ProgrammingError), connection.cursor() as cursor:
+        cursor.execute("SELECT nothing")
+
+    assert next_request()[1] == 2
+
+
+@pytest.mark.only("real")
+def test_a_time_is_read_in_the_zone_of_its_database(home):
+    """The engine's own conversion of times is for UTC. In another zone each cursor has Django's."""
+    elsewhere = connection.copy()
+    elsewhere.settings_dict = connection.settings_dict | {"TIME_ZONE": "Asia/Kathmandu"}
+    with closing(elsewhere), elsewhere.cursor() as cursor:
+        cursor.execute("SELECT created_at FROM housing_property WHERE id = %s", [home.pk])
+        [(created,)] = cursor.fetchall()
+
+    assert (created, created.utcoffset()) == (home.created_at, timedelta(hours=5, minutes=45))
 
 
 @pytest.mark.only("real")

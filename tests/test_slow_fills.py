@@ -15,7 +15,7 @@ from django_redis import get_redis_connection
 from housing.freshness import Busy, cold_reads, ours
 from housing.freshness.entries import PAUSES, respond
 from housing.freshness.fills import PER_TIMEOUT, Fills, fills
-from housing.freshness.journal import Filling, Miss, journal
+from housing.freshness.journal import Filling, Journal, Miss, journal
 from housing.freshness.settings import conf
 from housing.freshness.views import NotCached
 from tests.fixtures.trace import playing
@@ -363,6 +363,22 @@ def test_a_thread_goes_on_reporting_when_redis_is_back(home, an_hour_to_wait, ne
     assert new_fills.paused.acquire(timeout=TIMEOUT)
     assert journal.lookup(PAGE, may_wait=True).sign != before.read_at
     new_fills.end(fill)
+
+
+def test_a_thread_goes_on_reporting_after_an_unexpected_error(home, an_hour_to_wait, new_fills, monkeypatch, caplog):
+    """A thread that has ended would report no fill of the process any more, and nobody would see why cold pages are queried more often."""
+    before = journal.lookup(PAGE)
+    fill = new_fills.begin(PAGE, before)
+    assert new_fills.paused.acquire(timeout=TIMEOUT)
+    with monkeypatch.context() as broken:
+        broken.setattr(Journal, "renew", lambda *_: {}["broken"])
+        new_fills.go.release()
+        assert new_fills.paused.acquire(timeout=TIMEOUT)
+    new_fills.go.release()
+    assert new_fills.paused.acquire(timeout=TIMEOUT)
+    assert journal.lookup(PAGE, may_wait=True).sign != before.read_at
+    new_fills.end(fill)
+    assert [(record.levelname, record.exc_info[0]) for record in caplog.records] == [("ERROR", KeyError)]
 
 
 def test_a_forked_process_reports_only_its_own_fills(home, new_fills):

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import chain, repeat
 from math import ceil
 from time import monotonic, perf_counter, sleep
-from typing import Any, cast
+from typing import Any
 
 from django.db import InterfaceError, OperationalError, connections
 
@@ -181,7 +181,7 @@ def look(key_in: Callable[[str], str], etags: Collection[str], connection: Conne
     return key, database, journal.lookup(key, etags, draw=draws.expovariate(1.0) * conf.BETA, may_wait=monotonic() < deadline)
 
 
-def _wait(seen: Look, again: Callable[[float], Look | None], began: float, deadline: float) -> Look:
+def _wait(seen: Look | None, again: Callable[[float], Look | None], began: float, deadline: float) -> Look | None:
     """The first look that finds no Filling. The wait ends FRESHNESS_WAIT_TIMEOUT after the last sign of life, and at the deadline. Raises Busy.
 
     A longer wait than FRESHNESS_WAIT_TIMEOUT keeps a thread just like a read of the database does. So it takes one of the FRESHNESS_COLD_READS places.
@@ -189,14 +189,14 @@ def _wait(seen: Look, again: Callable[[float], Look | None], began: float, deadl
     sign, until, is_long = b"", deadline, False
     pauses = chain(PAUSES, repeat(PAUSES[-1]))
     with ExitStack() as place:
-        while isinstance(found := seen[2], Filling):
+        while seen is not None and isinstance(found := seen[2], Filling):
             if not is_long and (found.is_slow or monotonic() - began >= conf.WAIT_TIMEOUT):
                 place.enter_context(cold_reads.slot())
                 sign, is_long = b"", True
             if found.sign != sign:
                 sign, until = found.sign, min(monotonic() + conf.WAIT_TIMEOUT, deadline)
             sleep(next(pauses))
-            seen = cast(Look, again(until))  # which this connection's transaction does not prevent: none begins meanwhile
+            seen = again(until)
         return seen
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
 
@@ -76,8 +75,15 @@ class Fills:
             self._begun.clear()  # before it looks, so that no fill that begins meanwhile is missed
             while self._going:
                 sleep(conf.WAIT_TIMEOUT / PER_TIMEOUT)
-                with suppress(Unreachable):  # the breaker has logged it, and the next report may arrive
-                    self.renew()
+                self._report()
+
+    def _report(self) -> None:
+        try:
+            self.renew()
+        except Unreachable:  # the breaker has logged it, and the next report may arrive
+            pass
+        except Exception:
+            logger.exception("The slow fills of this process could not be reported as alive, so other readers may query the database, too.")
 
 
 fills = Fills()

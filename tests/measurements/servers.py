@@ -93,12 +93,10 @@ class Row:
     def of(cls, output: str) -> Row:
         """Read the output of wrk."""
         units = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
-        p50, p99 = (float(value) * units[unit] for value, unit in (re.search(rf" {at}%\s+([\d.]+)(\w+)", output).groups() for at in (50, 99)))  # type: ignore[union-attr]
+        p50, p99 = [float(value) * units[unit] for at in (50, 99) for value, unit in re.findall(rf" {at}%\s+([\d.]+)(\w+)", output)]
         failures = re.findall(r"(?:connect|read|write|timeout|Non-2xx or 3xx responses:?) (\d+)", output)
-        answered, per_second = re.search(r"(\d+) requests in", output), re.search(r"Requests/sec:\s+([\d.]+)", output)
-        assert answered
-        assert per_second
-        return cls(int(answered[1]), float(per_second[1]), p50, p99, sum(map(int, failures)))  # type: ignore[index]
+        [answered], [per_second] = re.findall(r"(\d+) requests in", output), re.findall(r"Requests/sec:\s+([\d.]+)", output)
+        return cls(int(answered), float(per_second), p50, p99, sum(map(int, failures)))
 
 
 def wrk(url: str, connections: int, seconds: float, script: str | None = None) -> Row:

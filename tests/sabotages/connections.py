@@ -117,6 +117,14 @@ CONNECTIONS = (
         "real",
     ),
     Sabotage(
+        "PostgreSQL: a silent connection is trusted after a failed statement",
+        "freshness/postgresql/base.py",
+        "if not self.errors_occurred and monotonic()",
+        "if monotonic()",
+        "test_slow_database.py::test_a_connection_is_checked_after_a_failed_statement",
+        "real",
+    ),
+    Sabotage(
         "PostgreSQL: each request checks its connection with a statement",
         "freshness/postgresql/base.py",
         "self._checked = monotonic()",

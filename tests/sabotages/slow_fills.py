@@ -202,9 +202,16 @@ SLOW_FILLS = (
     Sabotage(
         "the thread of the fills ends with an error of Redis",
         "freshness/fills.py",
-        "                with suppress(Unreachable):  # the breaker has logged it, and the next report may arrive\n                    self.renew()\n",
+        "                self._report()\n",
         "                try:\n                    self.renew()\n                except Unreachable:\n                    return\n",
         "test_slow_fills.py::test_a_thread_goes_on_reporting_when_redis_is_back",
+    ),
+    Sabotage(
+        "the thread of the fills ends with an unexpected error",
+        "freshness/fills.py",
+        "                self._report()\n",
+        "                try:\n                    self.renew()\n                except Exception:\n                    return\n",
+        "test_slow_fills.py::test_a_thread_goes_on_reporting_after_an_unexpected_error",
     ),
     Sabotage(
         "a forked process reports the fills of its parent",

@@ -217,10 +217,10 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     def is_usable(self) -> bool:
         """Whether the server still has this connection. Django checks it with `SELECT 1` before the first query of each request, a tenth of a cold page.
 
-        A server that ends a connection sends something, and so does its kernel. A silent server has replied in the last `CHECKED` seconds. If it has vanished
-        since then, the query fails just as the check would.
+        A server that ends a connection sends something, and so does its kernel. So a silent one that replied in the last `CHECKED` seconds counts as alive,
+        unless a statement has failed since. If it has vanished without a word, the query fails, and the next request checks the connection.
         """
-        if monotonic() - self._checked < CHECKED and self._is_silent():
+        if not self.errors_occurred and monotonic() - self._checked < CHECKED and self._is_silent():
             return True
         if is_usable := bool(super().is_usable()):
             self._checked = monotonic()
