@@ -14,7 +14,7 @@ from django.db import connection
 from django.test import override_settings
 from django_redis import get_redis_connection
 
-from housing.freshness.connection import ConnectionMixin
+from housing.freshness.connection import ConnectionMixin, ours
 from housing.freshness.fingerprint import version
 from housing.freshness.journal import Journal, journal
 from housing.freshness.settings import conf
@@ -123,6 +123,54 @@ def test_a_write_without_redis_is_in_the_reads_of_the_other_version(home, price,
             set_the_price(home, 1)
     verify()
     assert price() == ("1.00", "fwd=stale; stored")
+
+
+# Writes by other programs, while two versions run
+
+
+@pytest.fixture
+def row():
+    """`row(form)`: a trigger that writes this form of tags has written a row that concerns no page of this version."""
+
+    def row(form):
+        connection.connection.execute(f"INSERT INTO freshness_outbox (tags) VALUES ('unrelated\n|trigger:{form}')")
+
+    return row
+
+
+def test_a_row_of_a_trigger_invalidates_the_entries_of_the_other_version(home, price, row, verify, monkeypatch):
+    """The version that verifies knows the tags of its own triggers. The other version may have other tags."""
+    monkeypatch.setattr(type(ours()), "trigger_forms", lambda _: frozenset({"known"}))
+    price()
+    with another_version():
+        price()
+    row("known")
+    verify()
+    assert price()[1] == "hit"
+    with another_version():
+        assert price()[1] == "fwd=stale; stored"
+
+
+@pytest.mark.parametrize("form", ["of another version", ""])
+def test_a_row_of_a_trigger_of_another_version_invalidates_everything(home, price, row, verify, form):
+    """`migrate` installs the new triggers while the old version runs. A version that goes back, or that runs before `migrate`, has the triggers of another."""
+    price()
+    row(form)
+    verify()
+    assert price()[1] == "fwd=stale; stored"
+
+
+@pytest.mark.only("real")
+def test_a_write_of_another_program_is_in_the_reads_of_both_versions(home, price, verify, monkeypatch):
+    """Only one of the versions has installed the triggers. (Real only: SQLite has none.)"""
+    price()
+    with other_tags(monkeypatch):
+        price()
+    connection.connection.execute("UPDATE housing_property SET price = 1 WHERE id = %s", [home.pk])  # the raw driver is another program
+    verify()
+    assert price() == ("1.00", "fwd=stale; stored")
+    with other_tags(monkeypatch):
+        assert price() == ("1.00", "fwd=stale; stored")
 
 
 # Versions that come and go

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from housing.freshness import entries
+from housing.freshness.fingerprint import version
 from housing.freshness.journal import Filling, journal
 from housing.models import Agent, Property
 from tests.exploration.schedules import BEGIN, BOUND, TIME_PASSES, VERIFIES, WRITES_ALONE, Actor, Stage, here, stand_before
@@ -45,8 +46,10 @@ def first(_, options):
 LONGER = 1.001
 """Seconds, more than the bound of one second."""
 
-AN_UNRELATED_ROW = "INSERT INTO freshness_outbox (tags) VALUES ('another')"
-"""A row that waits in the outbox, so that each watchman has something to delete."""
+
+def a_row(*tags):
+    """The statement that writes a row of the outbox with these tags, which a watchman of this version can read."""
+    return "INSERT INTO freshness_outbox (tags) VALUES ('{}')".format("\n".join([*tags, f"|version:{version()}"]))
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ class Cast:
 
     def begin(self):
         """Let a schedule begin with the price 0 and a new journal."""
-        for sql in ("UPDATE housing_property SET price = 0", "DELETE FROM freshness_outbox", AN_UNRELATED_ROW):
+        for sql in ("UPDATE housing_property SET price = 0", "DELETE FROM freshness_outbox", a_row("another")):  # each watchman has something to delete
             connection.connection.execute(sql)  # past the journal
         clear_the_cache()
 
@@ -119,7 +122,7 @@ class Cast:
         execute = connection.connection.execute  # the driver's
         execute("BEGIN")
         execute(f"UPDATE housing_property SET price = {int(price)}")
-        execute(f"INSERT INTO freshness_outbox (tags) VALUES ('housing_property\nhousing_property:{self.home.pk}')")  # as a trigger does
+        execute(a_row("housing_property", f"housing_property:{self.home.pk}"))  # as a trigger does
         execute("COMMIT")
 
     def verify(self):

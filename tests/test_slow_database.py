@@ -370,7 +370,7 @@ def test_a_connection_that_the_server_has_ended_is_replaced_before_the_query(nex
 
 @pytest.mark.only("real")
 def test_a_connection_is_checked_after_a_failed_statement(next_request):
-    """Whatever made it fail may have ended the server, too, so silence proves nothing any more."""
+    """The server may have ended with it, so its silence proves nothing any more."""
     next_request()
     with pytest.raises(ProgrammingError), connection.cursor() as cursor:
         cursor.execute("SELECT nothing")

@@ -17,6 +17,7 @@ from django_redis import get_redis_connection
 
 from housing.freshness import outbox, watchman
 from housing.freshness.connection import NotLeased, ours
+from housing.freshness.fingerprint import version
 from housing.freshness.journal import Hit, Unreachable, Unverified, journal
 from housing.freshness.watchman import Watchman
 from housing.models import Office, Property
@@ -49,7 +50,7 @@ def from_outside(home):
         for sql, params in (
             ("BEGIN", ()),
             (f"UPDATE housing_property SET price = {mark} WHERE id = {mark}", (price, home.pk)),
-            (f"INSERT INTO freshness_outbox (tags) VALUES ({mark})", (f"housing_property\nhousing_property:{home.pk}",)),
+            (f"INSERT INTO freshness_outbox (tags) VALUES ({mark})", (f"housing_property\nhousing_property:{home.pk}\n|version:{version()}",)),
             ("COMMIT", ()),
         ):
             if driver.vendor == "sqlite" or "outbox" not in sql:

@@ -126,6 +126,10 @@ class ConnectionMixin(IdentifiedMixin):
     def watch_other_programs(self) -> None:
         """Let the database write the tags of other programs' writes to the outbox, if it can. Called after each `migrate`."""
 
+    def trigger_forms(self) -> frozenset[str]:
+        """Return the names of the forms of tags that this version's triggers write to the outbox."""
+        return frozenset()
+
     def unwatched(self) -> list[str]:
         """Return the tables whose writes by other programs are not watched, although this database could."""
         return []

@@ -8,7 +8,7 @@ The pattern is the transactional outbox (Richardson, "Microservices Patterns", 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from .fingerprint import version
@@ -20,7 +20,7 @@ EVERYTHING = "*"
 """The tag of all entries."""
 
 Row = tuple[int, str]
-"""An id, and tags separated by newlines. `|version:…` among them is the version of the writer's code, if it was this application."""
+"""An id, and tags separated by newlines. Among them is `|version:…`, the version of the writer's code, or `|trigger:…`, the form of the trigger's tags."""
 
 
 def write(connection: Any, tags: Iterable[str]) -> None:
@@ -44,9 +44,16 @@ def count(connection: Any) -> int:
         return int(cursor.fetchone()[0])
 
 
-def tags_of(rows: Sequence[Row]) -> set[str]:
-    """Return the tags of these rows; `EVERYTHING` alone if there may be other rows."""
-    found = {tag for _, tags in rows for tag in tags.split("\n")}
+def tags_of(rows: Sequence[Row], forms: Collection[str]) -> set[str]:
+    """Return the tags of these rows; `EVERYTHING` alone if there may be other rows, or if the triggers of a row do not write one of these forms of tags.
+
+    A trigger's row counts as written by this version, which knows its tags. So the entries of all other versions become stale.
+    """
+    read = {f"|trigger:{form}": f"|version:{version()}" for form in forms}
+    found = set[str]()
+    for _, tags in rows:
+        own = {read.get(tag, tag) for tag in tags.split("\n")}
+        found |= own if any(tag.startswith("|version:") for tag in own) else {EVERYTHING}
     return {EVERYTHING} if len(rows) == LIMIT or EVERYTHING in found else found
 
 

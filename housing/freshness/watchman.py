@@ -49,7 +49,7 @@ def verify(connection: ConnectionMixin, *, at_once: bool = False) -> bool:
     if verification is None or connection.reads_the_past:
         return False
     rows = outbox.read(connection)
-    if connection.identity != database or not journal.end_verification(verification, outbox.tags_of(rows)):
+    if connection.identity != database or not journal.end_verification(verification, outbox.tags_of(rows, connection.trigger_forms())):
         return False
     outbox.delete(connection, rows)
     return True

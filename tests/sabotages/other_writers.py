@@ -243,4 +243,20 @@ OTHER_WRITERS = (
         "test_other_writers.py::test_a_column_that_a_migration_has_renamed_does_not_stop_other_programs",
         "real",
     ),
+    Sabotage(
+        "outbox: a trigger does not name the form of its tags",
+        "freshness/postgresql/triggers.py",
+        "(*_arguments_of(tracked), _form_of(tracked))",
+        "(*_arguments_of(tracked), '')",
+        "test_other_writers.py::test_a_write_of_another_program_is_in_the_reads_after_the_next_verification[INSERT]",
+        "real",
+    ),
+    Sabotage(
+        "outbox: a change of the function or of the models does not change the form of the tags",
+        "freshness/postgresql/triggers.py",
+        '_hash("\\n".join((FUNCTION, *_arguments_of(tracked))))',
+        '"one form"',
+        "test_other_writers.py::test_another_function_or_other_columns_are_another_form_of_tags",
+        "real",
+    ),
 )

@@ -230,4 +230,18 @@ DEPLOYS = (
         "  record(j)",
         "test_deploys.py::test_a_write_by_the_new_version_is_in_the_next_read_of_the_old_one",
     ),
+    Sabotage(
+        "outbox: a row of the triggers of another version is read like one of this version's",
+        "freshness/outbox.py",
+        "else {EVERYTHING}\n",  # plain-words: code
+        "else own\n",  # plain-words: code
+        "test_deploys.py::test_a_row_of_a_trigger_of_another_version_invalidates_everything[of another version]",
+    ),
+    Sabotage(
+        "outbox: a row of a trigger leaves the entries of other versions warm",
+        "freshness/outbox.py",
+        'f"|version:{version()}" for form',
+        'f"|version:" for form',
+        "test_deploys.py::test_a_row_of_a_trigger_invalidates_the_entries_of_the_other_version",
+    ),
 )

@@ -270,6 +270,10 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         """Install the triggers."""
         triggers.install(self)
 
+    def trigger_forms(self) -> frozenset[str]:
+        """Return the names of the forms of tags that this version's triggers write."""
+        return triggers.forms()
+
     def unwatched(self) -> list[str]:
         """Return the tables that lack a trigger."""
         return triggers.unwatched(self)

@@ -1,6 +1,6 @@
 -- The trigger function that writes the tags of other programs' writes to the outbox. triggers.py creates it beside the outbox, with a trigger for each
 -- kind of statement. Its arguments are the table as tags name it, the column of the primary key ('' if its values cannot be part of a tag), and as JSON the
--- columns whose values are scopes, and the columns of the table's models. Other columns shape no response.
+-- columns whose values are scopes, the columns of the table's models, and the name of this form of tags. Other columns shape no response.
 --
 -- It is SECURITY DEFINER, because a role that may write the table need not have a right to the outbox. As it runs with the rights of its owner, its
 -- search_path is fixed. record_image_ne() compares stored values, so it sees 1.0 become 1.00, and needs no operator of the columns' types.
@@ -92,6 +92,6 @@ BEGIN
         PERFORM set_config('freshness.deleted', CASE WHEN length(deleted) < 8192 THEN deleted ELSE '*' END, true);
     END IF;
 
-    INSERT INTO @SCHEMA@.freshness_outbox (tags) VALUES (CASE WHEN is_known THEN tags ELSE everything END);
+    INSERT INTO @SCHEMA@.freshness_outbox (tags) VALUES (concat(CASE WHEN is_known THEN tags ELSE everything END, E'\n|trigger:', TG_ARGV[4]));
     RETURN NULL;
 END $$

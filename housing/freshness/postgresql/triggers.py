@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import md5
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from django.db import transaction
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
-from ..tracking import MANY_ROWS, Table, tables
+from ..tracking import MANY_ROWS, Table, tables, until_the_models_change
 
 logger = logging.getLogger(__name__)
 
@@ -165,12 +165,27 @@ def _wanted(connection: Any, schema: str) -> Iterator[Trigger]:
 
 
 def _triggers_of(connection: Any, schema: str, table: str, tracked: Table) -> Iterator[Trigger]:
-    arguments = (tracked.name, tracked.pk or "", json.dumps(sorted(tracked.scopes)), json.dumps(sorted(_columns_of(tracked.name))))
+    arguments = (*_arguments_of(tracked), _form_of(tracked))
     quoted = [sql.Literal(text).as_string(connection.connection).strip() for text in (f" {tracked.name.translate(UNSAFE)} ", *arguments)]
     for event, rows in TRANSITIONS.items():
         condition, call = FOREIGN % quoted[0], f"{schema}.freshness_outbox({', '.join(quoted[1:])})"
         definition = f"AFTER {event} ON {table} {rows} FOR EACH STATEMENT WHEN ({condition}) EXECUTE FUNCTION {call}"
         yield Trigger(table, f"freshness_{event.lower()}_{_hash(definition)}", definition)
+
+
+@until_the_models_change
+@cache
+def forms() -> frozenset[str]:
+    """Return the names of the forms of tags that this version's triggers write. A row of another form is of another version, and cannot be read."""
+    return frozenset(map(_form_of, tables().values()))
+
+
+def _form_of(tracked: Table) -> str:
+    return _hash("\n".join((FUNCTION, *_arguments_of(tracked))))
+
+
+def _arguments_of(tracked: Table) -> tuple[str, str, str, str]:
+    return tracked.name, tracked.pk or "", json.dumps(sorted(tracked.scopes)), json.dumps(sorted(_columns_of(tracked.name)))
 
 
 def _columns_of(table: str) -> Iterable[str]:
