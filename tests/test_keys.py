@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings as django_settings
+from django.core.cache import cache, caches
 from django.utils.translation import gettext_lazy
 from django_redis import get_redis_connection
 
 from housing.freshness import fingerprint as shape
 from housing.freshness.checks import settings_have_a_text
 from housing.freshness.fingerprint import LEFT_OUT, fingerprint, settings_that_count, sources, text_of
+from housing.freshness.journal import journal
 from housing.freshness.keys import LONG, entry_key
 from tests import ROOT
 from tests.fixtures.cache import entries
@@ -66,6 +68,19 @@ def test_a_cache_with_another_prefix_has_other_keys(settings):
     settings.CACHES = {"default": settings.CACHES["default"] | {"KEY_PREFIX": "another"}}
 
     assert entry_key("list", "", "a database") == f"another:{rest}" != f"{prefix}:{rest}"
+
+
+def test_the_journal_follows_its_cache_to_another_prefix(settings):
+    """Each thread keeps the key of the journal, because making it costs six calls at each command. Two services with one key would share a journal."""
+    client, before = get_redis_connection("default"), cache.make_key("journal")
+    journal.begin()
+    settings.CACHES = {"default": settings.CACHES["default"] | {"KEY_PREFIX": f"{settings.CACHES['default']['KEY_PREFIX']}-another"}}
+    after = caches["default"].make_key("journal")
+    try:
+        journal.begin()
+        assert (after != before, client.exists(before), client.exists(after)) == (True, 1, 1)
+    finally:
+        client.delete(after)
 
 
 # The fingerprint

@@ -234,4 +234,11 @@ JOURNAL = (
         "tostring(instant)",
         "test_journal.py::test_two_events_in_the_same_microsecond_have_different_instants",
     ),
+    Sabotage(
+        "a thread keeps the key of the first journal that it uses",
+        "freshness/journal.py",
+        "if line.key_of is not client:",
+        "if not line.key:",
+        "test_keys.py::test_the_journal_follows_its_cache_to_another_prefix",
+    ),
 )
