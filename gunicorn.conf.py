@@ -1,4 +1,4 @@
-"""How the service is served: `gunicorn housing.wsgi` finds this file by itself. Chosen with `make load`, on two cores.
+"""How the service is served: `gunicorn housing.wsgi` finds this file by itself. Chosen with `make load` and `make servers`, on two cores.
 
 With one thread each, ten readers at once had a p95 of 76 to 178 ms; with four, 31 to 59; eight, sixteen, and a third process gained nothing.
 """
@@ -23,10 +23,14 @@ except ImproperlyConfigured as wrong:
 
 # A warm read is work for the processor, so more processes than cores only take turns. WEB_CONCURRENCY says how many.
 workers = values["WEB_CONCURRENCY"] or os.cpu_count() or 1
+# granian's HTTP server, which is faster than gunicorn's own, and needs no thread for a slow client. `--worker-class gthread` is gunicorn's own.
+worker_class = "housing.worker.Granian"
+# Each is an open file, of which Linux gives a process 1,024 by default. A process needs some more for its other connections.
+worker_connections = 900
 # While a thread waits for the database or for Redis, another works. More threads would only compete for the interpreter.
-worker_class = "gthread"
 threads = 4
-# Longer than a client pauses between two requests (one or two seconds): a new connection would take another round trip.
+# Longer than a client pauses between two requests (one or two seconds): a new connection would take another round trip. A client has as long to send the
+# headers of a request.
 keepalive = 15
 # Loaded once, then forked. Nothing is connected yet.
 preload_app = True

@@ -12,7 +12,7 @@ import io
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -59,24 +59,31 @@ class Bridge:
             environ["wsgi.input"] = io.BytesIO(await body_of(environ, receive))
         except Disconnected:
             return
-        status, headers, body = await asyncio.get_running_loop().run_in_executor(self.threads, partial(self.run, environ))
+        status, headers, body = await asyncio.get_running_loop().run_in_executor(self.threads, response_of, self.application, environ)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def run(self, environ: WSGIEnvironment) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """Return the status, the headers and the body of the response."""
-        begun: list[tuple[str, list[tuple[str, str]]]] = []
 
-        def start(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
-            begun.append((status, headers))
+def response_of(application: WSGIApplication, environ: WSGIEnvironment) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return the status, the headers and the body of the application's response."""
+    begun: list[tuple[str, list[tuple[str, str]]]] = []
 
-        response: Any = self.application(environ, start)
-        try:
-            body = b"".join(response)
-        finally:
-            getattr(response, "close", bool)()
-        status, headers = begun[-1]
-        return int(status[:3]), [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers], body
+    def start(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
+        begun.append((status, headers))
+
+    response: Any = application(environ, start)
+    try:
+        body = b"".join(response)
+    finally:
+        getattr(response, "close", bool)()
+    status, headers = begun[-1]
+    return int(status[:3]), [(lower(name), value.encode("latin-1")) for name, value in headers], body
+
+
+@lru_cache(maxsize=1024)
+def lower(name: str) -> bytes:
+    """Return the name of a header as ASGI has it."""
+    return name.lower().encode("latin-1")
 
 
 async def live(receive: Receive, send: Send) -> None:
@@ -93,7 +100,7 @@ def environ_of(scope: Scope) -> WSGIEnvironment:
     """Return the WSGI environment of a request, as gunicorn makes it. A header with an underscore in its name could pass for another one, so it is left out."""
     path, root = unquote_to_bytes(scope.get("raw_path") or scope["path"].encode()), scope.get("root_path", "").encode()
     server, client = scope.get("server") or ("localhost", None), scope.get("client") or ("", None)
-    environ: WSGIEnvironment = {
+    environ: WSGIEnvironment = SAME | {
         "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": root.decode("latin-1"),
         "PATH_INFO": path.removeprefix(root).decode("latin-1"),
@@ -102,21 +109,32 @@ def environ_of(scope: Scope) -> WSGIEnvironment:
         "SERVER_PORT": str(server[1] or 80),
         "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
         "REMOTE_ADDR": client[0],
-        "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.get("scheme", "http"),
         "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
     }
     for raw, value in scope["headers"]:
-        name = raw.decode("latin-1").upper()
-        if "_" in name:
-            continue
-        name = name.replace("-", "_") if name in ("CONTENT-TYPE", "CONTENT-LENGTH") else f"HTTP_{name.replace('-', '_')}"
-        text, separator = value.decode("latin-1"), "; " if name == "HTTP_COOKIE" else ","
-        environ[name] = f"{environ[name]}{separator}{text}" if name in environ else text
+        if name := name_of(raw) if len(raw) < LONG else name_of.__wrapped__(raw):
+            text, separator = value.decode("latin-1"), "; " if name == "HTTP_COOKIE" else ","
+            environ[name] = f"{environ[name]}{separator}{text}" if name in environ else text
     return environ
+
+
+SAME = {"wsgi.version": (1, 0), "wsgi.multithread": True, "wsgi.multiprocess": True, "wsgi.run_once": False}
+"""The part of the environment that all requests have."""
+
+
+LONG = 64
+"""Bytes of the name of a header. A longer one is not kept, because a client could fill the memory with such names."""
+
+
+@lru_cache(maxsize=1024)
+def name_of(raw: bytes) -> str:
+    """Return the name of a header as WSGI has it; empty if it could pass for another one."""
+    name = raw.decode("latin-1").upper()
+    if "_" in name:
+        return ""
+    name = name.replace("-", "_")
+    return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
 
 
 async def body_of(environ: WSGIEnvironment, receive: Receive) -> bytes:

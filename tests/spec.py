@@ -89,6 +89,7 @@ DOCUMENTS = (
             "hits",
             "fast_path",
             "learning",
+            "worker",
             "asgi",
             "warming",
             "keys",

@@ -327,8 +327,8 @@ def test_workers_share_the_address(listener):
 
 @pytest.mark.only("embedded")
 def test_a_process_responds_to_health_checks_while_slow_clients_use_all_threads(twenty_properties):
-    """A supervisor would restart all processes otherwise. Each thread of gunicorn waits for the rest of a request. (Embedded only: nothing here depends on
-    the servers.)
+    """A supervisor would restart all processes otherwise. Each thread of gunicorn's own worker, which may be chosen, waits for the rest of a request.
+    (Embedded only: nothing here depends on the servers.)
     """
     service, checks = any_free_port(), any_free_port()
     environment = {
@@ -338,6 +338,7 @@ def test_a_process_responds_to_health_checks_while_slow_clients_use_all_threads(
         "DJANGO_ALLOWED_HOSTS": "127.0.0.1",
         "WEB_CONCURRENCY": "1",
         "HEALTH_BIND": f"127.0.0.1:{checks}",
+        "GUNICORN_CMD_ARGS": "--worker-class gthread",
     }
     with gunicorn(service, **environment), ExitStack() as clients:
         wait_for(lambda: ask(f"http://127.0.0.1:{checks}/health/live/"), urllib.error.URLError)
@@ -356,9 +357,3 @@ def test_an_invalid_address_of_the_health_checks_is_refused_in_one_line(monkeypa
     monkeypatch.setenv("HEALTH_BIND", bind)
     with pytest.raises(SystemExit, match=r"^Not started: HEALTH_BIND is not a host and a port\. Write it like 127\.0\.0\.1:8081\.$"):
         runpy.run_path(str(ROOT / "gunicorn.conf.py"))
-
-
-NOT_PROMISED = {
-    "A hit is returned while every thread of the server waits for a slow client": "Clients that send a byte a second keep the threads of gunicorn: a proxy in "
-    "front of the service buffers their requests.",
-}

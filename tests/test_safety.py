@@ -229,7 +229,8 @@ def test_containers_start_in_order_and_again_after_a_crash():
 
 
 GUNICORN = {
-    "worker_class": ("gthread", "a worker that waits for the database still responds to health checks and hits"),
+    "worker_class": ("housing.worker.Granian", "no thread waits for a slow client, and one that waits for the database leaves three for hits"),
+    "worker_connections": (900, "Linux gives a process 1,024 open files by default, and it needs some for PostgreSQL and Redis"),
     "threads": (4, "eight and sixteen gained nothing, and COLD_READS leaves half of them free"),
     "keepalive": (15, "it is longer than a client pauses between two requests"),
     "preload_app": (True, "the code is loaded once and shared"),

@@ -48,6 +48,7 @@ from tests.sabotages.slow_fills import SLOW_FILLS
 from tests.sabotages.statements import STATEMENTS
 from tests.sabotages.verification import DEPLOYS, VERIFICATION
 from tests.sabotages.views import VIEWS
+from tests.sabotages.worker import WORKER
 from tests.stacks import STACKS
 
 COPIED = (
@@ -85,6 +86,7 @@ SABOTAGES = (
     *OTHER_WRITERS,
     *ENVIRONMENT,
     *PRODUCTION,
+    *WORKER,
     *ASGI,
     *INSTRUMENTS,
     *SAFETY,

@@ -6,9 +6,8 @@ ASGI = (
     Sabotage(
         "asgi: a response is kept",
         "asgi.py",
-        "self.application, self.threads = application, threads",
-        "self.application, self.threads, kept = application, threads, {}\n"
-        "        self.run = lambda environ: kept.setdefault(environ['PATH_INFO'], Bridge.run(self, environ))",
+        "    status, headers = begun[-1]\n",
+        "    status, headers, body = SAME.setdefault(environ['PATH_INFO'], (*begun[-1], body))\n",
         "test_asgi.py::test_a_saved_price_is_in_the_next_read_of_an_asgi_server",
     ),
     Sabotage(

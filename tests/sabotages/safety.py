@@ -173,7 +173,8 @@ SAFETY = (
         )
         for old, new in {
             "threads = 4": "threads = 40",
-            'worker_class = "gthread"': 'worker_class = "sync"',
+            'worker_class = "housing.worker.Granian"': 'worker_class = "gthread"',
+            "worker_connections = 900": "worker_connections = 100_000",
             "preload_app = True": "preload_app = False",
             "keepalive = 15": "keepalive, timeout = 15, 0",
         }.items()
