@@ -166,7 +166,7 @@ RESOLVE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 lock: install #= resolve pyproject.toml into requirements.lock, and its parts for `make run` and the image
 	@$(RESOLVE) --upgrade --group embedded --group test --group bench --group browser --group load --group lint --group mutants --output-file $(LOCK)
 	@$(RESOLVE) --group embedded --constraints $(LOCK) --output-file $(RUN_LOCK)
-	@$(RESOLVE) --group debug --constraints $(LOCK) --output-file requirements-image.lock
+	@$(RESOLVE) --group debug --group server --constraints $(LOCK) --output-file requirements-image.lock
 	@$(MAKE) --no-print-directory calls
 
 .PHONY: calls

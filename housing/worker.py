@@ -165,7 +165,7 @@ class Granian(Worker):
 
     def send(self, watcher: Any, environ: dict[str, Any], began: float, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a response, and write the line of the access log."""
-        if not self.alive or "HTTP_TRANSFER_ENCODING" in environ:
+        if not self.alive:
             headers.append(CLOSE)
         pass_on(watcher, status, headers, body)
         if self.log.access_log_enabled:

@@ -1,6 +1,6 @@
 """`make load`: a load test with many virtual users and a writer that changes prices. No read may be stale.
 
-Starts all servers on loopback, and ends them: gunicorn as it is deployed, and PostgreSQL and Redis unless DATABASE_URL and REDIS_URL are set.
+Starts all servers on loopback, and ends them: the service as it is deployed, and PostgreSQL and Redis unless DATABASE_URL and REDIS_URL are set.
 Prints a table, and writes the results and a plot to `reports/`. Exits with 1 if a user was shown a price after a newer one was saved.
 """
 
@@ -47,7 +47,7 @@ PATHS = {
 PAUSE, WAIT = 0.02, 0.1
 """Seconds between two writes, and between two reads of each user while prices change."""
 
-GUNICORN = ("gunicorn", "housing.wsgi", "--bind", "{host}:{port}")
+DEPLOYED = ("gunicorn", "housing.wsgi", "--bind", "{host}:{port}")
 """The server as the image starts it, which finds gunicorn.conf.py."""
 
 PREPARE = [sys.executable, "-c", "import json, sys; from housing.run import prepare; prepare(json.loads(sys.argv[1]))"]
@@ -282,7 +282,7 @@ def free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def serve(servers: ExitStack, address: str, environment: dict[str, str], command: Sequence[str] = GUNICORN) -> Service:
+def serve(servers: ExitStack, address: str, environment: dict[str, str], command: Sequence[str] = DEPLOYED) -> Service:
     """Start a server and wait until it responds. `{host}` and `{port}` in the command become those of the address. Raises Failed if it exits instead."""
     host, _, port = address.rpartition(":")
     log = servers.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # the stack closes it

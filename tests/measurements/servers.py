@@ -33,23 +33,22 @@ import redis
 
 from tests import stacks
 from tests.fixtures.bare import KEY
-from tests.measurements.load import GUNICORN, PATHS, Failed, Service, free_address, prepare, say, serve
+from tests.measurements.load import DEPLOYED, PATHS, Failed, Service, free_address, prepare, say, serve
 
 BIND = ("--host", "{host}", "--port", "{port}", "--workers", "2")
 
-WSGI, ASGI = "housing.wsgi:application", "housing.asgi:application"
+ASGI = "housing.asgi:application"
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "gunicorn": GUNICORN,
-    "granian": ("granian", "--interface", "wsgi", *BIND, "--blocking-threads", "4", "--respawn-failed-workers", "--access-log", WSGI),
+    "gunicorn": (*DEPLOYED, "--worker-class", "gthread"),
+    "granian": DEPLOYED,
     "granian, ASGI": ("granian", "--interface", "asgi", *BIND, "--respawn-failed-workers", "--access-log", ASGI),
     "uvicorn": ("uvicorn", *BIND, "--no-proxy-headers", ASGI),
 }
-"""Each writes a line for each request to a file. gunicorn has two workers with four threads on two cores."""
+"""Each writes a line for each request to a file. The first is gunicorn's own worker, and the second the service as it is deployed. Each has two processes."""
 
 BARE = {
     "housing.wsgi": "tests.fixtures.bare",
-    "housing.wsgi:application": "tests.fixtures.bare:application",
     "housing.asgi:application": "tests.fixtures.bare:asgi",
 }
 """The application → the same server's floor."""

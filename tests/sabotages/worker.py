@@ -44,13 +44,6 @@ WORKER = tuple(
         ("headers of any length", "worker.py", "max_buffer_size=LONGEST_HEAD", "max_buffer_size=10**6", f"{REFUSED}[a long header]"),
         ("a path without a slash is the home page", "worker.py", 'startswith((b"/", b"*"))', 'startswith(b"")', f"{REFUSED}[no slash]"),
         (
-            "what follows a chunked body is a request",
-            "worker.py",
-            'or "HTTP_TRANSFER_ENCODING" in environ:',
-            'or "HTTP_TE" in environ:',
-            f"{CHAPTER}a_chunked_body_ends_its_connection",
-        ),
-        (
             "HEAD has a body",
             "worker.py",
             'environ["REQUEST_METHOD"] == "HEAD"',
