@@ -19,5 +19,5 @@ EXPOSE 8000
 ENV HEALTH_BIND=127.0.0.1:8081
 HEALTHCHECK --interval=3s --timeout=5s --retries=20 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8081/health/', timeout=3)"]
-# gunicorn.conf.py has the settings of the server. WEB_CONCURRENCY sets the number of workers.
+# gunicorn.conf.py has the settings of the server, which is granian in processes of gunicorn. WEB_CONCURRENCY sets the number of workers.
 CMD ["gunicorn", "housing.wsgi", "--bind", "0.0.0.0:8000"]

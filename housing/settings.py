@@ -156,6 +156,7 @@ AXES_SENSITIVE_PARAMETERS = ["username"]  # in the log; some people type their p
 AXES_RESET_ON_SUCCESS = True
 AUTH_PASSWORD_VALIDATORS = [{"NAME": f"django.contrib.auth.password_validation.{name}"} for name in ("MinimumLengthValidator", "CommonPasswordValidator")]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+DATA_UPLOAD_MAX_MEMORY_SIZE = 262_144  # there are no uploads, and each form is in memory
 USE_TZ = True
 TIME_ZONE = "UTC"
 

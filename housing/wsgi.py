@@ -1,4 +1,4 @@
-"""The service behind any WSGI server: `gunicorn housing.wsgi`. `runserver` serves this application, too."""
+"""The service behind any WSGI server: `gunicorn housing.wsgi`, which serves it as `worker.py` says. `runserver` serves this application, too."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from django.db import connection
 
 from housing import asgi, wsgi
 from housing.asgi import THREADS, Bridge
+from housing.worker import FORM_THREADS
 from housing.wsgi import Application, Service
 from tests import ROOT
 from tests.fixtures.asgi import Here, Server, request, scope_of
@@ -241,7 +242,7 @@ def test_a_web_socket_is_refused(seen):
 
 @pytest.mark.parametrize("bind", ["", "127.0.0.1:8081"])
 def test_an_asgi_server_starts_the_health_checks_of_each_process(seen, monkeypatch, bind):
-    """As gunicorn does."""
+    """As the deployed server does."""
     listeners: list[Any] = []
     monkeypatch.setattr(asgi, "Listener", listeners.append)
     monkeypatch.setenv("HEALTH_BIND", bind)
@@ -290,7 +291,7 @@ def test_at_most_four_requests_of_a_process_are_answered_at_the_same_time():
 
 
 def test_no_thread_waits_for_the_body_of_a_slow_client(seen):
-    """With gunicorn, as many slow clients as there are threads stop the process. Here the only thread is free."""
+    """With gunicorn's own worker, as many slow clients as there are threads stop the process. Here the only thread is free."""
 
     async def run():
         async def send(event):
@@ -386,13 +387,14 @@ def test_the_documented_commands_are_those_of_the_specs(command):
 
 
 @pytest.mark.only("real")
-def test_the_connections_of_an_asgi_process_to_postgresql_are_bounded():
-    """One for each thread, the watchman and the health check, as docs/deploying.md says. With Django's own handler it would be one for each request.
+@pytest.mark.parametrize(("command", "threads"), [(COMMANDS["uvicorn"], THREADS), (load.DEPLOYED, THREADS + FORM_THREADS)], ids=["uvicorn", "as deployed"])
+def test_the_connections_of_a_process_to_postgresql_are_bounded(command, threads):
+    """One for each thread, the watchman and the health check, as docs/deploying.md says. With Django's own ASGI handler it would be one for each request.
     (Real only: SQLite has no connections to count.)
     """
     with ExitStack() as servers:
-        environment = load.prepare(servers, 100)
-        service = load.serve(servers, load.free_address(), environment, COMMANDS["uvicorn"])
+        environment = load.prepare(servers, 100) | {"WEB_CONCURRENCY": "1"}
+        service = load.serve(servers, load.free_address(), environment, command)
 
         def read(number):
             with suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{service.url}{VARIANTS['optimized']}?page_size={number}", timeout=TIMEOUT) as page:
@@ -405,4 +407,4 @@ def test_the_connections_of_an_asgi_process_to_postgresql_are_bounded():
             [connections] = counting.execute(counted).fetchone()
 
     assert statuses.count(200) > 25
-    assert 2 <= connections <= THREADS + 2
+    assert 2 <= connections <= threads + 2

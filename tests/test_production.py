@@ -107,7 +107,7 @@ def test_the_forwarded_host_is_used_if_it_is_switched_on_and_the_proxy_is_truste
 
 @pytest.mark.parametrize(("given", "passed_on"), [("10.0.0.5, fd00::/8", "10.0.0.5/32,fd00::/8"), ("*", "*"), ("", "127.0.0.1/32,::1/128")])
 def test_gunicorn_trusts_the_same_proxies(monkeypatch, given, passed_on):
-    """It decides the scheme before Django sees a request, and would trust this machine alone."""
+    """gunicorn's own worker decides the scheme before Django sees a request, and would trust this machine alone."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", given)
 
     assert runpy.run_path(str(ROOT / "gunicorn.conf.py"))["forwarded_allow_ips"] == passed_on

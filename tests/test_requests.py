@@ -428,7 +428,7 @@ def until(output, text):
 
 @pytest.mark.slow
 def test_gunicorn_logs_each_request_and_takes_no_path_from_a_header(tmp_path, own_database):
-    """A client that sends `SCRIPT_NAME` would otherwise get gunicorn's own 500. The access log has the id of the request, as the service's own lines have."""
+    """A client that sends `SCRIPT_NAME` could get a 500 of the server otherwise. The access log has the id of the request, as the service's own lines have."""
     with gunicorn(tmp_path, own_database) as (request, output):
         assert request("GET", "/health/live/", SCRIPT_NAME="/x", PATH_INFO="/y").status == 200
         assert request("POST", VARIANTS["cached"], X__Request__ID="seven").status == 405

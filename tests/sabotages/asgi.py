@@ -57,7 +57,7 @@ ASGI = (
         "asgi.py",
         "<= (settings.DATA_UPLOAD_MAX_MEMORY_SIZE or 0)",
         "< float('inf')",
-        "test_asgi.py::test_a_body_that_django_does_not_read_is_not_read[2621441]",
+        "test_asgi.py::test_a_body_that_django_does_not_read_is_not_read[262145]",
     ),
     Sabotage(
         "asgi: half a request is answered",
