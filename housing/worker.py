@@ -191,14 +191,14 @@ REFUSED = ((b"content-type", b"application/json"), (b"retry-after", b"1"))
 
 
 def pass_on(watcher: Any, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """Give a response to granian. What its functions return would only tell an event loop that they are done."""
+    """Give a response to granian. Its functions return awaitables, which would only tell an event loop that they are done."""
     watcher.proto.send({"type": "http.response.start", "status": status, "headers": headers})
     watcher.proto.send({"type": "http.response.body", "body": body})
-    watcher.done()  # otherwise granian waits for a body that nobody has read, for ever
+    watcher.done()  # without it, granian waits for ever for a body that nobody has read
 
 
 def atoms_of(scope: dict[str, Any], environ: dict[str, Any]) -> dict[str, Any]:
-    """What gunicorn's access log calls the parts of a request. The client's address is the one that a trusted proxy has forwarded."""
+    """The parts of a request under the names of gunicorn's access log. The client's address is the one that a trusted proxy has forwarded."""
     path, query = scope["raw_path"].decode("latin-1"), environ["QUERY_STRING"]
     line = f"{environ['REQUEST_METHOD']} {path}{'?' * bool(query)}{query} {environ['SERVER_PROTOCOL']}"
     said = {"h": environ["REMOTE_ADDR"], "r": line, "m": environ["REQUEST_METHOD"], "U": environ["PATH_INFO"], "q": query}

@@ -288,7 +288,7 @@ def test_the_longest_path_is_served():
 
 
 def test_a_body_with_two_lengths_ends_its_connection():
-    """What follows could be a request that a proxy in front has taken for the body."""
+    """The bytes that follow could be a request, and a proxy in front could have taken them for the body."""
     smuggled = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\n" + HOST + b"\r\n"
     with serving(nothing) as served:
         assert served.ask(smuggled).count(b"HTTP/1.1 204 ") == 1
@@ -296,7 +296,7 @@ def test_a_body_with_two_lengths_ends_its_connection():
 
 
 IMPOSSIBLE = {"SCRIPT_NAME", "REMOTE_ADDR", "SERVER_PORT", "wsgi.url_scheme", "CONTENT_LENGTH"}
-"""What no client chooses, or what is among REFUSED."""
+"""Parts that no client chooses, or that are among REFUSED."""
 
 
 @pytest.mark.only("embedded")
@@ -554,7 +554,7 @@ def test_the_access_log_has_a_line_for_each_request(idle, monkeypatch, query, sh
 
 
 @pytest.mark.parametrize("options", [{"bind": ["127.0.0.1:1", "127.0.0.1:2"]}, {"certfile": "/any", "keyfile": "/any"}])
-def test_what_the_server_cannot_do_is_refused_at_the_start(options):
+def test_a_second_address_and_tls_are_refused_at_the_start(options):
     """It would otherwise serve one of two addresses, or without TLS."""
     configured = Config()
     Granian.check_config(configured, None)

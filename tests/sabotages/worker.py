@@ -38,7 +38,7 @@ WORKER = tuple(
             "if self.forms < 0",
             f"{CHAPTER}the_bodies_that_a_process_reads_at_once_are_bounded",
         ),
-        ("granian waits for a body", "worker.py", "    watcher.done()  #", "    #", f"{CHAPTER}a_body_that_nobody_reads_ends_its_connection"),
+        ("granian waits for a body", "worker.py", "    watcher.done()  #", "    #", f"{CHAPTER}granian_learns_that_a_request_is_done"),
         ("an underscore passes for a hyphen", "asgi.py", 'if "_" in name:', "if not name:", f"{CHAPTER}no_header_passes_for_another_one"),
         ("a path of any length", "worker.py", "> self.cfg.limit_request_line:", "> 10**9:", f"{REFUSED}[a long path]"),
         ("headers of any length", "worker.py", "max_buffer_size=LONGEST_HEAD", "max_buffer_size=10**6", f"{REFUSED}[a long header]"),
@@ -112,7 +112,7 @@ WORKER = tuple(
             "worker.py",
             "len(cfg.address) != 1 or",
             "",
-            f"{CHAPTER}what_the_server_cannot_do_is_refused_at_the_start[options0]",
+            f"{CHAPTER}a_second_address_and_tls_are_refused_at_the_start[options0]",
         ),
     )
 )
