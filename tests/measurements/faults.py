@@ -1,6 +1,6 @@
 """`make faults`: inflicts each fault on the running service, and writes what reads and writes cost meanwhile to docs/faults.md.
 
-Starts gunicorn as it is deployed, with a PostgreSQL and a Redis of its own behind proxies, all on loopback, and ends them. Exits with 1 if a promise is
+Starts the service as it is deployed, with a PostgreSQL and a Redis of its own behind proxies, all on loopback, and ends them. Exits with 1 if a promise is
 broken. The exact results are printed; the file has the bounds that they keep, so it is the same after each run.
 """
 
@@ -383,7 +383,7 @@ def measure(world: World, fault: Fault, writer: OurWriter) -> Result:
     before = [writer.write(number) for number in (0, 2)]
     expect_a_hit(settle(world)[-1])
     with ThreadPoolExecutor(2 * READS) as clients, ExitStack() as inflicted:
-        list(clients.map(lambda _: get(world, world.path(COLD)), range(32)))  # so that each thread of gunicorn is connected to the database
+        list(clients.map(lambda _: get(world, world.path(COLD)), range(32)))  # so that each thread is connected to the database
         usual = {kind: median([get(world, world.path(kind)).seconds for _ in range(20)]) for kind in set(KINDS)}
         usual[WORK] = median([some_work() for _ in range(20)])
         ended = threading.Event()
@@ -439,7 +439,7 @@ def some_work() -> float:
 
 HEAD = """# What fails, and what it costs
 
-`make faults` inflicts each fault on the running service: gunicorn with two processes of four threads, PostgreSQL and Redis. During a fault it sends a
+`make faults` inflicts each fault on the running service: two processes of four threads, PostgreSQL and Redis. During a fault it sends a
 hundred reads, 40 a second: two fifths of a page that shows the written prices, two fifths of one that does not, and the rest of pages that nobody has
 read. Meanwhile a process of this application and another program write prices. Then the fault ends, the writes stop, and all pages are read until only
 hits come back. At last `manage.py cache verify` compares all entries with the database.
