@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,13 @@ def process(application: Any, *listening: socket.socket, **options: Any):
     for name, value in options.items():
         configured.set(name, value)
     made = Granian(1, os.getppid(), list(listening), None, 15, configured, Logger(configured))
-    made.wsgi = application
+    made.wsgi, begin = application, made.begin
+
+    def traced(watcher: Any) -> None:
+        sys.settrace(sys.gettrace() or threading.gettrace())  # coverage does not see the threads of granian by itself
+        begin(watcher)
+
+    made.begin = traced  # type: ignore[method-assign]
     with closing(made.tmp):
         yield made
 
@@ -503,6 +510,12 @@ def test_an_unexpected_error_is_a_503_and_a_line_in_the_log(idle, monkeypatch):
 
     assert (idle.sent[0]["status"], idle.sent[-1], idle.busy) == (503, "done", {})
     assert lines == ["The server could not respond: ValueError"]
+
+
+def test_an_unexpected_error_about_a_form_is_a_503_too():
+    """It has a thread of its own."""
+    with serving(lambda environ, start_response: 1 / 0) as served:  # type: ignore[arg-type,return-value]
+        assert served.ask(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\n\r\na").startswith(b"HTTP/1.1 503 ")
 
 
 def test_an_error_after_the_response_changes_nothing(idle, monkeypatch):

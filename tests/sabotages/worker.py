@@ -67,8 +67,8 @@ WORKER = tuple(
         (
             "an idle connection is closed without a word",
             "worker.py",
-            "        if not self.alive or",
-            "        if",
+            "            headers.append(CLOSE)\n",
+            "            pass\n",
             f"{CHAPTER}a_request_that_has_begun_is_answered_when_the_process_ends",
         ),
         (
