@@ -37,7 +37,7 @@ from housing.freshness.journal import Miss, journal
 from housing.freshness.settings import SETTINGS
 from housing.models import Property
 from housing.redis_url import redis_cache
-from housing.views import select_of
+from housing.views import select_of, selects_of_a_detail
 from tests import stacks
 from tests.fixtures import blogs, fast_client
 from tests.fixtures.blogs import Blog
@@ -124,7 +124,7 @@ def has_steps(item: pytest.Item) -> bool:
 @pytest.fixture(autouse=True)
 def a_cold_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start each spec with an empty cache and a journal without open leases. It must leave no read that still uses the database."""
-    select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
+    _ = select_of.cache_clear(), selects_of_a_detail.cache_clear()  # otherwise this spec would not reach the code that compiles a query
     forget_everything()
     clear_the_cache()
     yield

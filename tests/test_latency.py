@@ -71,6 +71,7 @@ CALLS = Path(__file__).with_name("measurements") / "calls.json"
         ("a hit", "it is Django's middleware, one script and six headers, without a form, a serializer or SQL"),
         ("a 304", "it is a hit that also compares an ETag"),
         ("a cold page", "the SELECT is already compiled, and twenty rows are serialized column by column"),
+        ("a cold detail", "its two SELECTs are already compiled, and read in one snapshot"),
         ("an optimized page", "DRF makes an instance of each of twenty rows, and serializes each of its fields"),
         ("a write", "it is Django's save and a SELECT of the old values, a handful of tags, a lease and a close"),
     ],
@@ -91,6 +92,7 @@ def test_a_request_makes_no_more_python_calls_than_recorded(twenty_properties, s
         "a hit": (read, read),
         "a 304": (read, serve(VARIANTS["cached"], HTTP_IF_NONE_MATCH=read()[1]["ETag"])),
         "a cold page": (clear_the_cache, read),
+        "a cold detail": (clear_the_cache, serve(f"{VARIANTS['cached']}{twenty_properties[0].pk}/")),
         "an optimized page": (make_the_form_fields, serve(VARIANTS["optimized"])),
         "a write": (bool, twenty_properties[0].save),
     }[request_]

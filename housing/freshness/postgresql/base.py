@@ -134,11 +134,11 @@ class Instants(BaseTzLoader):  # type: ignore[misc]  # not in the stubs
 
     def load(self, data: Any) -> Any:
         """Return the time."""
-        with suppress(ValueError):  # infinity, or another DateStyle
+        try:
             time = datetime.datetime.fromisoformat(str(data, "ascii"))
-            if time.tzinfo is datetime.UTC:
-                return time
-        return super().load(data)
+        except ValueError:  # infinity, or another DateStyle
+            return super().load(data)
+        return time if time.tzinfo is datetime.UTC else super().load(data)
 
 
 CHECKED = 5.0
