@@ -41,7 +41,7 @@ from housing.views import select_of, selects_of_a_detail
 from tests import stacks
 from tests.fixtures import blogs, fast_client
 from tests.fixtures.blogs import Blog
-from tests.fixtures.cache import begin_journal, clear_the_cache, entries, expect_no_read, flush, verify
+from tests.fixtures.cache import begin_journal, clear_the_cache, expect_no_read, flush, replace_the_entry, verify
 from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
@@ -124,7 +124,8 @@ def has_steps(item: pytest.Item) -> bool:
 @pytest.fixture(autouse=True)
 def a_cold_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start each spec with an empty cache and a journal without open leases. It must leave no read that still uses the database."""
-    _ = select_of.cache_clear(), selects_of_a_detail.cache_clear()  # otherwise this spec would not reach the code that compiles a query
+    for compiled in (select_of, selects_of_a_detail):  # otherwise this spec would not reach the code that compiles a query
+        compiled.cache_clear()
     forget_everything()
     clear_the_cache()
     yield
@@ -304,15 +305,8 @@ def latency(latency: Latency, pytestconfig: pytest.Config) -> Latency:
 
 @pytest.fixture
 def tamper_with_the_entry() -> Callable[[], bytes]:
-    """Replace the body of the only entry in Redis, and return the new body. A response with that body can come only from the cache."""
-
-    def tamper_with_the_entry() -> bytes:
-        [entry] = entries()
-        body = b'{"next":null,"previous":null,"results":["tampered with"]}'
-        get_redis_connection("default").hset(entry, "body", body)
-        return body
-
-    return tamper_with_the_entry
+    """Replace the only entry in Redis by one with another body, and return it. A response with that body can come only from the cache."""
+    return replace_the_entry
 
 
 @pytest.fixture

@@ -246,7 +246,7 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     @property
     def begun(self) -> bool:
         """Whether the driver is in a transaction."""
-        return self.connection is not None and self.connection.info.transaction_status != TransactionStatus.IDLE
+        return self.connection is not None and self.connection.pgconn.transaction_status != TransactionStatus.IDLE
 
     def text_of(self, sql: Any) -> str | None:
         """Return the text of psycopg's `sql` objects and of template strings."""
