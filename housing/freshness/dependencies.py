@@ -494,7 +494,7 @@ class Select:
         return list(compiler.apply_converters(rows, compiler.get_converters(self._columns)))
 
     def _fetched(self, connection: Any) -> list[Any]:
-        with connection.cursor() as cursor:
+        with connection.repeating_cursor() as cursor:
             connection.announced = NOTHING
             try:
                 cursor.execute(self._sql, self._parameters)

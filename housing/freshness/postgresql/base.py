@@ -23,14 +23,15 @@ from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
 from ..statements import text_of
 from ..tracking import MANY_ROWS
-from . import triggers
+from . import prepared, triggers
 
 DATABASE = """
-SELECT t.id::text, t.tableoid::text, t.xmin::text, d.oid::text, d.datname, current_user, current_schemas(false)::text, current_setting('server_version_num')
+SELECT t.id::text, t.tableoid::text, t.xmin::text, d.oid::text, d.datname, current_user, current_schemas(false)::text, current_setting('server_version_num'),
+    pg_backend_pid()
 FROM freshness_database t, pg_database d WHERE d.datname = current_database()
 """
 """`pg_restore` creates the table or its row again, with another `tableoid` or `xmin`. A new database has another `oid`, even if this one was its
-template. The user and the schemas decide which tables and rows are visible."""
+template. The user and the schemas decide which tables and rows are visible. The last value says whether the connection is direct (see prepared.py)."""
 
 CLUSTER = """
 SELECT system_identifier::text, CASE
@@ -202,6 +203,8 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     ops_class = DatabaseOperations
     _checked = float("-inf")
     """When the server last replied to the check, by this process's clock."""
+    is_direct = False
+    """Whether there is certainly no pooler between this process and the server."""
     why_cluster_unknown = ""
     """Why the identity lacks the cluster, if this role may not read it."""
 
@@ -212,6 +215,8 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
             bound_replies(connection, float(seconds))
         connection.adapters.register_loader("timestamptz", Instants)  # in another zone Django gives each cursor its own
         self._checked = float("-inf")
+        self.is_direct = False
+        prepared.use_own_names(connection)
         return connection
 
     def is_usable(self) -> bool:
@@ -235,13 +240,24 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
 
     def facts(self) -> list[Any]:
         """Return facts about the database, and about its cluster if this role may read them."""
-        found: list[Any] = self.connection.execute(DATABASE).fetchall()
+        rows = self.connection.execute(DATABASE).fetchall()
+        found: list[Any] = [tuple(facts) for *facts, _ in rows]
+        self.is_direct = [pid for *_, pid in rows] == [self.connection.info.backend_pid]
         self.why_cluster_unknown = ""
         try:
             return [*found, *self.connection.execute(CLUSTER).fetchall()] if found else []
         except Error as error:
             self.why_cluster_unknown = " ".join(str(error).split())
             return found
+
+    def repeating_cursor(self) -> Any:
+        """Return a cursor whose SELECTs are prepared, unless that is uncertain to work, or the settings of the database say whether to prepare."""
+        self.ensure_connection()
+        is_own = {"prepare_threshold", "server_side_binding"}.isdisjoint(self.settings_dict["OPTIONS"])
+        if not (is_own and self.is_direct and self.timezone is datetime.UTC and prepared.is_idle(self.connection)):
+            return self.cursor()
+        with self.wrap_database_errors:
+            return self._prepare_cursor(prepared.Cursor(self))
 
     @property
     def begun(self) -> bool:
