@@ -3,11 +3,11 @@
 import datetime
 import inspect
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from unittest.mock import patch
 
 import pytest
-from django.db import Error, NotSupportedError, connection, connections, transaction
+from django.db import Error, NotSupportedError, OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.base import Cursor as PostgreSQLCursor
 from django.db.backends.postgresql.base import CursorDebugWrapper as PostgreSQLDebugWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
@@ -20,7 +20,7 @@ from django.http import QueryDict
 from psycopg import ClientCursor, Cursor, DataError, RawCursor, RawServerCursor, ServerCursor, adapters
 
 from housing.filters import Query
-from housing.freshness import Select
+from housing.freshness import Select, ours
 from housing.freshness.cursor import MethodRefused, mixed
 from housing.freshness.postgresql import base as postgresql_backend
 from housing.freshness.postgresql.prepared import AFTER, MOST
@@ -238,6 +238,38 @@ def test_a_time_of_postgresql_is_read_as_django_reads_it(kind):
             return repr(error)
 
     assert read(postgresql_backend.Instants) == read(Djangos)
+
+
+# Snapshots
+
+
+def transaction_modes():
+    """The isolation level of a transaction on this connection, and whether it can write."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        return [cursor.execute(f"SHOW {name}").fetchone()[0] for name in ("transaction_isolation", "transaction_read_only")]
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1/0", "SELECT pg_terminate_backend(pg_backend_pid())"], ids=["", "failed", "lost"])
+def test_a_snapshot_leaves_its_isolation_level_on_no_connection(transactional_db, statement):
+    """Its BEGIN has the level, without a statement more. The next transaction on this connection can write again."""
+    with suppress(Error), ours().snapshot(), connection.cursor() as cursor:
+        modes = cursor.execute("SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')").fetchone()
+        cursor.execute(statement)
+
+    assert modes == ("repeatable read", "on")
+    assert transaction_modes() == ["read committed", "off"]
+
+
+@pytest.mark.only("real")
+def test_a_snapshot_on_a_closed_connection_is_an_error_of_the_connection(transactional_db):
+    """The client gets 503, and the next request opens another connection."""
+    connection.ensure_connection()
+    connection.connection.close()
+
+    with pytest.raises(OperationalError), ours().snapshot():
+        pytest.fail("a SELECT would not be in a snapshot")
+    connection.close()
 
 
 # Prepared SELECTs

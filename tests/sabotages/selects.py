@@ -118,4 +118,28 @@ SELECTS = (
         "test_drivers.py::test_a_page_is_prepared_when_it_was_read_twice",
         stack="real",
     ),
+    Sabotage(
+        "PostgreSQL: a snapshot leaves its isolation level on the connection",
+        "freshness/postgresql/base.py",
+        "connection.isolation_level, connection.read_only = before",
+        "pass",
+        "test_drivers.py::test_a_snapshot_leaves_its_isolation_level_on_no_connection",
+        stack="real",
+    ),
+    Sabotage(
+        "PostgreSQL: the two SELECTs of a snapshot see two states of the database",
+        "freshness/postgresql/base.py",
+        "connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True",
+        "pass",
+        "test_races.py::test_a_detail_never_combines_two_states_of_the_database",
+        stack="real",
+    ),
+    Sabotage(
+        "PostgreSQL: a snapshot on a lost connection is an error of its own",
+        "freshness/postgresql/base.py",
+        "            except Error:  # a connection",
+        "            except KeyError:  # a connection",
+        "test_drivers.py::test_a_snapshot_leaves_its_isolation_level_on_no_connection",
+        stack="real",
+    ),
 )

@@ -13,7 +13,7 @@ from typing import Any
 from django.db import transaction
 from django.db.backends.postgresql import base, operations
 from django.db.backends.postgresql.psycopg_any import BaseTzLoader
-from psycopg import Error, OperationalError
+from psycopg import Error, IsolationLevel, OperationalError
 from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
@@ -296,8 +296,17 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Open a transaction whose SELECTs all see the same state."""
-        with transaction.atomic(using=self.alias, durable=True):
-            with self.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            yield
+        """Open a transaction whose SELECTs all see the same state. Its BEGIN says so, because SET TRANSACTION would be a round trip of its own."""
+        self.ensure_connection()
+        connection = self.connection
+        with self.wrap_database_errors:
+            before = connection.isolation_level, connection.read_only
+            connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
+        try:
+            with transaction.atomic(using=self.alias, durable=True):
+                yield
+        finally:
+            try:
+                connection.isolation_level, connection.read_only = before
+            except Error:  # a connection that is lost must not be used with this level again
+                self.close()
