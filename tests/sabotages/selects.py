@@ -142,4 +142,20 @@ SELECTS = (
         "test_drivers.py::test_a_snapshot_leaves_its_isolation_level_on_no_connection",
         stack="real",
     ),
+    Sabotage(
+        "PostgreSQL: a snapshot's isolation level is set on a connection that is then replaced",
+        "freshness/postgresql/base.py",
+        "        self.close_if_health_check_failed()  # otherwise `atomic` would replace the connection after this\n",
+        "",
+        "test_slow_database.py::test_a_connection_that_the_server_has_ended_is_replaced_before_a_snapshot",
+        stack="real",
+    ),
+    Sabotage(
+        "PostgreSQL: the connection of a compiled SELECT is not checked",
+        "freshness/postgresql/base.py",
+        "        self.close_if_health_check_failed()\n",
+        "",
+        "test_slow_database.py::test_a_connection_that_the_server_has_ended_is_replaced_before_the_query",
+        stack="real",
+    ),
 )

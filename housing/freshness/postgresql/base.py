@@ -252,6 +252,7 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
 
     def repeating_cursor(self) -> Any:
         """Return a cursor whose SELECTs are prepared, unless that is uncertain to work, or the settings of the database say whether to prepare."""
+        self.close_if_health_check_failed()
         self.ensure_connection()
         is_own = {"prepare_threshold", "server_side_binding"}.isdisjoint(self.settings_dict["OPTIONS"])
         if not (is_own and self.is_direct and self.timezone is datetime.UTC and prepared.is_idle(self.connection)):
@@ -297,6 +298,7 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Open a transaction whose SELECTs all see the same state. Its BEGIN says so, because SET TRANSACTION would be a round trip of its own."""
+        self.close_if_health_check_failed()  # otherwise `atomic` would replace the connection after this
         self.ensure_connection()
         connection = self.connection
         with self.wrap_database_errors:
