@@ -18,6 +18,7 @@ from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from django.http import QueryDict
 from psycopg import ClientCursor, Cursor, DataError, RawCursor, RawServerCursor, ServerCursor, adapters
+from psycopg._preparing import PrepareManager
 
 from housing.filters import Query
 from housing.freshness import Select, ours
@@ -357,11 +358,15 @@ def test_a_column_with_another_type_is_read_without_a_restart(twenty_properties)
 
 
 @pytest.mark.only("real")
-@pytest.mark.parametrize("parts", [{"TIME_ZONE": "Europe/Paris"}, {"OPTIONS": {"prepare_threshold": None}}], ids=["another time zone", "a setting"])
-def test_a_connection_with_settings_of_its_own_prepares_nothing(twenty_properties, elsewhere, parts):
+@pytest.mark.parametrize(
+    ("parts", "most"),
+    [({"TIME_ZONE": "Europe/Paris"}, MOST), ({"OPTIONS": {"prepare_threshold": None}}, PrepareManager.prepared_max)],
+    ids=["another time zone", "a setting"],
+)
+def test_a_connection_with_settings_of_its_own_prepares_nothing(twenty_properties, elsewhere, parts, most):
     """In another time zone, Django converts times with a cursor of its own. `prepare_threshold=none` in the URL turns preparing off."""
     rows = executed(compiled())
     options = connection.settings_dict["OPTIONS"] | parts.get("OPTIONS", {})
 
     with patch.dict(connection.settings_dict, parts | {"OPTIONS": options}):
-        assert elsewhere(lambda: (executed(compiled()), prepared())) == (rows, [])
+        assert elsewhere(lambda: (executed(compiled()), prepared(), connection.connection.prepared_max)) == (rows, [], most)

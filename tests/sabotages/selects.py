@@ -65,7 +65,7 @@ SELECTS = (
     Sabotage(
         "prepare_threshold=none in the URL turns nothing off",
         "freshness/postgresql/base.py",
-        "if not (is_own and",
+        "if not (self.may_prepare and",
         "if not (",
         "test_drivers.py::test_a_connection_with_settings_of_its_own_prepares_nothing",
         stack="real",
@@ -156,6 +156,14 @@ SELECTS = (
         "        self.close_if_health_check_failed()\n",
         "",
         "test_slow_database.py::test_a_connection_that_the_server_has_ended_is_replaced_before_the_query",
+        stack="real",
+    ),
+    Sabotage(
+        "a connection with prepare_threshold in its URL prepares fewer statements than psycopg would",
+        "freshness/postgresql/base.py",
+        "        if self.may_prepare:\n",
+        "        if True:\n",
+        "test_drivers.py::test_a_connection_with_settings_of_its_own_prepares_nothing",
         stack="real",
     ),
 )

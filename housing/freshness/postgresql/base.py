@@ -216,7 +216,8 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         connection.adapters.register_loader("timestamptz", Instants)  # in another zone Django gives each cursor its own
         self._checked = float("-inf")
         self.is_direct = False
-        prepared.use_own_names(connection)
+        if self.may_prepare:
+            prepared.use_own_names(connection)
         return connection
 
     def is_usable(self) -> bool:
@@ -250,12 +251,16 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
             self.why_cluster_unknown = " ".join(str(error).split())
             return found
 
+    @property
+    def may_prepare(self) -> bool:
+        """Whether the settings of the database leave it to the engine which statements are prepared."""
+        return {"prepare_threshold", "server_side_binding"}.isdisjoint(self.settings_dict["OPTIONS"])
+
     def repeating_cursor(self) -> Any:
-        """Return a cursor whose SELECTs are prepared, unless that is uncertain to work, or the settings of the database say whether to prepare."""
+        """Return a cursor whose SELECTs are prepared, unless that is uncertain to work."""
         self.close_if_health_check_failed()
         self.ensure_connection()
-        is_own = {"prepare_threshold", "server_side_binding"}.isdisjoint(self.settings_dict["OPTIONS"])
-        if not (is_own and self.is_direct and self.timezone is datetime.UTC and prepared.is_idle(self.connection)):
+        if not (self.may_prepare and self.is_direct and self.timezone is datetime.UTC and prepared.is_idle(self.connection)):
             return self.cursor()
         with self.wrap_database_errors:
             return self._prepare_cursor(prepared.Cursor(self))
