@@ -43,6 +43,7 @@ from tests.sabotages.reads import FILLS, READS
 from tests.sabotages.requests import REQUESTS
 from tests.sabotages.safety import SAFETY
 from tests.sabotages.schema import RUN, SCHEMA
+from tests.sabotages.selects import SELECTS
 from tests.sabotages.servers import SERVERS
 from tests.sabotages.slow_fills import SLOW_FILLS
 from tests.sabotages.statements import STATEMENTS
@@ -67,6 +68,7 @@ SABOTAGES = (
     *REQUESTS,
     *CONNECTIONS,
     *DEPENDENCIES,
+    *SELECTS,
     *COMMIT,
     *STATEMENTS,
     *READS,
