@@ -73,6 +73,7 @@ DOCUMENTS = (
             "invalidation",
             "saves",
             "scopes",
+            "joined",
             "writes",
             "commit",
             "close",

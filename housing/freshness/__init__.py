@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .breaker import Unreachable
     from .connection import NotLeased, ours
-    from .dependencies import Select
+    from .dependencies import Copy, Select
     from .entries import Read
     from .journal import Refused, begin_journal, inspect_server
     from .metrics import serve_metrics
@@ -24,6 +24,7 @@ __all__ = [
     "CONTROL",
     "Busy",
     "CachedView",
+    "Copy",
     "NotLeased",
     "Read",
     "Refused",
@@ -41,7 +42,7 @@ __all__ = [
 _HOMES = {
     "slots": ("Busy", "cold_reads"),
     "connection": ("NotLeased", "ours"),
-    "dependencies": ("Select",),
+    "dependencies": ("Copy", "Select"),
     "entries": ("Read",),
     "breaker": ("Unreachable",),
     "journal": ("Refused", "begin_journal", "inspect_server"),
