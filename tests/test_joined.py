@@ -18,11 +18,9 @@ from housing.freshness.settings import conf
 from housing.freshness.tracking import MANY_ROWS, tables
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests.exploration.schedules import Actor, Stage
-from tests.fixtures.cache import clear_the_cache
+from tests.fixtures.cache import another_version, clear_the_cache
 from tests.fixtures.responses import ask
 from tests.fixtures.rows import a_property, ids, put
-from tests.test_deploys import another_version
-from tests.test_schedules import no_timeouts  # noqa: F401  # a fixture
 
 pytest_plugins = ["tests.fixtures.kinds"]
 
@@ -127,10 +125,11 @@ def test_a_new_price_in_one_city_leaves_the_sorted_pages_of_another_warm(lists, 
     """The order of the rows in another city is the same. The row is not shown before it becomes the cheapest."""
     mine, other, move = lists
     move(twenty_properties[2])
+    put(twenty_properties[5], location=twenty_properties[0].location, agent=twenty_properties[0].agent)
     warm(**mine, ordering="price", page_size=1)
     warm(**other, ordering="price", page_size=1)
 
-    write(twenty_properties[5], price=1)
+    write(Property.objects.get(pk=twenty_properties[5].pk), price=1)
 
     assert read("cached", **other, ordering="price", page_size=1).came_from == "hit"
     assert read("cached", **mine, ordering="price", page_size=1).rows[0]["price"] == "1.00"
@@ -253,7 +252,7 @@ def test_an_update_is_not_trusted_if_what_it_read_moves(home, page, elsewhere):
 
 
 @pytest.fixture
-def stage(transactional_db, handler, sold, home, no_timeouts):  # noqa: F811
+def stage(transactional_db, handler, sold, home, no_timeouts):
     """A stage for T1, who sells the property, T2, who creates an image of it, and a reader. At the end the page is as in the database."""
     address = sold.args[-1]
 
@@ -298,7 +297,7 @@ def test_a_row_that_moves_while_another_comes_to_refer_to_it_is_read_in_every_or
     assert tried == schedules[pytestconfig.option.stack]
 
 
-# What a lease trusts
+# The trust of a lease
 
 
 @pytest.fixture
@@ -417,6 +416,6 @@ def test_a_write_is_not_trusted_if_its_lease_has_run_out(redis_clock, since):
 
 
 def test_a_key_may_have_dots():
-    """What follows the last dot may also be a part of the key."""
+    """The text after the last dot may also be a part of the key."""
     assert broken({"housing_property-a.b.status"}) >= {"|housing_property|a.b|", "|housing_property|a.b.status|"}
     assert "housing_property-a.b.status" in watched({condition_of("a.b")})

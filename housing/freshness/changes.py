@@ -47,7 +47,7 @@ class Statement(NamedTuple):
     columns: tuple[str, ...]
     """The columns of an image, the primary key first."""
     joined: tuple[Lookup, ...]
-    """What an image of an UPDATE has after its columns: values of the rows to which the row refers afterwards."""
+    """Values of the rows to which the row refers afterwards. An image of an UPDATE has them after its columns."""
     is_bounded: bool
     """Whether its condition names so few rows that all images may be returned."""
     deletes: bool

@@ -31,6 +31,7 @@ from tests.sabotages.environment import ENVIRONMENT
 from tests.sabotages.example import EXAMPLE
 from tests.sabotages.importing import IMPORTING
 from tests.sabotages.instruments import INSTRUMENTS
+from tests.sabotages.joined import JOINED
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.operators import OPERATORS
@@ -63,6 +64,7 @@ SABOTAGES = (
     *REQUESTS,
     *CONNECTIONS,
     *DEPENDENCIES,
+    *JOINED,
     *COMMIT,
     *STATEMENTS,
     *READS,
