@@ -23,6 +23,7 @@ from rest_framework.pagination import BasePagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from housing.freshness import Copy
 from housing.models import Property
 
 NEWEST_FIRST = "-created_at"
@@ -58,7 +59,7 @@ class EmptyInput(forms.TextInput):
         """Return no value."""
 
 
-class Copied(Func):
+class Copied(Copy):
     """A column of a related row. PostgreSQL keeps a copy of it in the property's own row, in the column `copy` (migration 0004)."""
 
     template = "%(expressions)s"

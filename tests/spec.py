@@ -74,6 +74,7 @@ DOCUMENTS = (
             "invalidation",
             "saves",
             "scopes",
+            "joined",
             "writes",
             "commit",
             "close",

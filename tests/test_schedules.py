@@ -53,16 +53,6 @@ def a_row(*tags):
 
 
 @pytest.fixture
-def no_timeouts(settings):
-    """Let no lease run out and no reader stop waiting because the machine is slow."""
-    settings.FRESHNESS_LEASE = settings.FRESHNESS_WAIT_TIMEOUT = 3600.0
-    settings.FRESHNESS_COLD_READS = 100  # an actor that waits for its turn would reach no step
-    journal.forget_server()  # the settings are in the script's text
-    yield
-    journal.forget_server()
-
-
-@pytest.fixture
 def clock(request, settings, no_timeouts):
     """Redis's clock, stopped, and a bound of one second. None on the real stack, whose bound is the 30 years of all specs."""
     if request.config.option.stack == "real":

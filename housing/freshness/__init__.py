@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .breaker import Unreachable
     from .connection import NotLeased, ours
-    from .dependencies import Select
+    from .dependencies import Copy, Select
     from .entries import Read
     from .fast_path import FastPath
     from .journal import Refused, begin_journal, inspect_server
@@ -25,6 +25,7 @@ __all__ = [
     "CONTROL",
     "Busy",
     "CachedView",
+    "Copy",
     "FastPath",
     "NotLeased",
     "Read",
@@ -43,7 +44,7 @@ __all__ = [
 _HOMES = {
     "slots": ("Busy", "cold_reads"),
     "connection": ("NotLeased", "ours"),
-    "dependencies": ("Select",),
+    "dependencies": ("Copy", "Select"),
     "entries": ("Read",),
     "fast_path": ("FastPath",),
     "breaker": ("Unreachable",),

@@ -6,9 +6,10 @@ invalidates only by those that it changed. Values are compared as the database s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from .joined import trusting
 from .tracking import MANY_ROWS, Table
 
 Values = Sequence[Any]
@@ -22,6 +23,19 @@ class Image(NamedTuple):
     after: Values | None
 
 
+class Lookup(NamedTuple):
+    """A value of the row to which a reference leads. Names are quoted."""
+
+    reference: str
+    table: str
+    key: str
+    column: str
+
+    def of(self, reference: str) -> str:
+        """Return an expression for it, given one for the reference."""
+        return f"(SELECT freshness_joined.{self.column} FROM {self.table} freshness_joined WHERE freshness_joined.{self.key} = {reference})"  # noqa: S608
+
+
 class Statement(NamedTuple):
     """An UPDATE or a DELETE, with everything that a database needs to return its images. Names are quoted."""
 
@@ -32,9 +46,13 @@ class Statement(NamedTuple):
     table: str
     columns: tuple[str, ...]
     """The columns of an image, the primary key first."""
+    joined: tuple[Lookup, ...]
+    """Values of the rows to which the row refers afterwards. An image of an UPDATE has them after its columns."""
     is_bounded: bool
     """Whether its condition names so few rows that all images may be returned."""
     deletes: bool
+    old_is_known: bool = False
+    """Whether only the new values are needed."""
 
     @property
     def condition(self) -> str:
@@ -61,13 +79,13 @@ def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tu
     columns that differ within the scopes in which a row stays.
     """
     assert table.pk_text
-    tags, within = {table.name}, set()
+    tags, within = {table.name}, set[str]()
     scopes = [(columns.index(column), column, text) for column, text in table.scopes.items()]
     for before, after in images:
         assert after is not None
         key = table.pk_text(before[0])
         tags.add(f"{table.name}:{key}")
-        changed = [column for column, old, new in zip(columns, before, after, strict=True) if old != new or type(old) is not type(new)]
+        changed = [column for column, old, new in zip(columns, before, after, strict=False) if old != new or type(old) is not type(new)]
         changed += table.generated
         tags.update([f"{table.name}.{column}" for column in changed])
         for place, column, text in scopes:
@@ -80,7 +98,22 @@ def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tu
             elif old is not None:
                 inside = f"{scope}{text(old)}."
                 within.update([inside + each for each in changed])
+        within.update(tags_through_joins(table, columns, after, changed))
     return tags, within
+
+
+def tags_through_joins(table: Table, columns: Sequence[str], after: Values, changed: Collection[str]) -> Iterator[str]:
+    """Yield the tags of a row in its scopes through joins if these columns of it changed, and the conditions under which these are its scopes."""
+    for place, joined in enumerate(table.joined if changed else (), len(columns)):
+        reference, value = after[columns.index(joined.reference)], after[place]
+        if reference is None:
+            continue
+        if value is None:
+            yield table.unjoined
+            continue
+        scope = f"{table.name}.{joined.name}={joined.text(value)}"
+        yield from [scope] if joined.reference in changed else [f"{scope}.{each}" for each in changed]
+        yield trusting(table, joined, joined.key_text(reference))
 
 
 def limited(count: int, images: list[Image] | None) -> tuple[int, list[Image] | None]:

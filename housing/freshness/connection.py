@@ -23,7 +23,8 @@ from .changes import Image, Statement
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
-from .journal import Lease, journal
+from .joined import distrusted, divided
+from .journal import Lease, Seen, journal
 from .settings import conf
 from .tracking import MANY_ROWS, MANY_SCOPED, Table, tables
 
@@ -55,6 +56,8 @@ class Scope:
     """Sentences for the log with their tags, in order and without repeats. After `MANY_ROWS` none are added."""
     held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(table, primary key) of a row that was read FOR UPDATE → column → value."""
+    since: Seen | None = field(default_factory=lambda: journal.seen)
+    """An instant before the transaction began."""
 
 
 def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
@@ -221,6 +224,12 @@ class ConnectionMixin(IdentifiedMixin):
         held = self.held(table, key) or {}
         return column in held and bool(held[column] == value) and not _differ_in_json(held[column], value)
 
+    def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
+        """Note an instant before a transaction begins."""
+        if not (autocommit or self.uncommitted):
+            self.scopes[0].since = journal.seen
+        super().set_autocommit(autocommit, *args, **kwargs)
+
     def _savepoint(self, sid: str) -> None:
         super()._savepoint(sid)
         self.scopes.append(Scope(sid))
@@ -337,10 +346,11 @@ class ConnectionMixin(IdentifiedMixin):
         Raises NotLeased if that is impossible, too.
         """
         try:
-            return journal.lease(tags)
+            return journal.lease(tags, self.scopes[0].since)
         except Unreachable as away:
+            plain, conditions = divided(tags)
             try:
-                outbox.write(self, tags)
+                outbox.write(self, plain | distrusted(conditions))
             except DatabaseError as error:
                 why = " ".join(str(error).split())
                 raise NotLeased(f"Rolled back: {away} The outbox cannot be written, either: {why}. Run `manage.py migrate`.") from away

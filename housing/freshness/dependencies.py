@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from django.db.models import ForeignKey, ForeignObjectRel, QuerySet
-from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Window
+from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Value, Window
 from django.db.models.fields.tuple_lookups import TupleIn
 from django.db.models.lookups import Exact, In
 from django.db.models.sql.constants import INNER
@@ -175,12 +175,23 @@ def _constants(lookup: Any, alias: str, column: str, text: Text) -> frozenset[st
         if len(sources) != 1 or hasattr(right, "as_sql"):
             return None
         left, right = sources[0], [value[0] for value in right]
+    while isinstance(left, Copy):
+        [left] = left.get_source_expressions()
+    if type(right) is Value and isinstance(left, Col):
+        try:
+            right = left.target.get_prep_value(right.value)
+        except (TypeError, ValueError):
+            return None
     if not (isinstance(left, Col) and left.alias == alias and left.target.column == column) or hasattr(right, "as_sql"):
         return None
     values = [right] if isinstance(lookup, Exact) else list(right)
     if len(values) > MANY_ROWS or any(hasattr(value, "as_sql") for value in values):
         return None
     return frozenset(text(value) for value in values if value is not None)
+
+
+class Copy(Func):
+    """A copy of a column, which the database keeps equal to it. It counts as the column itself."""
 
 
 class _Reader:
@@ -246,6 +257,9 @@ class _Reader:
     def reading(self, select: list[Any]) -> Reading:
         """Return the dependencies."""
         rows, leaving, pins, hidden = [], [], [], set[str]()
+        for alias in self.joins:
+            if self.query.group_by is None and not self.counts_others and self._position(alias, self.tables[alias], select) is not None:
+                self._scope_through_a_join(alias)
         implied = {alias for alias in self.joins if self._is_implied(alias)}
         for alias, table in self.tables.items():
             position = self._position(alias, table, select) if self.query.group_by is None else None
@@ -261,8 +275,10 @@ class _Reader:
                 hidden = hidden.union(*map(of, self.ordering[alias]))
             self.tags = self.tags.union(*map(of, columns))
             if alias in self.scopes:
-                self.tags |= self.scopes[alias][1] | {table.unscoped}
-                self.tags |= set() if knows_its_rows else {f"{scope}-" for scope in self.scopes[alias][1]}
+                column, scopes = self.scopes[alias]
+                self.tags |= scopes | {table.unscoped} | ({table.unjoined} if ">" in column else set())
+                self.tags |= set() if alias in implied else {f"{scope}+" for scope in scopes}
+                self.tags |= set() if knows_its_rows else {f"{scope}-" for scope in scopes}
             elif alias in self.by_pk and position is not None:
                 assert table.pk_text
                 pins.append(Pin(position, table.pk_text, self.by_pk[alias], f"{table.name}:+"))
@@ -272,7 +288,7 @@ class _Reader:
             else:
                 continue
             if knows_its_rows:
-                ends = ["", f".{self.scopes[alias][0]}"] if alias in self.scopes else [""]
+                ends = ["", f".{self.scopes[alias][0].partition('>')[0]}"] if alias in self.scopes else [""]
                 leaving += [(rows[-1][0], f"{table.name}-", rows[-1][2], end) for end in ends]
                 hidden.add(table.unscoped)
         return Reading(frozenset(self.tags), tuple(rows), tuple(leaving), frozenset(hidden), tuple(pins))
@@ -327,6 +343,20 @@ class _Reader:
                     self.scopes[alias] = column, {f"{table.name}.{column}={value}" for value in values}
                 break
         return taken
+
+    def _scope_through_a_join(self, alias: str) -> None:
+        """Limit a table to the scopes of a row to which it refers, unless it is limited to rows, or to a reference of its own, which has smaller scopes."""
+        own, table = self.scopes.get(alias), self.tables[alias]
+        if alias in self.by_pk or (own and own[0] in table.references):
+            return
+        for other, (column, scopes) in [*self.scopes.items()]:
+            join = self.joins[other]
+            name = f"{join.join_cols[0][0]}>{column}" if getattr(join, "parent_alias", None) == alias and _refers(join, forward=True) else ""
+            if name in [joined.name for joined in table.joined]:
+                prefix = f"{self.tables[other].name}.{column}="
+                self.scopes[alias] = name, {f"{table.name}.{name}={scope.removeprefix(prefix)}" for scope in scopes}
+                self.selecting[alias] |= {own[0]} if own else set()
+                return
 
     def _lead_to(self, alias: str) -> None:
         """Note the columns of the joins on the way, because a changed reference may bring another row into the result."""

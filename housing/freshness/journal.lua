@@ -10,7 +10,8 @@
 --   '|version:…'  minus the instant, in 1000 seconds, of the last miss of a reader with this version of the code
 --   '|others:…'   the instant of the last write by any other version, which is a tag of all entries of this version
 --   tag           the instant of its last close. The bar keeps a table from having the name of a field above
---   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything
+--   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything. Then its conditions, as `|if:tag|table|key|`:
+--                 it has the tag in place of the condition if a row with this key is moved before its COMMIT (see joined.py)
 -- KEYS[2] is an entry, one hash:
 --   epoch, read_at, tags   when it was read, and the tags that make it stale
 --   etag, body             the response; missing if a lease did not allow storing it
@@ -299,20 +300,45 @@ function verbs.abandon(nonce, read_at, another)
   end
 end
 
--- Reads of these tags cannot be trusted until the lease is closed or has run out.
--- → the tags that it adds for other versions, which the close must repeat
-function verbs.lease(nonce, lease, tags, version)
+-- The text of a lease, or of its conditions, with their tags in place of the conditions.
+local function widened(held) return (held:gsub('|if:([^|\n]*)|[^\n]*', '%1')) end
+
+local function member(lease, tags, conditions) return lease .. '|' .. tags .. (conditions ~= '' and '\n' .. conditions or '') end
+
+-- Widen the open leases whose conditions contain one of these texts. First added, then removed.
+local function break_conditions(j, broken)
+  if broken == '' then return end
+  for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + j.last), '+inf')) do
+    for condition in broken:gmatch('[^\n]+') do
+      if lease:find('|if:', 1, true) and lease:find(condition, 1, true) then
+        call('ZADD', journal, text(call('ZMSCORE', journal, lease)[1]), widened(lease))
+        call('ZREM', journal, lease)
+        break
+      end
+    end
+  end
+end
+
+-- Reads of these tags cannot be trusted until the lease is closed or has run out. `conditions` hold if none of the `watched` tags was written at or after
+-- `since`, and no other version of the code is there, which may not know of them. `broken` are those of other leases that this write breaks.
+-- → the journal's epoch and this instant, '1' if the conditions hold, and the tags that it adds, which the close must repeat
+function verbs.lease(nonce, lease, tags, version, conditions, watched, epoch, since, broken)
   local j = tick(nonce)
   local more = of_others(version, j)
-  record(j, text(LEASES + j.last + LEASE), {lease .. '|' .. table.concat(both({tags}, more), '\n')})
-  return more
+  local hold = conditions == '' or #more == 0 and not doubt(j, tonumber(epoch), tonumber(since), watched)
+  if not hold then both(more, split(widened(conditions))) end
+  break_conditions(j, broken)
+  record(j, text(LEASES + j.last + LEASE), {member(lease, table.concat(both({tags}, more), '\n'), hold and conditions or '')})
+  return {text(j.epoch), text(j.last), hold and '1' or '0', unpack(more)}
 end
 
 -- End this lease and no other. Reads of its tags that began before now are stale.
-function verbs.close(nonce, lease, tags, version)
-  local j = tick(nonce)
-  record(j, text(j.last), both(split(tags), of_others(version)))
-  call('ZREM', journal, lease .. '|' .. tags)
+function verbs.close(nonce, lease, tags, version, conditions)
+  local j, held = tick(nonce), member(lease, tags, conditions)
+  local closed = both(split(tags), of_others(version))
+  if conditions ~= '' and not call('ZMSCORE', journal, held)[1] then both(closed, split(widened(conditions))) end
+  record(j, text(j.last), closed)
+  call('ZREM', journal, held, widened(held))
   settle(j)
   if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
     call('ZADD', journal, text(TTL - j.last), '|low')
@@ -321,7 +347,10 @@ function verbs.close(nonce, lease, tags, version)
 end
 
 -- End this lease, whose write did not happen.
-function verbs.withdraw(_, lease, tags) call('ZREM', journal, lease .. '|' .. tags) end
+function verbs.withdraw(_, lease, tags, conditions)
+  local held = member(lease, tags, conditions)
+  call('ZREM', journal, held, widened(held))
+end
 
 -- Create a new journal while nobody writes.
 function verbs.begin(nonce) create(nonce, true) end
@@ -341,9 +370,10 @@ end
 -- Close the tags that were found in the outbox, '*' for everything, and record that all writes before the instant are closed.
 -- If there were any, their rows are still to be deleted, so the next verification begins later: at most four queries in MAX_STALENESS.
 -- → '1', or '0' if this is another journal
-function verbs.end_verification(nonce, database, epoch, instant, tags)
+function verbs.end_verification(nonce, database, epoch, instant, tags, broken)
   local j = tick(nonce)
   if j.epoch ~= tonumber(epoch) then return '0' end
+  break_conditions(j, broken)
   if tags == '*' then
     call('ZADD', journal, text(-j.last), '|low', text(-j.last), '|last')
   elseif tags ~= '' then

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,12 +28,17 @@ from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
 from redis.sentinel import SentinelConnectionPool
 
+from . import joined
 from .breaker import Breaker, Unreachable
 from .fingerprint import version
 from .servers import SCRIPTED, Objection, objection, parsed, permission_objection, server_name
 from .settings import conf
+from .tracking import TRUST
 
 logger = logging.getLogger(__name__)
+
+Seen = tuple[bytes, bytes]
+"""The epoch of a journal, and one of its instants."""
 
 Late = Callable[[refusals.RedisError, bool], Any]
 """Takes an error as the reply that was not awaited, and whether this thread may send a command."""
@@ -68,6 +73,13 @@ class Lease:
 
     id: str
     tags: tuple[str, ...]
+    conditions: tuple[str, ...] = ()
+    """Those under which the tags are all (see joined.py)."""
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """Its id, its tags and its conditions, as the script takes them."""
+        return self.id, "\n".join(self.tags), "\n".join(self.conditions)
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,8 @@ class Journal:
         self._server = "Redis"
         self._line = ThreadConnection()
         self.breaker = Breaker()
+        self.seen: Seen | None = None
+        """The last instant of which this process knows."""
 
     def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, may_wait: bool = False) -> Hit | Miss | Filling | Unverified:
         """The entry under this key if it is fresh. Its body is left out if its ETag is one of the reader's `etags`.
@@ -156,6 +170,7 @@ class Journal:
             return Filling(rest[0], is_slow=len(rest) > 1)
         if verdict == b"unverified":
             return Unverified()
+        self.seen = (rest[0], rest[1])
         return Miss(verdict == b"stale", *rest)
 
     def store(
@@ -185,12 +200,20 @@ class Journal:
         """Report that nothing will be stored after `miss`, so that nobody waits for it. If another reader may succeed, the next one takes over."""
         self._run("abandon", miss.read_at, int(another), entry=entry)
 
-    def lease(self, tags: Collection[str]) -> Lease:
-        """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds."""
-        lease = Lease(os.urandom(8).hex(), tuple(sorted(tags)))
-        if of_others := self._run("lease", lease.id, "\n".join(lease.tags), version()):
-            return Lease(lease.id, (*lease.tags, *(tag.decode() for tag in of_others)))
-        return lease
+    def lease(self, tags: Collection[str], since: Seen | None = None) -> Lease:
+        """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds.
+
+        The conditions among the tags hold if nothing has broken them `since` an instant that was known before the transaction began.
+        """
+        plain, conditions = joined.divided(tags)
+        if since is None:
+            plain, conditions = plain | joined.distrusted(conditions), set()
+        lease = Lease(os.urandom(8).hex(), tuple(sorted(plain)), tuple(sorted(conditions)))
+        identity, text, terms = lease.parts
+        watched, broken = "\n".join(joined.watched(conditions)), "\n".join(joined.broken(plain))
+        epoch, instant, hold, *more = self._run("lease", identity, text, version(), terms, watched, *(since or ("", "")), broken)
+        self.seen = (epoch, instant)
+        return replace(lease, tags=(*lease.tags, *(tag.decode() for tag in more)), conditions=lease.conditions if hold == b"1" else ())
 
     def close(self, lease: Lease, late: Callable[[Unreachable], Any] | None = None) -> None:
         """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh.
@@ -199,7 +222,8 @@ class Journal:
         the close. The reply is read before the thread's next command, or when the thread ends. After an error the close is sent again, and if that fails,
         or if no reply came in time, `late` is called.
         """
-        command = ("close", lease.id, "\n".join(lease.tags), version())
+        identity, tags, conditions = lease.parts
+        command = ("close", identity, tags, version(), conditions)
         self._run(*command, late=partial(self._close_again, lease, late)) if late else self._run(*command)
 
     def _close_again(self, lease: Lease, late: Callable[[Unreachable], Any], error: refusals.RedisError, may_ask: bool) -> None:
@@ -215,7 +239,7 @@ class Journal:
 
     def withdraw(self, lease: Lease) -> None:
         """Report that the leased write did not happen, so nothing becomes stale."""
-        self._run("withdraw", lease.id, "\n".join(lease.tags))
+        self._run("withdraw", *lease.parts)
 
     def begin_verification(self, database: str, *, at_once: bool = False) -> Verification | None:
         """Begin to look for writes to this database that are missing in the journal. None if another process began a moment ago, unless `at_once`."""
@@ -227,7 +251,8 @@ class Journal:
 
         Returns False, and does nothing, if this is not the journal in which the verification began.
         """
-        return bool(self._run("end_verification", verification.database, verification.epoch, verification.instant, "\n".join(sorted(tags))) == b"1")
+        texts = ("\n".join(sorted(tags)), "\n".join(joined.broken(tags)))
+        return bool(self._run("end_verification", verification.database, verification.epoch, verification.instant, *texts) == b"1")
 
     def verified(self, database: str) -> float | None:
         """The seconds since the instant up to which this database is verified, or None if it never was."""
@@ -255,7 +280,9 @@ class Journal:
         leases = {}
         for held in listed:
             lease, _, tags = held.partition("|")
-            leases[Lease(lease, tuple(tags.splitlines()))] = int(next(listed)) / 1_000_000
+            lines = tags.splitlines()
+            plain = tuple(line for line in lines if not line.startswith(TRUST))
+            leases[Lease(lease, plain, tuple(lines[len(plain) :]))] = int(next(listed)) / 1_000_000
         return leases
 
     def ages(self) -> tuple[float, float] | None:

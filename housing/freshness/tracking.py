@@ -11,18 +11,22 @@ A tag begins with the name of a table, which every writer knows: a model, its pr
 | `t:+`, `t:-` | an INSERT, a DELETE | entries that depend on which rows exist |
 | `t-7` | a DELETE of this row | entries that read the row and show only that there is one |
 | `t-7.agent_id` | an UPDATE by which this row leaves its scope of this column | the same, if they are selected by the column |
-| `t.agent_id=3` | an INSERT of a row with this value, an UPDATE to it | entries that are selected by it: this *scope* |
+| `t.agent_id=3` | an UPDATE of a row to this value | entries that are selected by it: this *scope* |
+| `t.agent_id=3+` | an INSERT of a row with this value | the same, unless rows of this table matter only if others refer to them |
 | `t.agent_id=3-` | a DELETE of a row with this value, an UPDATE from it | entries of the scope that do not know which rows they read |
 | `t.agent_id=3.price` | an UPDATE of this column of a row in the scope | entries of the scope that are filtered or ordered by the column |
+| `t.location_id>city=Bath` | an INSERT of a row whose location has this city, an UPDATE to such a location | entries of this scope through a join |
+| `t.location_id>city=Bath.price` | an UPDATE of this column of a row that keeps its location | as within any scope |
 | `t:?` | a write to rows whose scopes are unknown | every entry of a scope |
+| `t:>` | a write to rows whose scopes through a join are unknown | every entry of such a scope (see joined.py) |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -31,7 +35,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import models
 from django.db.migrations.recorder import MigrationRecorder
-from django.db.models import Field, Model, deletion
+from django.db.models import Field, ForeignKey, Model, deletion
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import class_prepared
 
@@ -62,6 +66,26 @@ WRITTEN_BY_THE_DATABASE: tuple[type, ...] = tuple(filter(None, [getattr(deletion
 """The `on_delete` classes of Django 6.1 and later with which the database itself changes the referring rows."""
 
 
+TRUST = "|if:"
+"""The beginning of a condition of a lease (see joined.py)."""
+
+
+class Joined(NamedTuple):
+    """A column whose values are scopes of the rows that refer to its row by an enforced foreign key."""
+
+    reference: str
+    table: str
+    key: str
+    key_text: Text
+    column: str
+    text: Text
+
+    @property
+    def name(self) -> str:
+        """As tags name it."""
+        return f"{self.reference}>{self.column}"
+
+
 @dataclass(frozen=True)
 class Table:
     """A tracked table. `pk`, `references` and `scopes` have only columns whose values can be part of a tag."""
@@ -79,6 +103,8 @@ class Table:
     """The columns that the database generates from others."""
     managed: bool = True
     """Whether Django creates the table. Otherwise it may be a view of unknown tables."""
+    joined: tuple[Joined, ...] = ()
+    """The scopes of its rows through a join."""
 
     @property
     def all(self) -> set[str]:
@@ -90,9 +116,14 @@ class Table:
         """The tag of a write to rows whose scopes are unknown."""
         return f"{self.name}:?"
 
+    @property
+    def unjoined(self) -> str:
+        """The tag of a write to rows whose scopes through a join are unknown."""
+        return f"{self.name}:>"
+
     def in_scopes(self, tags: set[str]) -> set[str]:
         """Return those of these tags that are of one scope, or of a row that is deleted or leaves one."""
-        prefixes = (f"{self.name}-", *(f"{self.name}.{column}=" for column in self.scopes))
+        prefixes = (f"{self.name}-", TRUST, *(f"{self.name}.{column}=" for column in (*self.scopes, *(joined.name for joined in self.joined))))
         return {tag for tag in tags if tag.startswith(prefixes)}
 
 
@@ -138,7 +169,15 @@ def tables() -> dict[str, Table]:
         if known:  # two models of one table
             table = _both(known, table)
         found[table.name] = table
-    return found
+    return {name: replace(table, joined=_joined(table, found)) for name, table in found.items()}
+
+
+@until_the_models_change
+@cache
+def targets() -> dict[str, frozenset[str]]:
+    """table → the columns of its scopes, for each table whose rows have scopes of others through a join."""
+    every = tables()
+    return {joined.table: frozenset(every[joined.table].scopes) for table in every.values() for joined in table.joined}
 
 
 @until_the_models_change
@@ -221,6 +260,31 @@ def _both(one: Table, other: Table) -> Table:
     references = {column: made for column, made in one.references.items() if column in other.references}
     scopes = {column: made for column, made in one.scopes.items() if column in other.scopes}
     return Table(one.name, one.label, pk, text, references, scopes, one.generated | other.generated, one.managed or other.managed)
+
+
+def _joined(table: Table, known: dict[str, Table]) -> tuple[Joined, ...]:
+    """Return the scopes of a table's rows through a join. A unique column has as many as there are rows."""
+    models = [model for model in apps.get_models(include_auto_created=True) if model._meta.db_table == table.name]
+    found: list[list[Joined]] = []
+    for model in models:
+        fields = [field for field in model._meta.local_concrete_fields if isinstance(field, ForeignKey) and field.column in table.references]
+        found.append(
+            [joined for field in fields if getattr(field, "db_constraint", False) and not field.primary_key for joined in _joined_by(field, table, known)]
+        )
+    return tuple(joined for joined in found[0] if all(joined in others for others in found[1:])) if found else ()
+
+
+def _joined_by(field: ForeignKey[Any, Any], table: Table, known: dict[str, Table]) -> Iterator[Joined]:
+    target = field.target_field
+    other = known.get(target.model._meta.db_table)
+    if other is None or not other.managed or other.name == table.name or "|" in other.name:
+        return
+    if other.pk is None or other.pk_text is None or other.pk != target.column:
+        return
+    unique = {each.column for each in target.model._meta.local_concrete_fields if each.unique}
+    for column, text in other.scopes.items():
+        if column not in unique:
+            yield Joined(str(field.column), other.name, other.pk, other.pk_text, column, text)
 
 
 def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -> frozenset[str]:

@@ -33,6 +33,7 @@ from tests.sabotages.example import EXAMPLE
 from tests.sabotages.fast_path import FAST_PATH
 from tests.sabotages.importing import IMPORTING
 from tests.sabotages.instruments import INSTRUMENTS
+from tests.sabotages.joined import JOINED
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
 from tests.sabotages.operators import OPERATORS
@@ -66,6 +67,7 @@ SABOTAGES = (
     *REQUESTS,
     *CONNECTIONS,
     *DEPENDENCIES,
+    *JOINED,
     *COMMIT,
     *STATEMENTS,
     *READS,

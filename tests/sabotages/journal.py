@@ -13,22 +13,22 @@ JOURNAL = (
     Sabotage(
         "lease: no lease is opened before COMMIT",
         "freshness/connection.py",
-        "return journal.lease(tags)",
+        "return journal.lease(tags, self.scopes[0].since)",
         'return Lease("none", tuple(tags))',
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
     Sabotage(
         "lease: a lease ends at once",
         "freshness/journal.lua",
-        "text(LEASES + j.last + LEASE), {lease",
-        "text(LEASES + j.last), {lease",
+        "text(LEASES + j.last + LEASE), {member",
+        "text(LEASES + j.last), {member",
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
     Sabotage(
         "lease: a lease is opened after COMMIT",
         "freshness/connection.py",
-        "return journal.lease(tags)",
-        "super()._commit(); return journal.lease(tags)",
+        "return journal.lease(tags, self.scopes[0].since)",
+        "super()._commit(); return journal.lease(tags, self.scopes[0].since)",
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
     Sabotage(
@@ -62,7 +62,7 @@ JOURNAL = (
     Sabotage(
         "closed record: a close leaves no record",
         "freshness/journal.lua",
-        "record(j, text(j.last), both(split(tags), of_others(version)))",
+        "record(j, text(j.last), closed)",
         "record(j)",
         "test_races.py::test_a_read_that_a_write_raced_is_repeated_before_it_is_stored",
     ),
@@ -83,7 +83,7 @@ JOURNAL = (
     Sabotage(
         "own lease only: a close ends every lease",
         "freshness/journal.lua",
-        "call('ZREM', journal, lease .. '|' .. tags)\n  settle",
+        "call('ZREM', journal, held, widened(held))\n  settle",
         "call('ZREMRANGEBYSCORE', journal, text(LEASES), '+inf')\n  settle",
         "test_races.py::test_a_close_does_not_end_the_lease_of_another_writer",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import select
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -159,6 +159,12 @@ def values_of(row: str, number: int) -> list[str | None]:
     return [field[1:-1].replace('""', '"').replace("\\\\", "\\") if field[:1] == '"' else field or None for field in fields]
 
 
+def found_by(statement: Statement, references: Sequence[str]) -> str:
+    """Return a column more with the values of the rows to which these references lead, if there are any."""
+    found = [lookup.of(reference) for lookup, reference in zip(statement.joined, references, strict=True)]
+    return f", ROW({', '.join(found)})::text" if found else ""
+
+
 def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any, ...]]:
     """Return a statement that also returns the old values of its rows, and for an UPDATE the new ones, each as the text of a row: two texts cost half as
     much as two for each column. PostgreSQL 18 has the names OLD and NEW.
@@ -167,22 +173,28 @@ def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any,
     """
     parts: list[str] = []
     sql, params = statement.sql, statement.params
-    if statement.deletes:
+    has_old = has_old and not (statement.deletes or statement.old_is_known)
+    new = "n" if has_old else statement.table
+    if statement.deletes or statement.old_is_known:
         returned = [row_of(statement.table, statement.columns)]
     elif has_old:
-        returned = [row_of("o", statement.columns), row_of("n", statement.columns)]
+        returned = [row_of("o", statement.columns), row_of(new, statement.columns)]
     else:
         keys = [f"f{number}" for number in range(len(statement.columns))]
         renamed = ", ".join([f"{column} AS {key}" for column, key in zip(statement.columns, keys, strict=True)])
         parts = [f"freshness_old AS MATERIALIZED (SELECT {renamed} FROM {statement.table}{statement.condition} FOR NO KEY UPDATE)"]  # noqa: S608  # quoted names
         sql = f"{statement.without_condition} FROM freshness_old WHERE {statement.table}.{statement.columns[0]} = freshness_old.f0"
         params = (*statement.where_params, *params[: len(params) - len(statement.where_params)])
-        returned = [row_of("freshness_old", keys), row_of(statement.table, statement.columns)]
-    sql = f"{sql} RETURNING {'WITH (OLD AS o, NEW AS n) ' if has_old and not statement.deletes else ''}"
+        returned = [row_of("freshness_old", keys), row_of(new, statement.columns)]
+    references = [f"{new}.{lookup.reference}" for lookup in statement.joined]
+    sql = f"{sql} RETURNING {'WITH (OLD AS o, NEW AS n) ' if has_old else ''}"
     sql += ", ".join([f"{each} AS c{number}" for number, each in enumerate(returned)])
-    if not statement.is_bounded:
-        parts.append(f"freshness_changed AS ({sql})")
-        sql = f"SELECT *, (SELECT count(*) FROM freshness_changed) FROM freshness_changed LIMIT {MANY_ROWS + 1}"  # noqa: S608  # a number
+    if statement.is_bounded:
+        sql += found_by(statement, references)
+    else:
+        parts.append(f"freshness_changed AS ({sql}{''.join([f', {each} AS r{number}' for number, each in enumerate(references)])})")
+        columns = ", ".join([f"c{number}" for number in range(len(returned))]) + found_by(statement, [f"r{number}" for number in range(len(references))])
+        sql = f"SELECT {columns}, (SELECT count(*) FROM freshness_changed) FROM freshness_changed LIMIT {MANY_ROWS + 1}"  # noqa: S608  # quoted names
     return f"WITH {', '.join(parts)} {sql}" if parts else sql, params
 
 
@@ -263,8 +275,12 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
             cursor.execute(*with_images(statement, has_old=self.pg_version >= 180000))
             rows = cursor.fetchall()
         count = len(rows) if statement.is_bounded else (rows[0][-1] if rows else 0)
-        number = len(statement.columns)
-        return limited(count, [Image(values_of(row[0], number), None if statement.deletes else values_of(row[1], number)) for row in rows])
+        number, joined = len(statement.columns), len(statement.joined)
+        if statement.deletes:
+            return limited(count, [Image(values_of(row[0], number), None) for row in rows])
+        new = 0 if statement.old_is_known else 1
+        found = [values_of(row[new + 1], joined) if joined else [] for row in rows]
+        return limited(count, [Image(values_of(row[0], number), values_of(row[new], number) + more) for row, more in zip(rows, found, strict=True)])
 
     def watch_other_programs(self) -> None:
         """Install the triggers."""
