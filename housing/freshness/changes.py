@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .joined import trusting
-from .tracking import MANY_ROWS, Table
+from .tracking import MANY_ROWS, Joined, Table
 
 Values = Sequence[Any]
 """The values of a row as the driver returns them, the primary key first."""
@@ -23,17 +23,35 @@ class Image(NamedTuple):
     after: Values | None
 
 
-class Lookup(NamedTuple):
-    """A value of the row to which a reference leads. Names are quoted."""
+class Copied(NamedTuple):
+    """A copy of a column that a foreign key of two columns keeps equal to it (see joined.py)."""
 
+    name: str
     reference: str
     table: str
     key: str
     column: str
+    copy: str
+    """The column of the referring table that holds the copy."""
 
-    def of(self, reference: str) -> str:
-        """Return an expression for it, given one for the reference."""
-        return f"(SELECT freshness_joined.{self.column} FROM {self.table} freshness_joined WHERE freshness_joined.{self.key} = {reference})"  # noqa: S608
+
+class Lookup(NamedTuple):
+    """A value of the row to which a reference leads. Names are quoted."""
+
+    joined: Joined
+    is_copied: bool
+    """Whether the database keeps a copy of it in the own row (see joined.py)."""
+    source: str
+    """The column of the own row from which it is found: the copy if the database keeps one, otherwise the reference."""
+    table: str
+    key: str
+    column: str
+
+    def of(self, source: str) -> str:
+        """Return an expression for it, given one for its source."""
+        if self.is_copied:
+            return source
+        return f"(SELECT freshness_joined.{self.column} FROM {self.table} freshness_joined WHERE freshness_joined.{self.key} = {source})"  # noqa: S608
 
 
 class Statement(NamedTuple):
@@ -46,7 +64,7 @@ class Statement(NamedTuple):
     table: str
     columns: tuple[str, ...]
     """The columns of an image, the primary key first."""
-    joined: tuple[Lookup, ...]
+    lookups: tuple[Lookup, ...]
     """Values of the rows to which the row refers afterwards. An image of an UPDATE has them after its columns."""
     is_bounded: bool
     """Whether its condition names so few rows that all images may be returned."""
@@ -74,7 +92,7 @@ def paired(before: Collection[Values], after: Collection[Values]) -> list[Image]
     return [Image(row, found[row[0]]) for row in before]
 
 
-def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tuple[set[str], set[str]]:
+def tags_of(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], images: Sequence[Image]) -> tuple[set[str], set[str]]:
     """Return the tags of an UPDATE with these images: its rows, the columns that differ, and the scopes that a row left or entered; and the tags of the
     columns that differ within the scopes in which a row stays.
     """
@@ -98,13 +116,13 @@ def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tu
             elif old is not None:
                 inside = f"{scope}{text(old)}."
                 within.update([inside + each for each in changed])
-        within.update(tags_through_joins(table, columns, after, changed))
+        within.update(tags_through_joins(table, columns, lookups, after, changed))
     return tags, within
 
 
-def tags_through_joins(table: Table, columns: Sequence[str], after: Values, changed: Collection[str]) -> Iterator[str]:
+def tags_through_joins(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], after: Values, changed: Collection[str]) -> Iterator[str]:
     """Yield the tags of a row in its scopes through joins if these columns of it changed, and the conditions under which these are its scopes."""
-    for place, joined in enumerate(table.joined if changed else (), len(columns)):
+    for place, (joined, is_copied, *_) in enumerate(lookups if changed else (), len(columns)):
         reference, value = after[columns.index(joined.reference)], after[place]
         if reference is None:
             continue
@@ -113,7 +131,8 @@ def tags_through_joins(table: Table, columns: Sequence[str], after: Values, chan
             continue
         scope = f"{table.name}.{joined.name}={joined.text(value)}"
         yield from [scope] if joined.reference in changed else [f"{scope}.{each}" for each in changed]
-        yield trusting(table, joined, joined.key_text(reference))
+        if not is_copied:
+            yield trusting(table, joined, joined.key_text(reference))
 
 
 def limited(count: int, images: list[Image] | None) -> tuple[int, list[Image] | None]:

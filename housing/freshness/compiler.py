@@ -17,7 +17,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import MULTI, ROW_COUNT
 
-from .changes import Image, Lookup, Statement, tags_of, tags_through_joins
+from .changes import Copied, Image, Lookup, Statement, tags_of, tags_through_joins
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .joined import trusting
 from .statements import NOTHING
@@ -179,11 +179,11 @@ class Inserts(Writes):
         statements = super().as_sql()
         table = tables().get(self.query.get_meta().db_table)
         is_short = self.returning_fields and len(self.query.objs) < MANY_ROWS and self.query.on_conflict is None
-        self._lookups = _lookups(table.joined) if table and is_short and self.connection.returns_rows else ()
+        self._lookups = _lookups(table.name, table.joined, self.connection.copies) if table and is_short and self.connection.returns_rows else ()
         if self._lookups:
             [(sql, params)] = statements
             [quoted] = _quoted(self.query.get_meta().db_table)
-            statements = [(f"{sql}, {', '.join([lookup.of(f'{quoted}.{lookup.reference}') for lookup in self._lookups])}", params)]
+            statements = [(f"{sql}, {', '.join([lookup.of(f'{quoted}.{lookup.source}') for lookup in self._lookups])}", params)]
         return statements
 
     def _tag(self, table: Table | None, result: Any) -> None:
@@ -215,13 +215,14 @@ class Inserts(Writes):
             return {table.unjoined}
         found = [row[len(self.returning_fields) :] for row in rows]
         written = {field.column: field for field in self.query.fields}
-        for place, joined in enumerate(table.joined):
+        for place, (joined, is_copied, *_) in enumerate(self._lookups):
             values = [row[place] for row in found if row[place] is not None]
             references = [value for obj in self.query.objs if (value := getattr(obj, written[joined.reference].attname)) is not None]
             if len(values) < len(references):
                 tags.add(table.unjoined)
             tags |= {f"{table.name}.{joined.name}={joined.text(value)}+" for value in values}
-            tags |= {trusting(table, joined, joined.key_text(_prepared(written[joined.reference], value))) for value in references}
+            if not is_copied:
+                tags |= {trusting(table, joined, joined.key_text(_prepared(written[joined.reference], value))) for value in references}
         return tags
 
     def _is_again(self, table: Table, keys: Iterable[Any]) -> bool:
@@ -241,6 +242,8 @@ class Changes(Writes):
     """The rows that it matched; None if they are unknown or too many."""
     _is_held = False
     """Whether all of its rows are locked, so that their old values are known."""
+    _lookups: tuple[Lookup, ...] = ()
+    """The values that an image has after its columns."""
 
     def compile(self, node: Any) -> Any:
         """Keep the text of the condition."""
@@ -249,7 +252,7 @@ class Changes(Writes):
             self._where = found
         return found
 
-    def _send_for_images(self, table: Table, columns: Iterable[str], joined: tuple[Lookup, ...] = (), *, is_bounded: bool) -> int:
+    def _send_for_images(self, table: Table, columns: Iterable[str], *, is_bounded: bool) -> int:
         """Execute the statement, and keep the images of its rows. Returns their number."""
         self._columns, self._images = list(dict.fromkeys([str(table.pk), *columns])), []
         try:
@@ -258,7 +261,9 @@ class Changes(Writes):
             return 0
         quoted = _quoted(table.name, *self._columns)
         where, where_params = self._where
-        statement = Statement(sql, params, where, tuple(where_params), quoted[0], quoted[1:], joined, is_bounded, self.verb == Deletes.verb, self._is_held)
+        statement = Statement(
+            sql, params, where, tuple(where_params), quoted[0], quoted[1:], self._lookups, is_bounded, self.verb == Deletes.verb, self._is_held
+        )
         count: int
         count, self._images = self.connection.images(statement)
         return count
@@ -287,7 +292,8 @@ class Updates(Changes):
         if self._is_held and not table.joined:  # what the rows held is known already
             return super().execute_sql(result_type)
         columns = [joined.reference for joined in table.joined] if self._is_held else [*columns, *table.scopes]
-        return self._send_for_images(table, columns, _lookups(table.joined), is_bounded=keys is not None)
+        self._lookups = _lookups(table.name, table.joined, self.connection.copies)
+        return self._send_for_images(table, columns, is_bounded=keys is not None)
 
     def _keys(self, table: Table) -> frozenset[str] | None:
         """Return the primary keys to which the condition is limited; None if it is not."""
@@ -297,7 +303,7 @@ class Updates(Changes):
         if table is None or not self.query.values or self._wrote_nothing(result):
             return
         if self._images and not self._is_held:
-            self._say(table, [before[0] for before, _ in self._images], *tags_of(table, self._columns, self._images))
+            self._say(table, [before[0] for before, _ in self._images], *tags_of(table, self._columns, self._lookups, self._images))
         else:
             self._tag_assigned(table)
 
@@ -326,7 +332,7 @@ class Updates(Changes):
         if self._images is None:
             through_joins = {table.unjoined} if changed and table.joined else set()
         else:
-            through_joins = {tag for _, after in self._images for tag in tags_through_joins(table, self._columns, after or (), changed)}
+            through_joins = {tag for _, after in self._images for tag in tags_through_joins(table, self._columns, self._lookups, after or (), changed)}
         return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed), through_joins)
 
     def _in_scopes(self, table: Table, keys: Iterable[str], changed: Collection[str]) -> set[str]:
@@ -395,9 +401,11 @@ def _quoted(*names: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def _lookups(joined: tuple[Joined, ...]) -> tuple[Lookup, ...]:
-    """Return the lookups of these scopes through joins."""
-    return tuple(Lookup(*_quoted(each.reference, each.table, each.key, each.column)) for each in joined)
+def _lookups(name: str, joined: tuple[Joined, ...], copies: frozenset[Copied]) -> tuple[Lookup, ...]:
+    """Return the lookups of a table's scopes through joins."""
+    copied = {copy[:-1]: copy.copy for copy in copies}
+    found = [(each, copied.get((name, each.reference, each.table, each.key, each.column))) for each in joined]
+    return tuple(Lookup(each, copy is not None, *_quoted(copy or each.reference, each.table, each.key, each.column)) for each, copy in found)
 
 
 def _prepared(field: Field[Any, Any], value: Any) -> Any:

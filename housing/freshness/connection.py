@@ -19,7 +19,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, NotSuppor
 
 from . import outbox, statements
 from .breaker import Unreachable
-from .changes import Image, Statement
+from .changes import Copied, Image, Statement
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
@@ -99,6 +99,9 @@ class ConnectionMixin(IdentifiedMixin):
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
     release_may_commit: ClassVar[bool] = False
+
+    copies: frozenset[Copied] = frozenset()
+    """The copies of columns of other rows that this database keeps."""
 
     announced: frozenset[str] | None = None
     """The tables that the next statement may write, if it comes from a compiler, which records or tags it itself. None if its text must be analysed."""

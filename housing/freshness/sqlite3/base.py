@@ -112,7 +112,7 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
             if before is not None and (statement.deletes or len(before) > MANY_ROWS):
                 cursor.execute(statement.sql, statement.params)
                 return limited(cursor.rowcount, [Image(row, None) for row in before])
-            joined = "".join([f", {lookup.of(f'{statement.table}.{lookup.reference}')}" for lookup in statement.joined])
+            joined = "".join([f", {lookup.of(f'{statement.table}.{lookup.source}')}" for lookup in statement.lookups])
             cursor.execute(f"{statement.sql} RETURNING {columns}{joined}", statement.params)
             rows = cursor.fetchall()
         return limited(len(rows), [Image(row, row if statement.old_is_known else None) for row in rows] if before is None else paired(before, rows))
