@@ -417,5 +417,5 @@ def test_a_write_is_not_trusted_if_its_lease_has_run_out(redis_clock, since):
 
 def test_a_key_may_have_dots():
     """The text after the last dot may also be a part of the key."""
-    assert broken({"housing_property-a.b.status"}) >= {"|housing_property|a.b|", "|housing_property|a.b.status|"}
+    assert broken("housing_property-a.b.status") >= {"|housing_property|a.b|", "|housing_property|a.b.status|"}
     assert "housing_property-a.b.status" in watched({condition_of("a.b")})

@@ -6,7 +6,7 @@ invalidates only by those that it changed. Values are compared as the database s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from .joined import trusting
@@ -120,19 +120,21 @@ def tags_of(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], ima
     return tags, within
 
 
-def tags_through_joins(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], after: Values, changed: Collection[str]) -> Iterator[str]:
-    """Yield the tags of a row in its scopes through joins if these columns of it changed, and the conditions under which these are its scopes."""
+def tags_through_joins(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], after: Values, changed: Collection[str]) -> set[str]:
+    """Return the tags of a row in its scopes through joins if these columns of it changed, and the conditions under which these are its scopes."""
+    found: set[str] = set()
     for place, (joined, is_copied, *_) in enumerate(lookups if changed else (), len(columns)):
         reference, value = after[columns.index(joined.reference)], after[place]
         if reference is None:
             continue
         if value is None:
-            yield table.unjoined
+            found.add(table.unjoined)
             continue
-        scope = f"{table.name}.{joined.name}={joined.text(value)}"
-        yield from [scope] if joined.reference in changed else [f"{scope}.{each}" for each in changed]
+        scope = f"{table.name}.{joined.reference}>{joined.column}={joined.text(value)}"
+        found.update([scope] if joined.reference in changed else [f"{scope}.{each}" for each in changed])
         if not is_copied:
-            yield trusting(table, joined, joined.key_text(reference))
+            found.add(trusting(table, joined, joined.key_text(reference)))
+    return found
 
 
 def limited(count: int, images: list[Image] | None) -> tuple[int, list[Image] | None]:

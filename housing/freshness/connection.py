@@ -23,7 +23,7 @@ from .changes import Copied, Image, Statement
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
-from .joined import distrusted, divided
+from .joined import divided
 from .journal import Lease, Seen, journal
 from .settings import conf
 from .tracking import MANY_ROWS, MANY_SCOPED, Table, tables
@@ -56,8 +56,8 @@ class Scope:
     """Sentences for the log with their tags, in order and without repeats. After `MANY_ROWS` none are added."""
     held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(table, primary key) of a row that was read FOR UPDATE → column → value."""
-    since: Seen | None = field(default_factory=lambda: journal.seen)
-    """An instant before the transaction began."""
+    since: Seen | None = None
+    """An instant before the transaction began, if Django began it."""
 
 
 def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
@@ -229,7 +229,7 @@ class ConnectionMixin(IdentifiedMixin):
 
     def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
         """Note an instant before a transaction begins."""
-        if not (autocommit or self.uncommitted):
+        if self.autocommit and not autocommit:
             self.scopes[0].since = journal.seen
         super().set_autocommit(autocommit, *args, **kwargs)
 
@@ -351,9 +351,9 @@ class ConnectionMixin(IdentifiedMixin):
         try:
             return journal.lease(tags, self.scopes[0].since)
         except Unreachable as away:
-            plain, conditions = divided(tags)
+            plain, _ = divided(tags, is_known=False)
             try:
-                outbox.write(self, plain | distrusted(conditions))
+                outbox.write(self, plain)
             except DatabaseError as error:
                 why = " ".join(str(error).split())
                 raise NotLeased(f"Rolled back: {away} The outbox cannot be written, either: {why}. Run `manage.py migrate`.") from away

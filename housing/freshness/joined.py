@@ -10,7 +10,7 @@ lease that breaks this trust adds the tag to it, because its own COMMIT may come
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from .tracking import TRUST, Joined, Table, targets
 
@@ -23,16 +23,14 @@ def trusting(table: Table, joined: Joined, key: str) -> str:
     return f"{TRUST}{table.unjoined}|{joined.table}|{key}|"
 
 
-def divided(tags: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Return the tags, and the conditions that are among them."""
+def divided(tags: Iterable[str], *, is_known: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the tags, and the conditions that are among them, each in order. If no instant is known at which they held, they are replaced by their tags."""
     found = set(tags)
     conditions = {tag for tag in found if tag.startswith(TRUST)}
-    return found - conditions, conditions
-
-
-def distrusted(conditions: Iterable[str]) -> set[str]:
-    """Return the tags that a write has in place of these conditions."""
-    return {condition.removeprefix(TRUST).partition("|")[0] for condition in conditions}
+    plain = found - conditions
+    if not is_known:
+        plain, conditions = plain | {condition.removeprefix(TRUST).partition("|")[0] for condition in conditions}, set()
+    return tuple(sorted(plain)), tuple(sorted(conditions))
 
 
 def watched(conditions: Iterable[str]) -> set[str]:
@@ -45,12 +43,16 @@ def watched(conditions: Iterable[str]) -> set[str]:
     return found
 
 
-def broken(tags: Collection[str]) -> set[str]:
-    """Return the texts that conditions contain which a write with these tags breaks."""
+def broken(text: str) -> set[str]:
+    """Return the texts that conditions contain which a write with these tags breaks, one tag per line."""
+    names = [name for name in targets() if f"{name}-" in text or f"{name}:*" in text or f"{name}:?" in text]  # most writes need no more
+    if not names and EVERYTHING not in text:
+        return set()
+    tags = text.split("\n")
     if EVERYTHING in tags:
         return {TRUST}
     found: set[str] = set()
-    for name in targets():
+    for name in names:
         if f"{name}:*" in tags or f"{name}:?" in tags:
             found.add(f"|{name}|")
         for tag in [tag for tag in tags if tag.startswith(f"{name}-")]:

@@ -209,17 +209,60 @@ local function of_others(version, j)
   return tags
 end
 
--- The tags found in the outbox. '|version:…' is that of a writer.
-local function unfolded(tags)
-  local all = {}
-  for _, tag in ipairs(split(tags)) do
-    local version = tag:match('^|version:(.*)$')
-    both(all, version and of_others(version) or {tag})
+local verbs = {}
+
+-- The text of a lease, or of its conditions, with their tags in place of the conditions.
+local function widened(held) return (held:gsub('|if:([^|\n]*)|[^\n]*', '%1')) end
+
+local function member(lease, tags, conditions) return lease .. '|' .. tags .. (conditions and '\n' .. conditions or '') end
+
+-- Remove a lease. One with conditions may have been widened.
+local function remove(held, conditions) call('ZREM', journal, held, conditions and widened(held) or held) end
+
+-- Widen the open leases whose conditions contain one of these texts. First added, then removed.
+local function break_conditions(j, broken)
+  if broken == '' then return end
+  for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + j.last), '+inf')) do
+    for condition in broken:gmatch('[^\n]+') do
+      if lease:find('|if:', 1, true) and lease:find(condition, 1, true) then
+        call('ZADD', journal, text(call('ZMSCORE', journal, lease)[1]), widened(lease))
+        call('ZREM', journal, lease)
+        break
+      end
+    end
   end
-  return all
 end
 
-local verbs = {}
+-- Reads of these tags cannot be trusted until the lease is closed or has run out. `broken` are texts in conditions of other leases that this write breaks.
+-- `conditions`, if there are any, hold if none of the `watched` tags was written at or after `since`, and no other version of the code is there, which may
+-- not know of them.
+-- → the journal's epoch and this instant, '1' if the conditions hold, and the tags that it adds, which the close must repeat
+function verbs.lease(nonce, lease, tags, version, broken, conditions, watched, epoch, since)
+  local j = tick(nonce)
+  local more = of_others(version, j)
+  local hold = not conditions or #more == 0 and not doubt(j, tonumber(epoch), tonumber(since), watched)
+  if not hold then both(more, split(widened(conditions))) end
+  break_conditions(j, broken)
+  record(j, text(LEASES + j.last + LEASE), {member(lease, table.concat(both({tags}, more), '\n'), hold and conditions)})
+  return {text(j.epoch), text(j.last), hold and '1' or '0', unpack(more)}
+end
+
+-- End this lease and no other. Reads of its tags that began before now are stale.
+function verbs.close(nonce, lease, tags, version, conditions)
+  local j, held = tick(nonce), member(lease, tags, conditions)
+  local closed = both(split(tags), of_others(version))
+  if conditions and not call('ZMSCORE', journal, held)[1] then both(closed, split(widened(conditions))) end
+  record(j, text(j.last), closed)
+  remove(held, conditions)
+  settle(j)
+  if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
+    call('ZADD', journal, text(TTL - j.last), '|low')
+    call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
+  end
+end
+
+-- Most other calls are these two. They return before the other verbs are defined.
+if verbs[ARGV[1]] then return verbs[ARGV[1]](unpack(ARGV, 2)) end
 
 function verbs.lookup(nonce, _, _, version)
   local j, known = tick(nonce), '|version:' .. version
@@ -300,60 +343,23 @@ function verbs.abandon(nonce, read_at, another)
   end
 end
 
--- The text of a lease, or of its conditions, with their tags in place of the conditions.
-local function widened(held) return (held:gsub('|if:([^|\n]*)|[^\n]*', '%1')) end
-
-local function member(lease, tags, conditions) return lease .. '|' .. tags .. (conditions ~= '' and '\n' .. conditions or '') end
-
--- Widen the open leases whose conditions contain one of these texts. First added, then removed.
-local function break_conditions(j, broken)
-  if broken == '' then return end
-  for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + j.last), '+inf')) do
-    for condition in broken:gmatch('[^\n]+') do
-      if lease:find('|if:', 1, true) and lease:find(condition, 1, true) then
-        call('ZADD', journal, text(call('ZMSCORE', journal, lease)[1]), widened(lease))
-        call('ZREM', journal, lease)
-        break
-      end
-    end
-  end
-end
-
--- Reads of these tags cannot be trusted until the lease is closed or has run out. `conditions` hold if none of the `watched` tags was written at or after
--- `since`, and no other version of the code is there, which may not know of them. `broken` are those of other leases that this write breaks.
--- → the journal's epoch and this instant, '1' if the conditions hold, and the tags that it adds, which the close must repeat
-function verbs.lease(nonce, lease, tags, version, conditions, watched, epoch, since, broken)
-  local j = tick(nonce)
-  local more = of_others(version, j)
-  local hold = conditions == '' or #more == 0 and not doubt(j, tonumber(epoch), tonumber(since), watched)
-  if not hold then both(more, split(widened(conditions))) end
-  break_conditions(j, broken)
-  record(j, text(LEASES + j.last + LEASE), {member(lease, table.concat(both({tags}, more), '\n'), hold and conditions or '')})
-  return {text(j.epoch), text(j.last), hold and '1' or '0', unpack(more)}
-end
-
--- End this lease and no other. Reads of its tags that began before now are stale.
-function verbs.close(nonce, lease, tags, version, conditions)
-  local j, held = tick(nonce), member(lease, tags, conditions)
-  local closed = both(split(tags), of_others(version))
-  if conditions ~= '' and not call('ZMSCORE', journal, held)[1] then both(closed, split(widened(conditions))) end
-  record(j, text(j.last), closed)
-  call('ZREM', journal, held, widened(held))
-  settle(j)
-  if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
-    call('ZADD', journal, text(TTL - j.last), '|low')
-    call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
-  end
-end
-
 -- End this lease, whose write did not happen.
-function verbs.withdraw(_, lease, tags, conditions)
-  local held = member(lease, tags, conditions)
-  call('ZREM', journal, held, widened(held))
+function verbs.withdraw(_, lease, tags, _, conditions)
+  remove(member(lease, tags, conditions), conditions)
 end
 
 -- Create a new journal while nobody writes.
 function verbs.begin(nonce) create(nonce, true) end
+
+-- The tags found in the outbox. '|version:…' is that of a writer.
+local function unfolded(tags)
+  local all = {}
+  for _, tag in ipairs(split(tags)) do
+    local version = tag:match('^|version:(.*)$')
+    both(all, version and of_others(version) or {tag})
+  end
+  return all
+end
 
 -- database, at_once ('1' or '0') → epoch and the instant at which this verification begins; nothing if another one began less than a third of
 -- MAX_STALENESS ago, unless it has to begin at once.

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -42,6 +42,8 @@ Seen = tuple[bytes, bytes]
 
 Late = Callable[[refusals.RedisError, bool], Any]
 """Takes an error as the reply that was not awaited, and whether this thread may send a command."""
+
+NOTHING: tuple[Any, ...] = ()
 
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
@@ -77,9 +79,10 @@ class Lease:
     """Those under which the tags are all (see joined.py)."""
 
     @property
-    def parts(self) -> tuple[str, str, str]:
-        """Its id, its tags and its conditions, as the script takes them."""
-        return self.id, "\n".join(self.tags), "\n".join(self.conditions)
+    def parts(self) -> tuple[str, ...]:
+        """Its id, its tags, this version of the code, and its conditions if there are any, as the script takes them."""
+        parts = self.id, "\n".join(self.tags), version()
+        return (*parts, "\n".join(self.conditions)) if self.conditions else parts
 
 
 @dataclass(frozen=True)
@@ -205,15 +208,16 @@ class Journal:
 
         The conditions among the tags hold if nothing has broken them `since` an instant that was known before the transaction began.
         """
-        plain, conditions = joined.divided(tags)
-        if since is None:
-            plain, conditions = plain | joined.distrusted(conditions), set()
-        lease = Lease(os.urandom(8).hex(), tuple(sorted(plain)), tuple(sorted(conditions)))
-        identity, text, terms = lease.parts
-        watched, broken = "\n".join(joined.watched(conditions)), "\n".join(joined.broken(plain))
-        epoch, instant, hold, *more = self._run("lease", identity, text, version(), terms, watched, *(since or ("", "")), broken)
+        plain, conditions, terms = tuple(sorted(tags)), NOTHING, NOTHING
+        text = "\n".join(plain)
+        if TRUST in text:
+            plain, conditions = joined.divided(tags, is_known=since is not None)
+            text = "\n".join(plain)
+            terms = ("\n".join(conditions), "\n".join(joined.watched(conditions)), *(since or ()))
+        identity = os.urandom(8).hex()
+        epoch, instant, hold, *more = self._run("lease", identity, text, version(), "\n".join(joined.broken(text)), *terms)
         self.seen = (epoch, instant)
-        return replace(lease, tags=(*lease.tags, *(tag.decode() for tag in more)), conditions=lease.conditions if hold == b"1" else ())
+        return Lease(identity, (*plain, *[tag.decode() for tag in more]), conditions if hold == b"1" else ())
 
     def close(self, lease: Lease, late: Callable[[Unreachable], Any] | None = None) -> None:
         """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh.
@@ -222,9 +226,7 @@ class Journal:
         the close. The reply is read before the thread's next command, or when the thread ends. After an error the close is sent again, and if that fails,
         or if no reply came in time, `late` is called.
         """
-        identity, tags, conditions = lease.parts
-        command = ("close", identity, tags, version(), conditions)
-        self._run(*command, late=partial(self._close_again, lease, late)) if late else self._run(*command)
+        self._run("close", *lease.parts, late=partial(self._close_again, lease, late) if late else None)
 
     def _close_again(self, lease: Lease, late: Callable[[Unreachable], Any], error: refusals.RedisError, may_ask: bool) -> None:
         """Take an error as the late reply to a close. The thread of another connection may not ask, because it may be in the middle of a command."""
@@ -251,8 +253,9 @@ class Journal:
 
         Returns False, and does nothing, if this is not the journal in which the verification began.
         """
-        texts = ("\n".join(sorted(tags)), "\n".join(joined.broken(tags)))
-        return bool(self._run("end_verification", verification.database, verification.epoch, verification.instant, *texts) == b"1")
+        text = "\n".join(sorted(tags))
+        broken = "\n".join(joined.broken(text))
+        return bool(self._run("end_verification", verification.database, verification.epoch, verification.instant, text, broken) == b"1")
 
     def verified(self, database: str) -> float | None:
         """The seconds since the instant up to which this database is verified, or None if it never was."""
