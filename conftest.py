@@ -500,16 +500,6 @@ def own_redis(as_the_cache: Callable[[OwnRedis], None], new_redis: Callable[...,
 
 
 @pytest.fixture
-def no_timeouts(settings: Any) -> Iterator[None]:
-    """Let no lease run out and no reader stop waiting because the machine is slow."""
-    settings.FRESHNESS_LEASE = settings.FRESHNESS_WAIT_TIMEOUT = 3600.0
-    settings.FRESHNESS_COLD_READS = 100  # an actor that waits for its turn would reach no step
-    journal.forget_server()  # the settings are in the script's text
-    yield
-    journal.forget_server()
-
-
-@pytest.fixture
 def redis_unreachable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
     """`with redis_unreachable():` close every connection to Redis, and refuse new ones."""
 

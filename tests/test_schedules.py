@@ -25,6 +25,8 @@ from tests.fixtures.cache import clear_the_cache, flush, verify
 from tests.fixtures.responses import ask
 from tests.fixtures.rows import a_property, saved
 
+pytest_plugins = ["tests.fixtures.no_timeouts"]
+
 READER, REDIS, WATCHMAN, TIME, FAILOVER = "a reader", "Redis", "a watchman", "time", "a failover"
 
 LONG, EMBEDDED = pytest.mark.races, pytest.mark.only("embedded")

@@ -90,7 +90,7 @@ DEPENDENCIES = (
     Sabotage(
         "an UPDATE by a condition counts as a write to unknown rows",
         "freshness/compiler.py",
-        "return self._send_for_images(table, columns, _lookups(table.joined), is_bounded=keys is not None)",
+        "return self._send_for_images(table, columns, is_bounded=keys is not None)",
         "return self._send_for_images(table, columns, is_bounded=True) if keys else super().execute_sql(result_type)",  # plain-words: code
         "test_saves.py::test_an_update_by_a_condition_leaves_pages_of_other_rows_warm",
     ),

@@ -83,15 +83,15 @@ JOURNAL = (
     Sabotage(
         "own lease only: a close ends every lease",
         "freshness/journal.lua",
-        "call('ZREM', journal, held, widened(held))\n  settle",
+        "remove(held, conditions)\n  settle",
         "call('ZREMRANGEBYSCORE', journal, text(LEASES), '+inf')\n  settle",
         "test_races.py::test_a_close_does_not_end_the_lease_of_another_writer",
     ),
     Sabotage(
         "own lease only: all leases share one name",
         "freshness/journal.py",
-        "Lease(os.urandom(8).hex(), ",
-        'Lease("lease", ',
+        "identity = os.urandom(8).hex()",
+        'identity = "lease"',
         "test_races.py::test_a_close_ends_only_one_of_two_leases_on_the_same_tags",
     ),
     Sabotage(
