@@ -6,6 +6,10 @@ Then the page of the other country can be filled without the order, and the writ
 So a write trusts the value that it has read by the rule for entries: no close and no lease of the customer's country is at or after an instant that was known
 before the transaction began. If there is one, the write has the tag `t:>`, which stands for all scopes through a join. A lease lists what it trusts. A later
 lease that breaks this trust adds the tag to it, because its own COMMIT may come first. No lock is taken, and no statement or round trip is added.
+
+PostgreSQL may keep a *copy* of the country in the order's own row: a foreign key of two columns, `(customer_id, country)`, lets no COMMIT leave another value
+there than the customer's. The engine finds such keys itself. The write then returns the copy, which needs no subquery and no trust: while the write is
+not committed, the customer can move only before it or after it.
 """
 
 from __future__ import annotations
