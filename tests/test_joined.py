@@ -7,6 +7,7 @@ processes, each with its own connections.
 from functools import partial
 
 import pytest
+from django.apps import apps
 from django.db import OperationalError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -15,7 +16,7 @@ from housing.freshness import ours, outbox
 from housing.freshness.joined import broken, trusting, watched
 from housing.freshness.journal import journal
 from housing.freshness.settings import conf
-from housing.freshness.tracking import MANY_ROWS, TRUST, tables
+from housing.freshness.tracking import MANY_ROWS, TRUST, forget, tables
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests.exploration.schedules import Actor, Stage
 from tests.fixtures.cache import another_version, clear_the_cache
@@ -180,6 +181,25 @@ def test_a_number_of_listings_in_a_city_depends_on_the_whole_list(home, place, p
     put(home, location_id=Property.objects.exclude(pk=home.pk)[0].location_id)
 
     assert number().json == 0
+
+
+def test_a_proxy_model_has_the_scopes_of_its_concrete_model(db):
+    """It defines no columns of its own, so it must not count as a second model of the table that has no references."""
+    before = tables()["housing_property"].joined
+
+    class Bargain(Property):
+        class Meta:
+            app_label = "housing"
+            proxy = True
+
+    try:
+        assert (
+            [joined.name for joined in tables()["housing_property"].joined] == [joined.name for joined in before] == ["location_id>city", "agent_id>office_id"]
+        )
+    finally:
+        del apps.all_models["housing"][Bargain._meta.model_name]
+        apps.clear_cache()
+        forget()
 
 
 def test_a_write_needs_no_statement_more(home, place):

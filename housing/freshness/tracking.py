@@ -264,7 +264,7 @@ def _both(one: Table, other: Table) -> Table:
 
 def _joined(table: Table, known: dict[str, Table]) -> tuple[Joined, ...]:
     """Return the scopes of a table's rows through a join. A unique column has as many as there are rows."""
-    models = [model for model in apps.get_models(include_auto_created=True) if model._meta.db_table == table.name]
+    models = [model for model in apps.get_models(include_auto_created=True) if model._meta.db_table == table.name and not model._meta.proxy]
     found: list[list[Joined]] = []
     for model in models:
         fields = [field for field in model._meta.local_concrete_fields if isinstance(field, ForeignKey) and field.column in table.references]

@@ -238,4 +238,11 @@ JOINED = (
         "test_joined.py::test_a_listing_that_moves_to_another_city_is_in_its_list[city without a copy-update() by a condition]",
         "real",
     ),
+    Sabotage(
+        "joined: a proxy model counts as a second model of the table",
+        "freshness/tracking.py",
+        "if model._meta.db_table == table.name and not model._meta.proxy]",
+        "if model._meta.db_table == table.name]",
+        "test_joined.py::test_a_proxy_model_has_the_scopes_of_its_concrete_model",
+    ),
 )
