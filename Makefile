@@ -92,9 +92,8 @@ stress: install #= run the specs N times (N=10) on a busy machine: colour forced
 	@$(BIN)/python -m tests.measurements.stress $(or $(N),10)
 
 .PHONY: coverage
-coverage: install #= branch coverage of housing/ and tests/ on both stacks; needs what test-real needs
-	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto && \
-		$(BIN)/coverage run -m pytest -q -n auto --fast-path tests/test_hits.py tests/test_writes.py && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 20000 && \
+coverage: install #= branch coverage of housing/ and tests/ on both stacks, hits before Django included; needs what test-real needs
+	@$(BIN)/coverage erase && $(BIN)/coverage run -m pytest -q -n auto --fast-path && $(BIN)/coverage run -m pytest -q -n auto --stack=real --operations 20000 && \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 # docker-compose 1.29 or Compose v2. Environment variables take precedence over images.env.

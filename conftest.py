@@ -32,16 +32,14 @@ from pytest_django import DjangoDbBlocker
 
 from housing import settings as service
 from housing.freshness import ours
-from housing.freshness.fast_path import forget_everything
 from housing.freshness.journal import Miss, journal
 from housing.freshness.settings import SETTINGS
 from housing.models import Property
 from housing.redis_url import redis_cache
-from housing.views import select_of
 from tests import stacks
 from tests.fixtures import blogs, fast_client
 from tests.fixtures.blogs import Blog
-from tests.fixtures.cache import begin_journal, clear_the_cache, entries, expect_no_read, flush, verify
+from tests.fixtures.cache import begin_journal, clear_the_cache, entries, expect_no_read, flush, start_cold, verify
 from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
@@ -91,7 +89,7 @@ def transactional_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) 
     with django_db_blocker.unblock():
         verify()
         yield
-        connection.close()
+        connection.close_if_unusable_or_obsolete()  # a new connection to PostgreSQL takes as long as all of the following
         kept = {model._meta.db_table for model in (ContentType, Permission)}
         emptied = [table for table in connection.introspection.django_table_names() if table not in kept]
         connection.ensure_connection()
@@ -124,9 +122,7 @@ def has_steps(item: pytest.Item) -> bool:
 @pytest.fixture(autouse=True)
 def a_cold_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start each spec with an empty cache and a journal without open leases. It must leave no read that still uses the database."""
-    select_of.cache_clear()  # otherwise this spec would not reach the code that compiles a query
-    forget_everything()
-    clear_the_cache()
+    start_cold()
     yield
     expect_no_read()
 
