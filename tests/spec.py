@@ -75,6 +75,7 @@ DOCUMENTS = (
             "saves",
             "scopes",
             "joined",
+            "newest",
             "writes",
             "commit",
             "close",

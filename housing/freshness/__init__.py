@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .breaker import Unreachable
     from .connection import NotLeased, ours
-    from .dependencies import Copy, Select
+    from .dependencies import Copy, RowValue, Select
     from .entries import Read
     from .fast_path import FastPath
     from .journal import Refused, begin_journal, inspect_server
@@ -30,6 +30,7 @@ __all__ = [
     "NotLeased",
     "Read",
     "Refused",
+    "RowValue",
     "Select",
     "Unreachable",
     "begin_journal",
@@ -44,7 +45,7 @@ __all__ = [
 _HOMES = {
     "slots": ("Busy", "cold_reads"),
     "connection": ("NotLeased", "ours"),
-    "dependencies": ("Copy", "Select"),
+    "dependencies": ("Copy", "RowValue", "Select"),
     "entries": ("Read",),
     "fast_path": ("FastPath",),
     "breaker": ("Unreachable",),

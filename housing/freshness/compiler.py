@@ -21,7 +21,7 @@ from .changes import Copied, Image, Lookup, Statement, tags_of, tags_through_joi
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .joined import trusting
 from .statements import NOTHING
-from .tracking import MANY_ROWS, Joined, Table, cascades, tables
+from .tracking import MANY_ROWS, Joined, Table, cascades, microseconds, tables
 
 
 class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
@@ -206,7 +206,16 @@ class Inserts(Writes):
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
         if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
             return self._say(table, (), table.all)
+        tags |= {table.not_newest} if not all(self._note_times(table, written.get(column), column) for column in table.times) else set()
         return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()))
+
+    def _note_times(self, table: Table, field: Field[Any, Any] | None, column: str) -> bool:
+        """Note the oldest time in a column of the rows. Returns False if it is unknown."""
+        times = [microseconds(getattr(obj, field.attname)) for obj in self.query.objs] if field else [None]
+        known = [time for time in times if time is not None]
+        if len(known) == len(times):
+            self.connection.created_at(table, column, min(known))
+        return len(known) == len(times)
 
     def _tags_through_joins(self, table: Table, rows: Iterable[Any]) -> set[str]:
         """Return the tags of the scopes through joins that the rows enter, and the conditions under which these are their scopes."""

@@ -24,7 +24,7 @@ from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
 from .joined import divided
-from .journal import Lease, Seen, journal
+from .journal import Lease, Oldest, Seen, journal
 from .settings import conf
 from .tracking import MANY_ROWS, MANY_SCOPED, Table, tables
 
@@ -56,6 +56,7 @@ class Scope:
     """Sentences for the log with their tags, in order and without repeats. After `MANY_ROWS` none are added."""
     held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(table, primary key) of a row that was read FOR UPDATE → column → value."""
+    oldest: Oldest = field(default_factory=dict)
     since: Seen | None = None
     """An instant before the transaction began, if Django began it."""
 
@@ -203,6 +204,15 @@ class ConnectionMixin(IdentifiedMixin):
             tags = set(tags)
             scope.changes.setdefault((change, tuple(sorted(_shortened(table, tags) if len(tags) > MANY_ROWS else tags))))
 
+    def created_at(self, table: Table, column: str, time: int) -> None:
+        """Note the time of a created row. COMMIT tags it as one that is not the newest if an entry may be limited to rows until a later time."""
+        self._note({(table.name, column): time})
+
+    def _note(self, times: Oldest) -> None:
+        oldest = self.scopes[-1].oldest
+        for column, time in times.items():
+            oldest[column] = min(time, oldest.get(column, time))
+
     def has_tagged(self, table: str, tag: str) -> bool:
         """Whether this transaction has this tag."""
         return any(tag in scope.tags.get(table, ()) for scope in self.scopes)
@@ -249,6 +259,7 @@ class ConnectionMixin(IdentifiedMixin):
                 self.scopes[-1].tags.setdefault(table, set()).update(tags)
             self.scopes[-1].changes |= scope.changes
             self.scopes[-1].held |= scope.held
+            self._note(scope.oldest)
 
     def _cut(self, sid: str) -> list[Scope]:
         at = next(i for i, scope in enumerate(self.scopes) if scope.sid == sid)
@@ -348,12 +359,16 @@ class ConnectionMixin(IdentifiedMixin):
 
         Raises NotLeased if that is impossible, too.
         """
+        oldest: Oldest = {}
+        for scope in self.scopes:
+            oldest |= {column: min(time, oldest.get(column, time)) for column, time in scope.oldest.items()}
         try:
-            return journal.lease(tags, self.scopes[0].since)
+            return journal.lease(tags, self.scopes[0].since, oldest)
         except Unreachable as away:
             plain, _ = divided(tags, is_known=False)
+            old = [f"{name}:<" for name, _ in oldest]
             try:
-                outbox.write(self, plain)
+                outbox.write(self, {*plain, *old})
             except DatabaseError as error:
                 why = " ".join(str(error).split())
                 raise NotLeased(f"Rolled back: {away} The outbox cannot be written, either: {why}. Run `manage.py migrate`.") from away

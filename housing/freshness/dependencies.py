@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.db.models import ForeignKey, ForeignObjectRel, QuerySet
+from django.db.models import BooleanField, ForeignKey, ForeignObjectRel, QuerySet
 from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Value, Window
 from django.db.models.fields.tuple_lookups import TupleIn
-from django.db.models.lookups import Exact, In
+from django.db.models.lookups import Exact, In, LessThan, LessThanOrEqual
 from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
 from django.db.models.sql.where import ExtraWhere, NothingNode
 
 from .statements import NOTHING
-from .tracking import MANY_ROWS, Table, Text, label_of, tables
+from .tracking import MANY_ROWS, Table, Text, label_of, microseconds, tables
 
 Row = Sequence[Any]
 
@@ -62,6 +62,10 @@ class Reading:
     hidden: frozenset[str] = frozenset()
     """Additional tags if not all rows are shown, because their order decides which."""
     pins: tuple[Pin, ...] = ()
+    created: frozenset[str] = frozenset()
+    """The tags of created rows that matter only while the response is read. A row that is created later is newer than the limits."""
+    limits: tuple[tuple[str, int], ...] = ()
+    """Columns of times, and the latest that a row may have to be in the result, in microseconds since 1970."""
 
     def tags(self, shown: Collection[Row], beyond: Collection[Row] = (), *, is_part: bool = False) -> set[str]:
         """Return the tags of a response that shows these rows. Of the rows `beyond` it shows only that they are there. `is_part` is whether there may be more.
@@ -89,6 +93,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.tags: set[str] = set()
+        self.created: set[str] = set()
+        self.limits: set[tuple[str, int]] = set()
         self.queries = 0
         self.unreadable: str | None = None
 
@@ -96,6 +102,8 @@ class Recorder:
         """Add the dependencies of one query."""
         self.queries += 1
         self.tags |= reading.tags(shown, beyond, is_part=is_part)
+        self.created |= reading.created
+        self.limits.update(reading.limits)
 
     def refuse(self, why: str) -> None:
         """Refuse to store the response, because a dependency is unknown."""
@@ -190,6 +198,25 @@ def _constants(lookup: Any, alias: str, column: str, text: Text) -> frozenset[st
     return frozenset(text(value) for value in values if value is not None)
 
 
+def _limit(lookup: Any, alias: str, columns: Collection[str]) -> tuple[str, int] | None:
+    """Return which of these columns a condition limits, and the latest time that it allows."""
+    if type(lookup) not in (LessThan, LessThanOrEqual):
+        return None
+    left, right = lookup.lhs, lookup.rhs
+    if type(left) is RowValue and type(right) is RowValue and not (left.extra or right.extra):
+        left, right = left.get_source_expressions()[0], right.get_source_expressions()[0]
+    time = microseconds(right.value if type(right) is Value else right)
+    is_column = isinstance(left, Col) and left.alias == alias and left.target.column in columns
+    return (str(left.target.column), time) if is_column and time is not None else None
+
+
+class RowValue(Func):
+    """The SQL row `(a, b)`. Comparing rows lets an index on both columns seek, instead of scanning all equal values of `a`."""
+
+    template = "(%(expressions)s)"
+    output_field = BooleanField()
+
+
 class Copy(Func):
     """A copy of a column, which the database keeps equal to it. It counts as the column itself."""
 
@@ -208,6 +235,8 @@ class _Reader:
         self.tables = {alias: self._table(join.table_name) for alias, join in self.joins.items()}
         self.scopes: dict[str, tuple[str, set[str]]] = {}
         """alias → the column of its scopes, and their tags."""
+        self.created: set[str] = set()
+        self.limits: list[tuple[str, int]] = []
         self.by_pk: dict[str, frozenset[str]] = {}
         self.counts_others = bool(query.low_mark)
         """Whether the shown rows depend on how many others there are: before an offset, or in a window."""
@@ -277,21 +306,36 @@ class _Reader:
             if alias in self.scopes:
                 column, scopes = self.scopes[alias]
                 self.tags |= scopes | {table.unscoped} | ({table.unjoined} if ">" in column else set())
-                self.tags |= set() if alias in implied else {f"{scope}+" for scope in scopes}
+                self._created(alias, set() if alias in implied else {f"{scope}+" for scope in scopes})
                 self.tags |= set() if knows_its_rows else {f"{scope}-" for scope in scopes}
             elif alias in self.by_pk and position is not None:
                 assert table.pk_text
                 pins.append(Pin(position, table.pk_text, self.by_pk[alias], f"{table.name}:+"))
                 self.tags |= set() if knows_its_rows else {f"{table.name}:-"}
             elif alias not in implied:
-                self.tags |= {f"{table.name}:+"} if knows_its_rows else {f"{table.name}:+", f"{table.name}:-"}
+                self._created(alias, {f"{table.name}:+"})
+                if not knows_its_rows:
+                    self.tags.add(f"{table.name}:-")
             else:
                 continue
             if knows_its_rows:
                 ends = ["", f".{self.scopes[alias][0].partition('>')[0]}"] if alias in self.scopes else [""]
                 leaving += [(rows[-1][0], f"{table.name}-", rows[-1][2], end) for end in ends]
                 hidden.add(table.unscoped)
-        return Reading(frozenset(self.tags), tuple(rows), tuple(leaving), frozenset(hidden), tuple(pins))
+        return Reading(
+            frozenset(self.tags), tuple(rows), tuple(leaving), frozenset(hidden), tuple(pins), frozenset(self.created - self.tags), tuple(self.limits)
+        )
+
+    def _created(self, alias: str, tags: set[str]) -> None:
+        """Depend on created rows. If the rows of this table are limited to those until some time, a row that is created later is probably newer."""
+        table = self.tables[alias]
+        limits = [limit for lookup in _conditions(self.query) if (limit := _limit(lookup, alias, table.times))]
+        if tags and limits:
+            self.created |= tags
+            self.tags.add(table.not_newest)
+            self.limits.append((f"{table.name}.{limits[0][0]}", limits[0][1]))
+        else:
+            self.tags |= tags
 
     def _tags_of_column(self, alias: str, table: Table, column: str) -> set[str]:
         """Return the tags of changes of a column: in the scopes to which the rows are limited, or anywhere."""

@@ -8,6 +8,7 @@
 --   '|verified:…' minus the instant since when writes to this database may not have been closed yet, which bounds every hit
 --   '|begun:…'    minus the instant at which the newest verification of this database began
 --   '|version:…'  minus the instant, in 1000 seconds, of the last miss of a reader with this version of the code
+--   '|limit:…'    minus the latest time, in microseconds since 1970, to which the rows of an entry are limited in this column, at least 2
 --   '|others:…'   the instant of the last write by any other version, which is a tag of all entries of this version
 --   tag           the instant of its last close. The bar keeps a table from having the name of a field above
 --   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything. Then its conditions, as `|if:tag|table|key|`:
@@ -233,15 +234,26 @@ local function break_conditions(j, broken)
   end
 end
 
+-- The tags of the tables in which rows are created that are not newer than the limits of all entries. `oldest` are lines of `time|table.column|tag`.
+local function not_newest(oldest)
+  local tags = {}
+  for time, column, tag in oldest:gmatch('([^|\n]+)|([^|\n]+)|([^\n]+)') do
+    local limit = call('ZMSCORE', journal, '|limit:' .. column)[1]
+    if limit and tonumber(time) <= -limit then tags[#tags + 1] = tag end
+  end
+  return tags
+end
+
 -- Reads of these tags cannot be trusted until the lease is closed or has run out. `broken` are texts in conditions of other leases that this write breaks.
 -- `conditions`, if there are any, hold if none of the `watched` tags was written at or after `since`, and no other version of the code is there, which may
 -- not know of them.
 -- → the journal's epoch and this instant, '1' if the conditions hold, and the tags that it adds, which the close must repeat
-function verbs.lease(nonce, lease, tags, version, broken, conditions, watched, epoch, since)
+function verbs.lease(nonce, lease, tags, version, broken, oldest, conditions, watched, epoch, since)
   local j = tick(nonce)
   local more = of_others(version, j)
   local hold = not conditions or #more == 0 and not doubt(j, tonumber(epoch), tonumber(since), watched)
   if not hold then both(more, split(widened(conditions))) end
+  both(more, not_newest(oldest))
   break_conditions(j, broken)
   record(j, text(LEASES + j.last + LEASE), {member(lease, table.concat(both({tags}, more), '\n'), hold and conditions)})
   return {text(j.epoch), text(j.last), hold and '1' or '0', unpack(more)}
@@ -296,11 +308,12 @@ local function list(bytes, most)
   return member
 end
 
+-- created: tags of rows that are created while the response is read. Later ones are newer than its `limits`, lines of `time|table.column`, or are not the newest
 -- most: how many bytes the entries may have to which no link leads, this one among them; nothing if a link leads to this one
 -- → 'stored', or the reason why not
-function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address, most)
+function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address, created, limits, most)
   local j = read_journal()
-  local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
+  local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags .. '\n' .. created)
   local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
   if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'raced' end
   local fields = {'epoch', epoch, 'read_at', read_at, 'tags', tags}
@@ -312,6 +325,9 @@ function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, addres
     if most then -- first, so that no entry is left out if the script fails between the two
       fields[#fields + 1] = 'listed'
       fields[#fields + 1] = list(math.ceil(2.25 * (#body + #tags + #address)) + OVERHEAD, tonumber(most))
+    end
+    for time, column in (why and '' or limits):gmatch('([^|\n]+)|([^\n]+)') do -- first, for the same reason
+      call('ZADD', journal, 'LT', text(-math.max(tonumber(time), 2)), '|limit:' .. column)
     end
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
     call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)

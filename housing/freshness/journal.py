@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 Seen = tuple[bytes, bytes]
 """The epoch of a journal, and one of its instants."""
 
+Oldest = dict[tuple[str, str], int]
+"""(table, column of times) → the time of the oldest row that a transaction created, in microseconds since 1970."""
+
 Late = Callable[[refusals.RedisError, bool], Any]
 """Takes an error as the reply that was not awaited, and whether this thread may send a command."""
 
@@ -187,13 +190,17 @@ class Journal:
         database: str = "",
         address: str = "",
         is_linked: bool = True,
+        created: Collection[str] = (),
+        limits: Collection[tuple[str, int]] = (),
     ) -> str:
         """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
 
         An operator can ask for it again at `address`. If no link leads to it, such entries have at most FRESHNESS_UNLINKED bytes together.
+        The tags of `created` rows matter only until then: a row that is created later has them in vain if it is newer than all `limits` so far.
         """
         args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
-        return bytes(self._run("store", *args, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
+        limited = "\n".join(sorted(created)), "\n".join([f"{time}|{column}" for column, time in sorted(limits)])
+        return bytes(self._run("store", *args, *limited, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
 
     def renew(self, entry: str, miss: Miss) -> bool:
         """Report that the fill after `miss` goes on, so that others wait for it. Returns False if nobody waits for it any longer."""
@@ -203,10 +210,11 @@ class Journal:
         """Report that nothing will be stored after `miss`, so that nobody waits for it. If another reader may succeed, the next one takes over."""
         self._run("abandon", miss.read_at, int(another), entry=entry)
 
-    def lease(self, tags: Collection[str], since: Seen | None = None) -> Lease:
+    def lease(self, tags: Collection[str], since: Seen | None = None, oldest: Oldest | None = None) -> Lease:
         """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds.
 
-        The conditions among the tags hold if nothing has broken them `since` an instant that was known before the transaction began.
+        The conditions among the tags hold if nothing has broken them `since` an instant that was known before the transaction began. `oldest` are the times
+        of the oldest rows that it created. If an entry may be limited to rows until a later time, the write has the tag of rows that are not the newest.
         """
         plain, conditions, terms = tuple(sorted(tags)), NOTHING, NOTHING
         text = "\n".join(plain)
@@ -215,7 +223,8 @@ class Journal:
             text = "\n".join(plain)
             terms = ("\n".join(conditions), "\n".join(joined.watched(conditions)), *(since or ()))
         identity = os.urandom(8).hex()
-        epoch, instant, hold, *more = self._run("lease", identity, text, version(), "\n".join(joined.broken(text)), *terms)
+        ages = "\n".join([f"{time}|{name}.{column}|{name}:<" for (name, column), time in oldest.items()]) if oldest else ""
+        epoch, instant, hold, *more = self._run("lease", identity, text, version(), "\n".join(joined.broken(text)), ages, *terms)
         self.seen = (epoch, instant)
         return Lease(identity, (*plain, *[tag.decode() for tag in more]), conditions if hold == b"1" else ())
 

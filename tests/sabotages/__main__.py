@@ -36,6 +36,7 @@ from tests.sabotages.instruments import INSTRUMENTS
 from tests.sabotages.joined import JOINED
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
+from tests.sabotages.newest import NEWEST
 from tests.sabotages.operators import OPERATORS
 from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
@@ -68,6 +69,7 @@ SABOTAGES = (
     *CONNECTIONS,
     *DEPENDENCIES,
     *JOINED,
+    *NEWEST,
     *COMMIT,
     *STATEMENTS,
     *READS,

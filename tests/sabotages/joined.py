@@ -150,15 +150,15 @@ JOINED = (
     Sabotage(
         "joined: the outbox has the conditions of a write and not its tags",
         "freshness/connection.py",
-        "outbox.write(self, plain)",
+        "outbox.write(self, {*plain, *old})",
         "outbox.write(self, tags)",
         "test_joined.py::test_a_write_without_redis_is_not_trusted",
     ),
     Sabotage(
         "joined: the instant is taken when a transaction has read",
         "freshness/connection.py",
-        "return journal.lease(tags, self.scopes[0].since)",
-        "return journal.lease(tags, journal.seen)",
+        "return journal.lease(tags, self.scopes[0].since, oldest)",
+        "return journal.lease(tags, journal.seen, oldest)",
         "test_joined.py::test_a_move_that_commits_before_the_lease_of_a_write_is_noticed",
         "real",
     ),

@@ -6,14 +6,14 @@ JOURNAL = (
     Sabotage(
         "read_at: an entry gets the instant of its store, not of its miss",
         "freshness/journal.lua",
-        "local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)",
-        "read_at = text(tick('1').last) local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)",
+        "local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags .. '\\n' .. created)",
+        "read_at = text(tick('1').last) local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags .. '\\n' .. created)",
         "test_races.py::test_a_read_that_a_write_raced_is_repeated_before_it_is_stored",
     ),
     Sabotage(
         "lease: no lease is opened before COMMIT",
         "freshness/connection.py",
-        "return journal.lease(tags, self.scopes[0].since)",
+        "return journal.lease(tags, self.scopes[0].since, oldest)",
         'return Lease("none", tuple(tags))',
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
@@ -27,8 +27,8 @@ JOURNAL = (
     Sabotage(
         "lease: a lease is opened after COMMIT",
         "freshness/connection.py",
-        "return journal.lease(tags, self.scopes[0].since)",
-        "super()._commit(); return journal.lease(tags, self.scopes[0].since)",
+        "return journal.lease(tags, self.scopes[0].since, oldest)",
+        "super()._commit(); return journal.lease(tags, self.scopes[0].since, oldest)",
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
     Sabotage(
