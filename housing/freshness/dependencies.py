@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import BooleanField, ForeignKey, ForeignObjectRel, QuerySet
 from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Value, Window
@@ -88,13 +88,19 @@ class Reading:
         return found
 
 
+class Limits(NamedTuple):
+    """The limits of a response. `created` are the tags of created rows that matter only while it is read, because a later row is newer than these times."""
+
+    created: set[str]
+    times: set[tuple[str, int]]
+
+
 class Recorder:
     """Collects the dependencies of a response while it is filled."""
 
     def __init__(self) -> None:
         self.tags: set[str] = set()
-        self.created: set[str] = set()
-        self.limits: set[tuple[str, int]] = set()
+        self.limits = Limits(set(), set())
         self.queries = 0
         self.unreadable: str | None = None
 
@@ -102,8 +108,8 @@ class Recorder:
         """Add the dependencies of one query."""
         self.queries += 1
         self.tags |= reading.tags(shown, beyond, is_part=is_part)
-        self.created |= reading.created
-        self.limits.update(reading.limits)
+        self.limits.created.update(reading.created)
+        self.limits.times.update(reading.limits)
 
     def refuse(self, why: str) -> None:
         """Refuse to store the response, because a dependency is unknown."""

@@ -190,16 +190,15 @@ class Journal:
         database: str = "",
         address: str = "",
         is_linked: bool = True,
-        created: Collection[str] = (),
-        limits: Collection[tuple[str, int]] = (),
+        limits: tuple[Collection[str], Collection[tuple[str, int]]] = ((), ()),
     ) -> str:
         """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
 
         An operator can ask for it again at `address`. If no link leads to it, such entries have at most FRESHNESS_UNLINKED bytes together.
-        The tags of `created` rows matter only until then: a row that is created later has them in vain if it is newer than all `limits` so far.
+        `limits` are tags of created rows that matter only until then, and times: a row that is created later has the tags in vain if it is newer than these.
         """
         args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
-        limited = "\n".join(sorted(created)), "\n".join([f"{time}|{column}" for column, time in sorted(limits)])
+        limited = "\n".join(sorted(limits[0])), "\n".join([f"{time}|{column}" for column, time in sorted(limits[1])])
         return bytes(self._run("store", *args, *limited, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
 
     def renew(self, entry: str, miss: Miss) -> bool:

@@ -61,7 +61,7 @@ class Cached:
         with recorded() as recording:
             rows = self.select.rows(shown=self.query.page_size)
         page = self.query.page(list(rows), COLUMNS.pick)
-        self.tags, self.limits = frozenset(recording.tags), frozenset(recording.limits)
+        self.tags, self.limits = frozenset(recording.tags), frozenset(recording.limits.times)
         self.shown = frozenset(COLUMNS.pick(row, "id") for row in page.rows)
         column = self.query.ordering.removeprefix("-")
         values = sorted(COLUMNS.pick(row, column) for row in rows)
