@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import connection, transaction
-from django.db.models import F, Value
-from django.db.models.functions import Now
-from django.db.models.lookups import LessThan
+from django.db.models import F, Q, Value
+from django.db.models.functions import Coalesce, Now
+from django.db.models.lookups import GreaterThan, LessThan, LessThanOrEqual
 from django.test import Client
 
 from housing.freshness import RowValue, outbox
@@ -108,26 +108,30 @@ def test_the_first_page_and_the_pages_before_a_cursor_depend_on_each_new_listing
 
 YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 
+
+def compared(lookup, time=Value(YEAR), column="created_at"):
+    """The condition of a page behind a cursor, or a similar one."""
+    return lookup(RowValue(F(column) if isinstance(column, str) else column, F("id")), RowValue(time, Value(7)))
+
+
 QUERIES = {
-    "created_at < a time": (lambda found: found.filter(created_at__lt=YEAR), YEAR),
-    "created_at <= a time": (lambda found: found.filter(created_at__lte=YEAR), YEAR),
-    "(created_at, id) < a row": (lambda found: found.filter(row_before(YEAR)), YEAR),
-    "created_at > a time": (lambda found: found.filter(created_at__gt=YEAR), None),
-    "NOT created_at < a time": (lambda found: found.exclude(created_at__lt=YEAR), None),
-    "created_at < a time, OR": (lambda found: found.filter(created_at__lt=YEAR) | found.filter(price=1), None),
-    "created_at < another column": (lambda found: found.filter(created_at__lt=F("updated_at")), None),
-    "its year < 2026": (lambda found: found.filter(created_at__year__lt=2026), None),
-    "a column without an index": (lambda found: found.filter(updated_at__lt=YEAR), None),
+    "(created_at, id) < a position": (lambda found: found.filter(compared(LessThan)), YEAR),
+    "(created_at, id) <= a position": (lambda found: found.filter(compared(LessThanOrEqual)), YEAR),
+    "(created_at, id) > a position": (lambda found: found.filter(compared(GreaterThan)), None),
+    "NOT (created_at, id) < a position": (lambda found: found.exclude(compared(LessThan)), None),
+    "(created_at, id) < a position, OR": (lambda found: found.filter(Q(compared(LessThan)) | Q(price=1)), None),
+    "(created_at, id) < other columns": (lambda found: found.filter(compared(LessThan, F("updated_at"))), None),
+    "(created_at, id) < a text": (lambda found: found.filter(compared(LessThan, Value("2026-01-01 00:00:00"))), None),
+    "a column without an index": (lambda found: found.filter(compared(LessThan, column="updated_at")), None),
+    "an expression": (lambda found: found.filter(compared(LessThan, column=Coalesce(F("created_at"), F("updated_at")))), None),
+    "created_at < a time": (lambda found: found.filter(created_at__lt=YEAR), None),
+    "created_at <= a time": (lambda found: found.filter(created_at__lte=YEAR), None),
 }
-
-
-def row_before(time):
-    """The condition of a page behind a cursor."""
-    return LessThan(RowValue(F("created_at"), F("id")), RowValue(Value(time), Value(7)))
+"""Query → the limit of its rows. A time alone is none, because a view may take it from the clock, and the next request would allow more."""
 
 
 @pytest.mark.parametrize(("query", "limit"), QUERIES.values(), ids=QUERIES)
-def test_an_entry_is_limited_by_a_condition_on_a_column_of_times(db, query, limit):
+def test_an_entry_is_limited_by_a_condition_on_a_position_in_time(db, query, limit):
     """An entry without such a limit depends on each created row, as long as it lives."""
     with recorded() as recording:
         list(query(Property.objects.order_by("-created_at"))[:2])

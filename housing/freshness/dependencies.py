@@ -205,19 +205,23 @@ def _constants(lookup: Any, alias: str, column: str, text: Text) -> frozenset[st
 
 
 def _limit(lookup: Any, alias: str, columns: Collection[str]) -> tuple[str, int] | None:
-    """Return which of these columns a condition limits, and the latest time that it allows."""
-    if type(lookup) not in (LessThan, LessThanOrEqual):
+    """Return which of these columns a condition on a position limits, and the latest time that it allows.
+
+    A plain `published_at <= time` is no limit, because the view may take the time from the clock. The next request would allow more.
+    """
+    if type(lookup) not in (LessThan, LessThanOrEqual) or type(lookup.lhs) is not RowValue or type(lookup.rhs) is not RowValue:
         return None
-    left, right = lookup.lhs, lookup.rhs
-    if type(left) is RowValue and type(right) is RowValue and not (left.extra or right.extra):
-        left, right = left.get_source_expressions()[0], right.get_source_expressions()[0]
-    time = microseconds(right.value if type(right) is Value else right)
+    left, right = lookup.lhs.get_source_expressions()[0], lookup.rhs.get_source_expressions()[0]
+    time = microseconds(right.value) if type(right) is Value else None
     is_column = isinstance(left, Col) and left.alias == alias and left.target.column in columns
-    return (str(left.target.column), time) if is_column and time is not None else None
+    return (str(left.target.column), time) if is_column and time is not None and not (lookup.lhs.extra or lookup.rhs.extra) else None
 
 
 class RowValue(Func):
-    """The SQL row `(a, b)`. Comparing rows lets an index on both columns seek, instead of scanning all equal values of `a`."""
+    """The SQL row `(a, b)`. Comparing rows lets an index on both columns seek, instead of scanning all equal values of `a`.
+
+    Use it for positions that are part of the request, such as a cursor. A row that is created after the position, in time, does not make the response stale.
+    """
 
     template = "(%(expressions)s)"
     output_field = BooleanField()

@@ -23,16 +23,16 @@ NEWEST = (
     Sabotage(
         "newest: any comparison counts as a limit",
         "freshness/dependencies.py",
-        "if type(lookup) not in (LessThan, LessThanOrEqual):",
-        "if not hasattr(lookup, 'lhs'):",
-        "test_newest.py::test_an_entry_is_limited_by_a_condition_on_a_column_of_times[created_at > a time]",
+        "if type(lookup) not in (LessThan, LessThanOrEqual) or type(lookup.lhs) is not RowValue",
+        "if type(getattr(lookup, 'lhs', None)) is not RowValue",
+        "test_newest.py::test_an_entry_is_limited_by_a_condition_on_a_position_in_time[(created_at, id) > a position]",
     ),
     Sabotage(
-        "newest: a lookup of Django's that is derived from less-than counts as a limit",
+        "newest: any column counts as one of times with an index",
         "freshness/dependencies.py",
         "is_column = isinstance(left, Col) and left.alias == alias and left.target.column in columns",
         "is_column = True",
-        "test_newest.py::test_an_entry_is_limited_by_a_condition_on_a_column_of_times[a column without an index]",
+        "test_newest.py::test_an_entry_is_limited_by_a_condition_on_a_position_in_time[a column without an index]",
     ),
     Sabotage(
         "newest: a write compares the newest of its rows",
@@ -111,5 +111,14 @@ NEWEST = (
         "  both(more, not_newest(oldest))\n",
         "",
         RACE,
+    ),
+    Sabotage(
+        "newest: a time alone counts as a limit",
+        "freshness/dependencies.py",
+        "or type(lookup.lhs) is not RowValue or type(lookup.rhs) is not RowValue:\n        return None\n"
+        "    left, right = lookup.lhs.get_source_expressions()[0], lookup.rhs.get_source_expressions()[0]\n"
+        "    time = microseconds(right.value) if type(right) is Value else None\n",
+        ":\n        return None\n    left, right = lookup.lhs, lookup.rhs\n    time = microseconds(right)\n    lookup.lhs.extra = {}\n",
+        "test_newest.py::test_an_entry_is_limited_by_a_condition_on_a_position_in_time[created_at < a time]",
     ),
 )
