@@ -265,7 +265,7 @@ def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, warm, monke
     """Without a lease there is no COMMIT, whatever the reason."""
     warm()
 
-    def interrupted(tags, since):
+    def interrupted(tags, since, oldest):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

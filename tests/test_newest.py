@@ -127,7 +127,7 @@ QUERIES = {
     "created_at < a time": (lambda found: found.filter(created_at__lt=YEAR), None),
     "created_at <= a time": (lambda found: found.filter(created_at__lte=YEAR), None),
 }
-"""Query → the limit of its rows. A time alone is none, because a view may take it from the clock, and the next request would allow more."""
+"""Query → the limit of its rows. A time alone limits nothing. A view may take it from the clock, and the next request would allow more."""
 
 
 @pytest.mark.parametrize(("query", "limit"), QUERIES.values(), ids=QUERIES)
