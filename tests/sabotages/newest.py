@@ -117,7 +117,7 @@ NEWEST = (
         "freshness/dependencies.py",
         "or type(lookup.lhs) is not RowValue or type(lookup.rhs) is not RowValue:\n        return None\n"
         "    left, right = lookup.lhs.get_source_expressions()[0], lookup.rhs.get_source_expressions()[0]\n"
-        "    time = microseconds(right.value) if type(right) is Value else None\n",
+        "    time = microseconds(right.value) if type(right) is Value else None\n",  # plain-words: code
         ":\n        return None\n    left, right = lookup.lhs, lookup.rhs\n    time = microseconds(right)\n    lookup.lhs.extra = {}\n",  # plain-words: code
         "test_newest.py::test_an_entry_is_limited_by_a_condition_on_a_position_in_time[created_at < a time]",
     ),
