@@ -124,7 +124,7 @@ QUERIES = {
     "(created_at, id) < a text": (lambda found: found.filter(compared(LessThan, Value("2026-01-01 00:00:00"))), None),
     "a column without an index": (lambda found: found.filter(compared(LessThan, column="updated_at")), None),
     "an expression": (lambda found: found.filter(compared(LessThan, column=Coalesce(F("created_at"), F("updated_at")))), None),
-    "created_at < a time": (lambda found: found.filter(created_at__lt=YEAR), None),
+    "created_at < a time": (lambda found: found.filter(created_at__lt=Value(YEAR)), None),
     "created_at <= a time": (lambda found: found.filter(created_at__lte=YEAR), None),
 }
 """Query → the limit of its rows. A time alone limits nothing. A view may take it from the clock, and the next request would allow more."""

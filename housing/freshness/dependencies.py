@@ -209,12 +209,17 @@ def _limit(lookup: Any, alias: str, columns: Collection[str]) -> tuple[str, int]
 
     A plain `published_at <= time` is no limit, because the view may take the time from the clock. The next request would allow more.
     """
-    if type(lookup) not in (LessThan, LessThanOrEqual) or type(lookup.lhs) is not RowValue or type(lookup.rhs) is not RowValue:
+    if type(lookup) not in (LessThan, LessThanOrEqual):
         return None
-    left, right = lookup.lhs.get_source_expressions()[0], lookup.rhs.get_source_expressions()[0]
+    left, right = _first(lookup.lhs), _first(lookup.rhs)
     time = microseconds(right.value) if type(right) is Value else None
     is_column = isinstance(left, Col) and left.alias == alias and left.target.column in columns
-    return (str(left.target.column), time) if is_column and time is not None and not (lookup.lhs.extra or lookup.rhs.extra) else None
+    return (str(left.target.column), time) if is_column and time is not None else None
+
+
+def _first(position: Any) -> Any:
+    """Return the first part of a position; None if this is not a position."""
+    return position.get_source_expressions()[0] if type(position) is RowValue and not position.extra else None
 
 
 class RowValue(Func):

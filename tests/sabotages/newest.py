@@ -23,8 +23,8 @@ NEWEST = (
     Sabotage(
         "newest: any comparison counts as a limit",
         "freshness/dependencies.py",
-        "if type(lookup) not in (LessThan, LessThanOrEqual) or type(lookup.lhs) is not RowValue",
-        "if type(getattr(lookup, 'lhs', None)) is not RowValue",
+        "if type(lookup) not in (LessThan, LessThanOrEqual):",
+        "if not hasattr(lookup, 'lhs'):",
         "test_newest.py::test_an_entry_is_limited_by_a_condition_on_a_position_in_time[(created_at, id) > a position]",
     ),
     Sabotage(
@@ -115,10 +115,8 @@ NEWEST = (
     Sabotage(
         "newest: a time alone counts as a limit",
         "freshness/dependencies.py",
-        "or type(lookup.lhs) is not RowValue or type(lookup.rhs) is not RowValue:\n        return None\n"
-        "    left, right = lookup.lhs.get_source_expressions()[0], lookup.rhs.get_source_expressions()[0]\n"
-        "    time = microseconds(right.value) if type(right) is Value else None\n",  # plain-words: code
-        ":\n        return None\n    left, right = lookup.lhs, lookup.rhs\n    time = microseconds(right)\n    lookup.lhs.extra = {}\n",  # plain-words: code
+        "if type(position) is RowValue and not position.extra else None",  # plain-words: code
+        "if type(position) is RowValue and not position.extra else position",  # plain-words: code
         "test_newest.py::test_an_entry_is_limited_by_a_condition_on_a_position_in_time[created_at < a time]",
     ),
 )
