@@ -39,7 +39,7 @@ from housing.redis_url import redis_cache
 from tests import stacks
 from tests.fixtures import blogs, fast_client
 from tests.fixtures.blogs import Blog
-from tests.fixtures.cache import begin_journal, clear_the_cache, entries, expect_no_read, flush, start_cold, verify
+from tests.fixtures.cache import begin_journal, clear_the_cache, expect_no_read, flush, replace_the_entry, start_cold, verify
 from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
@@ -300,15 +300,8 @@ def latency(latency: Latency, pytestconfig: pytest.Config) -> Latency:
 
 @pytest.fixture
 def tamper_with_the_entry() -> Callable[[], bytes]:
-    """Replace the body of the only entry in Redis, and return the new body. A response with that body can come only from the cache."""
-
-    def tamper_with_the_entry() -> bytes:
-        [entry] = entries()
-        body = b'{"next":null,"previous":null,"results":["tampered with"]}'
-        get_redis_connection("default").hset(entry, "body", body)
-        return body
-
-    return tamper_with_the_entry
+    """Replace the only entry in Redis by one with another body, and return it. A response with that body can come only from the cache."""
+    return replace_the_entry
 
 
 @pytest.fixture

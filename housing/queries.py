@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.db.models import QuerySet
 
-from housing.models import Property
+from housing.models import Property, PropertyImage
 
 
 def properties() -> QuerySet[Property]:
@@ -20,3 +20,8 @@ def joined() -> QuerySet[Property]:
 def with_images(found: QuerySet[Property]) -> QuerySet[Property]:
     """Add the images, in one more SELECT."""
     return found.prefetch_related("images")
+
+
+def images() -> QuerySet[PropertyImage]:
+    """Return the images of all properties, by their position."""
+    return PropertyImage.objects.all()

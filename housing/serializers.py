@@ -6,7 +6,7 @@ Every field is read-only, so the schema promises that a response has all of them
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -87,74 +87,91 @@ class PropertyDetailSerializer(PropertySerializer):
 
 # The same output, faster
 
-Row = tuple[Any, ...]
+Row = Sequence[Any]
 
-AS_THEY_ARE = (serializers.BigIntegerField, serializers.CharField, serializers.ChoiceField, serializers.EmailField, serializers.IntegerField)
+Column = Sequence[Any]
+"""The values of one column in all rows."""
+
+Shape = Callable[[list[Column]], list[dict[str, Any]]]
+
+AS_THEY_ARE = (
+    *(serializers.BigIntegerField, serializers.CharField, serializers.ChoiceField, serializers.EmailField, serializers.IntegerField),
+    serializers.URLField,
+)
 """Fields whose output is the value of the column."""
 
 
 class Columns:
     """A serializer compiled to the columns of one flat SELECT, without model instances.
 
-    `paths` are the columns for `values_list()`. `show` turns one row into the output that `to_representation` gives for an instance. Raises TypeError
-    if a field of the serializer is not a column.
+    `paths` are the columns for `values_list()`. Raises TypeError if a field of the serializer is not a column.
     """
 
     def __init__(self, serializer: serializers.BaseSerializer[Any]) -> None:
         self.paths: list[str] = []
-        self.show = self._shape(serializer, "")
+        self._shown = self._shape(serializer, "")
+
+    def show(self, rows: Iterable[Row]) -> list[dict[str, Any]]:
+        """Return the output that `to_representation` gives for an instance of each row. `rendered` turns it into the same bytes."""
+        return self._shown(list(zip(*rows, strict=True)) or [()] * len(self.paths))
 
     def pick(self, row: Row, path: str) -> Any:
         """Return one column of a row, by its path."""
         return row[self.paths.index(path)]
 
-    def _shape(self, serializer: Any, prefix: str) -> Callable[[Row], dict[str, Any]]:
-        """Most fields of a row are taken in one step. Then the others replace what stands at their names."""
-        places, nested, converted = [], [], []
-        for name, field in serializer.fields.items():
+    def _shape(self, serializer: Any, prefix: str) -> Shape:
+        """All rows are converted at once, column by column, which takes a third of the time of one row after the other."""
+        places: list[int] = []
+        replaced: list[tuple[int, Callable[[list[Column]], Column]]] = []
+        for at, field in enumerate(serializer.fields.values()):
             place = len(self.paths)
             places.append(place)  # of a nested serializer its first column, which is replaced
             if isinstance(field, serializers.ModelSerializer):
-                nested.append((name, self._shape(field, f"{prefix}{field.source}__")))
+                replaced.append((at, self._shape(field, f"{prefix}{field.source}__")))
                 continue
             self.paths.append(prefix + field.source)
             if type(field) in QUICKER:
-                converted.append((name, place, QUICKER[type(field)](field)))
+                replaced.append((at, QUICKER[type(field)](field, place)))
             elif type(field) not in AS_THEY_ARE:
                 raise TypeError(f"The field {field.field_name} ({type(field).__name__}) is not a plain column. Serialize model instances instead.")
-        return _row(list(serializer.fields), places, nested, converted)
+        return _shape(list(serializer.fields), places, replaced)
 
 
-def _row(names: list[str], places: list[int], nested: list[tuple[str, Any]], converted: list[tuple[str, int, Any]]) -> Callable[[Row], dict[str, Any]]:
-    def shown(row: Row) -> dict[str, Any]:
-        found = dict(zip(names, [row[place] for place in places], strict=True))
-        for name, place, convert in converted:
-            if (value := row[place]) is not None:
-                found[name] = convert(value)
-        for name, shape in nested:
-            found[name] = shape(row)
-        return found
+def _shape(names: list[str], places: list[int], replaced: list[tuple[int, Callable[[list[Column]], Column]]]) -> Shape:
+    def shown(columns: list[Column]) -> list[dict[str, Any]]:
+        found = [columns[place] for place in places]
+        for at, made in replaced:
+            found[at] = made(columns)
+        return [dict(zip(names, values, strict=True)) for values in zip(*found, strict=True)]
 
     return shown
 
 
-def _decimal(field: serializers.DecimalField) -> Callable[[Any], Any]:
-    exponent = -(field.decimal_places or 0)
-    return lambda value: format(value, "f") if value.as_tuple().exponent == exponent else field.to_representation(value)
+def _decimals(field: serializers.DecimalField, place: int) -> Callable[[list[Column]], Column]:
+    point = -(field.decimal_places or 0) - 1
 
-
-def _instant(field: serializers.DateTimeField) -> Callable[[Any], Any]:
-    def convert(value: datetime.datetime) -> Any:
-        text = value.isoformat()
-        return f"{text[:-6]}Z" if text.endswith("+00:00") else field.to_representation(value)
+    def convert(columns: list[Column]) -> Column:
+        texts = [value if value is None else format(value, "f") for value in columns[place]]
+        return [
+            text if text is None or text[point : point + 1] == "." else field.to_representation(value)
+            for text, value in zip(texts, columns[place], strict=True)
+        ]
 
     return convert
 
 
-QUICKER: dict[type, Callable[[Any], Callable[[Any], Any]]] = {serializers.DecimalField: _decimal, serializers.DateTimeField: _instant}
-"""Fields with a faster conversion for values that already have the output format."""
+def _instants(field: serializers.DateTimeField, place: int) -> Callable[[list[Column]], Column]:
+    def convert(columns: list[Column]) -> Column:
+        return [value if value is None or value.tzinfo is datetime.UTC else field.to_representation(value) for value in columns[place]]
+
+    return convert
+
+
+QUICKER: dict[type, Callable[[Any, int], Callable[[list[Column]], Column]]] = {serializers.DecimalField: _decimals, serializers.DateTimeField: _instants}
+"""Fields with a faster conversion for values that already have the output format. A time in UTC has the format of orjson."""
 
 
 def rendered(shown: Any) -> bytes:
     """Return the bytes of DRF's JSONRenderer, which escapes U+2028 and U+2029 for old JavaScript parsers."""
-    return orjson.dumps(shown).replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")
+    found = orjson.dumps(shown, option=orjson.OPT_UTC_Z)
+    return found.replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")

@@ -18,13 +18,13 @@ from rest_framework.generics import GenericAPIView, ListAPIView, RetrieveAPIView
 
 from housing import queries
 from housing.filters import KEPT, KeysetPagination, PropertyFilter, Query
-from housing.freshness import CONTROL, CachedView, Read, Select, ours
+from housing.freshness import CONTROL, CachedView, Read, Select, SelectFor, ours
 from housing.models import Property
 from housing.outages import bounds_its_reads, refusal, without_a_database
 from housing.refusals import TOO_MANY
-from housing.serializers import Columns, PropertyDetailSerializer, PropertySerializer, rendered
+from housing.serializers import Columns, PropertyDetailSerializer, PropertyImageSerializer, PropertySerializer, rendered
 
-COLUMNS, DETAIL = Columns(PropertySerializer()), PropertyDetailSerializer()
+COLUMNS, IMAGES = Columns(PropertySerializer()), Columns(PropertyImageSerializer())
 ROWS = queries.properties().values_list(*COLUMNS.paths)
 """Made once, because DRF builds the fields of each serializer instance, and Django resolves each path again."""
 
@@ -127,13 +127,20 @@ class CachedPropertyListView(CachedView, OptimizedPropertyListView):
 
         def read() -> bytes:
             page = query.page(select_of(query).rows(shown=query.page_size), COLUMNS.pick)
-            return rendered(page.body([COLUMNS.show(row) for row in page.rows]))
+            return rendered(page.body(COLUMNS.show(page.rows)))
 
         return "list", query.canonical, read
 
     def is_linked(self, request: HttpRequest) -> bool:
         """Whether it is one of the first pages, and no search."""
         return Query.of(request).is_linked
+
+
+@lru_cache
+def selects_of_a_detail() -> tuple[SelectFor, SelectFor]:
+    """Return the SELECTs of a property and of its images, which are compiled only once for all ids."""
+    images = queries.images().values_list(*IMAGES.paths)
+    return SelectFor(lambda key: ROWS.filter(pk=key)), SelectFor(lambda key: images.filter(property=key))
 
 
 class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
@@ -143,13 +150,18 @@ class CachedPropertyDetailView(CachedView, OptimizedPropertyDetailView):
 
     def asked(self, request: HttpRequest) -> tuple[str, str, Read]:
         """The id makes the key."""
+        key = self.kwargs["id"]
 
         def read() -> bytes:
+            home, images = [select.number(key) for select in selects_of_a_detail()]
             with nullcontext() if ours().in_transaction else ours().snapshot():
-                home = get_object_or_404(queries.with_images(queries.joined()), pk=self.kwargs["id"])
-                return rendered(DETAIL.to_representation(home))
+                found = home.rows()
+                if not found:
+                    get_object_or_404(queries.properties().none())
+                pictures = images.rows()
+            return rendered(COLUMNS.show(found)[0] | {"images": IMAGES.show(pictures)})
 
-        return "detail", str(self.kwargs["id"]), read
+        return "detail", str(key), read
 
     def is_linked(self, request: HttpRequest) -> bool:
         """Whether a link leads to it, which one does to each property. Its parameters are ignored."""

@@ -8,13 +8,18 @@ from django.db import connection, connections, transaction
 from django.db.models import Exists, F, FilteredRelation, OuterRef, Q
 from django.db.models.expressions import RawSQL
 from django.db.models.sql.where import WhereNode
+from django.http import Http404
+from django.shortcuts import get_object_or_404
 
-from housing.freshness import Select, tracking
+from housing.freshness import Select, SelectFor, tracking
 from housing.freshness.checks import _models_on_path
 from housing.freshness.dependencies import Unreadable, read_off, recorded
 from housing.freshness.requests import Headers
 from housing.freshness.tracking import MANY_ROWS, TRUST
 from housing.models import Agent, Office, Property, PropertyImage
+from housing.queries import joined, with_images
+from housing.serializers import PropertyDetailSerializer, rendered
+from housing.views import CachedPropertyDetailView
 
 pytest_plugins = ["tests.fixtures.kinds"]
 
@@ -169,6 +174,73 @@ def test_a_compiled_select_that_cannot_be_read_keeps_its_response_out_of_the_cac
 def test_a_compiled_select_may_be_read_outside_a_fill(home):
     """A shell or a command has no response to cache, so there are no dependencies to record."""
     assert Select(Property.objects.filter(pk=home.pk).values_list("pk")).rows() == [[home.pk]]
+
+
+# A SELECT that is compiled once for all numbers
+
+NUMBERS = (0, 1, 10**6, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30, SelectFor.SAMPLE)
+"""Ids that no property of a spec has, of which two are too large for the column."""
+
+
+def detail(number):
+    """The bytes of a cached detail, or the text of its 404."""
+    view = CachedPropertyDetailView(kwargs={"id": number})
+    try:
+        return view.asked(None)[2]()
+    except Http404 as error:
+        return str(error)
+
+
+def uncompiled(number):
+    """The same from Django's own query, with DRF's serializer."""
+    try:
+        return rendered(PropertyDetailSerializer().to_representation(get_object_or_404(with_images(joined()), pk=number)))
+    except Http404 as error:
+        return str(error)
+
+
+def test_a_compiled_detail_has_the_bytes_and_the_dependencies_of_djangos_own_queries(twenty_properties, queries):
+    """Its two SELECTs are compiled once for all ids. A wrong number in a tag would make it stale, and an id that is too large for the column is an error of
+    the database.
+    """
+    for number in (*NUMBERS, *(home.pk for home in twenty_properties)):
+        with queries.exactly(0 if number >= 2**63 else 1 if number in NUMBERS else 2, because="there are no images of a property that does not exist"):
+            body = detail(number)
+        assert body == uncompiled(number)
+        assert dependencies(lambda number=number: detail(number)) == dependencies(lambda number=number: uncompiled(number)), number
+
+
+@pytest.mark.parametrize(
+    "queryset_for",
+    [
+        lambda number: Property.objects.order_by("pk").values_list("pk")[: number + 1],
+        lambda number: Property.objects.filter(title=f"Home {number}").values_list("pk"),
+        lambda number: Property.objects.filter(pk=number).values_list("pk") if number < 10**6 else Property.objects.none().values_list("pk"),
+        lambda number: PropertyImage.objects.filter(position=number).values_list("pk"),
+    ],
+    ids=["in the SQL", "in a text", "of no row", "of 16 bits"],
+)
+def test_a_select_that_differs_in_more_than_its_number_is_compiled_for_each_number(twenty_properties, queryset_for):
+    """Two numbers are compiled and compared at first. A slice is part of the SQL, for example, and a small column cannot have the two numbers."""
+    select = SelectFor(queryset_for)
+
+    for number in (0, 1, 2, *(home.pk for home in twenty_properties)):
+        own = Select(queryset_for(number))
+        assert dependencies(select.number(number).rows) == dependencies(own.rows)
+        assert select.number(number).rows() == own.rows()
+
+
+def test_a_select_is_compiled_again_after_the_tracked_models_have_changed(home, settings):
+    """The tags that a write has follow from the tracked models, too."""
+    page, one = Select(Property.objects.values_list("pk")), SelectFor(lambda key: Property.objects.filter(pk=key).values_list("pk"))
+    assert dependencies(page.rows)[1] is dependencies(one.number(home.pk).rows)[1] is None
+
+    settings.FRESHNESS_MODELS = ["housing.Office"]
+
+    for read in (page.rows, lambda: one.number(home.pk).rows()):
+        assert dependencies(read)[1] == (
+            "A query on housing.Property cannot be read: It reads housing_property, which is not tracked. Add housing.Property to FRESHNESS_MODELS."
+        )
 
 
 def compiled(queryset):

@@ -27,7 +27,7 @@ from django.test import Client
 from django_redis import get_redis_connection
 
 from housing.database_url import database
-from housing.freshness import ours, watchman
+from housing.freshness import Select, ours, watchman
 from housing.freshness.journal import Unreachable, journal
 from housing.models import Property
 from housing.redis_url import FORMS, redis_cache
@@ -541,6 +541,17 @@ def test_through_pgbouncer_a_saved_price_is_in_the_next_read(home, warm, price, 
         warm()
         reprice(number)
         assert price() == (f"{number}.00", "fwd=stale; stored")
+
+
+@pytest.mark.only("real")
+@pytest.mark.usefixtures("pooled", "home")
+def test_through_pgbouncer_no_page_is_prepared():
+    """A prepared statement belongs to one connection of the server, and the next SELECT goes over another one."""
+    page = Select(Property.objects.values_list("pk"))
+    for _ in range(9):
+        assert len(page.rows()) == 20
+    with connection.cursor() as cursor:
+        assert {cursor.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()[0] for _ in range(3)} == {0}
 
 
 @pytest.mark.only("real")

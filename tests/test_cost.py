@@ -7,6 +7,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 
+from housing.freshness.copies import copies
 from housing.freshness.journal import journal
 from tests.fixtures.cache import clear_the_cache, entries
 from tests.fixtures.rows import make_images, make_properties
@@ -190,15 +191,24 @@ def test_a_hit_costs_one_round_trip(twenty_properties, warm, read, redis_command
         assert read("cached").came_from == "hit"
 
 
-def test_a_hit_transfers_its_body_once_and_a_304_does_not(twenty_properties, warm, read, redis_commands):
-    """Besides the body, a hit sends only the script's hash, two keys and its arguments, and receives only the word `hit` and the ETag."""
+def test_a_process_receives_each_body_once_and_a_304_needs_none(twenty_properties, warm, read, redis_commands):
+    """Besides the body, a hit sends only the script's hash, two keys and its arguments, and receives only the word `hit` and the ETag.
+
+    Of its last hits, a process has copies. Redis still decides at each hit whether the entry is fresh, and confirms the ETag.
+    """
     body = warm()
     etag = read("cached").headers["ETag"]
+    copies.forget()
 
     with redis_commands.exactly(1, because="one script reads the entry and the journal") as hit:
-        read("cached")
+        assert read("cached").body == body
     assert hit.received == bytes_of([b"hit", etag.encode(), body])
     assert hit.sent < 250
+
+    with redis_commands.exactly(1, because="one script compares the ETag of the copy") as again:
+        assert read("cached").body == body
+    assert again.received == bytes_of([b"hit", etag.encode()])
+    assert again.sent < 250 + len(f"$34\r\n{etag}\r\n")
 
     with redis_commands.exactly(1, because="the script compares the ETag") as not_modified:
         assert read("cached", headers={"If-None-Match": etag}).status == 304

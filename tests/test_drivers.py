@@ -3,10 +3,11 @@
 import datetime
 import inspect
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from unittest.mock import patch
 
 import pytest
-from django.db import Error, NotSupportedError, connection, connections
+from django.db import Error, NotSupportedError, OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.base import Cursor as PostgreSQLCursor
 from django.db.backends.postgresql.base import CursorDebugWrapper as PostgreSQLDebugWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
@@ -15,12 +16,19 @@ from django.db.backends.postgresql.psycopg_any import BaseTzLoader
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
+from django.http import QueryDict
 from psycopg import ClientCursor, Cursor, DataError, RawCursor, RawServerCursor, ServerCursor, adapters
+from psycopg._preparing import PrepareManager
 
+from housing.filters import Query
+from housing.freshness import Select, ours
 from housing.freshness.cursor import MethodRefused, mixed
 from housing.freshness.postgresql import base as postgresql_backend
+from housing.freshness.postgresql.prepared import AFTER, MOST
 from housing.freshness.sqlite3 import base as sqlite3_backend
 from housing.freshness.statements import text_of, written_tables
+from housing.views import select_of
+from tests.fixtures.cache import clear_the_cache
 
 # The methods of the cursor
 
@@ -231,3 +239,134 @@ def test_a_time_of_postgresql_is_read_as_django_reads_it(kind):
             return repr(error)
 
     assert read(postgresql_backend.Instants) == read(Djangos)
+
+
+# Snapshots
+
+
+def transaction_modes():
+    """The isolation level of a transaction on this connection, and whether it can write."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        return [cursor.execute(f"SHOW {name}").fetchone()[0] for name in ("transaction_isolation", "transaction_read_only")]
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1/0", "SELECT pg_terminate_backend(pg_backend_pid())"], ids=["", "failed", "lost"])
+def test_a_snapshot_leaves_its_isolation_level_on_no_connection(transactional_db, statement):
+    """Its BEGIN has the level, without a statement more. The next transaction on this connection can write again."""
+    with suppress(Error), ours().snapshot(), connection.cursor() as cursor:
+        modes = cursor.execute("SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')").fetchone()
+        cursor.execute(statement)
+
+    assert modes == ("repeatable read", "on")
+    assert transaction_modes() == ["read committed", "off"]
+
+
+@pytest.mark.only("real")
+def test_a_snapshot_on_a_closed_connection_is_an_error_of_the_connection(transactional_db):
+    """The client gets 503, and the next request opens another connection."""
+    connection.ensure_connection()
+    connection.connection.close()
+
+    with pytest.raises(OperationalError), ours().snapshot():
+        pytest.fail("a SELECT would not be in a snapshot")
+    connection.close()
+
+
+# Prepared SELECTs
+
+PAGES = [f"ordering={ordering}&min_price={price}" for ordering in ("price", "-price") for price in range(MOST)]
+
+
+def prepared():
+    """The names of this connection's prepared statements, by the name of the driver, and their texts."""
+    return connection.connection.execute("SELECT name, statement FROM pg_prepared_statements").fetchall()
+
+
+def compiled(query=""):
+    """The SELECT of a page."""
+    return select_of(Query(QueryDict(query)))
+
+
+def executed(select, times=AFTER + 2):
+    """Execute a SELECT often enough to be prepared, and return its rows, which are always the same."""
+    first, *others = [select.rows() for _ in range(times)]
+    assert all(rows == first for rows in others)
+    return first
+
+
+@pytest.mark.only("real")
+def test_a_page_is_prepared_when_it_was_read_twice(twenty_properties, read, queries):
+    """To plan it takes the server longer than to read it. One that is read only once is not worth a round trip. A snapshot's SELECTs are never prepared."""
+    assert connection.is_direct
+    body = read("optimized").body
+    for number in range(AFTER + 2):
+        clear_the_cache()
+        assert len(prepared()) == (number > AFTER)
+        with queries.exactly(1, because="preparing is no query"):
+            assert read("cached").body == body
+        with transaction.atomic():
+            compiled("page_size=3").rows()
+
+    [(name, statement)] = prepared()
+    assert statement.startswith('SELECT "housing_property"."id"')
+    assert int(name.removeprefix("_pg3_")) > 2**32  # a random number, so that no other program has the name
+
+
+@pytest.mark.only("real")
+def test_a_filtered_page_is_prepared_with_its_values(twenty_properties):
+    """Values become part of the text as in Django's cursors, so PostgreSQL decides about their types as usual, and two pages never share a statement."""
+    for query in ("search=100%25&city=O'Hara", "min_price=1.5&ordering=price", "city=Springfield&status=available&agent=1"):
+        select = compiled(query)
+        assert executed(select) == Select(select._queryset).rows()
+    assert len({statement for _, statement in prepared()}) == 3
+
+
+@pytest.mark.only("real")
+def test_few_statements_of_a_connection_are_prepared(twenty_properties):
+    """Each takes some 150 kB of the server's memory, on each connection."""
+    for page in PAGES:
+        executed(compiled(page))
+    assert len(prepared()) <= MOST + 1  # the oldest is deallocated after the next statement
+
+
+@pytest.mark.only("real")
+def test_a_statement_that_was_deallocated_is_executed_without_it(twenty_properties):
+    """A pooler that hides well, or code that sends DISCARD ALL, does so. Nothing is prepared on this connection any longer."""
+    page = compiled()
+    rows = executed(page)
+    connection.connection.execute("DEALLOCATE ALL")  # the driver notices nothing, because it prepares nothing at the moment
+
+    assert executed(page) == rows
+    assert (connection.is_direct, prepared()) == (False, [])
+    connection.close()
+
+
+@pytest.mark.only("real")
+def test_a_column_with_another_type_is_read_without_a_restart(twenty_properties):
+    """A migration changes it while the old version still runs, and the server refuses the old plan."""
+    page = compiled()
+    rows, names = executed(page), [name for name, _ in prepared()]
+    try:
+        for length in (300, 400):
+            connection.connection.execute(f"ALTER TABLE housing_property ALTER COLUMN title TYPE varchar({length})")
+            assert executed(page) == rows
+            names += [name for name, _ in prepared()]
+        assert len(set(names)) == len(names) == 3  # each time another statement is prepared
+    finally:
+        connection.connection.execute("ALTER TABLE housing_property ALTER COLUMN title TYPE varchar(200)")
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize(
+    ("parts", "most"),
+    [({"TIME_ZONE": "Europe/Paris"}, MOST), ({"OPTIONS": {"prepare_threshold": None}}, PrepareManager.prepared_max)],
+    ids=["another time zone", "a setting"],
+)
+def test_a_connection_with_settings_of_its_own_prepares_nothing(twenty_properties, elsewhere, parts, most):
+    """In another time zone, Django converts times with a cursor of its own. `prepare_threshold=none` in the URL turns preparing off."""
+    rows = executed(compiled())
+    options = connection.settings_dict["OPTIONS"] | parts.get("OPTIONS", {})
+
+    with patch.dict(connection.settings_dict, parts | {"OPTIONS": options}):
+        assert elsewhere(lambda: (executed(compiled()), prepared(), connection.connection.prepared_max)) == (rows, [], most)

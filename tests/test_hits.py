@@ -13,7 +13,9 @@ from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
-from housing.freshness.journal import journal
+from housing.freshness.copies import OVERHEAD, Copies, copies
+from housing.freshness.entries import etag_of
+from housing.freshness.journal import Hit, journal
 from housing.freshness.keys import LONG, entry_key
 from housing.freshness.settings import conf
 from housing.models import Property
@@ -30,6 +32,44 @@ def test_a_hit_returns_the_bytes_in_redis(twenty_properties, warm, read, tamper_
     body = tamper_with_the_entry()
 
     assert read("cached").body == body
+
+
+def test_a_copy_of_a_body_is_used_only_if_redis_confirms_its_etag(home, warm, read, reprice):
+    """Another process may have stored another body under the same key."""
+    old = warm()
+    reprice(1)
+    new = warm()
+    assert old != new
+
+    [key] = copies.newer
+    copies.keep(key, Hit(etag_of(old), old))
+
+    for _ in range(2):
+        assert (read("cached").body, read("cached").came_from) == (new, "hit")
+    assert read("cached", headers={"If-None-Match": etag_of(new)}).status == 304
+    assert read("cached", headers={"If-None-Match": "*"}).status == 304
+    assert read("cached", headers={"If-None-Match": etag_of(old)}).body == new
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0, 0), (4 * (10_000 + OVERHEAD), 4)])
+def test_copies_are_bounded_in_bytes(settings, most, kept):
+    """A process that serves many pages keeps only those of its last hits. FRESHNESS_COPIES=0 keeps none."""
+    settings.FRESHNESS_COPIES = most
+    made = Copies()
+
+    for number in range(9):
+        made.keep(f"page {number}", Hit('"an etag"', b"x" * 10_000))
+        made.get("page 0")
+
+    found = [number for number in range(9) if made.get(f"page {number}")]
+    assert len(made.newer | made.older) <= kept
+    assert not kept or {0, 8} <= set(found)
+
+
+NOT_PROMISED = {
+    "A body that somebody replaces in Redis without its ETag is in the next hit": "A process with a copy of it asks only for the ETag, which is a "
+    "hash of the bytes. `manage.py cache verify` finds such an entry.",
+}
 
 
 def test_a_response_shows_whether_it_was_a_hit_a_miss_or_stale(home, read):

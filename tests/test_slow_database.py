@@ -15,6 +15,7 @@ import pytest
 from django.db import OperationalError, ProgrammingError, close_old_connections, connection
 from django.test import Client
 
+from housing.freshness import ours
 from housing.freshness.postgresql import base as postgresql
 from housing.freshness.settings import SETTINGS
 from housing.freshness.slots import cold_reads
@@ -366,6 +367,19 @@ def test_a_connection_that_the_server_has_ended_is_replaced_before_the_query(nex
 
     assert next_request()[0].status == 200
     assert connection.connection.info.backend_pid != process
+
+
+@pytest.mark.only("real")
+def test_a_connection_that_the_server_has_ended_is_replaced_before_a_snapshot(next_request, elsewhere):
+    """The new connection has the isolation level of the snapshot. Otherwise the two SELECTs of a detail could see two states of the database."""
+    next_request()
+    process = connection.connection.info.backend_pid
+    elsewhere(lambda: connection.cursor().execute("SELECT pg_terminate_backend(%s)", [process]))
+    wait_for(lambda: silent_no_longer(connection), AssertionError)
+    close_old_connections()
+
+    with ours().snapshot(), connection.cursor() as cursor:
+        assert cursor.execute("SHOW transaction_isolation").fetchone() == ("repeatable read",)
 
 
 @pytest.mark.only("real")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .breaker import Unreachable
     from .connection import NotLeased, ours
-    from .dependencies import Copy, RowValue, Select
+    from .dependencies import Copy, RowValue, Select, SelectFor
     from .entries import Read
     from .fast_path import FastPath
     from .journal import Refused, begin_journal, inspect_server
@@ -32,6 +32,7 @@ __all__ = [
     "Refused",
     "RowValue",
     "Select",
+    "SelectFor",
     "Unreachable",
     "begin_journal",
     "cold_reads",
@@ -45,7 +46,7 @@ __all__ = [
 _HOMES = {
     "slots": ("Busy", "cold_reads"),
     "connection": ("NotLeased", "ours"),
-    "dependencies": ("Copy", "RowValue", "Select"),
+    "dependencies": ("Copy", "RowValue", "Select", "SelectFor"),
     "entries": ("Read",),
     "fast_path": ("FastPath",),
     "breaker": ("Unreachable",),

@@ -278,6 +278,10 @@ class ConnectionMixin(IdentifiedMixin):
         wrapper = super().make_debug_cursor(cursor)
         return mixed(self.cursor_mixin, type(wrapper))(wrapper.cursor, self)
 
+    def repeating_cursor(self) -> Any:
+        """Return a cursor for a SELECT that is executed again and again."""
+        return self.cursor()
+
     @contextmanager
     def statement(self, sql: str) -> Iterator[frozenset[str]]:
         """Tag the writes of a raw SQL statement, in a transaction. Yields the tables whose tags it has.

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from django.core.exceptions import EmptyResultSet
+from django.db import connections
 from django.db.models import BooleanField, ForeignKey, ForeignObjectRel, QuerySet
 from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Value, Window
 from django.db.models.fields.tuple_lookups import TupleIn
@@ -86,6 +88,12 @@ class Reading:
         for position, prefix, text, end in self.leaving if beyond else ():
             found.update([f"{prefix}{text(row[position])}{end}" for row in beyond if row[position] is not None])
         return found
+
+    def with_text(self, old: str, new: str) -> Reading:
+        """Return the dependencies with another text in the place of this one."""
+        static, hidden, created = [frozenset([tag.replace(old, new) for tag in tags]) for tags in (self.static, self.hidden, self.created)]
+        pins = [Pin(pin.position, pin.text, frozenset([key.replace(old, new) for key in pin.wanted]), pin.missing) for pin in self.pins]
+        return Reading(static, self.rows, self.leaving, hidden, tuple(pins), created, self.limits)
 
 
 class Limits(NamedTuple):
@@ -537,30 +545,92 @@ class Select:
     """
 
     def __init__(self, queryset: QuerySet[Any]) -> None:
-        self._compiler: Any = queryset.query.get_compiler(queryset.db)
-        self._alias = queryset.db
-        self._query = queryset.query
-        self._sql, self._parameters = self._compiler.as_sql()
-        self._columns = [column for column, *_ in self._compiler.select]
+        compiler: Any = queryset.query.get_compiler(queryset.db)
+        self._queryset: QuerySet[Any] | None = queryset
+        """None if this is a copy with another number."""
+        self._tables = tables()
+        self._alias, self._query = queryset.db, queryset.query
+        self._sql: str | None = None
+        """None if no row can match."""
+        self._parameters: tuple[Any, ...] = ()
+        self._reading: Reading | str = Reading()
         try:
-            self._reading: Reading | str = read_off(self._compiler)
+            self._sql, self._parameters = compiler.as_sql()
+        except EmptyResultSet:
+            return
+        self._columns = [column for column, *_ in compiler.select]
+        self._is_converted = bool(compiler.get_converters(self._columns))
+        """Whether Django converts any of the values that this database returns. PostgreSQL's driver returns those of most columns as they are."""
+        try:
+            self._reading = read_off(compiler)
         except Unreadable as why:
             self._reading = f"A query on {queryset.model._meta.label} cannot be read: {why}"
 
     def rows(self, shown: int | None = None) -> list[Any]:
         """Execute the SELECT, and return its rows. If only the first `shown` rows are shown, changes of the others do not invalidate the response."""
-        compiler = self._query.get_compiler(self._alias)
-        connection = compiler.connection
-        with connection.cursor() as cursor:
-            connection.announced = NOTHING
-            try:
-                cursor.execute(self._sql, self._parameters)
-            finally:
-                connection.announced = None
-            rows = cursor.fetchall()
+        if self._tables is not tables() and self._queryset is not None:  # the tags of the models have changed
+            vars(self).update(vars(Select(self._queryset)))
+        connection: Any = connections[self._alias]
+        rows = self._fetched(connection) if self._sql else []
         if (recording := recorder()) is not None:
             if isinstance(self._reading, str):
                 recording.refuse(self._reading)
             else:
                 recording.note(self._reading, rows[:shown], rows[shown:] if shown is not None else ())
+        if not rows or not self._is_converted:
+            return list(map(list, rows))
+        compiler = self._query.get_compiler(self._alias)  # of this thread's connection
         return list(compiler.apply_converters(rows, compiler.get_converters(self._columns)))
+
+    def _fetched(self, connection: Any) -> list[Any]:
+        with connection.repeating_cursor() as cursor:
+            connection.announced = NOTHING
+            try:
+                cursor.execute(self._sql, self._parameters)
+            finally:
+                connection.announced = None
+            rows: list[Any] = cursor.fetchall()
+            return rows
+
+    # The same with another number
+
+    def equals(self, other: Select) -> bool:
+        """Whether both have the same SQL, parameters and dependencies. Those that need no SQL may have different reasons."""
+        return self._sql is not None and (self._sql, self._parameters, self._reading) == (other._sql, other._parameters, other._reading)
+
+    def with_number(self, old: int, new: int) -> Select:
+        """Return this SELECT with another number in its parameters and in its dependencies."""
+        found = object.__new__(Select)
+        vars(found).update(vars(self))
+        found._queryset = None
+        found._parameters = tuple([new if value == old and type(value) is int else value for value in self._parameters])
+        if isinstance(self._reading, Reading):
+            found._reading = self._reading.with_text(str(old), str(new))
+        return found
+
+
+class SelectFor:
+    """The SELECTs of one queryset for different numbers, such as ids, compiled only once: `SelectFor(lambda pk: Home.objects.filter(pk=pk).values_list())`.
+
+    The function must make its queryset in the same way for each number.
+    """
+
+    SAMPLE = 1_804_289_383
+    """A number of 32 bits that no other part of a query has."""
+
+    LARGEST = (2**63 - 1, 2**31 - 1)
+    """The largest numbers of columns of 64 and of 32 bits. Django finds no row with a larger number, and sends no SQL."""
+
+    def __init__(self, queryset_for: Callable[[int], QuerySet[Any]]) -> None:
+        self._queryset_for, self._tables = queryset_for, tables()
+        self._compiled = Select(queryset_for(self.SAMPLE))
+        self._largest = next((most for most in self.LARGEST if self._compiled.with_number(self.SAMPLE, most).equals(Select(queryset_for(most)))), -1)
+        """The largest number for which it is certain that only the number differs; -1 if that is certain for none."""
+
+    def number(self, number: int) -> Select:
+        """Return the SELECT for this number."""
+        if self._tables is not tables():
+            vars(self).update(vars(SelectFor(self._queryset_for)))
+        if 0 <= number <= self._largest:
+            return self._compiled.with_number(self.SAMPLE, number)
+        return Select(self._queryset_for(number))

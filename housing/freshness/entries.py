@@ -22,6 +22,7 @@ from django.db import InterfaceError, OperationalError, connections
 
 from .breaker import Unreachable
 from .connection import ConnectionMixin
+from .copies import copies
 from .dependencies import Recorder, recorded
 from .fills import fills
 from .identity import Unidentified
@@ -178,7 +179,15 @@ def look(key_in: Callable[[str], str], etags: Collection[str], connection: Conne
         deadline = monotonic() + conf.LONGEST_WAIT
     database = connection.database_identity(cold_reads.slot)
     key = key_in(database)
-    return key, database, journal.lookup(key, etags, draw=draws.expovariate(1.0) * conf.BETA, may_wait=monotonic() < deadline)
+    copy = copies.get(key)
+    known = etags if copy is None else (copy.etag, *etags)
+    found = journal.lookup(key, known, draw=draws.expovariate(1.0) * conf.BETA, may_wait=monotonic() < deadline)
+    if type(found) is Hit:
+        if found.body is not None:
+            copies.keep(key, found)
+        elif copy is not None and copy.etag == found.etag and copy.etag not in etags and "*" not in etags:
+            found = copy
+    return key, database, found
 
 
 def _wait(seen: Look | None, again: Callable[[float], Look | None], began: float, deadline: float) -> Look | None:

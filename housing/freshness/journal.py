@@ -354,7 +354,8 @@ class Journal:
         """The reply to this verb. With `late` it is not awaited, and an error is passed to `late` afterwards."""
         if self._line.unread:
             self._line.read_late()
-        client: Redis = get_redis_connection(conf.CACHE)
+        cache: Any = caches[conf.CACHE]
+        client: Redis = cache.client.get_client()  # as get_redis_connection() does, which imports and checks at each call
         if self.breaker.opened is None:
             return self._send(client, verb, args, entry, late)
         with self.breaker.probing(server_address(client)):  # which needs the reply

@@ -49,6 +49,8 @@ SETTINGS: dict[str, Setting] = {
     "BETA": Setting(1.0, "factor", "How early an entry is refilled before its TTL ends."),
     # A client can ask for any number of them. A page of 20 rows counts as some 30 kB, so this is room for 2,000, and a quarter of what Compose gives Redis.
     "UNLINKED": Setting(60_000_000, "bytes", "How much memory responses may take to which no link leads, such as those to a search; the oldest is deleted."),
+    # 600 pages of 20 rows.
+    "COPIES": Setting(8_000_000, "bytes", "How much memory of a process copies of responses may take, which Redis then need not send again; 0 keeps none."),
     "FAST_PATH": Setting(True, "bool", "Whether `FastPath` answers hits before Django. In debug it does not."),
     "SKIPPED_MIDDLEWARE": Setting(
         (), "names of MIDDLEWARE", "Which of your middleware a hit may skip: it only refuses requests or adds headers, as the request alone decides."

@@ -72,7 +72,7 @@ class Cached:
         near, far = (values[-1:], values[:1]) if descending else (values[:1], values[-1:])
         ends = near[0] if position and near else None, far[0] if is_full else None
         self.interval = ends[::-1] if descending else ends
-        return rendered(page.body([COLUMNS.show(row) for row in page.rows]))
+        return rendered(page.body(COLUMNS.show(page.rows)))
 
     def fits(self, row: dict[str, Any], parameters: dict[str, str]) -> bool:
         """Whether a row satisfies those of these equalities that the page has."""

@@ -45,6 +45,7 @@ from tests.sabotages.reads import FILLS, READS
 from tests.sabotages.requests import REQUESTS
 from tests.sabotages.safety import SAFETY
 from tests.sabotages.schema import RUN, SCHEMA
+from tests.sabotages.selects import SELECTS
 from tests.sabotages.servers import SERVERS
 from tests.sabotages.slow_fills import SLOW_FILLS
 from tests.sabotages.statements import STATEMENTS
@@ -70,6 +71,7 @@ SABOTAGES = (
     *DEPENDENCIES,
     *JOINED,
     *NEWEST,
+    *SELECTS,
     *COMMIT,
     *STATEMENTS,
     *READS,

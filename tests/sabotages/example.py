@@ -62,15 +62,15 @@ EXAMPLE = (
     Sabotage(
         "the fast serializer differs from DRF: it formats datetimes as Python does",
         "serializers.py",
-        'f"{text[:-6]}Z"',
-        "text",
+        "orjson.dumps(shown, option=orjson.OPT_UTC_Z)",
+        "orjson.dumps(shown)",
         "test_contract.py::test_the_cached_variant_returns_the_same_bytes_as_the_serializer_of_drf_for_any_property",
     ),
     Sabotage(
         "a 404 is stored",
         "views.py",
-        "home = get_object_or_404(",
-        'if not queries.properties().filter(pk=self.kwargs["id"]): return b"null", {"properties"}\n                home = get_object_or_404(',
+        "get_object_or_404(queries.properties().none())",
+        'return b"null"',
         "test_hits.py::test_a_404_is_never_cached",
     ),
     Sabotage(
@@ -90,7 +90,7 @@ EXAMPLE = (
     Sabotage(
         "a key leaves out the id of the property",
         "views.py",
-        'return "detail", str(self.kwargs["id"]), read',
+        'return "detail", str(key), read',
         'return "detail", "", read',
         "test_hits.py::test_every_property_has_its_own_entry",
     ),
@@ -114,6 +114,13 @@ EXAMPLE = (
         "@lru_cache(maxsize=KEPT)\ndef select_of(",
         "@lru_cache(maxsize=0)\ndef select_of(",
         "test_latency.py::test_a_request_makes_no_more_python_calls_than_recorded[a cold page-]",
+    ),
+    Sabotage(
+        "the SELECTs of a detail are compiled for each request",
+        "views.py",
+        "@lru_cache\ndef selects_of_a_detail(",
+        "@lru_cache(maxsize=0)\ndef selects_of_a_detail(",
+        "test_latency.py::test_a_request_makes_no_more_python_calls_than_recorded[a cold detail-]",
     ),
     Sabotage(
         "the form of a later page sends its cursor with another order",

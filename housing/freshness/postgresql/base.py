@@ -13,7 +13,7 @@ from typing import Any
 from django.db import transaction
 from django.db.backends.postgresql import base, operations
 from django.db.backends.postgresql.psycopg_any import BaseTzLoader
-from psycopg import Error, OperationalError
+from psycopg import Error, IsolationLevel, OperationalError
 from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
@@ -23,14 +23,15 @@ from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
 from ..statements import text_of
 from ..tracking import MANY_ROWS
-from . import triggers
+from . import prepared, triggers
 
 DATABASE = """
-SELECT t.id::text, t.tableoid::text, t.xmin::text, d.oid::text, d.datname, current_user, current_schemas(false)::text, current_setting('server_version_num')
+SELECT t.id::text, t.tableoid::text, t.xmin::text, d.oid::text, d.datname, current_user, current_schemas(false)::text, current_setting('server_version_num'),
+    pg_backend_pid()
 FROM freshness_database t, pg_database d WHERE d.datname = current_database()
 """
 """`pg_restore` creates the table or its row again, with another `tableoid` or `xmin`. A new database has another `oid`, even if this one was its
-template. The user and the schemas decide which tables and rows are visible."""
+template. The user and the schemas decide which tables and rows are visible. The last value says whether the connection is direct (see prepared.py)."""
 
 COPIES = """
 SELECT r.relname, reference.attname, t.relname, key.attname, original.attname, copy.attname FROM pg_constraint c
@@ -146,11 +147,11 @@ class Instants(BaseTzLoader):  # type: ignore[misc]  # not in the stubs
 
     def load(self, data: Any) -> Any:
         """Return the time."""
-        with suppress(ValueError):  # infinity, or another DateStyle
+        try:
             time = datetime.datetime.fromisoformat(str(data, "ascii"))
-            if time.tzinfo is datetime.UTC:
-                return time
-        return super().load(data)
+        except ValueError:  # infinity, or another DateStyle
+            return super().load(data)
+        return time if time.tzinfo is datetime.UTC else super().load(data)
 
 
 CHECKED = 5.0
@@ -222,6 +223,8 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     ops_class = DatabaseOperations
     _checked = float("-inf")
     """When the server last replied to the check, by this process's clock."""
+    is_direct = False
+    """Whether there is certainly no pooler between this process and the server."""
     why_cluster_unknown = ""
     """Why the identity lacks the cluster, if this role may not read it."""
 
@@ -232,6 +235,9 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
             bound_replies(connection, float(seconds))
         connection.adapters.register_loader("timestamptz", Instants)  # in another zone Django gives each cursor its own
         self._checked = float("-inf")
+        self.is_direct = False
+        if self.may_prepare:
+            prepared.use_own_names(connection)
         return connection
 
     def is_usable(self) -> bool:
@@ -255,7 +261,9 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
 
     def facts(self) -> list[Any]:
         """Return facts about the database, and about its cluster if this role may read them."""
-        found: list[Any] = self.connection.execute(DATABASE).fetchall()
+        rows = self.connection.execute(DATABASE).fetchall()
+        found: list[Any] = [tuple(facts) for *facts, _ in rows]
+        self.is_direct = [pid for *_, pid in rows] == [self.connection.info.backend_pid]
         if (database := str(found)) not in _copies:
             _copies[database] = self._read_copies()
         self.copies = _copies[database]
@@ -270,9 +278,23 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         return frozenset(Copied(*copy) for copy in self.connection.execute(COPIES))
 
     @property
+    def may_prepare(self) -> bool:
+        """Whether the settings of the database leave it to the engine which statements are prepared."""
+        return {"prepare_threshold", "server_side_binding"}.isdisjoint(self.settings_dict["OPTIONS"])
+
+    def repeating_cursor(self) -> Any:
+        """Return a cursor whose SELECTs are prepared, unless that is uncertain to work."""
+        self.close_if_health_check_failed()
+        self.ensure_connection()
+        if not (self.may_prepare and self.is_direct and self.timezone is datetime.UTC and prepared.is_idle(self.connection)):
+            return self.cursor()
+        with self.wrap_database_errors:
+            return self._prepare_cursor(prepared.Cursor(self))
+
+    @property
     def begun(self) -> bool:
         """Whether the driver is in a transaction."""
-        return self.connection is not None and self.connection.info.transaction_status != TransactionStatus.IDLE
+        return self.connection is not None and self.connection.pgconn.transaction_status != TransactionStatus.IDLE
 
     def text_of(self, sql: Any) -> str | None:
         """Return the text of psycopg's `sql` objects and of template strings."""
@@ -315,8 +337,18 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Open a transaction whose SELECTs all see the same state."""
-        with transaction.atomic(using=self.alias, durable=True):
-            with self.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            yield
+        """Open a transaction whose SELECTs all see the same state. Its BEGIN says so, because SET TRANSACTION would be a round trip of its own."""
+        self.close_if_health_check_failed()  # otherwise `atomic` would replace the connection after this
+        self.ensure_connection()
+        connection = self.connection
+        with self.wrap_database_errors:
+            before = connection.isolation_level, connection.read_only
+            connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
+        try:
+            with transaction.atomic(using=self.alias, durable=True):
+                yield
+        finally:
+            try:
+                connection.isolation_level, connection.read_only = before
+            except Error:  # a connection that is lost must not be used with this level again
+                self.close()
