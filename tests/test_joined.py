@@ -420,7 +420,7 @@ def stage(transactional_db, handler, no_timeouts):
 
 BOUNDS = [pytest.param({"preemptions": 2}, id="two preemptions"), pytest.param({}, id="all", marks=pytest.mark.races)]
 SCHEDULES = {
-    "images": {"embedded": {"two preemptions": 173, "all": 276}, "real": {"two preemptions": 276, "all": 6307}},
+    "images": {"embedded": {"two preemptions": 173, "all": 276}, "real": {"two preemptions": 254, "all": 6307}},
     "listings": {"embedded": {"two preemptions": 156, "all": 463}, "real": {"two preemptions": 224, "all": 891}},
 }
 
