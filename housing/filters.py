@@ -14,7 +14,7 @@ import django_filters
 from django import forms
 from django.core import signing
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BooleanField, F, Func, Q, QuerySet, Value
+from django.db.models import F, Q, QuerySet, Value
 from django.db.models.lookups import Exact, GreaterThan, LessThan
 from django.db.models.sql.compiler import SQLCompiler
 from django.http import HttpRequest, QueryDict
@@ -23,6 +23,7 @@ from rest_framework.pagination import BasePagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from housing.freshness import Copy, RowValue
 from housing.models import Property
 
 NEWEST_FIRST = "-created_at"
@@ -58,7 +59,7 @@ class EmptyInput(forms.TextInput):
         """Return no value."""
 
 
-class Copied(Func):
+class Copied(Copy):
     """A column of a related row. PostgreSQL keeps a copy of it in the property's own row, in the column `copy` (migration 0004)."""
 
     template = "%(expressions)s"
@@ -138,13 +139,6 @@ class PropertyFilter(django_filters.FilterSet):
 # The cursor
 
 
-class Row(Func):
-    """The SQL row `(a, b)`. Comparing rows lets an index on both columns seek, instead of scanning all equal values of `a`."""
-
-    template = "(%(expressions)s)"
-    output_field = BooleanField()
-
-
 READ: dict[str, Callable[[str], Any]] = {"created_at": datetime.datetime.fromisoformat, "price": Decimal}
 
 
@@ -191,8 +185,8 @@ class Cursor:
         descending = self.ordering.startswith("-") != self.backward
         if self.position is not None:
             value, key = self.position
-            here = Row(Value(value), Value(key))
-            found = found.filter((LessThan if descending else GreaterThan)(Row(F(column), F("id")), here))
+            here = RowValue(Value(value), Value(key))
+            found = found.filter((LessThan if descending else GreaterThan)(RowValue(F(column), F("id")), here))
         sign = "-" if descending else ""
         return found.order_by(f"{sign}{column}", f"{sign}id")
 

@@ -74,6 +74,8 @@ DOCUMENTS = (
             "invalidation",
             "saves",
             "scopes",
+            "joined",
+            "newest",
             "writes",
             "commit",
             "close",

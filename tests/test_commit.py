@@ -265,7 +265,7 @@ def test_ctrl_c_before_the_commit_leaves_nothing_written(home, read, warm, monke
     """Without a lease there is no COMMIT, whatever the reason."""
     warm()
 
-    def interrupted(tags):
+    def interrupted(tags, since, oldest):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -468,7 +468,7 @@ def test_a_creation_and_a_deletion_are_one_line_each_in_the_log(home, caplog):
 
     table, owner = "housing_propertyimage", f"housing_propertyimage.property_id={home.pk}"
     assert caplog.messages == [
-        f"[ORM] PropertyImage {key} created. Stale: {table}, {owner}, {table}:+.",
+        f"[ORM] PropertyImage {key} created. Stale: {table}, {owner}+, {table}:+.",
         f"[ORM] PropertyImage {key} deleted. Stale: {table}, {table}-{key}, {owner}-, {table}:-, {table}:{key}.",
     ]
 

@@ -15,7 +15,7 @@ from housing.freshness import Select, SelectFor, tracking
 from housing.freshness.checks import _models_on_path
 from housing.freshness.dependencies import Unreadable, read_off, recorded
 from housing.freshness.requests import Headers
-from housing.freshness.tracking import MANY_ROWS
+from housing.freshness.tracking import MANY_ROWS, TRUST
 from housing.models import Agent, Office, Property, PropertyImage
 from housing.queries import joined, with_images
 from housing.serializers import PropertyDetailSerializer, rendered
@@ -63,7 +63,7 @@ def test_an_update_of_inherited_columns_touches_the_parents_table(furnished, val
 
     tags = touched(lambda: furnished.Villa.objects.filter(pools=furnished.villa.pools).update(**values))
 
-    assert {tag for tag in tags if "=" not in tag} - {"housing_villa:?"} == {tag.format(pk=pk) for tag in parents | of_its_own}
+    assert {tag for tag in tags if "=" not in tag and not tag.startswith(TRUST)} - {"housing_villa:?"} == {tag.format(pk=pk) for tag in parents | of_its_own}
 
 
 def test_an_insert_that_leaves_a_reference_to_the_database_touches_the_whole_table(it):

@@ -20,21 +20,11 @@ from housing.freshness.journal import Journal, journal
 from housing.freshness.settings import conf
 from housing.models import Property
 from tests import ROOT
+from tests.fixtures.cache import another_version
 from tests.fixtures.processes import clean
-from tests.fixtures.trace import playing
 from tests.stacks import wait_for
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
-
-
-@contextmanager
-def another_version():
-    """Be a process with another version of the code: a setting is part of the version."""
-    before = version()
-    with override_settings(A_NEW_SETTING="of the next release"):
-        assert version() != before
-        with playing("the new version"):
-            yield
 
 
 @contextmanager

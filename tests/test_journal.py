@@ -491,7 +491,7 @@ def test_a_restart_between_info_and_script_load_is_noticed(home, price, run_id):
 def test_every_command_may_run_twice(home):
     """A client that lost its connection cannot know whether a command ran, so it sends it again."""
     lease = journal.lease({"t"})
-    journal._run("lease", lease.id, *lease.tags, version())
+    journal._run("lease", lease.id, *lease.tags, version(), "", "", "", "", "")
     miss = journal.lookup(PAGE)
     assert journal.store(PAGE, miss, {"t"}, '"e"', b"e") == "leased"
     journal.close(lease)

@@ -25,6 +25,8 @@ from tests.fixtures.cache import clear_the_cache, flush, verify
 from tests.fixtures.responses import ask
 from tests.fixtures.rows import a_property, saved
 
+pytest_plugins = ["tests.fixtures.no_timeouts"]
+
 READER, REDIS, WATCHMAN, TIME, FAILOVER = "a reader", "Redis", "a watchman", "time", "a failover"
 
 LONG, EMBEDDED = pytest.mark.races, pytest.mark.only("embedded")
@@ -50,16 +52,6 @@ LONGER = 1.001
 def a_row(*tags):
     """The statement that writes a row of the outbox with these tags, which a watchman of this version can read."""
     return "INSERT INTO freshness_outbox (tags) VALUES ('{}')".format("\n".join([*tags, f"|version:{version()}"]))
-
-
-@pytest.fixture
-def no_timeouts(settings):
-    """Let no lease run out and no reader stop waiting because the machine is slow."""
-    settings.FRESHNESS_LEASE = settings.FRESHNESS_WAIT_TIMEOUT = 3600.0
-    settings.FRESHNESS_COLD_READS = 100  # an actor that waits for its turn would reach no step
-    journal.forget_server()  # the settings are in the script's text
-    yield
-    journal.forget_server()
 
 
 @pytest.fixture

@@ -321,11 +321,9 @@ def test_an_image_that_is_created_leaves_other_details_warm(twenty_properties, w
 
 
 NOT_PROMISED = {
-    "A new listing leaves the lists of other cities and other offices warm": (
-        "City and office are columns of joined rows, and a write to a listing does not know them. Lists by agent, status and type stay warm."
-    ),
-    "A new listing leaves the pages behind a cursor warm": (
-        "A page depends on all rows of its scope, not only on those in its interval of the order. docs/decisions/0024 has what that costs."
+    "A new listing leaves all pages warm on which it is not": (
+        "The pages behind a cursor, newest first, stay warm. A page in another order, or of a range of prices, depends on all rows of its scope. "
+        "docs/decisions/0024 has what that costs."
     ),
 }
 

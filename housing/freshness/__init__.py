@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .breaker import Unreachable
     from .connection import NotLeased, ours
-    from .dependencies import Select, SelectFor
+    from .dependencies import Copy, RowValue, Select, SelectFor
     from .entries import Read
     from .fast_path import FastPath
     from .journal import Refused, begin_journal, inspect_server
@@ -25,10 +25,12 @@ __all__ = [
     "CONTROL",
     "Busy",
     "CachedView",
+    "Copy",
     "FastPath",
     "NotLeased",
     "Read",
     "Refused",
+    "RowValue",
     "Select",
     "SelectFor",
     "Unreachable",
@@ -44,7 +46,7 @@ __all__ = [
 _HOMES = {
     "slots": ("Busy", "cold_reads"),
     "connection": ("NotLeased", "ours"),
-    "dependencies": ("Select", "SelectFor"),
+    "dependencies": ("Copy", "RowValue", "Select", "SelectFor"),
     "entries": ("Read",),
     "fast_path": ("FastPath",),
     "breaker": ("Unreachable",),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from .tracking import MANY_ROWS, Table
+from .joined import trusting
+from .tracking import MANY_ROWS, Joined, Table
 
 Values = Sequence[Any]
 """The values of a row as the driver returns them, the primary key first."""
@@ -22,6 +23,37 @@ class Image(NamedTuple):
     after: Values | None
 
 
+class Copied(NamedTuple):
+    """A copy of a column that a foreign key of two columns keeps equal to it (see joined.py)."""
+
+    name: str
+    reference: str
+    table: str
+    key: str
+    column: str
+    copy: str
+    """The column of the referring table that holds the copy."""
+
+
+class Lookup(NamedTuple):
+    """A value of the row to which a reference leads. Names are quoted."""
+
+    joined: Joined
+    is_copied: bool
+    """Whether the database keeps a copy of it in the own row (see joined.py)."""
+    source: str
+    """The column of the own row from which it is found: the copy if the database keeps one, otherwise the reference."""
+    table: str
+    key: str
+    column: str
+
+    def of(self, source: str) -> str:
+        """Return an expression for it, given one for its source."""
+        if self.is_copied:
+            return source
+        return f"(SELECT freshness_joined.{self.column} FROM {self.table} freshness_joined WHERE freshness_joined.{self.key} = {source})"  # noqa: S608
+
+
 class Statement(NamedTuple):
     """An UPDATE or a DELETE, with everything that a database needs to return its images. Names are quoted."""
 
@@ -32,9 +64,13 @@ class Statement(NamedTuple):
     table: str
     columns: tuple[str, ...]
     """The columns of an image, the primary key first."""
+    lookups: tuple[Lookup, ...]
+    """Values of the rows to which the row refers afterwards. An image of an UPDATE has them after its columns."""
     is_bounded: bool
     """Whether its condition names so few rows that all images may be returned."""
     deletes: bool
+    old_is_known: bool = False
+    """Whether only the new values are needed."""
 
     @property
     def condition(self) -> str:
@@ -56,18 +92,18 @@ def paired(before: Collection[Values], after: Collection[Values]) -> list[Image]
     return [Image(row, found[row[0]]) for row in before]
 
 
-def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tuple[set[str], set[str]]:
+def tags_of(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], images: Sequence[Image]) -> tuple[set[str], set[str]]:
     """Return the tags of an UPDATE with these images: its rows, the columns that differ, and the scopes that a row left or entered; and the tags of the
     columns that differ within the scopes in which a row stays.
     """
     assert table.pk_text
-    tags, within = {table.name}, set()
+    tags, within = {table.name}, set[str]()
     scopes = [(columns.index(column), column, text) for column, text in table.scopes.items()]
     for before, after in images:
         assert after is not None
         key = table.pk_text(before[0])
         tags.add(f"{table.name}:{key}")
-        changed = [column for column, old, new in zip(columns, before, after, strict=True) if old != new or type(old) is not type(new)]
+        changed = [column for column, old, new in zip(columns, before, after, strict=False) if old != new or type(old) is not type(new)]
         changed += table.generated
         tags.update([f"{table.name}.{column}" for column in changed])
         for place, column, text in scopes:
@@ -80,7 +116,25 @@ def tags_of(table: Table, columns: Sequence[str], images: Sequence[Image]) -> tu
             elif old is not None:
                 inside = f"{scope}{text(old)}."
                 within.update([inside + each for each in changed])
+        within.update(tags_through_joins(table, columns, lookups, after, changed))
     return tags, within
+
+
+def tags_through_joins(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], after: Values, changed: Collection[str]) -> set[str]:
+    """Return the tags of a row in its scopes through joins if these columns of it changed, and the conditions under which these are its scopes."""
+    found: set[str] = set()
+    for place, (joined, is_copied, *_) in enumerate(lookups if changed else (), len(columns)):
+        reference, value = after[columns.index(joined.reference)], after[place]
+        if reference is None:
+            continue
+        if value is None:
+            found.add(table.unjoined)
+            continue
+        scope = f"{table.name}.{joined.reference}>{joined.column}={joined.text(value)}"
+        found.update([scope] if joined.reference in changed else [f"{scope}.{each}" for each in changed])
+        if not is_copied:
+            found.add(trusting(table, joined, joined.key_text(reference)))
+    return found
 
 
 def limited(count: int, images: list[Image] | None) -> tuple[int, list[Image] | None]:

@@ -17,10 +17,11 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import MULTI, ROW_COUNT
 
-from .changes import Image, Statement, tags_of
+from .changes import Copied, Image, Lookup, Statement, tags_of, tags_through_joins
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
+from .joined import trusting
 from .statements import NOTHING
-from .tracking import MANY_ROWS, Table, cascades, tables
+from .tracking import MANY_ROWS, Joined, Table, cascades, microseconds, tables
 
 
 class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
@@ -166,11 +167,24 @@ class Inserts(Writes):
     """The compiler of INSERT."""
 
     verb = "created"
-    returned: Any = None
+    _lookups: tuple[Lookup, ...] = ()
 
     def execute_sql(self, returning_fields: Any = None) -> Any:
         """Execute it, and read the returned rows before autocommit commits."""
-        return self._write(lambda: super(Inserts, self).execute_sql(returning_fields))
+        found = self._write(lambda: super(Inserts, self).execute_sql(returning_fields))
+        return [row[: len(returning_fields)] for row in found] if self._lookups else found
+
+    def as_sql(self) -> Any:
+        """Let the statement also return the values of the rows to which its rows refer. Not for many rows, and only if it returns columns."""
+        statements = super().as_sql()
+        table = tables().get(self.query.get_meta().db_table)
+        is_short = self.returning_fields and len(self.query.objs) < MANY_ROWS and self.query.on_conflict is None
+        self._lookups = _lookups(table.name, table.joined, self.connection.copies) if table and is_short and self.connection.returns_rows else ()
+        if self._lookups:
+            [(sql, params)] = statements
+            [quoted] = _quoted(self.query.get_meta().db_table)
+            statements = [(f"{sql}, {', '.join([lookup.of(f'{quoted}.{lookup.source}') for lookup in self._lookups])}", params)]
+        return statements
 
     def _tag(self, table: Table | None, result: Any) -> None:
         if table is None:
@@ -188,11 +202,37 @@ class Inserts(Writes):
                 if hasattr(value, "resolve_expression"):
                     return self._say(table, (), table.all)
                 if value is not None:
-                    tags.add(f"{table.name}.{column}={text(_prepared(written[column], value))}")
+                    tags.add(f"{table.name}.{column}={text(_prepared(written[column], value))}+")
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
         if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
             return self._say(table, (), table.all)
-        return self._say(table, keys if len(keys) < MANY_ROWS else (), tags)
+        tags |= {table.not_newest} if not all(self._note_times(table, written.get(column), column) for column in table.times) else set()
+        return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()))
+
+    def _note_times(self, table: Table, field: Field[Any, Any] | None, column: str) -> bool:
+        """Note the oldest time in a column of the rows. Returns False if it is unknown."""
+        times = [microseconds(getattr(obj, field.attname)) for obj in self.query.objs] if field else [None]
+        known = [time for time in times if time is not None]
+        if len(known) == len(times):
+            self.connection.created_at(table, column, min(known))
+        return len(known) == len(times)
+
+    def _tags_through_joins(self, table: Table, rows: Iterable[Any]) -> set[str]:
+        """Return the tags of the scopes through joins that the rows enter, and the conditions under which these are their scopes."""
+        tags: set[str] = set()
+        if len(self._lookups) < len(table.joined):
+            return {table.unjoined}
+        found = [row[len(self.returning_fields) :] for row in rows]
+        written = {field.column: field for field in self.query.fields}
+        for place, (joined, is_copied, *_) in enumerate(self._lookups):
+            values = [row[place] for row in found if row[place] is not None]
+            references = [value for obj in self.query.objs if (value := getattr(obj, written[joined.reference].attname)) is not None]
+            if len(values) < len(references):
+                tags.add(table.unjoined)
+            tags |= {f"{table.name}.{joined.name}={joined.text(value)}+" for value in values}
+            if not is_copied:
+                tags |= {trusting(table, joined, joined.key_text(_prepared(written[joined.reference], value))) for value in references}
+        return tags
 
     def _is_again(self, table: Table, keys: Iterable[Any]) -> bool:
         """Whether a row has the key of a row that this transaction deleted. References to the key stay the same, although the row has changed."""
@@ -209,6 +249,10 @@ class Changes(Writes):
     """The columns of an image."""
     _images: list[Image] | None = None
     """The rows that it matched; None if they are unknown or too many."""
+    _is_held = False
+    """Whether all of its rows are locked, so that their old values are known."""
+    _lookups: tuple[Lookup, ...] = ()
+    """The values that an image has after its columns."""
 
     def compile(self, node: Any) -> Any:
         """Keep the text of the condition."""
@@ -226,7 +270,9 @@ class Changes(Writes):
             return 0
         quoted = _quoted(table.name, *self._columns)
         where, where_params = self._where
-        statement = Statement(sql, params, where, tuple(where_params), quoted[0], quoted[1:], is_bounded, self.verb == Deletes.verb)
+        statement = Statement(
+            sql, params, where, tuple(where_params), quoted[0], quoted[1:], self._lookups, is_bounded, self.verb == Deletes.verb, self._is_held
+        )
         count: int
         count, self._images = self.connection.images(statement)
         return count
@@ -251,9 +297,12 @@ class Updates(Changes):
         if not (table and table.pk and columns) or table.pk in columns or self.query.related_updates or not self.connection.has_images:
             return super().execute_sql(result_type)
         keys = self._keys(table)
-        if keys and all(self.connection.held(table, key) for key in keys):  # what a locked row held is known already
+        self._is_held = bool(keys) and all(self.connection.held(table, key) for key in keys or ())
+        if self._is_held and not table.joined:  # what the rows held is known already
             return super().execute_sql(result_type)
-        return self._send_for_images(table, [*columns, *table.scopes], is_bounded=keys is not None)
+        columns = [joined.reference for joined in table.joined] if self._is_held else [*columns, *table.scopes]
+        self._lookups = _lookups(table.name, table.joined, self.connection.copies)
+        return self._send_for_images(table, columns, is_bounded=keys is not None)
 
     def _keys(self, table: Table) -> frozenset[str] | None:
         """Return the primary keys to which the condition is limited; None if it is not."""
@@ -262,8 +311,8 @@ class Updates(Changes):
     def _tag(self, table: Table | None, result: Any) -> None:
         if table is None or not self.query.values or self._wrote_nothing(result):
             return
-        if self._images:
-            self._say(table, [before[0] for before, _ in self._images], *tags_of(table, self._columns, self._images))
+        if self._images and not self._is_held:
+            self._say(table, [before[0] for before, _ in self._images], *tags_of(table, self._columns, self._lookups, self._images))
         else:
             self._tag_assigned(table)
 
@@ -289,7 +338,11 @@ class Updates(Changes):
                 if value is not None:
                     tags.add(f"{table.name}.{field.column}={text(_prepared(field, value))}")
         tags |= {f"{table.name}.{column}" for column in changed}
-        return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed))
+        if self._images is None:
+            through_joins = {table.unjoined} if changed and table.joined else set()
+        else:
+            through_joins = {tag for _, after in self._images for tag in tags_through_joins(table, self._columns, self._lookups, after or (), changed)}
+        return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed), through_joins)
 
     def _in_scopes(self, table: Table, keys: Iterable[str], changed: Collection[str]) -> set[str]:
         """Return the tags of changes in the scopes that locked rows had when they were read."""
@@ -354,6 +407,14 @@ class Deletes(Changes):
 def _quoted(*names: str) -> tuple[str, ...]:
     """Return these names as both databases quote them. A `db_table` may be quoted already."""
     return tuple(name if name.startswith('"') and name.endswith('"') else f'"{name}"' for name in names)
+
+
+@lru_cache(maxsize=256)
+def _lookups(name: str, joined: tuple[Joined, ...], copies: frozenset[Copied]) -> tuple[Lookup, ...]:
+    """Return the lookups of a table's scopes through joins."""
+    copied = {copy[:-1]: copy.copy for copy in copies}
+    found = [(each, copied.get((name, each.reference, each.table, each.key, each.column))) for each in joined]
+    return tuple(Lookup(each, copy is not None, *_quoted(copy or each.reference, each.table, each.key, each.column)) for each, copy in found)
 
 
 def _prepared(field: Field[Any, Any], value: Any) -> Any:

@@ -19,11 +19,12 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, NotSuppor
 
 from . import outbox, statements
 from .breaker import Unreachable
-from .changes import Image, Statement
+from .changes import Copied, Image, Statement
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
-from .journal import Lease, journal
+from .joined import divided
+from .journal import Lease, Oldest, Seen, journal
 from .settings import conf
 from .tracking import MANY_ROWS, MANY_SCOPED, Table, tables
 
@@ -55,6 +56,9 @@ class Scope:
     """Sentences for the log with their tags, in order and without repeats. After `MANY_ROWS` none are added."""
     held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(table, primary key) of a row that was read FOR UPDATE → column → value."""
+    oldest: Oldest = field(default_factory=dict)
+    since: Seen | None = None
+    """An instant before the transaction began, if Django began it."""
 
 
 def ours(alias: str = DEFAULT_DB_ALIAS) -> ConnectionMixin:
@@ -96,6 +100,9 @@ class ConnectionMixin(IdentifiedMixin):
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
     release_may_commit: ClassVar[bool] = False
+
+    copies: frozenset[Copied] = frozenset()
+    """The copies of columns of other rows that this database keeps."""
 
     announced: frozenset[str] | None = None
     """The tables that the next statement may write, if it comes from a compiler, which records or tags it itself. None if its text must be analysed."""
@@ -197,6 +204,15 @@ class ConnectionMixin(IdentifiedMixin):
             tags = set(tags)
             scope.changes.setdefault((change, tuple(sorted(_shortened(table, tags) if len(tags) > MANY_ROWS else tags))))
 
+    def created_at(self, table: Table, column: str, time: int) -> None:
+        """Note the time of a created row. COMMIT tags it as one that is not the newest if an entry may be limited to rows until a later time."""
+        self._note({(table.name, column): time})
+
+    def _note(self, times: Oldest) -> None:
+        oldest = self.scopes[-1].oldest
+        for column, time in times.items():
+            oldest[column] = min(time, oldest.get(column, time))
+
     def has_tagged(self, table: str, tag: str) -> bool:
         """Whether this transaction has this tag."""
         return any(tag in scope.tags.get(table, ()) for scope in self.scopes)
@@ -221,6 +237,12 @@ class ConnectionMixin(IdentifiedMixin):
         held = self.held(table, key) or {}
         return column in held and bool(held[column] == value) and not _differ_in_json(held[column], value)
 
+    def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
+        """Note an instant before a transaction begins."""
+        if self.autocommit and not autocommit:
+            self.scopes[0].since = journal.seen
+        super().set_autocommit(autocommit, *args, **kwargs)
+
     def _savepoint(self, sid: str) -> None:
         super()._savepoint(sid)
         self.scopes.append(Scope(sid))
@@ -237,6 +259,7 @@ class ConnectionMixin(IdentifiedMixin):
                 self.scopes[-1].tags.setdefault(table, set()).update(tags)
             self.scopes[-1].changes |= scope.changes
             self.scopes[-1].held |= scope.held
+            self._note(scope.oldest)
 
     def _cut(self, sid: str) -> list[Scope]:
         at = next(i for i, scope in enumerate(self.scopes) if scope.sid == sid)
@@ -340,11 +363,16 @@ class ConnectionMixin(IdentifiedMixin):
 
         Raises NotLeased if that is impossible, too.
         """
+        oldest: Oldest = {}
+        for scope in self.scopes:
+            oldest |= {column: min(time, oldest.get(column, time)) for column, time in scope.oldest.items()}
         try:
-            return journal.lease(tags)
+            return journal.lease(tags, self.scopes[0].since, oldest)
         except Unreachable as away:
+            plain, _ = divided(tags, is_known=False)
+            old = [f"{name}:<" for name, _ in oldest]
             try:
-                outbox.write(self, tags)
+                outbox.write(self, {*plain, *old})
             except DatabaseError as error:
                 why = " ".join(str(error).split())
                 raise NotLeased(f"Rolled back: {away} The outbox cannot be written, either: {why}. Run `manage.py migrate`.") from away

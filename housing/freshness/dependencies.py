@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
-from django.db.models import ForeignKey, ForeignObjectRel, QuerySet
-from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Window
+from django.db.models import BooleanField, ForeignKey, ForeignObjectRel, QuerySet
+from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Value, Window
 from django.db.models.fields.tuple_lookups import TupleIn
-from django.db.models.lookups import Exact, In
+from django.db.models.lookups import Exact, In, LessThan, LessThanOrEqual
 from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
 from django.db.models.sql.where import ExtraWhere, NothingNode
 
 from .statements import NOTHING
-from .tracking import MANY_ROWS, Table, Text, label_of, tables
+from .tracking import MANY_ROWS, Table, Text, label_of, microseconds, tables
 
 Row = Sequence[Any]
 
@@ -64,6 +64,10 @@ class Reading:
     hidden: frozenset[str] = frozenset()
     """Additional tags if not all rows are shown, because their order decides which."""
     pins: tuple[Pin, ...] = ()
+    created: frozenset[str] = frozenset()
+    """The tags of created rows that matter only while the response is read. A row that is created later is newer than the limits."""
+    limits: tuple[tuple[str, int], ...] = ()
+    """Columns of times, and the latest that a row may have to be in the result, in microseconds since 1970."""
 
     def tags(self, shown: Collection[Row], beyond: Collection[Row] = (), *, is_part: bool = False) -> set[str]:
         """Return the tags of a response that shows these rows. Of the rows `beyond` it shows only that they are there. `is_part` is whether there may be more.
@@ -87,9 +91,16 @@ class Reading:
 
     def with_text(self, old: str, new: str) -> Reading:
         """Return the dependencies with another text in the place of this one."""
-        static, hidden = [frozenset([tag.replace(old, new) for tag in tags]) for tags in (self.static, self.hidden)]
+        static, hidden, created = [frozenset([tag.replace(old, new) for tag in tags]) for tags in (self.static, self.hidden, self.created)]
         pins = [Pin(pin.position, pin.text, frozenset([key.replace(old, new) for key in pin.wanted]), pin.missing) for pin in self.pins]
-        return Reading(static, self.rows, self.leaving, hidden, tuple(pins))
+        return Reading(static, self.rows, self.leaving, hidden, tuple(pins), created, self.limits)
+
+
+class Limits(NamedTuple):
+    """The limits of a response. `created` are the tags of created rows that matter only while it is read, because a later row is newer than these times."""
+
+    created: set[str]
+    times: set[tuple[str, int]]
 
 
 class Recorder:
@@ -97,6 +108,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.tags: set[str] = set()
+        self.limits = Limits(set(), set())
         self.queries = 0
         self.unreadable: str | None = None
 
@@ -104,6 +116,8 @@ class Recorder:
         """Add the dependencies of one query."""
         self.queries += 1
         self.tags |= reading.tags(shown, beyond, is_part=is_part)
+        self.limits.created.update(reading.created)
+        self.limits.times.update(reading.limits)
 
     def refuse(self, why: str) -> None:
         """Refuse to store the response, because a dependency is unknown."""
@@ -183,12 +197,51 @@ def _constants(lookup: Any, alias: str, column: str, text: Text) -> frozenset[st
         if len(sources) != 1 or hasattr(right, "as_sql"):
             return None
         left, right = sources[0], [value[0] for value in right]
+    while isinstance(left, Copy):
+        [left] = left.get_source_expressions()
+    if type(right) is Value and isinstance(left, Col):
+        try:
+            right = left.target.get_prep_value(right.value)
+        except (TypeError, ValueError):
+            return None
     if not (isinstance(left, Col) and left.alias == alias and left.target.column == column) or hasattr(right, "as_sql"):
         return None
     values = [right] if isinstance(lookup, Exact) else list(right)
     if len(values) > MANY_ROWS or any(hasattr(value, "as_sql") for value in values):
         return None
     return frozenset(text(value) for value in values if value is not None)
+
+
+def _limit(lookup: Any, alias: str, columns: Collection[str]) -> tuple[str, int] | None:
+    """Return which of these columns a condition on a position limits, and the latest time that it allows.
+
+    A plain `published_at <= time` is no limit, because the view may take the time from the clock. The next request would allow more.
+    """
+    if type(lookup) not in (LessThan, LessThanOrEqual):
+        return None
+    left, right = _first(lookup.lhs), _first(lookup.rhs)
+    time = microseconds(right.value) if type(right) is Value else None
+    is_column = isinstance(left, Col) and left.alias == alias and left.target.column in columns
+    return (str(left.target.column), time) if is_column and time is not None else None
+
+
+def _first(position: Any) -> Any:
+    """Return the first part of a position; None if this is not a position."""
+    return position.get_source_expressions()[0] if type(position) is RowValue and not position.extra else None
+
+
+class RowValue(Func):
+    """The SQL row `(a, b)`. Comparing rows lets an index on both columns seek, instead of scanning all equal values of `a`.
+
+    Use it for positions that are part of the request, such as a cursor. A row that is created after the position, in time, does not make the response stale.
+    """
+
+    template = "(%(expressions)s)"
+    output_field = BooleanField()
+
+
+class Copy(Func):
+    """A copy of a column, which the database keeps equal to it. It counts as the column itself."""
 
 
 class _Reader:
@@ -205,6 +258,8 @@ class _Reader:
         self.tables = {alias: self._table(join.table_name) for alias, join in self.joins.items()}
         self.scopes: dict[str, tuple[str, set[str]]] = {}
         """alias → the column of its scopes, and their tags."""
+        self.created: set[str] = set()
+        self.limits: list[tuple[str, int]] = []
         self.by_pk: dict[str, frozenset[str]] = {}
         self.counts_others = bool(query.low_mark)
         """Whether the shown rows depend on how many others there are: before an offset, or in a window."""
@@ -254,6 +309,9 @@ class _Reader:
     def reading(self, select: list[Any]) -> Reading:
         """Return the dependencies."""
         rows, leaving, pins, hidden = [], [], [], set[str]()
+        for alias in self.joins:
+            if self.query.group_by is None and not self.counts_others and self._position(alias, self.tables[alias], select) is not None:
+                self._scope_through_a_join(alias)
         implied = {alias for alias in self.joins if self._is_implied(alias)}
         for alias, table in self.tables.items():
             position = self._position(alias, table, select) if self.query.group_by is None else None
@@ -269,21 +327,38 @@ class _Reader:
                 hidden = hidden.union(*map(of, self.ordering[alias]))
             self.tags = self.tags.union(*map(of, columns))
             if alias in self.scopes:
-                self.tags |= self.scopes[alias][1] | {table.unscoped}
-                self.tags |= set() if knows_its_rows else {f"{scope}-" for scope in self.scopes[alias][1]}
+                column, scopes = self.scopes[alias]
+                self.tags |= scopes | {table.unscoped} | ({table.unjoined} if ">" in column else set())
+                self._created(alias, set() if alias in implied else {f"{scope}+" for scope in scopes})
+                self.tags |= set() if knows_its_rows else {f"{scope}-" for scope in scopes}
             elif alias in self.by_pk and position is not None:
                 assert table.pk_text
                 pins.append(Pin(position, table.pk_text, self.by_pk[alias], f"{table.name}:+"))
                 self.tags |= set() if knows_its_rows else {f"{table.name}:-"}
             elif alias not in implied:
-                self.tags |= {f"{table.name}:+"} if knows_its_rows else {f"{table.name}:+", f"{table.name}:-"}
+                self._created(alias, {f"{table.name}:+"})
+                if not knows_its_rows:
+                    self.tags.add(f"{table.name}:-")
             else:
                 continue
             if knows_its_rows:
-                ends = ["", f".{self.scopes[alias][0]}"] if alias in self.scopes else [""]
+                ends = ["", f".{self.scopes[alias][0].partition('>')[0]}"] if alias in self.scopes else [""]
                 leaving += [(rows[-1][0], f"{table.name}-", rows[-1][2], end) for end in ends]
                 hidden.add(table.unscoped)
-        return Reading(frozenset(self.tags), tuple(rows), tuple(leaving), frozenset(hidden), tuple(pins))
+        return Reading(
+            frozenset(self.tags), tuple(rows), tuple(leaving), frozenset(hidden), tuple(pins), frozenset(self.created - self.tags), tuple(self.limits)
+        )
+
+    def _created(self, alias: str, tags: set[str]) -> None:
+        """Depend on created rows. If the rows of this table are limited to those until some time, a row that is created later is probably newer."""
+        table = self.tables[alias]
+        limits = [limit for lookup in _conditions(self.query) if (limit := _limit(lookup, alias, table.times))]
+        if tags and limits:
+            self.created |= tags
+            self.tags.add(table.not_newest)
+            self.limits.append((f"{table.name}.{limits[0][0]}", limits[0][1]))
+        else:
+            self.tags |= tags
 
     def _tags_of_column(self, alias: str, table: Table, column: str) -> set[str]:
         """Return the tags of changes of a column: in the scopes to which the rows are limited, or anywhere."""
@@ -335,6 +410,20 @@ class _Reader:
                     self.scopes[alias] = column, {f"{table.name}.{column}={value}" for value in values}
                 break
         return taken
+
+    def _scope_through_a_join(self, alias: str) -> None:
+        """Limit a table to the scopes of a row to which it refers, unless it is limited to rows, or to a reference of its own, which has smaller scopes."""
+        own, table = self.scopes.get(alias), self.tables[alias]
+        if alias in self.by_pk or (own and own[0] in table.references):
+            return
+        for other, (column, scopes) in [*self.scopes.items()]:
+            join = self.joins[other]
+            name = f"{join.join_cols[0][0]}>{column}" if getattr(join, "parent_alias", None) == alias and _refers(join, forward=True) else ""
+            if name in [joined.name for joined in table.joined]:
+                prefix = f"{self.tables[other].name}.{column}="
+                self.scopes[alias] = name, {f"{table.name}.{name}={scope.removeprefix(prefix)}" for scope in scopes}
+                self.selecting[alias] |= {own[0]} if own else set()
+                return
 
     def _lead_to(self, alias: str) -> None:
         """Note the columns of the joins on the way, because a changed reference may bring another row into the result."""

@@ -8,9 +8,11 @@
 --   '|verified:…' minus the instant since when writes to this database may not have been closed yet, which bounds every hit
 --   '|begun:…'    minus the instant at which the newest verification of this database began
 --   '|version:…'  minus the instant, in 1000 seconds, of the last miss of a reader with this version of the code
+--   '|limit:…'    minus the latest time, in microseconds since 1970, to which the rows of an entry are limited in this column, at least 2
 --   '|others:…'   the instant of the last write by any other version, which is a tag of all entries of this version
 --   tag           the instant of its last close. The bar keeps a table from having the name of a field above
---   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything
+--   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything. Then its conditions, as `|if:tag|table|key|`:
+--                 it has the tag in place of the condition if a row with this key is moved before its COMMIT (see joined.py)
 -- KEYS[2] is an entry, one hash:
 --   epoch, read_at, tags   when it was read, and the tags that make it stale
 --   etag, body             the response; missing if a lease did not allow storing it
@@ -209,17 +211,71 @@ local function of_others(version, j)
   return tags
 end
 
--- The tags found in the outbox. '|version:…' is that of a writer.
-local function unfolded(tags)
-  local all = {}
-  for _, tag in ipairs(split(tags)) do
-    local version = tag:match('^|version:(.*)$')
-    both(all, version and of_others(version) or {tag})
+local verbs = {}
+
+-- The text of a lease, or of its conditions, with their tags in place of the conditions.
+local function widened(held) return (held:gsub('|if:([^|\n]*)|[^\n]*', '%1')) end
+
+local function member(lease, tags, conditions) return lease .. '|' .. tags .. (conditions and '\n' .. conditions or '') end
+
+-- Remove a lease. One with conditions may have been widened.
+local function remove(held, conditions) call('ZREM', journal, held, conditions and widened(held) or held) end
+
+-- Widen the open leases whose conditions contain one of these texts. First added, then removed.
+local function break_conditions(j, broken)
+  if broken == '' then return end
+  for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + j.last), '+inf')) do
+    for condition in broken:gmatch('[^\n]+') do
+      if lease:find('|if:', 1, true) and lease:find(condition, 1, true) then
+        call('ZADD', journal, text(call('ZMSCORE', journal, lease)[1]), widened(lease))
+        call('ZREM', journal, lease)
+        break
+      end
+    end
   end
-  return all
 end
 
-local verbs = {}
+-- The tags of the tables in which rows are created that are not newer than the limits of all entries. `oldest` are lines of `time|table.column|tag`.
+local function not_newest(oldest)
+  local tags = {}
+  for time, column, tag in oldest:gmatch('([^|\n]+)|([^|\n]+)|([^\n]+)') do
+    local limit = call('ZMSCORE', journal, '|limit:' .. column)[1]
+    if limit and tonumber(time) <= -limit then tags[#tags + 1] = tag end
+  end
+  return tags
+end
+
+-- Reads of these tags cannot be trusted until the lease is closed or has run out. `broken` are texts in conditions of other leases that this write breaks.
+-- `conditions`, if there are any, hold if none of the `watched` tags was written at or after `since`, and no other version of the code is there, which may
+-- not know of them.
+-- → the journal's epoch and this instant, '1' if the conditions hold, and the tags that it adds, which the close must repeat
+function verbs.lease(nonce, lease, tags, version, broken, oldest, conditions, watched, epoch, since)
+  local j = tick(nonce)
+  local more = of_others(version, j)
+  local hold = not conditions or #more == 0 and not doubt(j, tonumber(epoch), tonumber(since), watched)
+  if not hold then both(more, split(widened(conditions))) end
+  both(more, not_newest(oldest))
+  break_conditions(j, broken)
+  record(j, text(LEASES + j.last + LEASE), {member(lease, table.concat(both({tags}, more), '\n'), hold and conditions)})
+  return {text(j.epoch), text(j.last), hold and '1' or '0', unpack(more)}
+end
+
+-- End this lease and no other. Reads of its tags that began before now are stale.
+function verbs.close(nonce, lease, tags, version, conditions)
+  local j, held = tick(nonce), member(lease, tags, conditions)
+  local closed = both(split(tags), of_others(version))
+  if conditions and not call('ZMSCORE', journal, held)[1] then both(closed, split(widened(conditions))) end
+  record(j, text(j.last), closed)
+  remove(held, conditions)
+  settle(j)
+  if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
+    call('ZADD', journal, text(TTL - j.last), '|low')
+    call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
+  end
+end
+
+-- Most other calls are these two. They return before the other verbs are defined.
+if verbs[ARGV[1]] then return verbs[ARGV[1]](unpack(ARGV, 2)) end
 
 function verbs.lookup(nonce, _, _, version)
   local j, known = tick(nonce), '|version:' .. version
@@ -253,11 +309,12 @@ local function list(bytes, most)
   return member
 end
 
+-- created: tags of rows that are created while the response is read. Later ones are newer than its `limits`, lines of `time|table.column`, or are not the newest
 -- most: how many bytes the entries may have to which no link leads, this one among them; nothing if a link leads to this one
 -- → 'stored', or the reason why not
-function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address, most)
+function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address, created, limits, most)
   local j = read_journal()
-  local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
+  local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags .. '\n' .. created)
   local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
   if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'raced' end
   local fields = {'epoch', epoch, 'read_at', read_at, 'tags', tags}
@@ -269,6 +326,9 @@ function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, addres
     if most then -- first, so that no entry is left out if the script fails between the two
       fields[#fields + 1] = 'listed'
       fields[#fields + 1] = list(math.ceil(2.25 * (#body + #tags + #address)) + OVERHEAD, tonumber(most))
+    end
+    for time, column in (why and '' or limits):gmatch('([^|\n]+)|([^\n]+)') do -- first, for the same reason
+      call('ZADD', journal, 'LT', text(-math.max(tonumber(time), 2)), '|limit:' .. column)
     end
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
     call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
@@ -300,32 +360,23 @@ function verbs.abandon(nonce, read_at, another)
   end
 end
 
--- Reads of these tags cannot be trusted until the lease is closed or has run out.
--- → the tags that it adds for other versions, which the close must repeat
-function verbs.lease(nonce, lease, tags, version)
-  local j = tick(nonce)
-  local more = of_others(version, j)
-  record(j, text(LEASES + j.last + LEASE), {lease .. '|' .. table.concat(both({tags}, more), '\n')})
-  return more
-end
-
--- End this lease and no other. Reads of its tags that began before now are stale.
-function verbs.close(nonce, lease, tags, version)
-  local j = tick(nonce)
-  record(j, text(j.last), both(split(tags), of_others(version)))
-  call('ZREM', journal, lease .. '|' .. tags)
-  settle(j)
-  if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
-    call('ZADD', journal, text(TTL - j.last), '|low')
-    call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
-  end
-end
-
 -- End this lease, whose write did not happen.
-function verbs.withdraw(_, lease, tags) call('ZREM', journal, lease .. '|' .. tags) end
+function verbs.withdraw(_, lease, tags, _, conditions)
+  remove(member(lease, tags, conditions), conditions)
+end
 
 -- Create a new journal while nobody writes.
 function verbs.begin(nonce) create(nonce, true) end
+
+-- The tags found in the outbox. '|version:…' is that of a writer.
+local function unfolded(tags)
+  local all = {}
+  for _, tag in ipairs(split(tags)) do
+    local version = tag:match('^|version:(.*)$')
+    both(all, version and of_others(version) or {tag})
+  end
+  return all
+end
 
 -- database, at_once ('1' or '0') → epoch and the instant at which this verification begins; nothing if another one began less than a third of
 -- MAX_STALENESS ago, unless it has to begin at once.
@@ -342,9 +393,10 @@ end
 -- Close the tags that were found in the outbox, '*' for everything, and record that all writes before the instant are closed.
 -- If there were any, their rows are still to be deleted, so the next verification begins later: at most four queries in MAX_STALENESS.
 -- → '1', or '0' if this is another journal
-function verbs.end_verification(nonce, database, epoch, instant, tags)
+function verbs.end_verification(nonce, database, epoch, instant, tags, broken)
   local j = tick(nonce)
   if j.epoch ~= tonumber(epoch) then return '0' end
+  break_conditions(j, broken)
   if tags == '*' then
     call('ZADD', journal, text(-j.last), '|low', text(-j.last), '|last')
   elseif tags ~= '' then

@@ -28,15 +28,25 @@ from redis import ConnectionPool, Redis
 from redis import exceptions as refusals
 from redis.sentinel import SentinelConnectionPool
 
+from . import joined
 from .breaker import Breaker, Unreachable
 from .fingerprint import version
 from .servers import SCRIPTED, Objection, objection, parsed, permission_objection, server_name
 from .settings import conf
+from .tracking import TRUST
 
 logger = logging.getLogger(__name__)
 
+Seen = tuple[bytes, bytes]
+"""The epoch of a journal, and one of its instants."""
+
+Oldest = dict[tuple[str, str], int]
+"""(table, column of times) → the time of the oldest row that a transaction created, in microseconds since 1970."""
+
 Late = Callable[[refusals.RedisError, bool], Any]
 """Takes an error as the reply that was not awaited, and whether this thread may send a command."""
+
+NOTHING: tuple[Any, ...] = ()
 
 SCRIPT = Path(__file__).with_name("journal.lua").read_text(encoding="utf-8")
 
@@ -68,6 +78,14 @@ class Lease:
 
     id: str
     tags: tuple[str, ...]
+    conditions: tuple[str, ...] = ()
+    """Those under which the tags are all (see joined.py)."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Its id, its tags, this version of the code, and its conditions if there are any, as the script takes them."""
+        parts = self.id, "\n".join(self.tags), version()
+        return (*parts, "\n".join(self.conditions)) if self.conditions else parts
 
 
 @dataclass(frozen=True)
@@ -142,6 +160,8 @@ class Journal:
         self._server = "Redis"
         self._line = ThreadConnection()
         self.breaker = Breaker()
+        self.seen: Seen | None = None
+        """The last instant of which this process knows."""
 
     def lookup(self, entry: str, etags: Iterable[str] = (), *, draw: float = 0, may_wait: bool = False) -> Hit | Miss | Filling | Unverified:
         """The entry under this key if it is fresh. Its body is left out if its ETag is one of the reader's `etags`.
@@ -156,6 +176,7 @@ class Journal:
             return Filling(rest[0], is_slow=len(rest) > 1)
         if verdict == b"unverified":
             return Unverified()
+        self.seen = (rest[0], rest[1])
         return Miss(verdict == b"stale", *rest)
 
     def store(
@@ -169,13 +190,16 @@ class Journal:
         database: str = "",
         address: str = "",
         is_linked: bool = True,
+        limits: tuple[Collection[str], Collection[tuple[str, int]]] = ((), ()),
     ) -> str:
         """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
 
         An operator can ask for it again at `address`. If no link leads to it, such entries have at most FRESHNESS_UNLINKED bytes together.
+        `limits` are tags of created rows that matter only until then, and times: a row that is created later has the tags in vain if it is newer than these.
         """
         args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
-        return bytes(self._run("store", *args, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
+        limited = "\n".join(sorted(limits[0])), "\n".join([f"{time}|{column}" for column, time in sorted(limits[1])])
+        return bytes(self._run("store", *args, *limited, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
 
     def renew(self, entry: str, miss: Miss) -> bool:
         """Report that the fill after `miss` goes on, so that others wait for it. Returns False if nobody waits for it any longer."""
@@ -185,12 +209,23 @@ class Journal:
         """Report that nothing will be stored after `miss`, so that nobody waits for it. If another reader may succeed, the next one takes over."""
         self._run("abandon", miss.read_at, int(another), entry=entry)
 
-    def lease(self, tags: Collection[str]) -> Lease:
-        """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds."""
-        lease = Lease(os.urandom(8).hex(), tuple(sorted(tags)))
-        if of_others := self._run("lease", lease.id, "\n".join(lease.tags), version()):
-            return Lease(lease.id, (*lease.tags, *(tag.decode() for tag in of_others)))
-        return lease
+    def lease(self, tags: Collection[str], since: Seen | None = None, oldest: Oldest | None = None) -> Lease:
+        """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds.
+
+        The conditions among the tags hold if nothing has broken them `since` an instant that was known before the transaction began. `oldest` are the times
+        of the oldest rows that it created. If an entry may be limited to rows until a later time, the write has the tag of rows that are not the newest.
+        """
+        plain, conditions, terms = tuple(sorted(tags)), NOTHING, NOTHING
+        text = "\n".join(plain)
+        if TRUST in text:
+            plain, conditions = joined.divided(tags, is_known=since is not None)
+            text = "\n".join(plain)
+            terms = ("\n".join(conditions), "\n".join(joined.watched(conditions)), *(since or ()))
+        identity = os.urandom(8).hex()
+        ages = "\n".join([f"{time}|{name}.{column}|{name}:<" for (name, column), time in oldest.items()]) if oldest else ""
+        epoch, instant, hold, *more = self._run("lease", identity, text, version(), "\n".join(joined.broken(text)), ages, *terms)
+        self.seen = (epoch, instant)
+        return Lease(identity, (*plain, *[tag.decode() for tag in more]), conditions if hold == b"1" else ())
 
     def close(self, lease: Lease, late: Callable[[Unreachable], Any] | None = None) -> None:
         """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh.
@@ -199,8 +234,7 @@ class Journal:
         the close. The reply is read before the thread's next command, or when the thread ends. After an error the close is sent again, and if that fails,
         or if no reply came in time, `late` is called.
         """
-        command = ("close", lease.id, "\n".join(lease.tags), version())
-        self._run(*command, late=partial(self._close_again, lease, late)) if late else self._run(*command)
+        self._run("close", *lease.parts, late=partial(self._close_again, lease, late) if late else None)
 
     def _close_again(self, lease: Lease, late: Callable[[Unreachable], Any], error: refusals.RedisError, may_ask: bool) -> None:
         """Take an error as the late reply to a close. The thread of another connection may not ask, because it may be in the middle of a command."""
@@ -215,7 +249,7 @@ class Journal:
 
     def withdraw(self, lease: Lease) -> None:
         """Report that the leased write did not happen, so nothing becomes stale."""
-        self._run("withdraw", lease.id, "\n".join(lease.tags))
+        self._run("withdraw", *lease.parts)
 
     def begin_verification(self, database: str, *, at_once: bool = False) -> Verification | None:
         """Begin to look for writes to this database that are missing in the journal. None if another process began a moment ago, unless `at_once`."""
@@ -227,7 +261,9 @@ class Journal:
 
         Returns False, and does nothing, if this is not the journal in which the verification began.
         """
-        return bool(self._run("end_verification", verification.database, verification.epoch, verification.instant, "\n".join(sorted(tags))) == b"1")
+        text = "\n".join(sorted(tags))
+        broken = "\n".join(joined.broken(text))
+        return bool(self._run("end_verification", verification.database, verification.epoch, verification.instant, text, broken) == b"1")
 
     def verified(self, database: str) -> float | None:
         """The seconds since the instant up to which this database is verified, or None if it never was."""
@@ -255,7 +291,9 @@ class Journal:
         leases = {}
         for held in listed:
             lease, _, tags = held.partition("|")
-            leases[Lease(lease, tuple(tags.splitlines()))] = int(next(listed)) / 1_000_000
+            lines = tags.splitlines()
+            plain = tuple(line for line in lines if not line.startswith(TRUST))
+            leases[Lease(lease, plain, tuple(lines[len(plain) :]))] = int(next(listed)) / 1_000_000
         return leases
 
     def ages(self) -> tuple[float, float] | None:

@@ -23,6 +23,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "is_usable": "(self)",
         "make_cursor": "(self, cursor)",
         "make_debug_cursor": "(self, cursor)",
+        "set_autocommit": "(self, autocommit, force_begin_transaction_with_broken_autocommit=False)",
     },
     "django.db.backends.sqlite3.base.DatabaseWrapper": {
         "_set_autocommit": "(self, autocommit)",

@@ -11,18 +11,24 @@ A tag begins with the name of a table, which every writer knows: a model, its pr
 | `t:+`, `t:-` | an INSERT, a DELETE | entries that depend on which rows exist |
 | `t-7` | a DELETE of this row | entries that read the row and show only that there is one |
 | `t-7.agent_id` | an UPDATE by which this row leaves its scope of this column | the same, if they are selected by the column |
-| `t.agent_id=3` | an INSERT of a row with this value, an UPDATE to it | entries that are selected by it: this *scope* |
+| `t.agent_id=3` | an UPDATE of a row to this value | entries that are selected by it: this *scope* |
+| `t.agent_id=3+` | an INSERT of a row with this value | the same, unless rows of this table matter only if others refer to them |
 | `t.agent_id=3-` | a DELETE of a row with this value, an UPDATE from it | entries of the scope that do not know which rows they read |
 | `t.agent_id=3.price` | an UPDATE of this column of a row in the scope | entries of the scope that are filtered or ordered by the column |
+| `t.location_id>city=Bath` | an INSERT of a row whose location has this city, an UPDATE to such a location | entries of this scope through a join |
+| `t.location_id>city=Bath.price` | an UPDATE of this column of a row that keeps its location | as within any scope |
 | `t:?` | a write to rows whose scopes are unknown | every entry of a scope |
+| `t:>` | a write to rows whose scopes through a join are unknown | every entry of such a scope (see joined.py) |
+| `t:<` | an INSERT of a row that is not newer than the limit of every entry | entries that are limited to rows until some time |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -31,7 +37,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import models
 from django.db.migrations.recorder import MigrationRecorder
-from django.db.models import Field, Model, deletion
+from django.db.models import Field, ForeignKey, Model, deletion
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import class_prepared
 
@@ -62,6 +68,26 @@ WRITTEN_BY_THE_DATABASE: tuple[type, ...] = tuple(filter(None, [getattr(deletion
 """The `on_delete` classes of Django 6.1 and later with which the database itself changes the referring rows."""
 
 
+TRUST = "|if:"
+"""The beginning of a condition of a lease (see joined.py)."""
+
+
+class Joined(NamedTuple):
+    """A column whose values are scopes of the rows that refer to its row by an enforced foreign key."""
+
+    reference: str
+    table: str
+    key: str
+    key_text: Text
+    column: str
+    text: Text
+
+    @property
+    def name(self) -> str:
+        """As tags name it."""
+        return f"{self.reference}>{self.column}"
+
+
 @dataclass(frozen=True)
 class Table:
     """A tracked table. `pk`, `references` and `scopes` have only columns whose values can be part of a tag."""
@@ -79,6 +105,10 @@ class Table:
     """The columns that the database generates from others."""
     managed: bool = True
     """Whether Django creates the table. Otherwise it may be a view of unknown tables."""
+    joined: tuple[Joined, ...] = ()
+    """The scopes of its rows through a join."""
+    times: frozenset[str] = frozenset()
+    """The columns of times with which an index begins."""
 
     @property
     def all(self) -> set[str]:
@@ -90,10 +120,28 @@ class Table:
         """The tag of a write to rows whose scopes are unknown."""
         return f"{self.name}:?"
 
+    @property
+    def unjoined(self) -> str:
+        """The tag of a write to rows whose scopes through a join are unknown."""
+        return f"{self.name}:>"
+
+    @property
+    def not_newest(self) -> str:
+        """The tag of an INSERT of a row that may be older than an entry's limit."""
+        return f"{self.name}:<"
+
     def in_scopes(self, tags: set[str]) -> set[str]:
         """Return those of these tags that are of one scope, or of a row that is deleted or leaves one."""
-        prefixes = (f"{self.name}-", *(f"{self.name}.{column}=" for column in self.scopes))
+        prefixes = (f"{self.name}-", TRUST, *(f"{self.name}.{column}=" for column in (*self.scopes, *(joined.name for joined in self.joined))))
         return {tag for tag in tags if tag.startswith(prefixes)}
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def microseconds(value: Any) -> int | None:
+    """Return a time as microseconds since 1970; None if it has no time zone, because the database decides what it means, or if it is no time."""
+    return (value - EPOCH) // timedelta(microseconds=1) if isinstance(value, datetime) and value.tzinfo else None
 
 
 def text_of(field: Field[Any, Any]) -> Text | None:
@@ -138,7 +186,15 @@ def tables() -> dict[str, Table]:
         if known:  # two models of one table
             table = _both(known, table)
         found[table.name] = table
-    return found
+    return {name: replace(table, joined=_joined(table, found)) for name, table in found.items()}
+
+
+@until_the_models_change
+@cache
+def targets() -> dict[str, frozenset[str]]:
+    """table → the columns of its scopes, for each table whose rows have scopes of others through a join."""
+    every = tables()
+    return {joined.table: frozenset(every[joined.table].scopes) for table in every.values() for joined in table.joined}
 
 
 @until_the_models_change
@@ -200,7 +256,9 @@ def _table_of(model: type[Model]) -> Table:
     generated = frozenset(str(field.column) for field in opts.local_concrete_fields if getattr(field, "generated", False))
     references = {str(field.column): made for field in opts.local_concrete_fields if field.is_relation and (made := text_of(field))}
     scopes = references | {str(field.column): made for field in _indexed(model) if (made := text_of(field))}
-    return Table(opts.db_table, opts.object_name or opts.db_table, opts.pk.column if text else None, text, references, scopes, generated, opts.managed)
+    times = frozenset(str(field.column) for field in _indexed(model) if type(field) is models.DateTimeField and "|" not in opts.db_table)
+    pk = opts.pk.column if text else None
+    return Table(opts.db_table, opts.object_name or opts.db_table, pk, text, references, scopes, generated, opts.managed, times=times)
 
 
 def _indexed(model: type[Model]) -> Iterator[Field[Any, Any]]:
@@ -220,7 +278,34 @@ def _both(one: Table, other: Table) -> Table:
     pk, text = (one.pk, one.pk_text) if one.pk == other.pk else (None, None)
     references = {column: made for column, made in one.references.items() if column in other.references}
     scopes = {column: made for column, made in one.scopes.items() if column in other.scopes}
-    return Table(one.name, one.label, pk, text, references, scopes, one.generated | other.generated, one.managed or other.managed)
+    return Table(
+        one.name, one.label, pk, text, references, scopes, one.generated | other.generated, one.managed or other.managed, times=one.times & other.times
+    )
+
+
+def _joined(table: Table, known: dict[str, Table]) -> tuple[Joined, ...]:
+    """Return the scopes of a table's rows through a join. A unique column has as many as there are rows."""
+    models = [model for model in apps.get_models(include_auto_created=True) if model._meta.db_table == table.name and not model._meta.proxy]
+    found: list[list[Joined]] = []
+    for model in models:
+        fields = [field for field in model._meta.local_concrete_fields if isinstance(field, ForeignKey) and field.column in table.references]
+        found.append(
+            [joined for field in fields if getattr(field, "db_constraint", False) and not field.primary_key for joined in _joined_by(field, table, known)]
+        )
+    return tuple(joined for joined in found[0] if all(joined in others for others in found[1:])) if found else ()
+
+
+def _joined_by(field: ForeignKey[Any, Any], table: Table, known: dict[str, Table]) -> Iterator[Joined]:
+    target = field.target_field
+    other = known.get(target.model._meta.db_table)
+    if other is None or not other.managed or other.name == table.name or "|" in other.name:
+        return
+    if other.pk is None or other.pk_text is None or other.pk != target.column:
+        return
+    unique = {each.column for each in target.model._meta.local_concrete_fields if each.unique}
+    for column, text in other.scopes.items():
+        if column not in unique:
+            yield Joined(str(field.column), other.name, other.pk, other.pk_text, column, text)
 
 
 def _cascades(model: type[Model], above: frozenset[type[Model]] = frozenset()) -> frozenset[str]:

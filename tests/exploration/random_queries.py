@@ -500,7 +500,9 @@ def _due(table: Table, key: Any, old: dict[str, Any] | None, now: dict[str, Any]
     for column, text in table.scopes.items() if table.unscoped not in tags else ():
         was, then = [row and row[column] is not None and f"{table.name}.{column}={text(row[column])}" for row in (old, now)]
         if was != then:
-            yield from [tag for tag in (was and f"{was}-", was and now and f"{table.name}-{table.pk_text(key)}.{column}", then) if tag]
+            yield from [
+                tag for tag in (was and f"{was}-", was and now and f"{table.name}-{table.pk_text(key)}.{column}", then and (then if old else f"{then}+")) if tag
+            ]
         elif was and was not in tags:  # otherwise the row left the scope and came back
             yield from (f"{was}.{each}" for each in changed)
 

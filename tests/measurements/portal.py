@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from itertools import product
+from itertools import chain, product
 from typing import Any
 from urllib.parse import urlencode
 
@@ -51,6 +51,7 @@ class Cached:
     select: Select
     body: bytes = b""
     tags: frozenset[str] = frozenset()
+    limits: frozenset[tuple[str, int]] = frozenset()
     shown: frozenset[int] = frozenset()
     interval: tuple[Any, Any] = (None, None)
     """The values of the ordering between which its rows are; None where it is open."""
@@ -60,7 +61,8 @@ class Cached:
         with recorded() as recording:
             rows = self.select.rows(shown=self.query.page_size)
         page = self.query.page(list(rows), COLUMNS.pick)
-        self.tags, self.shown = frozenset(recording.tags), frozenset(COLUMNS.pick(row, "id") for row in page.rows)
+        self.tags, self.limits = frozenset(recording.tags), frozenset(recording.limits.times)
+        self.shown = frozenset(COLUMNS.pick(row, "id") for row in page.rows)
         column = self.query.ordering.removeprefix("-")
         values = sorted(COLUMNS.pick(row, column) for row in rows)
         position = self.query.cursor and self.query.cursor.position
@@ -176,8 +178,8 @@ def facts(row: Property) -> dict[str, Any]:
     return own | {"location.city": row.location.city, "agent.office_id": row.agent.office_id}
 
 
-def write(kind: str, chosen: random.Random, number: int) -> tuple[list[dict[str, Any]], set[str]]:
-    """Carry out a write. Returns the row before and after it, and the tags."""
+def write(kind: str, chosen: random.Random, number: int, limits: dict[str, int]) -> tuple[list[dict[str, Any]], set[str]]:
+    """Carry out a write. Returns the row before and after it, and the tags. `limits` are the latest of all entries, as the journal keeps them."""
     every = list(Property.objects.order_by("pk").values_list("pk", flat=True))
     row = Property.objects.select_related("location", "agent").get(pk=chosen.choice(every))
     before = [facts(row)]
@@ -195,6 +197,8 @@ def write(kind: str, chosen: random.Random, number: int) -> tuple[list[dict[str,
     with transaction.atomic():
         act()
         tags = connection._collapsed()  # type: ignore[attr-defined]  # it is the engine's connection
+        oldest = connection.scopes[-1].oldest  # type: ignore[attr-defined]
+        tags |= {f"{name}:<" for (name, column), time in oldest.items() if time <= limits.get(f"{name}.{column}", time - 1)}
     return before + ([facts(row)] if kind != "deleted" else []), tags
 
 
@@ -205,7 +209,10 @@ def simulate(pages: int, writes: int, seed: int, check: int = 0) -> Result:
     found = fill(pages, chosen)
     result = Result(len(found))
     for number, kind in enumerate(chosen.choices(list(WRITES), list(WRITES.values()), k=writes), 1):
-        rows, tags = write(kind, chosen, number)
+        limits: dict[str, int] = {}
+        for column, time in chain.from_iterable(page.limits for page in found):
+            limits[column] = max(time, limits.get(column, time))
+        rows, tags = write(kind, chosen, number, limits)
         kept = {id(page): (page.shown, page.interval) for page in found}
         stale = [page for page in found if not tags.isdisjoint(page.tags)]
         changed = set()

@@ -33,8 +33,10 @@ from tests.sabotages.example import EXAMPLE
 from tests.sabotages.fast_path import FAST_PATH
 from tests.sabotages.importing import IMPORTING
 from tests.sabotages.instruments import INSTRUMENTS
+from tests.sabotages.joined import JOINED
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
+from tests.sabotages.newest import NEWEST
 from tests.sabotages.operators import OPERATORS
 from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
@@ -68,6 +70,8 @@ SABOTAGES = (
     *REQUESTS,
     *CONNECTIONS,
     *DEPENDENCIES,
+    *JOINED,
+    *NEWEST,
     *SELECTS,
     *COMMIT,
     *STATEMENTS,

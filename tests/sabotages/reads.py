@@ -97,15 +97,15 @@ READS = (
     Sabotage(
         "a miss reads the epoch in a round trip of its own",
         "freshness/entries.py",
-        "verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address(), is_linked())",
-        "journal.lookup(key); verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address(), is_linked())",
+        "verdict = journal.store(",
+        "journal.lookup(key); verdict = journal.store(",
         "test_cost.py::test_a_miss_costs_two_round_trips",
     ),
     Sabotage(
         "a pickled response is stored",
         "freshness/entries.py",
-        "verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address(), is_linked())",
-        'verdict = journal.store(key, miss, recording.tags, etag_of(body), __import__("pickle").dumps(body), seconds, database, address(), is_linked())',
+        "etag_of(body), body, seconds",
+        'etag_of(body), __import__("pickle").dumps(body), seconds',
         "test_hits.py::test_an_entry_holds_bytes_and_no_pickle",
     ),
     Sabotage(
@@ -146,7 +146,7 @@ READS = (
     Sabotage(
         "a raced response is stored",
         "freshness/journal.lua",
-        "local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)",
+        "local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags .. '\\n' .. created)",
         "local why",
         "test_races.py::test_a_read_that_a_write_raced_is_repeated_before_it_is_stored",
     ),

@@ -6,8 +6,8 @@ SERVERS = (
     Sabotage(
         "half way: a close removes its lease before it records",
         "freshness/journal.lua",
-        "  record(j, text(j.last), both(split(tags), of_others(version)))\n  call('ZREM', journal, lease .. '|' .. tags)",
-        "  call('ZREM', journal, lease .. '|' .. tags)\n  record(j, text(j.last), both(split(tags), of_others(version)))",
+        "  record(j, text(j.last), closed)\n  remove(held, conditions)",
+        "  remove(held, conditions)\n  record(j, text(j.last), closed)",
         "test_scripts.py::test_a_script_that_fails_at_any_command_never_makes_an_old_value_a_hit[a lease is open-close]",
     ),
     Sabotage(

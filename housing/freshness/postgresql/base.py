@@ -17,7 +17,7 @@ from psycopg import Error, IsolationLevel, OperationalError
 from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
-from ..changes import Image, Statement, limited
+from ..changes import Copied, Image, Statement, limited
 from ..compiler import OperationsMixin
 from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
@@ -32,6 +32,18 @@ FROM freshness_database t, pg_database d WHERE d.datname = current_database()
 """
 """`pg_restore` creates the table or its row again, with another `tableoid` or `xmin`. A new database has another `oid`, even if this one was its
 template. The user and the schemas decide which tables and rows are visible. The last value says whether the connection is direct (see prepared.py)."""
+
+COPIES = """
+SELECT r.relname, reference.attname, t.relname, key.attname, original.attname, copy.attname FROM pg_constraint c
+JOIN pg_class r ON r.oid = c.conrelid JOIN pg_class t ON t.oid = c.confrelid
+JOIN pg_attribute reference ON reference.attrelid = r.oid AND reference.attnum = ANY (c.conkey)
+JOIN pg_attribute key ON key.attrelid = t.oid AND key.attnum = c.confkey[array_position(c.conkey, reference.attnum)]
+JOIN pg_attribute copy ON copy.attrelid = r.oid AND copy.attnum = ANY (c.conkey) AND copy.attnum <> reference.attnum
+JOIN pg_attribute original ON original.attrelid = t.oid AND original.attnum = c.confkey[array_position(c.conkey, copy.attnum)]
+WHERE c.contype = 'f' AND c.convalidated AND cardinality(c.conkey) = 2 AND pg_table_is_visible(r.oid) AND pg_table_is_visible(t.oid)
+    AND (copy.atttypid, copy.attcollation) = (original.atttypid, original.attcollation)
+"""
+"""Each column that a foreign key of two columns keeps equal to another one (see joined.py). A constraint that is not enforced is not validated, either."""
 
 CLUSTER = """
 SELECT system_identifier::text, CASE
@@ -145,13 +157,16 @@ class Instants(BaseTzLoader):  # type: ignore[misc]  # not in the stubs
 CHECKED = 5.0
 """Seconds after which a connection is checked with a statement again. Until then a silent socket shows that its server is there."""
 
+_copies: dict[str, frozenset[Copied]] = {}
+"""The copies of each database to which this process was connected. They are read once, and again after a `migrate` of this process."""
+
 FIELD = re.compile('("[^"]*(?:""[^"]*)*"|[^,"]*)(?:,|$)')
 """A value in the text of a row, and what follows it. (https://www.postgresql.org/docs/current/rowtypes.html#ROWTYPES-IO-SYNTAX)"""
 
 
-def row_of(table: str, columns: Iterable[str]) -> str:
-    """Return an expression for the text of a row with these columns."""
-    return f"ROW({', '.join([f'{table}.{column}' for column in columns])})::text"
+def row_of(table: str, columns: Iterable[str], more: Iterable[str] = ()) -> str:
+    """Return an expression for the text of a row with these columns, and with the values of these expressions."""
+    return f"ROW({', '.join([*[f'{table}.{column}' for column in columns], *more])})::text"
 
 
 def values_of(row: str, number: int) -> list[str | None]:
@@ -168,22 +183,27 @@ def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any,
     """
     parts: list[str] = []
     sql, params = statement.sql, statement.params
-    if statement.deletes:
-        returned = [row_of(statement.table, statement.columns)]
-    elif has_old:
-        returned = [row_of("o", statement.columns), row_of("n", statement.columns)]
-    else:
+    has_old = has_old and not (statement.deletes or statement.old_is_known)
+    new = "n" if has_old else statement.table
+    sources = [f"{new}.{lookup.source}" for lookup in statement.lookups]
+    found = [lookup.of(source) for lookup, source in zip(statement.lookups, sources, strict=True)] if statement.is_bounded else []
+    returned = [row_of(new, statement.columns, found)]
+    if has_old:
+        returned.insert(0, row_of("o", statement.columns))
+    elif not (statement.deletes or statement.old_is_known):
         keys = [f"f{number}" for number in range(len(statement.columns))]
         renamed = ", ".join([f"{column} AS {key}" for column, key in zip(statement.columns, keys, strict=True)])
         parts = [f"freshness_old AS MATERIALIZED (SELECT {renamed} FROM {statement.table}{statement.condition} FOR NO KEY UPDATE)"]  # noqa: S608  # quoted names
         sql = f"{statement.without_condition} FROM freshness_old WHERE {statement.table}.{statement.columns[0]} = freshness_old.f0"
         params = (*statement.where_params, *params[: len(params) - len(statement.where_params)])
-        returned = [row_of("freshness_old", keys), row_of(statement.table, statement.columns)]
-    sql = f"{sql} RETURNING {'WITH (OLD AS o, NEW AS n) ' if has_old and not statement.deletes else ''}"
+        returned.insert(0, row_of("freshness_old", keys))
+    sql = f"{sql} RETURNING {'WITH (OLD AS o, NEW AS n) ' if has_old else ''}"
     sql += ", ".join([f"{each} AS c{number}" for number, each in enumerate(returned)])
     if not statement.is_bounded:
-        parts.append(f"freshness_changed AS ({sql})")
-        sql = f"SELECT *, (SELECT count(*) FROM freshness_changed) FROM freshness_changed LIMIT {MANY_ROWS + 1}"  # noqa: S608  # a number
+        parts.append(f"freshness_changed AS ({sql}{''.join([f', {source} AS s{number}' for number, source in enumerate(sources)])})")
+        columns = [f"c{number}" for number in range(len(returned))]
+        columns += [row_of("", (), [lookup.of(f"s{number}") for number, lookup in enumerate(statement.lookups)])] if sources else []
+        sql = f"SELECT {', '.join(columns)}, (SELECT count(*) FROM freshness_changed) FROM freshness_changed LIMIT {MANY_ROWS + 1}"  # noqa: S608  # quoted names
     return f"WITH {', '.join(parts)} {sql}" if parts else sql, params
 
 
@@ -244,12 +264,18 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         rows = self.connection.execute(DATABASE).fetchall()
         found: list[Any] = [tuple(facts) for *facts, _ in rows]
         self.is_direct = [pid for *_, pid in rows] == [self.connection.info.backend_pid]
+        if (database := str(found)) not in _copies:
+            _copies[database] = self._read_copies()
+        self.copies = _copies[database]
         self.why_cluster_unknown = ""
         try:
             return [*found, *self.connection.execute(CLUSTER).fetchall()] if found else []
         except Error as error:
             self.why_cluster_unknown = " ".join(str(error).split())
             return found
+
+    def _read_copies(self) -> frozenset[Copied]:
+        return frozenset(Copied(*copy) for copy in self.connection.execute(COPIES))
 
     @property
     def may_prepare(self) -> bool:
@@ -285,12 +311,21 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
             cursor.execute(*with_images(statement, has_old=self.pg_version >= 180000))
             rows = cursor.fetchall()
         count = len(rows) if statement.is_bounded else (rows[0][-1] if rows else 0)
-        number = len(statement.columns)
-        return limited(count, [Image(values_of(row[0], number), None if statement.deletes else values_of(row[1], number)) for row in rows])
+        number, more, is_one_text = len(statement.columns), len(statement.lookups), statement.is_bounded
+        if statement.deletes:
+            return limited(count, [Image(values_of(row[0], number), None) for row in rows])
+        new = 0 if statement.old_is_known else 1
+        after = [values_of(row[new], number + more * is_one_text) for row in rows]
+        if more and not is_one_text:
+            after = [values + values_of(row[new + 1], more) for values, row in zip(after, rows, strict=True)]
+        return limited(count, [Image(values_of(row[0], number), values) for row, values in zip(rows, after, strict=True)])
 
     def watch_other_programs(self) -> None:
-        """Install the triggers."""
+        """Install the triggers, and look which copies there are now."""
         triggers.install(self)
+        self.ensure_connection()
+        _copies.clear()
+        self.copies = self._read_copies()
 
     def trigger_forms(self) -> frozenset[str]:
         """Return the names of the forms of tags that this version's triggers write."""

@@ -48,6 +48,8 @@ BEGIN
             UNION ALL  -- a scope that the row leaves or enters
             SELECT format('(%L, format(''%%s'', %s.%I), %L, %s.%I IS NOT NULL AND record_image_ne(ROW(o.%I), ROW(r.%I)))', '.' || x || '=', i, x, e, i, x, x, x)
             FROM unnest(scopes) x, (VALUES ('o', '-'), ('r', '')) y(i, e)
+            UNION ALL  -- its scopes through joins, which are not known here
+            SELECT format('('':>'', '''', '''', %s)', differs)
             UNION ALL  -- the row, if it leaves a scope
             SELECT format('(''-'', format(''%%s'', r.%I), %L, o.%I IS NOT NULL AND record_image_ne(ROW(o.%I), ROW(r.%I)))', pk, '.' || x, x, x, x) FROM unnest(scopes) x
             UNION ALL  -- a column of a row in a scope
@@ -58,8 +60,9 @@ BEGIN
         source := CASE TG_OP WHEN 'INSERT' THEN 'freshness_new r' ELSE 'freshness_old r' END;
         SELECT concat_ws(', ',
             format('(%L, '''', '''', true)', CASE TG_OP WHEN 'INSERT' THEN ':+' ELSE ':-' END),
+            CASE TG_OP WHEN 'INSERT' THEN '('':>'', '''', '''', true), ('':<'', '''', '''', true)' END,
             CASE TG_OP WHEN 'DELETE' THEN format('('':'', format(''%%s'', r.%I), '''', true), (''-'', format(''%%s'', r.%I), '''', true)', pk, pk) END,
-            string_agg(format('(%L, format(''%%s'', r.%I), %L, r.%I IS NOT NULL)', '.' || x || '=', x, CASE TG_OP WHEN 'DELETE' THEN '-' ELSE '' END, x), ', ')
+            string_agg(format('(%L, format(''%%s'', r.%I), %L, r.%I IS NOT NULL)', '.' || x || '=', x, CASE TG_OP WHEN 'DELETE' THEN '-' ELSE '+' END, x), ', ')
         ) INTO parts FROM unnest(scopes) x;
     END IF;
 

@@ -104,7 +104,7 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         announced, self.announced = self.announced, NOTHING
         with self.cursor() as cursor:
             before: Any = None
-            if not (statement.deletes and statement.is_bounded):
+            if not (statement.old_is_known or (statement.deletes and statement.is_bounded)):
                 look = f"SELECT {columns} FROM {statement.table}{statement.condition} LIMIT {MANY_ROWS + 1}"  # noqa: S608  # quoted names
                 cursor.execute(look, statement.where_params)
                 before = cursor.fetchall()
@@ -112,9 +112,10 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
             if before is not None and (statement.deletes or len(before) > MANY_ROWS):
                 cursor.execute(statement.sql, statement.params)
                 return limited(cursor.rowcount, [Image(row, None) for row in before])
-            cursor.execute(f"{statement.sql} RETURNING {columns}", statement.params)
+            joined = "".join([f", {lookup.of(f'{statement.table}.{lookup.source}')}" for lookup in statement.lookups])
+            cursor.execute(f"{statement.sql} RETURNING {columns}{joined}", statement.params)
             rows = cursor.fetchall()
-        return limited(len(rows), [Image(row, None) for row in rows] if before is None else paired(before, rows))
+        return limited(len(rows), [Image(row, row if statement.old_is_known else None) for row in rows] if before is None else paired(before, rows))
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
