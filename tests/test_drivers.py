@@ -275,6 +275,15 @@ def test_a_snapshot_on_a_closed_connection_is_an_error_of_the_connection(transac
 
 # Prepared SELECTs
 
+
+@pytest.fixture
+def twenty_properties(twenty_properties):
+    """On a new connection, for which the server has prepared nothing."""
+    connection.close()
+    connection.ensure_connection()
+    return twenty_properties
+
+
 PAGES = [f"ordering={ordering}&min_price={price}" for ordering in ("price", "-price") for price in range(MOST)]
 
 

@@ -168,7 +168,7 @@ def test_an_error_of_the_load_test_is_one_line(monkeypatch, error, message):
 SABOTAGED = """
 from housing.freshness.journal import Journal, Lease
 from tests.measurements import load, servers
-Journal.lease = lambda self, tags: Lease("none", tuple(tags))
+Journal.lease = lambda self, tags, *_: Lease("none", tuple(tags))
 Journal.close = lambda self, lease, late: Journal.withdraw(self, lease)
 load.main()
 """
