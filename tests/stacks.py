@@ -87,6 +87,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: needs Chromium, and runs only with --browser")
     config.addinivalue_line("markers", "only(stack): holds on this stack only; the docstring says why")
     config.option.benchmark_disable = not config.option.benchmark_only
+    if config.option.benchmark_only:  # pytest keeps each log record and formats it several times. A server does not.
+        config.pluginmanager.set_blocked("logging-plugin")
     if config.option.stack == "embedded":  # all of it runs in this process, so other processes on the machine must not count
         config.option.benchmark_timer = "time.process_time"
     settings.FRESHNESS_WATCHMAN, settings.FRESHNESS_MAX_STALENESS = False, 1e9  # no thread and no clock: a spec verifies at a step of its own
