@@ -63,6 +63,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
     """Start or find the servers, and set the environment before pytest-django reads the settings."""
     if early_config.known_args_namespace.browser:
         chromium()
+    if early_config.known_args_namespace.benchmark_only:  # pytest keeps each log record and formats it several times. A server does not.
+        early_config.pluginmanager.unregister(name="logging")
     early_config.stash[SERVERS] = servers = ExitStack()
     try:
         database, cache = {"embedded": embedded, "real": real}[early_config.known_args_namespace.stack](servers)
@@ -87,8 +89,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: needs Chromium, and runs only with --browser")
     config.addinivalue_line("markers", "only(stack): holds on this stack only; the docstring says why")
     config.option.benchmark_disable = not config.option.benchmark_only
-    if config.option.benchmark_only:  # pytest keeps each log record and formats it several times. A server does not.
-        config.pluginmanager.set_blocked("logging-plugin")
     if config.option.stack == "embedded":  # all of it runs in this process, so other processes on the machine must not count
         config.option.benchmark_timer = "time.process_time"
     settings.FRESHNESS_WATCHMAN, settings.FRESHNESS_MAX_STALENESS = False, 1e9  # no thread and no clock: a spec verifies at a step of its own

@@ -278,7 +278,7 @@ def test_a_snapshot_on_a_closed_connection_is_an_error_of_the_connection(transac
 
 @pytest.fixture
 def twenty_properties(twenty_properties):
-    """On a new connection, for which the server has prepared nothing."""
+    """With a new connection, on which nothing is prepared."""
     connection.close()
     connection.ensure_connection()
     return twenty_properties
