@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
+import django
 import pytest
 from django_redis import get_redis_connection
 
@@ -58,7 +59,7 @@ def serving(application):
 
 
 CALLS = Path(__file__).with_name("measurements") / "calls.json"
-"""The number of Python function calls of each request, with the versions in the lock. `make calls` updates it."""
+"""The number of Python function calls of each request, with the versions in the lock. `make calls` updates it. Another Django may have its own row."""
 
 
 @pytest.mark.only("embedded")
@@ -97,7 +98,8 @@ def test_a_request_makes_no_more_python_calls_than_recorded(twenty_properties, s
         "a write": (bool, twenty_properties[0].save),
     }[request_]
     calls = python_calls.of(act, prepare).total()
-    budget = recorded(CALLS, {request_: calls} if pytestconfig.option.renew_calls else {})[request_]
+    counts = recorded(CALLS, {request_: calls} if pytestconfig.option.renew_calls else {})
+    budget = counts.get(f"{request_}, Django {django.VERSION[0]}.{django.VERSION[1]}", counts[request_])  # 6.1 calls a function more for each decimal
     metric("calls", request=request_, calls=calls, budget=budget)
     python_calls.at_most(budget, act, prepare=prepare, because=because)
 
