@@ -148,7 +148,7 @@ class Granian(Worker):
             await self.loop.run_in_executor(self.form_threads, self.respond, watcher, environ, began, body)
         except (self.asgi.Disconnected, TimeoutError):
             self.refuse(watcher, environ, began, 408, "The body did not arrive in time.")
-        except BaseException as error:  # noqa: BLE001  # the same
+        except BaseException as error:  # noqa: BLE001  # the event loop would only log it, and the client would wait
             self.fail(watcher, error)
         finally:
             self.forms -= 1

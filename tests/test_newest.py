@@ -146,7 +146,7 @@ def test_an_entry_is_limited_by_a_condition_on_a_position_in_time(db, query, lim
 
 def test_a_time_without_a_time_zone_is_not_compared():
     """The database decides what it means."""
-    assert microseconds(datetime(2026, 1, 1)) is microseconds("2026-01-01") is microseconds(None) is None  # noqa: DTZ001
+    assert microseconds(datetime(2026, 1, 1)) is microseconds("2026-01-01") is microseconds(None) is None  # noqa: DTZ001  # it has no time zone on purpose
     assert microseconds(datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)) == -1_000_000
     assert tables()["housing_property"].times == {"created_at"}
 

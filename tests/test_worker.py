@@ -48,7 +48,7 @@ def process(application: Any, *listening: socket.socket, **options: Any):
         sys.settrace(sys.gettrace() or threading.gettrace())  # coverage does not see the threads of granian by itself
         begin(watcher)
 
-    made.begin = traced  # type: ignore[method-assign]
+    made.begin = traced
     with closing(made.tmp):
         yield made
 
@@ -89,7 +89,7 @@ class Served:
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)) as client:
             client.request("GET", path, headers=sent)
             response = client.getresponse()
-            response.content = response.read()  # type: ignore[attr-defined]
+            response.content = response.read()
             return response
 
 
@@ -148,7 +148,7 @@ def test_hits_and_logins_are_answered_beside_64_slow_clients(twenty_properties):
     """The service as it is deployed, with one process of four threads. Half of the clients are slow with their headers, and half with a form.
     (Embedded only: nothing here depends on the servers.)
     """
-    served = Served(None, any_free_port())  # type: ignore[arg-type]
+    served = Served(None, any_free_port())
     database = {"DATABASE_URL": f"sqlite:///{connection.settings_dict['NAME']}", "REDIS_URL": "fakeredis://"}
     environment = database | {"DJANGO_SECRET_KEY": "any", "DJANGO_ALLOWED_HOSTS": "127.0.0.1", "WEB_CONCURRENCY": "1"}
     with gunicorn(served.port, **environment), ExitStack() as clients:
@@ -514,7 +514,7 @@ def test_an_unexpected_error_is_a_503_and_a_line_in_the_log(idle, monkeypatch):
 
 def test_an_unexpected_error_about_a_form_is_a_503_too():
     """It has a thread of its own."""
-    with serving(lambda environ, start_response: 1 / 0) as served:  # type: ignore[arg-type,return-value]
+    with serving(lambda environ, start_response: 1 / 0) as served:
         assert served.ask(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\n\r\na").startswith(b"HTTP/1.1 503 ")
 
 
@@ -538,7 +538,7 @@ def test_an_error_after_the_response_changes_nothing(idle, monkeypatch):
 def handler_of(lines: list[str]) -> logging.Handler:
     """A handler that keeps the lines."""
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())
     return handler
 
 

@@ -51,7 +51,7 @@ class Lookup(NamedTuple):
         """Return an expression for it, given one for its source."""
         if self.is_copied:
             return source
-        return f"(SELECT freshness_joined.{self.column} FROM {self.table} freshness_joined WHERE freshness_joined.{self.key} = {source})"  # noqa: S608
+        return f"(SELECT freshness_joined.{self.column} FROM {self.table} freshness_joined WHERE freshness_joined.{self.key} = {source})"  # noqa: S608  # quoted names
 
 
 class Statement(NamedTuple):

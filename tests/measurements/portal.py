@@ -197,7 +197,7 @@ def write(kind: str, chosen: random.Random, number: int, limits: dict[str, int])
     with transaction.atomic():
         act()
         tags = connection._collapsed()  # type: ignore[attr-defined]  # it is the engine's connection
-        oldest = connection.scopes[-1].oldest  # type: ignore[attr-defined]
+        oldest = connection.scopes[-1].oldest
         tags |= {f"{name}:<" for (name, column), time in oldest.items() if time <= limits.get(f"{name}.{column}", time - 1)}
     return before + ([facts(row)] if kind != "deleted" else []), tags
 
