@@ -13,7 +13,7 @@ from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
-from housing.freshness.copies import OVERHEAD, Copies, copies
+from housing.freshness.copies import OVERHEAD, copies
 from housing.freshness.entries import etag_of
 from housing.freshness.journal import Hit, journal
 from housing.freshness.keys import LONG, entry_key
@@ -55,15 +55,24 @@ def test_a_copy_of_a_body_is_used_only_if_redis_confirms_its_etag(home, warm, re
 def test_copies_are_bounded_in_bytes(settings, most, kept):
     """A process that serves many pages keeps only those of its last hits. FRESHNESS_COPIES=0 keeps none."""
     settings.FRESHNESS_COPIES = most
-    made = Copies()
 
     for number in range(9):
-        made.keep(f"page {number}", Hit('"an etag"', b"x" * 10_000))
-        made.get("page 0")
+        copies.keep(f"page {number}", Hit('"an etag"', b"x" * 10_000))
+        copies.get("page 0")
 
-    found = [number for number in range(9) if made.get(f"page {number}")]
-    assert len(made.newer | made.older) <= kept
+    found = [number for number in range(9) if copies.get(f"page {number}")]
+    assert len(copies.newer | copies.older) <= kept
     assert not kept or {0, 8} <= set(found)
+
+
+def test_a_copy_that_is_kept_again_is_counted_once(settings):
+    """Otherwise the copies of a page that changes often would displace those of all others."""
+    settings.FRESHNESS_COPIES = 4 * OVERHEAD
+
+    for key in ("a", "a", "b"):
+        copies.keep(key, Hit('"an etag"', b""))
+
+    assert set(copies.newer) == {"a", "b"}
 
 
 NOT_PROMISED = {

@@ -6,39 +6,17 @@ The journal decides at each hit whether the entry is fresh, as without a copy. A
 from __future__ import annotations
 
 from .journal import Hit
+from .recent import Recent
 from .settings import conf
 
 OVERHEAD = 1000
 """Bytes that a copy takes beside its body."""
 
 
-class Copies:
-    """The copies by the key of their entry. When the newer half of them is full, the older one is forgotten."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget all copies."""
-        self.newer: dict[str, Hit] = {}
-        self.older: dict[str, Hit] = {}
-        self._bytes = 0
-
-    def get(self, key: str) -> Hit | None:
-        """Return the copy of an entry, which may be outdated. One from the older half becomes one of the newer."""
-        copy = self.newer.get(key)
-        if copy is None and (copy := self.older.get(key)) is not None:
-            self.keep(key, copy)
-        return copy
-
-    def keep(self, key: str, hit: Hit) -> None:
-        """Keep a hit that has a body."""
-        size = len(hit.body or b"") + OVERHEAD
-        if self._bytes + size > conf.COPIES / 2:
-            self.newer, self.older, self._bytes = {}, self.newer, 0
-        if size <= conf.COPIES / 2:
-            self.newer[key] = hit
-            self._bytes += size
+def size_of(hit: Hit) -> int:
+    """Return the bytes that a copy takes."""
+    return len(hit.body or b"") + OVERHEAD
 
 
-copies = Copies()
+copies: Recent[str, Hit] = Recent(lambda: conf.COPIES / 2, size_of)
+"""By the key of their entry. A copy may be outdated."""

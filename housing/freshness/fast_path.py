@@ -29,6 +29,7 @@ from .entries import CachedResponse, Look, abandon, look
 from .journal import Hit, Miss
 from .keys import entry_key
 from .metrics import count
+from .recent import Recent
 from .requests import SAFE, etags_of
 from .settings import conf
 
@@ -226,33 +227,12 @@ class Known:
         return partial(entry_key, self.kind, self.asked)
 
 
-class Recent:
-    """The requests that were used recently. When the newer half is full, the older one is forgotten: a client that invents requests replaces unused ones."""
-
-    def __init__(self) -> None:
-        self.newer: dict[Any, Known] = {}
-        self.older: dict[Any, Known] = {}
-
-    def get(self, values: Any) -> Known | None:
-        """Return what is known about requests with these values."""
-        known = self.newer.get(values)
-        if known is None and (known := self.older.get(values)) is not None:
-            self.put(values, known)
-        return known
-
-    def put(self, values: Any, known: Known) -> None:
-        """Keep it."""
-        if len(self.newer) >= KEPT:
-            self.newer, self.older = {}, self.newer
-        self.newer[values] = known
-
-
 class Memory:
     """Everything that a process has learned under its settings."""
 
     def __init__(self, begins: float) -> None:
         self.begins = begins
-        self.parts: dict[tuple[str, ...], Recent] = {}
+        self.parts: dict[tuple[str, ...], Recent[Any, Known]] = {}
         """The names of the parts that were read → what is known, by their values."""
         self.paths: set[str] = set()
         """The paths that had a hit."""
@@ -285,7 +265,7 @@ class Memory:
         """Keep what is known about requests with these values."""
         if tuple(values) not in self.parts and len(self.parts) >= KINDS:
             self.parts.clear()
-        self.parts.setdefault(tuple(values), Recent()).put(tuple(values.values()), known)
+        self.parts.setdefault(tuple(values), Recent(lambda: KEPT)).keep(tuple(values.values()), known)
 
     def expects(self, environ: WSGIEnvironment) -> bool:
         """Whether a hit is likely, so that it is worth noticing what Django reads."""

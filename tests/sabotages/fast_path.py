@@ -118,13 +118,6 @@ FAST_PATH = (
                 "",
                 "test_learning.py::test_a_long_request_is_not_kept",
             ),
-            ("the memory is not bounded", "if len(self.newer) >= KEPT:", "if False:", "test_learning.py::test_invented_requests_forget_only_what_nobody_uses"),
-            (
-                "a request that is used is forgotten",
-                "            self.put(values, known)\n",
-                "            pass\n",
-                "test_learning.py::test_invented_requests_forget_only_what_nobody_uses",
-            ),
             ("any number of lists of parts is kept", "and len(self.parts) >= KINDS:", "and False:", "test_learning.py::test_few_lists_of_parts_are_kept"),
             (
                 "hits are answered before the toolbar",
