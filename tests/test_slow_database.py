@@ -357,13 +357,19 @@ def test_a_connection_is_checked_again_after_five_seconds(next_request, monkeypa
     assert next_request()[1] == 2
 
 
+def ended_by_the_server(elsewhere):
+    """Let PostgreSQL end this connection, as it does when it restarts. Returns the number of the process that served it."""
+    process = connection.connection.info.backend_pid
+    elsewhere(lambda: connection.cursor().execute("SELECT pg_terminate_backend(%s)", [process]))
+    wait_for(lambda: silent_no_longer(connection), AssertionError)
+    return process
+
+
 @pytest.mark.only("real")
 def test_a_connection_that_the_server_has_ended_is_replaced_before_the_query(next_request, elsewhere):
     """After a restart of PostgreSQL the next reader gets its page, and not an error."""
     next_request()
-    process = connection.connection.info.backend_pid
-    elsewhere(lambda: connection.cursor().execute("SELECT pg_terminate_backend(%s)", [process]))
-    wait_for(lambda: silent_no_longer(connection), AssertionError)
+    process = ended_by_the_server(elsewhere)
 
     assert next_request()[0].status == 200
     assert connection.connection.info.backend_pid != process
@@ -373,9 +379,7 @@ def test_a_connection_that_the_server_has_ended_is_replaced_before_the_query(nex
 def test_a_connection_that_the_server_has_ended_is_replaced_before_a_snapshot(next_request, elsewhere):
     """The new connection has the isolation level of the snapshot. Otherwise the two SELECTs of a detail could see two states of the database."""
     next_request()
-    process = connection.connection.info.backend_pid
-    elsewhere(lambda: connection.cursor().execute("SELECT pg_terminate_backend(%s)", [process]))
-    wait_for(lambda: silent_no_longer(connection), AssertionError)
+    ended_by_the_server(elsewhere)
     close_old_connections()
 
     with ours().snapshot(), connection.cursor() as cursor:

@@ -4,6 +4,7 @@ T1, T2, … are processes. Below each table are the steps that its specs take, a
 """
 
 import threading
+from contextlib import contextmanager
 from threading import Event, Semaphore
 
 import pytest
@@ -350,34 +351,38 @@ def test_a_thread_reports_slow_fills_four_times_in_a_wait_timeout(home, an_hour_
     assert [thread.daemon for thread in threads() - new_fills.others] == [True]
 
 
-def test_a_thread_goes_on_reporting_when_redis_is_back(home, an_hour_to_wait, new_fills, redis_unreachable, settings):
-    """Until then the readers whose Redis is reachable wait no longer than for a dead one."""
-    settings.FRESHNESS_RETRY = 0
+def report_after(fault, new_fills):
+    """Let a thread report a fill once during this fault, and once after it. The second report must arrive."""
     before = journal.lookup(PAGE)
     fill = new_fills.begin(PAGE, before)
     assert new_fills.paused.acquire(timeout=TIMEOUT)
-    with redis_unreachable():
+    with fault:
         new_fills.go.release()
         assert new_fills.paused.acquire(timeout=TIMEOUT)
     new_fills.go.release()
     assert new_fills.paused.acquire(timeout=TIMEOUT)
     assert journal.lookup(PAGE, may_wait=True).sign != before.read_at
     new_fills.end(fill)
+
+
+def test_a_thread_goes_on_reporting_when_redis_is_back(home, an_hour_to_wait, new_fills, redis_unreachable, settings):
+    """Until then the readers whose Redis is reachable wait no longer than for a dead one."""
+    settings.FRESHNESS_RETRY = 0
+
+    report_after(redis_unreachable(), new_fills)
 
 
 def test_a_thread_goes_on_reporting_after_an_unexpected_error(home, an_hour_to_wait, new_fills, monkeypatch, caplog):
     """A thread that has ended would report no fill of the process any more, and nobody would see why cold pages are queried more often."""
-    before = journal.lookup(PAGE)
-    fill = new_fills.begin(PAGE, before)
-    assert new_fills.paused.acquire(timeout=TIMEOUT)
-    with monkeypatch.context() as broken:
-        broken.setattr(Journal, "renew", lambda *_: {}["broken"])
-        new_fills.go.release()
-        assert new_fills.paused.acquire(timeout=TIMEOUT)
-    new_fills.go.release()
-    assert new_fills.paused.acquire(timeout=TIMEOUT)
-    assert journal.lookup(PAGE, may_wait=True).sign != before.read_at
-    new_fills.end(fill)
+
+    @contextmanager
+    def broken():
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "renew", lambda *_: {}["broken"])
+            yield
+
+    report_after(broken(), new_fills)
+
     assert [(record.levelname, record.exc_info[0]) for record in caplog.records] == [("ERROR", KeyError)]
 
 
