@@ -151,9 +151,7 @@ def tags_of_created(table: Table, columns: Sequence[str], lookups: Sequence[Look
     return tags, through_joins
 
 
-def tags_through_joins(
-    table: Table, columns: Sequence[str], lookups: Sequence[Lookup], after: Values, changed: Collection[str], sign: str = ""
-) -> set[str]:
+def tags_through_joins(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], after: Values, changed: Collection[str], sign: str = "") -> set[str]:
     """Return the tags of a row in its scopes through joins if these columns of it changed, and the conditions under which these are its scopes.
 
     `sign` ends the tag of a scope that the row enters: `+` if it is created.

@@ -231,7 +231,7 @@ class Inserts(Writes):
                 if value is not None:
                     tags.add(f"{table.name}.{column}={text(_prepared(written[column], value))}+")
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
-        if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
+        if self._is_again(table, keys):
             return self._say(table, (), table.all)
         tags |= self._note_times(table, objs)
         return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()))
@@ -245,7 +245,7 @@ class Inserts(Writes):
         if not created:
             return
         keys = [row[0] for row in created]
-        if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
+        if self._is_again(table, keys):
             self._say(table, (), table.all)
             return
         objs = self.query.objs
@@ -286,6 +286,8 @@ class Inserts(Writes):
 
     def _is_again(self, table: Table, keys: Iterable[Any]) -> bool:
         """Whether a row has the key of a row that this transaction deleted. References to the key stay the same, although the row has changed."""
+        if not self.connection.has_tagged(table.name, f"{table.name}:-"):
+            return False
         text, field = table.pk_text, self.query.get_meta().pk
         return text is None or any(self.connection.has_tagged(table.name, f"{table.name}:{text(_prepared(field, key))}") for key in keys)
 
