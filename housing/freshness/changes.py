@@ -85,7 +85,7 @@ class Statement(NamedTuple):
 
 
 class Upsert(NamedTuple):
-    """An INSERT that updates the rows with which it conflicts, or ignores them, with everything that a database needs to return its images. Names are quoted."""
+    """An INSERT that updates or ignores the rows with which it conflicts, and everything that a database needs to return its images. Names are quoted."""
 
     sql: str
     """The text until the end of ON CONFLICT."""

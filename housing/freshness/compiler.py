@@ -167,6 +167,7 @@ class Inserts(Writes):
     """The compiler of INSERT."""
 
     verb = "created"
+    returning_fields: Any
     _lookups: tuple[Lookup, ...] = ()
     _columns: list[str]
     """The columns of an image."""
@@ -196,8 +197,7 @@ class Inserts(Writes):
         """Execute an INSERT that updates or ignores rows, and keep their images. Django asks for no columns if it ignores them."""
         opts = self.query.get_meta()
         table = tables().get(opts.db_table)
-        is_short = len(self.query.objs) <= MANY_ROWS
-        if table is None or table.pk is None or not (table.managed and is_short and self.connection.returns_rows):
+        if table is None or table.pk is None or len(self.query.objs) > MANY_ROWS or not self.connection.returns_rows:
             return super().execute_sql(returning_fields)
         self.returning_fields = None  # the connection adds RETURNING
         [(sql, params)] = super().as_sql()

@@ -221,13 +221,6 @@ DEPENDENCIES = (
         "test_precision.py::test_each_write_invalidates_exactly_the_pages_that_the_table_lists[PropertyImage.property to PropertyImage deleted]",
     ),
     Sabotage(
-        "an upsert is tagged like an INSERT",
-        "freshness/compiler.py",
-        "if self.query.on_conflict == OnConflict.UPDATE:",
-        "if False:",
-        "test_writes.py::test_an_upsert_is_in_the_next_read_of_the_row_that_it_updates",
-    ),
-    Sabotage(
         "a DELETE does not tag the rows that it deletes",
         "freshness/compiler.py",
         'for value in values for sign in ":-")',

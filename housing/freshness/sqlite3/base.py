@@ -65,7 +65,12 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         connection = super().get_new_connection(conn_params)
         connection.create_function(PROBE, 0, bool)
         self._old = old = list[Values]()  # the function must not refer to this object, which refers to the connection
-        connection.create_function(OLD, -1, lambda *values: not old.append(values))
+
+        def keep(*values: Any) -> bool:
+            old.append(values)
+            return True
+
+        connection.create_function(OLD, -1, keep)
         return connection
 
     def facts(self) -> list[Any]:
