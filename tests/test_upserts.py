@@ -149,6 +149,16 @@ def test_a_row_that_an_upsert_creates_leaves_the_pages_of_other_scopes_warm(twen
         assert read("cached", **{name: other}).came_from == "hit"
 
 
+def test_a_number_of_rows_counts_those_that_an_upsert_creates(home, new, page):
+    """A row that is created right after another one was updated is not taken for that one."""
+    number = page(Property.objects.count)
+    assert number().json == 20
+
+    upsert(changed(home, price=1), new(-1, id=10**6))
+
+    assert number().json == 21
+
+
 def test_a_status_that_is_an_expression_is_known_from_the_row_that_is_created(new, warm, read):
     """The statement returns what is stored, so a page of another status stays warm."""
     warm(status="sold")
@@ -214,7 +224,7 @@ def test_a_key_that_an_upsert_creates_again_is_in_the_next_read(it, furnished, f
     fresh(lambda: ids(it.Node.objects.filter(label__word="Again")), write, lambda: put(it.node, word="Other"))
 
 
-# What Django gets, and what it costs
+# Results and costs
 
 
 @pytest.mark.parametrize("how", ["update", "create", "both", "ignore", "ignore one"])

@@ -69,7 +69,7 @@ UPSERTS = (
     Sabotage(
         "upserts: Django gets values that are not converted",
         "freshness/compiler.py",
-        "return list(self.apply_converters(rows, converters)) if converters else rows",
+        "return list(self.apply_converters(rows, converters)) if converters else rows",  # plain-words: code
         "return rows",
         "test_upserts.py::test_an_upsert_gives_django_values_that_are_converted[this server]",
     ),
@@ -153,7 +153,7 @@ UPSERTS = (
     Sabotage(
         "upserts: PostgreSQL takes each row for a new one",
         "freshness/postgresql/base.py",
-        "Image(before if before[0] == after[0] else (), after)",
+        "Image(before if before[0] == after[0] else (), after)",  # plain-words: code
         "Image((), after)",
         "test_upserts.py::test_an_upsert_tags_only_the_columns_whose_stored_values_differ[this server]",
         "real",
@@ -161,9 +161,9 @@ UPSERTS = (
     Sabotage(
         "upserts: PostgreSQL before 18 takes the values of the row before for those of a new one",
         "freshness/postgresql/base.py",
-        "Image(before if before[0] == after[0] else (), after)",
+        "Image(before if before[0] == after[0] else (), after)",  # plain-words: code
         "Image(before, after)",
-        "test_upserts.py::test_a_row_that_an_upsert_creates_leaves_the_pages_of_other_scopes_warm[PostgreSQL 15-update_conflicts]",
+        "test_upserts.py::test_a_number_of_rows_counts_those_that_an_upsert_creates[PostgreSQL 15]",
         "real",
     ),
     Sabotage(
