@@ -73,6 +73,7 @@ DOCUMENTS = (
         (
             "invalidation",
             "saves",
+            "upserts",
             "scopes",
             "joined",
             "newest",

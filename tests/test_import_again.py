@@ -8,7 +8,7 @@ import pytest
 from django.core.management import CommandError
 
 from housing.management.commands import import_listings as command
-from housing.models import Property, PropertyImage
+from housing.models import Agent, Property, PropertyImage
 from tests.fixtures.commands import HEADER, everything, interrupted
 
 COLUMNS = ["Ref", *HEADER, "Photos"]
@@ -48,6 +48,33 @@ def test_a_changed_row_updates_its_property(transactional_db, identified, warm, 
     assert changed.items() <= {row["id"]: row for row in before[3]}[home.pk].items()
     assert [everything()[number] for number in (0, 1, 2, 4)] == [before[number] for number in (0, 1, 2, 4)]
     assert [row["price"] for row in read("cached").json["results"]] == ["90.00", "95.00"]
+
+
+def test_a_portal_whose_file_has_twenty_new_prices_keeps_its_other_pages_warm(transactional_db, csv_file, import_file, mapping, warm, read):
+    """The changed listings are in twenty cities, and have twenty agents. Otherwise each night's import would empty the cache."""
+    names = [(f'[{label}]\nname.default = "{name}"', f'[{label}]\nname.column = "City"') for label, name in (("office", "Town"), ("agent", "Ann"))]
+    by = mapping(*names, ("title.template", 'source_id.column = "Ref"\ntitle.template'))
+    rows = [[f"R{number}", f"Town {number}", 3, 100 + number, f"{1 + number % 28}/1/2026", ""] for number in range(40)]
+    import_file(csv_file(*rows, header=COLUMNS), by=by)
+    changed, other = (Property.objects.select_related("agent").get(source_id=name) for name in ("R0", "R39"))
+    pages = [
+        *({"city": f"Town {number}"} for number in range(20, 40)),
+        *({"agent": home.pk} for home in Agent.objects.filter(name=other.agent.name)),
+        {"office": other.agent.office_id, "ordering": "price"},
+        {"status": "available"},
+        {"min_bedrooms": 9},
+    ]
+    for page in pages:
+        warm(**page)
+    warm(f"cached/{other.pk}")
+    warm(f"cached/{changed.pk}")
+    warm(city="Town 0")
+
+    assert "20 updated, 20 already there" in import_file(csv_file(*([*row[:3], 50, *row[4:]] for row in rows[:20]), *rows[20:], header=COLUMNS), by=by)
+
+    assert {read("cached", **page).came_from for page in pages} == {read(f"cached/{other.pk}").came_from} == {"hit"}
+    assert read(f"cached/{changed.pk}").json["price"] == "50.00"
+    assert [row["price"] for row in read("cached", city="Town 0").rows] == ["50.00"]
 
 
 def test_a_change_of_a_column_that_no_field_uses_keeps_the_time_of_the_last_update(db, identified):

@@ -1,4 +1,4 @@
-"""The precision of invalidation. Every column of every model is written in two ways. A table lists which of 24 pages each write invalidates."""
+"""The precision of invalidation. Every column of every model is written in four ways. A table lists which of 24 pages each write invalidates."""
 
 import itertools
 import random
@@ -136,8 +136,23 @@ def by_name(model, key, column, value):
     row.save(update_fields=[column])
 
 
-WAYS = {"save()": unlocked, "update_fields": by_name}
-"""The first sets another value and the second sets the old one again. (A save after select_for_update() invalidates the same as update_fields.)"""
+def upserted(model, key, column, value):
+    """Insert a row whose key is there already, so one column of it is updated."""
+    row = model.objects.get(pk=key)
+    setattr(row, column, value)
+    name = model._meta.get_field(column).name
+    model.objects.bulk_create([row], update_conflicts=True, unique_fields=["id"], update_fields=[name])
+
+
+def in_bulk(model, key, column, value):
+    """Update one column with bulk_update()."""
+    row = model.objects.get(pk=key)
+    setattr(row, column, value)
+    model.objects.bulk_update([row], [model._meta.get_field(column).name])
+
+
+WAYS = {"save()": unlocked, "update_fields": by_name, "upsert": upserted, "bulk_update()": in_bulk}
+"""The first and third set another value, and the others set the old one again. (A save after select_for_update() invalidates the same as update_fields.)"""
 
 
 def another(field, other):
@@ -195,47 +210,47 @@ def carried_out(happens, row, other):
 
 
 TABLE = """
-                        save()                    update_fields
-Office.name             A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Office.city             A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+                        save()                    update_fields             upsert                    bulk_update()
+Office.name             A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Office.city             A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
 Office updated          A.C....H.J....O.Q.S...W.
 Office created          ........................
 Office deleted          AbC..fgHiJ.L..O.Q.S...W.
-Agent.name              A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Agent.email             A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Agent.office            A.C....H.J....O.QRS...W.  A.C....H.J....O.QRS...W.
+Agent.name              A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Agent.email             A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Agent.office            A.C....H.J....O.QRS...W.  A.C....H.J....O.QRS...W.  A.C....H.J....O.QRS...W.  A.C....H.J....O.QRS...W.
 Agent updated           A.C....H.J....O.Q.S...W.
 Agent created           ........................
 Agent deleted           AbC..fgHiJ.L..O.Q.S...W.
-Location.city           A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.
-Location.state          A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Location.zip_code       A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Location.latitude       A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Location.longitude      A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Location.city           A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.
+Location.state          A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Location.zip_code       A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Location.latitude       A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Location.longitude      A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
 Location updated        A.C....H.JK...O.Q.S...W.
 Location created        ........................
 Location deleted        AbC..fgHi.KL..O.Q.S...W.
-Property.title          A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.
-Property.description    A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.
-Property.property_type  A.C....H.J...NO.Q.S...W.  A.C....H.J...NO.Q.S...W.
-Property.status         A.C....H.J.LM.O.Q.S...W.  A.C....H.J.LM.O.Q.S...W.
-Property.price          A.C...GHiJ....O.Q.ST..W.  A.C...GHiJ....O.Q.ST..W.
-Property.bedrooms       A.C....H.J....O.Q.S.U.W.  A.C....H.J....O.Q.S.U.W.
-Property.bathrooms      A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Property.area           A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Property.location       A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.
-Property.agent          A.C....H.J....OPQRS...W.  A.C....H.J....OPQRS...W.
-Property.created_at     A.C....H.J....O.Q.S...W.  ........................
-Property.updated_at     A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
-Property.record_hash    A.C....H.J....O.Q.S...W.  a.c....h.j....o.q.s...w.
-Property.source_id      A.C....H.J....O.Q.S...W.  a.c....h.j....o.q.s...w.
+Property.title          A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.
+Property.description    A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.
+Property.property_type  A.C....H.J...NO.Q.S...W.  A.C....H.J...NO.Q.S...W.  A.C....H.J...NO.Q.S...W.  A.C....H.J...NO.Q.S...W.
+Property.status         A.C....H.J.LM.O.Q.S...W.  A.C....H.J.LM.O.Q.S...W.  A.C....H.J.LM.O.Q.S...W.  A.C....H.J.LM.O.Q.S...W.
+Property.price          A.C...GHiJ....O.Q.ST..W.  A.C...GHiJ....O.Q.ST..W.  A.C...GHiJ....O.Q.ST..W.  A.C...GHiJ....O.Q.ST..W.
+Property.bedrooms       A.C....H.J....O.Q.S.U.W.  A.C....H.J....O.Q.S.U.W.  A.C....H.J....O.Q.S.U.W.  A.C....H.J....O.Q.S.U.W.
+Property.bathrooms      A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Property.area           A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Property.location       A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.
+Property.agent          A.C....H.J....OPQRS...W.  A.C....H.J....OPQRS...W.  A.C....H.J....OPQRS...W.  A.C....H.J....OPQRS...W.
+Property.created_at     A.C....H.J....O.Q.S...W.  ........................  ABCdef.H.J.L..O.Q.StuvW.  ABCdef.H.J.L..O.Q.StuvW.
+Property.updated_at     A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
+Property.record_hash    A.C....H.J....O.Q.S...W.  a.c....h.j....o.q.s...w.  a.c....h.j....o.q.s...w.  a.c....h.j....o.q.s...w.
+Property.source_id      A.C....H.J....O.Q.S...W.  a.c....h.j....o.q.s...w.  a.c....h.j....o.q.s...w.  a.c....h.j....o.q.s...w.
 Property updated        A.C....H.J....O.Q.S..VW.
 Property created        AbCdEfghiJ.l..O.Q.StuV..
 Property deleted        A.c..fgH.J....O.Q.S..VW.
-PropertyImage.property  ......................WX  ......................WX
-PropertyImage.url       ......................W.  ......................W.
-PropertyImage.caption   ......................W.  ......................W.
-PropertyImage.position  ......................W.  ......................W.
+PropertyImage.property  ......................WX  ......................WX  ......................WX  ......................WX
+PropertyImage.url       ......................W.  ......................W.  ......................W.  ......................W.
+PropertyImage.caption   ......................W.  ......................W.  ......................W.  ......................W.
+PropertyImage.position  ......................W.  ......................W.  ......................W.  ......................W.
 PropertyImage updated   ......................WX
 PropertyImage created   .......................X
 PropertyImage deleted   .......................X
@@ -250,9 +265,11 @@ ONE_WAY = "updated, created or deleted"
 PRECISION = {
     "save()": {"stale": 210, "over-invalidated": 1, "warm": 461},
     "update_fields": {"stale": 186, "over-invalidated": 17, "warm": 469},
+    "upsert": {"stale": 196, "over-invalidated": 23, "warm": 453},
+    "bulk_update()": {"stale": 196, "over-invalidated": 23, "warm": 453},
     ONE_WAY: {"stale": 81, "over-invalidated": 24, "warm": 255},
 }
-"""Way → the number of pairs of a write and a page with each fate. There are 1,704 pairs, and in 477 of them the bytes of the page changed."""
+"""Way → the number of pairs of a write and a page with each fate. There are 3,048 pairs, and in 869 of them the bytes of the page changed."""
 
 PARTS = [(model, writes_of(model)[first : first + 9]) for model in MODELS for first in range(0, len(writes_of(model)), 9)]
 
@@ -304,8 +321,8 @@ def test_every_column_of_every_model_is_in_the_table():
     assert list(PROMISED) == [name for model in MODELS for name in writes_of(model)]
 
 
-def test_a_save_over_invalidates_at_most_one_page_in_twenty():
-    """The database returns which columns of which rows a save changed. The other writes do worse, because a page depends on every new listing of its scope."""
+def test_a_write_of_one_column_over_invalidates_at_most_one_page_in_twenty():
+    """The database returns which columns of which rows changed. The other writes do worse, because a page depends on every new listing of its scope."""
     counted = {way: Counter({"stale": 0, "over-invalidated": 0, "warm": 0}) for way in PRECISION}
     for line in PROMISED.values():
         _, *cells = re.split(r"\s{2,}", line)

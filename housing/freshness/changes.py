@@ -1,4 +1,4 @@
-"""The rows that an UPDATE or a DELETE changes: what each held before and what it holds afterwards.
+"""The rows that an UPDATE, a DELETE or an upsert changes: what each held before and what it holds afterwards.
 
 Databases and change data capture call the two the old and the new image of a row. The difference decides the tags of the write, so a save of every column
 invalidates only by those that it changed. Values are compared as the database stores them, never as Python converts them.
@@ -17,7 +17,7 @@ Values = Sequence[Any]
 
 
 class Image(NamedTuple):
-    """A row before and after a statement. A deleted row has no values afterwards."""
+    """A row before and after a statement. A created row has no values before (an empty sequence), and a deleted one has none afterwards (None)."""
 
     before: Values
     after: Values | None
@@ -84,6 +84,27 @@ class Statement(NamedTuple):
         return self.sql.removesuffix(self.condition)
 
 
+class Upsert(NamedTuple):
+    """An INSERT that updates or ignores the rows with which it conflicts, and everything that a database needs to return its images. Names are quoted."""
+
+    sql: str
+    """The text until the end of ON CONFLICT."""
+    params: tuple[Any, ...]
+    table: str
+    columns: tuple[str, ...]
+    """The columns of an image, the primary key first."""
+    lookups: tuple[Lookup, ...]
+    """Values of the rows to which the row refers afterwards. The values afterwards have them after their columns."""
+    returned: tuple[str, ...]
+    """The columns that it returns to Django."""
+    updates: bool
+    """Whether it updates the rows with which it conflicts."""
+
+    def returning(self, *images: str) -> str:
+        """Return the list of a RETURNING clause: these expressions for the images, and the columns for Django."""
+        return ", ".join([*images, *[f"{self.table}.{column}" for column in self.returned]])
+
+
 def paired(before: Collection[Values], after: Collection[Values]) -> list[Image] | None:
     """Pair the values of each row by its key. None if they are not the same rows."""
     found = {row[0]: row for row in after}
@@ -120,8 +141,21 @@ def tags_of(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], ima
     return tags, within
 
 
-def tags_through_joins(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], after: Values, changed: Collection[str]) -> set[str]:
-    """Return the tags of a row in its scopes through joins if these columns of it changed, and the conditions under which these are its scopes."""
+def tags_of_created(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], rows: Sequence[Values]) -> tuple[set[str], set[str]]:
+    """Return the tags of created rows with these values: the scopes that they enter; and the tags of those that they enter through joins."""
+    tags, through_joins = {table.name, f"{table.name}:+"}, set[str]()
+    for row in rows:
+        values = dict(zip(columns, row, strict=False))
+        tags.update([f"{table.name}.{column}={text(values[column])}+" for column, text in table.scopes.items() if values[column] is not None])
+        through_joins.update(tags_through_joins(table, columns, lookups, row, table.references, sign="+"))
+    return tags, through_joins
+
+
+def tags_through_joins(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], after: Values, changed: Collection[str], sign: str = "") -> set[str]:
+    """Return the tags of a row in its scopes through joins if these columns of it changed, and the conditions under which these are its scopes.
+
+    `sign` ends the tag of a scope that the row enters: `+` if it is created.
+    """
     found: set[str] = set()
     for place, (joined, is_copied, *_) in enumerate(lookups if changed else (), len(columns)):
         reference, value = after[columns.index(joined.reference)], after[place]
@@ -131,7 +165,7 @@ def tags_through_joins(table: Table, columns: Sequence[str], lookups: Sequence[L
             found.add(table.unjoined)
             continue
         scope = f"{table.name}.{joined.reference}>{joined.column}={joined.text(value)}"
-        found.update([scope] if joined.reference in changed else [f"{scope}.{each}" for each in changed])
+        found.update([f"{scope}{sign}"] if joined.reference in changed else [f"{scope}.{each}" for each in changed])
         if not is_copied:
             found.add(trusting(table, joined, joined.key_text(reference)))
     return found

@@ -17,7 +17,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import MULTI, ROW_COUNT
 
-from .changes import Copied, Image, Lookup, Statement, tags_of, tags_through_joins
+from .changes import Copied, Image, Lookup, Statement, Upsert, tags_of, tags_of_created, tags_through_joins
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .joined import trusting
 from .statements import NOTHING
@@ -158,19 +158,26 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         for name in names:
             self.connection.tag(name, tables()[name].all)
 
-    def _say(self, table: Table, keys: Collection[Any], tags: set[str], within: Collection[str] = ()) -> None:
+    def _say(self, table: Table, keys: Collection[Any], tags: set[str], within: Collection[str] = (), *, verb: str = "") -> None:
         """Tag the write, with a sentence for the log. The log has no tags of columns within scopes, which are many and follow from the others."""
-        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {self.verb}.", within)
+        self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {verb or self.verb}.", within)
 
 
 class Inserts(Writes):
     """The compiler of INSERT."""
 
     verb = "created"
+    returning_fields: Any
     _lookups: tuple[Lookup, ...] = ()
+    _columns: list[str]
+    """The columns of an image."""
+    _images: list[Image] | None = None
+    """The rows that an upsert created or updated; None if they are unknown or too many."""
 
     def execute_sql(self, returning_fields: Any = None) -> Any:
         """Execute it, and read the returned rows before autocommit commits."""
+        if self.query.on_conflict is not None:
+            return self._write(lambda: self._upsert(returning_fields))
         found = self._write(lambda: super(Inserts, self).execute_sql(returning_fields))
         return [row[: len(returning_fields)] for row in found] if self._lookups else found
 
@@ -186,9 +193,29 @@ class Inserts(Writes):
             statements = [(f"{sql}, {', '.join([lookup.of(f'{quoted}.{lookup.source}') for lookup in self._lookups])}", params)]
         return statements
 
+    def _upsert(self, returning_fields: Any) -> Any:
+        """Execute an INSERT that updates or ignores rows, and keep their images. Django asks for no columns if it ignores them."""
+        opts = self.query.get_meta()
+        table = tables().get(opts.db_table)
+        if table is None or table.pk is None or len(self.query.objs) > MANY_ROWS or not self.connection.returns_rows:
+            return super().execute_sql(returning_fields)
+        self.returning_fields = None  # the connection adds RETURNING
+        [(sql, params)] = super().as_sql()
+        self._lookups = _lookups(table.name, table.joined, self.connection.copies)
+        self._columns = list(dict.fromkeys([table.pk, *[field.column for field in self.query.update_fields], *table.scopes]))
+        quoted, returned = _quoted(table.name, *self._columns), _quoted(*[field.column for field in returning_fields or ()])
+        updates = self.query.on_conflict == OnConflict.UPDATE
+        rows, self._images = self.connection.upsert(Upsert(sql, params, quoted[0], quoted[1:], self._lookups, returned, updates))
+        if not returning_fields:
+            return []
+        converters = self.get_converters([field.get_col(opts.db_table) for field in returning_fields])
+        return list(self.apply_converters(rows, converters)) if converters else rows
+
     def _tag(self, table: Table | None, result: Any) -> None:
         if table is None:
             return None
+        if self._images is not None:
+            return self._tag_images(table, self._images)
         if self.query.on_conflict == OnConflict.UPDATE:
             return self._say(table, (), table.all)
         objs = self.query.objs
@@ -204,14 +231,37 @@ class Inserts(Writes):
                 if value is not None:
                     tags.add(f"{table.name}.{column}={text(_prepared(written[column], value))}+")
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
-        if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
+        if self._is_again(table, keys):
             return self._say(table, (), table.all)
-        tags |= {table.not_newest} if not all(self._note_times(table, written.get(column), column) for column in table.times) else set()
+        tags |= self._note_times(table, objs)
         return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()))
 
-    def _note_times(self, table: Table, field: Field[Any, Any] | None, column: str) -> bool:
-        """Note the oldest time in a column of the rows. Returns False if it is unknown."""
-        times = [microseconds(getattr(obj, field.attname)) for obj in self.query.objs] if field else [None]
+    def _tag_images(self, table: Table, images: list[Image]) -> None:
+        """Tag the rows that an upsert updated, and those that it created."""
+        updated, created = [image for image in images if image.before], [image.after or () for image in images if not image.before]
+        if updated:
+            tags, within = tags_of(table, self._columns, self._lookups, updated)
+            self._say(table, [before[0] for before, _ in updated], tags, within, verb=Updates.verb)
+        if not created:
+            return
+        keys = [row[0] for row in created]
+        if self._is_again(table, keys):
+            self._say(table, (), table.all)
+            return
+        objs = self.query.objs
+        if len(objs) == len(images):  # they are in the same order, as Django assumes, too
+            objs = [obj for obj, image in zip(objs, images, strict=True) if not image.before]
+        tags, through_joins = tags_of_created(table, self._columns, self._lookups, created)
+        self._say(table, keys, tags | self._note_times(table, objs), through_joins)
+
+    def _note_times(self, table: Table, objs: Sequence[Any]) -> set[str]:
+        """Note the oldest times of these rows. Returns the tag of an INSERT of rows that may be older if one is unknown."""
+        written = {field.column: field for field in self.query.fields}
+        return {table.not_newest for column in table.times if not self._note_time(table, written.get(column), column, objs)}
+
+    def _note_time(self, table: Table, field: Field[Any, Any] | None, column: str, objs: Sequence[Any]) -> bool:
+        """Note the oldest time in a column of these rows. Returns False if it is unknown."""
+        times = [microseconds(getattr(obj, field.attname)) for obj in objs] if field else [None]
         known = [time for time in times if time is not None]
         if len(known) == len(times):
             self.connection.created_at(table, column, min(known))
@@ -236,6 +286,8 @@ class Inserts(Writes):
 
     def _is_again(self, table: Table, keys: Iterable[Any]) -> bool:
         """Whether a row has the key of a row that this transaction deleted. References to the key stay the same, although the row has changed."""
+        if not self.connection.has_tagged(table.name, f"{table.name}:-"):
+            return False
         text, field = table.pk_text, self.query.get_meta().pk
         return text is None or any(self.connection.has_tagged(table.name, f"{table.name}:{text(_prepared(field, key))}") for key in keys)
 

@@ -19,7 +19,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, NotSuppor
 
 from . import outbox, statements
 from .breaker import Unreachable
-from .changes import Copied, Image, Statement
+from .changes import Copied, Image, Statement, Upsert, Values
 from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
@@ -191,6 +191,10 @@ class ConnectionMixin(IdentifiedMixin):
 
     def images(self, statement: Statement) -> tuple[int, list[Image] | None]:
         """Execute an UPDATE or a DELETE. Returns the number of its rows, and their images; None if they are unknown or more than `MANY_ROWS`."""
+        raise NotImplementedError
+
+    def upsert(self, statement: Upsert) -> tuple[list[Values], list[Image] | None]:
+        """Execute an upsert. Returns the rows for Django, and the images of the rows that it created or updated; None if they are unknown."""
         raise NotImplementedError
 
     def tag(self, table: str, tags: Iterable[str], change: str | None = None, not_logged: Iterable[str] = ()) -> None:

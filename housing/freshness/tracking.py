@@ -49,8 +49,8 @@ Text = Callable[[Any], str]
 MANY_ROWS = 100
 """A write with more tags of one table tags the whole table, so that a lease stays short. Tags of scopes are not counted."""
 
-MANY_SCOPED = 3 * MANY_ROWS
-"""A write with more tags of scopes of one table tags all of its scopes."""
+MANY_SCOPED = 5 * MANY_ROWS
+"""A write with more tags of scopes of one table tags all of its scopes. A changed row has some twenty."""
 
 WHOLE_NUMBERS = {
     models.AutoField,

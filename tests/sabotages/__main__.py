@@ -49,6 +49,7 @@ from tests.sabotages.selects import SELECTS
 from tests.sabotages.servers import SERVERS
 from tests.sabotages.slow_fills import SLOW_FILLS
 from tests.sabotages.statements import STATEMENTS
+from tests.sabotages.upserts import UPSERTS
 from tests.sabotages.verification import DEPLOYS, VERIFICATION
 from tests.sabotages.views import VIEWS
 from tests.sabotages.worker import WORKER
@@ -83,6 +84,7 @@ SABOTAGES = (
     *IMPORTING,
     *KEYS,
     *VIEWS,
+    *UPSERTS,
     *VERIFICATION,
     *DEPLOYS,
     *SCHEMA,

@@ -4,6 +4,13 @@ from tests.sabotages import Sabotage
 
 IMPORTING = (
     Sabotage(
+        "a write of twenty rows of as many scopes tags all scopes",
+        "freshness/tracking.py",
+        "MANY_SCOPED = 5 * MANY_ROWS",
+        "MANY_SCOPED = 3 * MANY_ROWS",
+        "test_import_again.py::test_a_portal_whose_file_has_twenty_new_prices_keeps_its_other_pages_warm",
+    ),
+    Sabotage(
         "a comma between any digits is one of thousands",
         "formats.py",
         r'rf"|\d{{1,3}}(?:{mark}\d{{3}})+|',

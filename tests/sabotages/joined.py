@@ -13,7 +13,7 @@ JOINED = (
     Sabotage(
         "joined: an UPDATE does not tag the scope through a join that its row enters",
         "freshness/changes.py",
-        "found.update([scope] if joined.reference in changed else",  # plain-words: code
+        'found.update([f"{scope}{sign}"] if joined.reference in changed else',  # plain-words: code
         "found.update([] if joined.reference in changed else",  # plain-words: code
         "test_joined.py::test_a_listing_that_moves_to_another_city_is_in_its_list[city-save()]",
     ),

@@ -17,7 +17,7 @@ from psycopg import Error, IsolationLevel, OperationalError
 from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
-from ..changes import Copied, Image, Statement, limited
+from ..changes import Copied, Image, Statement, Upsert, Values, limited
 from ..compiler import OperationsMixin
 from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
@@ -160,6 +160,9 @@ CHECKED = 5.0
 _copies: dict[str, frozenset[Copied]] = {}
 """The copies of each database to which this process was connected. They are read once, and again after a `migrate` of this process."""
 
+OLD = "freshness.old"
+"""The setting in which an upsert keeps the old values of a row before PostgreSQL 18."""
+
 FIELD = re.compile('("[^"]*(?:""[^"]*)*"|[^,"]*)(?:,|$)')
 """A value in the text of a row, and what follows it. (https://www.postgresql.org/docs/current/rowtypes.html#ROWTYPES-IO-SYNTAX)"""
 
@@ -207,6 +210,24 @@ def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any,
     return f"WITH {', '.join(parts)} {sql}" if parts else sql, params
 
 
+def upserting(statement: Upsert, number: int, *, has_old: bool) -> str:
+    """Return an upsert that also returns the old values of each row that it updates, and the new ones, each as the text of a row.
+
+    Before PostgreSQL 18 the condition of its UPDATE, which is always true, keeps the old values in a setting of the transaction. The setting is read again for
+    each returned row. A created row finds the values of another row there, or those of another upsert, which has another number.
+    """
+    has_old = has_old and statement.updates
+    new = "n" if has_old else statement.table
+    after = row_of(new, statement.columns, [lookup.of(f"{new}.{lookup.source}") for lookup in statement.lookups])
+    if has_old:
+        return f"{statement.sql} RETURNING WITH (OLD AS o, NEW AS n) {statement.returning(row_of('o', statement.columns), after)}"
+    if not statement.updates:
+        return f"{statement.sql} RETURNING {statement.returning('NULL', after)}"
+    keep = f"pg_catalog.set_config('{OLD}', '{number} ' || {row_of(statement.table, statement.columns)}, true) IS NOT NULL"
+    kept = f"pg_catalog.current_setting('{OLD}', true)"
+    return f"{statement.sql} WHERE {keep} RETURNING {statement.returning(kept, after)}"
+
+
 class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
     """Django's operations with the engine's compilers."""
 
@@ -223,6 +244,8 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     ops_class = DatabaseOperations
     _checked = float("-inf")
     """When the server last replied to the check, by this process's clock."""
+    _upserts = 0
+    """How many upserts this connection has executed."""
     is_direct = False
     """Whether there is certainly no pooler between this process and the server."""
     why_cluster_unknown = ""
@@ -321,6 +344,20 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         if more and not is_one_text:
             after = [values + values_of(row[new + 1], more) for values, row in zip(after, rows, strict=True)]
         return limited(count, [Image(values_of(row[0], number), values) for row, values in zip(rows, after, strict=True)])
+
+    def upsert(self, statement: Upsert) -> tuple[list[Values], list[Image] | None]:
+        """Execute it with RETURNING."""
+        self._upserts += 1
+        has_old = self.pg_version >= 180000
+        with self.cursor() as cursor:
+            cursor.execute(upserting(statement, self._upserts, has_old=has_old), statement.params)
+            rows = cursor.fetchall()
+        number, mine, images = len(statement.columns), "" if has_old else f"{self._upserts} ", list[Image]()
+        for old, new, *_ in rows:
+            before = values_of(old.removeprefix(mine), number) if old and old.startswith(mine) else [None]
+            after = values_of(new, number + len(statement.lookups))
+            images.append(Image(before if before[0] == after[0] else (), after))
+        return [row[2:] for row in rows], images
 
     def watch_other_programs(self) -> None:
         """Install the triggers, and look which copies there are now."""

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from django.db import NotSupportedError, transaction
 from django.db.backends.sqlite3 import base, operations
 
-from ..changes import Image, Statement, limited, paired
+from ..changes import Image, Statement, Upsert, Values, limited, paired
 from ..compiler import OperationsMixin
 from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
@@ -21,6 +21,9 @@ from ..statements import NOTHING, may_write
 from ..tracking import MANY_ROWS
 
 PROBE = "freshness_probe"
+
+OLD = "freshness_old"
+"""The function to which an upsert passes the old values of each row that it updates."""
 
 FACTS = "SELECT id, (SELECT schema_version FROM pragma_schema_version), sqlite_version() FROM freshness_database"
 """SQLite's backup API, which may overwrite the file in place, increments `schema_version`."""
@@ -58,9 +61,16 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     release_may_commit = True
 
     def get_new_connection(self, conn_params: Any) -> Any:
-        """Connect, and add the function that `reads_the_past` needs."""
+        """Connect, and add the functions that `reads_the_past` and `upsert()` need."""
         connection = super().get_new_connection(conn_params)
         connection.create_function(PROBE, 0, bool)
+        self._old = old = list[Values]()  # the function must not refer to this object, which refers to the connection
+
+        def keep(*values: Any) -> bool:
+            old.append(values)
+            return True
+
+        connection.create_function(OLD, -1, keep)
         return connection
 
     def facts(self) -> list[Any]:
@@ -116,6 +126,23 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
             cursor.execute(f"{statement.sql} RETURNING {columns}{joined}", statement.params)
             rows = cursor.fetchall()
         return limited(len(rows), [Image(row, row if statement.old_is_known else None) for row in rows] if before is None else paired(before, rows))
+
+    def upsert(self, statement: Upsert) -> tuple[list[Values], list[Image] | None]:
+        """Execute it with RETURNING. The condition of its UPDATE is a function, which is always true and keeps the old values."""
+        number, sql = len(statement.columns), statement.sql
+        is_known = number <= self.connection.getlimit(sqlite3.SQLITE_LIMIT_FUNCTION_ARG)
+        if statement.updates and is_known:
+            sql += f" WHERE {OLD}({', '.join([f'{statement.table}.{column}' for column in statement.columns])})"
+        lookups = [lookup.of(f"{statement.table}.{lookup.source}") for lookup in statement.lookups]
+        self._old.clear()
+        with self.cursor() as cursor:
+            cursor.execute(f"{sql} RETURNING {statement.returning(*[f'+{column}' for column in statement.columns], *lookups)}", statement.params)
+            rows = cursor.fetchall()
+        more = number + len(lookups)
+        before: dict[Any, Values] = {row[0]: row for row in self._old}
+        images = [Image(before.get(row[0], ()), row[:more]) for row in rows]
+        is_known = is_known and len({row[0] for row in rows}) == len(rows)  # SQLite may write a row twice in one statement
+        return [row[more:] for row in rows], images if is_known else None
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
