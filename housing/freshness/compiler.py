@@ -20,8 +20,9 @@ from django.db.models.sql.constants import MULTI, ROW_COUNT
 from .changes import Copied, Image, Lookup, Statement, tags_of, tags_through_joins
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .joined import trusting
+from .places import Place, Span, span_of
 from .statements import NOTHING
-from .tracking import MANY_ROWS, Joined, Table, cascades, microseconds, tables
+from .tracking import MANY_ROWS, Joined, Table, cascades, tables
 
 
 class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
@@ -158,8 +159,13 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         for name in names:
             self.connection.tag(name, tables()[name].all)
 
-    def _say(self, table: Table, keys: Collection[Any], tags: set[str], within: Collection[str] = ()) -> None:
-        """Tag the write, with a sentence for the log. The log has no tags of columns within scopes, which are many and follow from the others."""
+    def _say(self, table: Table, keys: Collection[Any], tags: set[str], within: Collection[str] = (), places: Iterable[Sequence[Span]] | None = None) -> None:
+        """Tag the write, with a sentence for the log. The log has no tags of columns within scopes, which are many and follow from the others.
+
+        Without `places`, the rows may be anywhere.
+        """
+        if table.places:
+            self.connection.placed(table.name, [[None] * len(table.places)] if places is None else places)
         self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {self.verb}.", within)
 
 
@@ -206,16 +212,16 @@ class Inserts(Writes):
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
         if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
             return self._say(table, (), table.all)
-        tags |= {table.not_newest} if not all(self._note_times(table, written.get(column), column) for column in table.times) else set()
-        return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()))
+        place = [self._span(written.get(column), of) for column, of in table.places.items()]
+        return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()), [place])
 
-    def _note_times(self, table: Table, field: Field[Any, Any] | None, column: str) -> bool:
-        """Note the oldest time in a column of the rows. Returns False if it is unknown."""
-        times = [microseconds(getattr(obj, field.attname)) for obj in self.query.objs] if field else [None]
-        known = [time for time in times if time is not None]
-        if len(known) == len(times):
-            self.connection.created_at(table, column, min(known))
-        return len(known) == len(times)
+    def _span(self, field: Field[Any, Any] | None, of: Place) -> Span:
+        """Return the places of the rows in one column."""
+        values = [getattr(obj, field.attname) for obj in self.query.objs] if field else [None]
+        if any(value is None or hasattr(value, "resolve_expression") for value in values):
+            return None
+        assert field is not None
+        return span_of([of(field.get_db_prep_save(value, self.connection), self.connection.times_have_zones) for value in values])
 
     def _tags_through_joins(self, table: Table, rows: Iterable[Any]) -> set[str]:
         """Return the tags of the scopes through joins that the rows enter, and the conditions under which these are their scopes."""
@@ -298,9 +304,10 @@ class Updates(Changes):
             return super().execute_sql(result_type)
         keys = self._keys(table)
         self._is_held = bool(keys) and all(self.connection.held(table, key) for key in keys or ())
-        if self._is_held and not table.joined:  # what the rows held is known already
+        if self._is_held and not (table.joined or table.places):  # what the rows held is known already
             return super().execute_sql(result_type)
         columns = [joined.reference for joined in table.joined] if self._is_held else [*columns, *table.scopes]
+        columns += table.places
         self._lookups = _lookups(table.name, table.joined, self.connection.copies)
         return self._send_for_images(table, columns, is_bounded=keys is not None)
 
@@ -312,7 +319,8 @@ class Updates(Changes):
         if table is None or not self.query.values or self._wrote_nothing(result):
             return
         if self._images and not self._is_held:
-            self._say(table, [before[0] for before, _ in self._images], *tags_of(table, self._columns, self._lookups, self._images))
+            tags, within = tags_of(table, self._columns, self._lookups, self._images)
+            self._say(table, [before[0] for before, _ in self._images], tags, within, self._places(table))
         else:
             self._tag_assigned(table)
 
@@ -342,7 +350,15 @@ class Updates(Changes):
             through_joins = {table.unjoined} if changed and table.joined else set()
         else:
             through_joins = {tag for _, after in self._images for tag in tags_through_joins(table, self._columns, self._lookups, after or (), changed)}
-        return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed), through_joins)
+        return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed), through_joins, self._places(table))
+
+    def _places(self, table: Table) -> list[Sequence[Span]] | None:
+        """Return the places of the rows afterwards; None if they are unknown."""
+        if self._images is None:
+            return None
+        has_zone = self.connection.times_have_zones
+        columns = [(self._columns.index(column), of) for column, of in table.places.items()]
+        return [[span_of([of(after[position], has_zone)]) for position, of in columns] for _, after in self._images if after is not None]
 
     def _in_scopes(self, table: Table, keys: Iterable[str], changed: Collection[str]) -> set[str]:
         """Return the tags of changes in the scopes that locked rows had when they were read."""
@@ -400,7 +416,7 @@ class Deletes(Changes):
                 tags.update(f"{table.name}{sign}{table.pk_text(value)}" for value in values for sign in ":-")
             if text := table.scopes.get(column):
                 tags.update(f"{table.name}.{column}={text(value)}-" for value in values)
-        self._say(table, [before[0] for before, _ in self._images], tags)
+        self._say(table, [before[0] for before, _ in self._images], tags, places=())  # no row enters a result
 
 
 @lru_cache(maxsize=1024)
