@@ -20,7 +20,7 @@ from django.db.models.sql.constants import MULTI, ROW_COUNT
 from .changes import Copied, Image, Lookup, Statement, tags_of, tags_through_joins
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .joined import trusting
-from .places import Place, Span, span_of
+from .places import Place, Span, covering
 from .statements import NOTHING
 from .tracking import MANY_ROWS, Joined, Table, cascades, tables
 
@@ -221,7 +221,7 @@ class Inserts(Writes):
         if any(value is None or hasattr(value, "resolve_expression") for value in values):
             return None
         assert field is not None
-        return span_of([of(field.get_db_prep_save(value, self.connection), self.connection.times_have_zones) for value in values])
+        return covering([of(field.get_db_prep_save(value, self.connection), self.connection.times_have_zones) for value in values])
 
     def _tags_through_joins(self, table: Table, rows: Iterable[Any]) -> set[str]:
         """Return the tags of the scopes through joins that the rows enter, and the conditions under which these are their scopes."""
@@ -356,9 +356,8 @@ class Updates(Changes):
         """Return the places of the rows afterwards; None if they are unknown."""
         if self._images is None:
             return None
-        has_zone = self.connection.times_have_zones
-        columns = [(self._columns.index(column), of) for column, of in table.places.items()]
-        return [[span_of([of(after[position], has_zone)]) for position, of in columns] for _, after in self._images if after is not None]
+        has_zone, find = self.connection.times_have_zones, self._columns.index
+        return [[of(after[find(column)], has_zone) for column, of in table.places.items()] for _, after in self._images if after is not None]
 
     def _in_scopes(self, table: Table, keys: Iterable[str], changed: Collection[str]) -> set[str]:
         """Return the tags of changes in the scopes that locked rows had when they were read."""

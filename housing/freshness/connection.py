@@ -25,7 +25,7 @@ from .dependencies import recorder
 from .identity import IdentifiedMixin
 from .joined import divided
 from .journal import Lease, Seen, journal
-from .places import MANY_PLACES, Span, line_of, merged
+from .places import MANY_PLACES, Span, covering, line_of
 from .settings import conf
 from .tracking import MANY_ROWS, MANY_SCOPED, Table, tables
 
@@ -213,7 +213,7 @@ class ConnectionMixin(IdentifiedMixin):
         known = self.scopes[-1].places.setdefault(table, [])
         known.extend(places)
         if len(known) > MANY_PLACES:
-            known[:] = [merged(known)]
+            known[:] = [[covering(column) for column in zip(*known, strict=True)]]
 
     def has_tagged(self, table: str, tag: str) -> bool:
         """Whether this transaction has this tag."""

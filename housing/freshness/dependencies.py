@@ -21,7 +21,7 @@ from typing import Any
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
 from django.db.models import BooleanField, DateTimeField, ForeignKey, ForeignObjectRel, QuerySet
-from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Value, Window
+from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Ref, Value, Window
 from django.db.models.fields.tuple_lookups import TupleIn
 from django.db.models.lookups import Exact, GreaterThan, GreaterThanOrEqual, In, LessThan, LessThanOrEqual
 from django.db.models.sql.constants import INNER
@@ -384,7 +384,7 @@ class _Reader:
         """Return the first column of the order, if it is shown and decides which rows are read."""
         limit = self.query.high_mark
         for each in ordering:
-            column = each.expression
+            column = each.expression.source if isinstance(each.expression, Ref) else each.expression  # it may order by the position of a selected column
             if limit is not None and isinstance(column, Col) and column.alias == alias and column.target.column in table.places:
                 name = str(column.target.column)
                 for position, shown in columns_of(select):

@@ -353,8 +353,10 @@ function verbs.close(nonce, lease, tags, version, conditions)
   if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
     call('ZADD', journal, text(TTL - j.last), '|low')
     call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
-    local oldest = call('ZRANGEBYSCORE', journal, '-inf', text(-LEASES), 'LIMIT', MOST, 1, 'WITHSCORES')[2] -- one more than is compared
-    if oldest then call('ZREMRANGEBYSCORE', journal, '(' .. text(oldest), text(-LEASES)) end
+  end
+  if call('ZRANGEBYSCORE', journal, '-inf', text(-LEASES), 'LIMIT', 2 * MOST, 1)[1] then -- keep one more than are compared, and those of its instant
+    local oldest = call('ZRANGEBYSCORE', journal, '-inf', text(-LEASES), 'LIMIT', MOST, 1, 'WITHSCORES')[2]
+    call('ZREMRANGEBYSCORE', journal, '(' .. text(oldest), text(-LEASES))
   end
 end
 

@@ -22,8 +22,8 @@ from django.db.models import Field
 Place = Callable[[Any, bool], int | None]
 """Returns the place of a column's value, as the driver returns or takes it; None if it is unknown. Times as texts have a time zone, or no text has."""
 
-Span = tuple[int, int] | None
-"""The smallest and the largest place of some rows in one column; None if a place is unknown."""
+Span = int | tuple[int, int] | None
+"""The place of a row in one column, or the smallest and the largest of some rows; None if a place is unknown."""
 
 EXACT = 2**53
 """Whole numbers below this are exact as Lua's numbers."""
@@ -87,22 +87,20 @@ def microseconds(value: Any, has_zone: bool = True) -> int | None:
 # The places of a write
 
 
-def span_of(places: Iterable[int | None]) -> Span:
-    """Return the span of the places of some rows in one column."""
-    every = list(places)
-    known = [place for place in every if place is not None]
-    return (min(known), max(known)) if known and len(known) == len(every) else None
-
-
-def merged(rows: Sequence[Sequence[Span]]) -> Sequence[Span]:
-    """Return one place that covers all of these."""
-    columns = [[span for span in spans if span is not None] for spans in zip(*rows, strict=True)]
-    return [(min(low for low, _ in spans), max(high for _, high in spans)) if len(spans) == len(rows) else None for spans in columns]
+def covering(spans: Iterable[Span]) -> Span:
+    """Return the span that covers all of these."""
+    ends: list[int] = []
+    for span in spans:
+        if span is None:
+            return None
+        ends += span if isinstance(span, tuple) else (span,)
+    return (min(ends), max(ends)) if ends else None
 
 
 def line_of(table: str, spans: Iterable[Span]) -> str:
     """Return a place as a line in a lease."""
-    return f"{PLACE}{table}|{'|'.join(['' if span is None else str(span[0]) if span[0] == span[1] else f'{span[0]}:{span[1]}' for span in spans])}"
+    texts = ["" if span is None else f"{span[0]}:{span[1]}" if isinstance(span, tuple) else str(span) for span in spans]
+    return f"{PLACE}{table}|{'|'.join(texts)}"
 
 
 # The interval of an entry

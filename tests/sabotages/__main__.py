@@ -36,7 +36,7 @@ from tests.sabotages.instruments import INSTRUMENTS
 from tests.sabotages.joined import JOINED
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
-from tests.sabotages.newest import NEWEST
+from tests.sabotages.places import PLACES
 from tests.sabotages.operators import OPERATORS
 from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
@@ -71,7 +71,7 @@ SABOTAGES = (
     *CONNECTIONS,
     *DEPENDENCIES,
     *JOINED,
-    *NEWEST,
+    *PLACES,
     *SELECTS,
     *COMMIT,
     *STATEMENTS,
