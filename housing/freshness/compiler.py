@@ -165,7 +165,7 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         Without `places`, the rows may be anywhere.
         """
         if table.places:
-            self.connection.placed(table.name, [[None] * len(table.places)] if places is None else places)
+            self.connection.placed(table.placed, [[None] * len(table.places)] if places is None else places)
         self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {self.verb}.", within)
 
 
@@ -212,16 +212,15 @@ class Inserts(Writes):
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
         if self.connection.has_tagged(table.name, f"{table.name}:-") and self._is_again(table, keys):
             return self._say(table, (), table.all)
-        place = [self._span(written.get(column), of) for column, of in table.places.items()]
+        place = [self._span(written.get(column), of, keys if column == table.pk else None) for column, of in table.places.items()]
         return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()), [place])
 
-    def _span(self, field: Field[Any, Any] | None, of: Place) -> Span:
-        """Return the places of the rows in one column."""
-        values = [getattr(obj, field.attname) for obj in self.query.objs] if field else [None]
-        if any(value is None or hasattr(value, "resolve_expression") for value in values):
-            return None
-        assert field is not None
-        return covering([of(field.get_db_prep_save(value, self.connection), self.connection.times_have_zones) for value in values])
+    def _span(self, field: Field[Any, Any] | None, of: Place, keys: Sequence[Any] | None) -> Span:
+        """Return the places of the rows in one column. The values of the primary key may be those that the database returned."""
+        if keys is None and field is not None:
+            keys = [field.get_db_prep_save(getattr(obj, field.attname), self.connection) for obj in self.query.objs]
+        is_known = keys is not None and len(keys) == len(self.query.objs)
+        return covering([of(value, self.connection.times_have_zones) for value in keys or ()]) if is_known else None
 
     def _tags_through_joins(self, table: Table, rows: Iterable[Any]) -> set[str]:
         """Return the tags of the scopes through joins that the rows enter, and the conditions under which these are their scopes."""

@@ -58,7 +58,7 @@ class Scope:
     held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(table, primary key) of a row that was read FOR UPDATE → column → value."""
     places: dict[str, list[Sequence[Span]]] = field(default_factory=dict)
-    """table → the places of its rows, of which it has at most `MANY_PLACES`."""
+    """Name of a table with its places → the places of its rows, of which it has at most `MANY_PLACES`."""
     since: Seen | None = None
     """An instant before the transaction began, if Django began it."""
 
@@ -208,9 +208,9 @@ class ConnectionMixin(IdentifiedMixin):
             tags = set(tags)
             scope.changes.setdefault((change, tuple(sorted(_shortened(table, tags) if len(tags) > MANY_ROWS else tags))))
 
-    def placed(self, table: str, places: Iterable[Sequence[Span]]) -> None:
-        """Add the places of rows to which the transaction writes. COMMIT passes them with the tags."""
-        known = self.scopes[-1].places.setdefault(table, [])
+    def placed(self, name: str, places: Iterable[Sequence[Span]]) -> None:
+        """Add the places of rows to which the transaction writes. COMMIT passes them with the tags. `name` is that of the table with its places."""
+        known = self.scopes[-1].places.setdefault(name, [])
         known.extend(places)
         if len(known) > MANY_PLACES:
             known[:] = [[covering(column) for column in zip(*known, strict=True)]]
@@ -261,8 +261,8 @@ class ConnectionMixin(IdentifiedMixin):
                 self.scopes[-1].tags.setdefault(table, set()).update(tags)
             self.scopes[-1].changes |= scope.changes
             self.scopes[-1].held |= scope.held
-            for table, places in scope.places.items():
-                self.placed(table, places)
+            for name, places in scope.places.items():
+                self.placed(name, places)
 
     def _cut(self, sid: str) -> list[Scope]:
         at = next(i for i, scope in enumerate(self.scopes) if scope.sid == sid)
@@ -366,7 +366,7 @@ class ConnectionMixin(IdentifiedMixin):
 
         Raises NotLeased if that is impossible, too.
         """
-        places = [line_of(table, place) for scope in self.scopes for table, places in scope.places.items() for place in places]
+        places = [line_of(name, place) for scope in self.scopes for name, places in scope.places.items() for place in places]
         try:
             return journal.lease(tags, self.scopes[0].since, places)
         except Unreachable as away:

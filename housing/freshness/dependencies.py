@@ -28,7 +28,7 @@ from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
 from django.db.models.sql.where import ExtraWhere, NothingNode
 
-from .places import Bound, Interval, Order
+from .places import WHOLE, Bound, End, Interval, Order
 from .statements import NOTHING
 from .tracking import MANY_ROWS, Table, Text, label_of, tables
 
@@ -115,7 +115,7 @@ class Recorder:
         self.queries += 1
         tags = reading.tags(shown, beyond, is_part=is_part)
         self.tags |= tags
-        if reading.interval and not is_part and (lines := reading.interval.lines(shown, beyond)):
+        if reading.interval and (lines := reading.interval.lines(shown, beyond)):
             self._within[lines] = self._within.get(lines, frozenset()) | reading.entering
             tags -= reading.entering
         self._anywhere |= tags
@@ -223,9 +223,9 @@ def _constants(lookup: Any, alias: str, column: str, text: Text) -> frozenset[st
     return frozenset(text(value) for value in values if value is not None)
 
 
-def _first(side: Any) -> Any:
-    """Return the first part of a position, and anything else as it is."""
-    return side.get_source_expressions()[0] if type(side) is RowValue and not side.extra else side
+def _parts(side: Any) -> list[Any]:
+    """Return the parts of a position, or the side of a comparison itself."""
+    return side.get_source_expressions() if type(side) is RowValue and not side.extra else [side]
 
 
 class RowValue(Func):
@@ -353,10 +353,10 @@ class _Reader:
             return None
         row = self._position(alias, table, select)
         bounds = tuple(bound for lookup in _conditions(self.query) if (bound := self._bound(lookup, alias, table)))
-        order = self._order(alias, table, select, ordering[:1])
+        order = self._order(alias, table, select, ordering)
         if row is None or table.pk_text is None or not (bounds or order):
             return None
-        return Interval(table.name, bounds, order, row, table.pk_text, self.connection.times_have_zones)
+        return Interval(table.name, table.placed, bounds, order, row, table.pk_text, self.connection.times_have_zones)
 
     def _bound(self, lookup: Any, alias: str, table: Table) -> Bound | None:
         """Return the bound of a condition on a position, or on a number.
@@ -366,31 +366,37 @@ class _Reader:
         is_less, is_greater = isinstance(lookup, LessThan | LessThanOrEqual), isinstance(lookup, GreaterThan | GreaterThanOrEqual)
         if not ((is_less or is_greater) and type(lookup).__module__.startswith("django.db.")):
             return None
-        column, value = _first(lookup.lhs), _first(lookup.rhs)
-        if not (isinstance(column, Col) and column.alias == alias and column.target.column in table.places):
-            return None
-        if type(column.target) is DateTimeField and column is lookup.lhs:
+        (column, *columns), (value, *values) = _parts(lookup.lhs), _parts(lookup.rhs)
+        name = self._placed(column, alias, table)
+        if name is None or (type(column.target) is DateTimeField and column is lookup.lhs):
             return None
         if type(value) is Value:
             value = value.value
         if not isinstance(value, int | Decimal | datetime):
             return None
-        name = str(column.target.column)
         place = table.places[name](column.target.get_db_prep_value(value, self.connection), self.connection.times_have_zones)
-        number = [*table.places].index(name)
-        return None if place is None else Bound(number, None, place) if is_less else Bound(number, place, None)
+        if place is None:
+            return None
+        is_by_key = bool(columns and values) and self._placed(columns[0], alias, table) == table.pk and type(values[0]) is Value
+        end = End(place, WHOLE(values[0].value, True) if is_by_key else None)
+        return Bound([*table.places].index(name), None, end) if is_less else Bound([*table.places].index(name), end, None)
 
     def _order(self, alias: str, table: Table, select: list[Any], ordering: list[Any]) -> Order | None:
         """Return the first column of the order, if it is shown and decides which rows are read."""
         limit = self.query.high_mark
-        for each in ordering:
-            column = each.expression.source if isinstance(each.expression, Ref) else each.expression  # it may order by the position of a selected column
-            if limit is not None and isinstance(column, Col) and column.alias == alias and column.target.column in table.places:
-                name = str(column.target.column)
-                for position, shown in columns_of(select):
-                    if (shown.alias, shown.target.column) == (alias, name):
-                        return Order([*table.places].index(name), position, table.places[name], each.descending, limit)
-        return None
+        first, *others = [(self._placed(each.expression, alias, table), each.descending) for each in ordering] or [(None, False)]
+        name, is_descending = first
+        position = next((position for position, shown in columns_of(select) if shown.alias == alias and shown.target.column == name), None)
+        if limit is None or name is None or position is None:
+            return None
+        is_by_key = table.places[str(table.pk)] is WHOLE and others[:1] == [(table.pk, is_descending)]
+        return Order([*table.places].index(name), position, table.places[name], is_descending, is_by_key, limit)
+
+    @staticmethod
+    def _placed(expression: Any, alias: str, table: Table) -> str | None:
+        """Return the column of this expression if it has places."""
+        [column] = expression.get_source_expressions() if isinstance(expression, Ref) else [expression]  # an order may name the position of a selected column
+        return str(column.target.column) if isinstance(column, Col) and column.alias == alias and column.target.column in table.places else None
 
     def _tags_of_column(self, alias: str, table: Table, column: str) -> set[str]:
         """Return the tags of changes of a column: in the scopes to which the rows are limited, or anywhere."""

@@ -81,8 +81,8 @@ local function compare(read_at, tags)
   local function add_interval(line)
     local name, bounds = line:match('^|in:([^|]*)(.*)$')
     local interval = {prefix = '|at:' .. name .. '|', bounds = {}, rows = {}}
-    for number, low, high in bounds:gmatch('|(%d+):(-?%d*):(-?%d*)') do
-      interval.bounds[tonumber(number)] = {tonumber(low) or -math.huge, tonumber(high) or math.huge}
+    for number, low, low_key, high, high_key in bounds:gmatch('|(%d+):(-?%d*),?(-?%d*):(-?%d*),?(-?%d*)') do
+      interval.bounds[tonumber(number)] = {tonumber(low) or -math.huge, tonumber(low_key), tonumber(high) or math.huge, tonumber(high_key)}
     end
     intervals[#intervals + 1] = interval
   end
@@ -98,13 +98,18 @@ local function compare(read_at, tags)
     end
   end
 
-  -- Whether a place, or the places between two, may be inside of an interval. An unknown value is.
+  -- Whether a place, or the places between two, may be inside of an interval. An unknown value is. The first value is the key, which orders equal values.
   local function overlaps(bounds, place)
-    local number = 0
+    local number, low_key, high_key = 0, nil, nil
     for low, high in place:gmatch('([^|:]*):?([^|]*)|') do
       local bound = bounds[number]
-      low, high, number = tonumber(low), tonumber(high), number + 1
-      if bound and low and ((high or low) < bound[1] or low > bound[2]) then return false end
+      low, high = tonumber(low), tonumber(high) or tonumber(low)
+      if number == 0 then low_key, high_key = low, high end
+      if bound and low then
+        if high < bound[1] or high == bound[1] and bound[2] and high_key and high_key < bound[2] then return false end
+        if low > bound[3] or low == bound[3] and bound[4] and low_key and low_key > bound[4] then return false end
+      end
+      number = number + 1
     end
     return true
   end

@@ -10,10 +10,11 @@ is certain in every database and exact in Lua: whole numbers, decimals of at mos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import partial
+from functools import cache, partial
+from hashlib import md5
 from typing import Any, NamedTuple
 
 from django.db import models
@@ -57,7 +58,7 @@ def place_of(field: Field[Any, Any]) -> Place | None:
     if type(field) in WHOLE_NUMBERS:
         return WHOLE
     if type(field) is models.DecimalField and field.max_digits and field.max_digits <= DIGITS:
-        return partial(scaled, 10 ** (field.decimal_places or 0))
+        return decimals(field.decimal_places or 0)
     return microseconds if type(field) is models.DateTimeField else None
 
 
@@ -70,7 +71,18 @@ def scaled(scale: int, value: Any, _: bool = True) -> int | None:
     return number if -EXACT < number < EXACT else None
 
 
-WHOLE = partial(scaled, 1)
+def unknown(value: Any, _: bool = True) -> int | None:
+    """Return no place, of a key that is not a whole number."""
+    return None
+
+
+@cache
+def decimals(digits: int) -> Place:
+    """Return the function for numbers with this many digits after the point."""
+    return partial(scaled, 10**digits)
+
+
+WHOLE = decimals(0)
 
 
 def microseconds(value: Any, has_zone: bool = True) -> int | None:
@@ -84,6 +96,12 @@ def microseconds(value: Any, has_zone: bool = True) -> int | None:
     return number if -EXACT < number < EXACT else None
 
 
+def name_of(table: str, places: Mapping[str, Place]) -> str:
+    """Return the name of a table with a hash of its places. Processes with other models of the table do not compare with these."""
+    text = ",".join([f"{column} {of.args if isinstance(of, partial) else ''}" for column, of in places.items()])
+    return f"{table}:{md5(text.encode(), usedforsecurity=False).hexdigest()[:4]}"
+
+
 # The places of a write
 
 
@@ -94,16 +112,35 @@ def covering(spans: Iterable[Span]) -> Span:
         if span is None:
             return None
         ends += span if isinstance(span, tuple) else (span,)
-    return (min(ends), max(ends)) if ends else None
+    return (min(ends), max(ends)) if len(set(ends)) > 1 else ends[0] if ends else None
 
 
-def line_of(table: str, spans: Iterable[Span]) -> str:
-    """Return a place as a line in a lease."""
+def line_of(name: str, spans: Iterable[Span]) -> str:
+    """Return a place as a line in a lease. `name` is that of the table with its places."""
     texts = ["" if span is None else f"{span[0]}:{span[1]}" if isinstance(span, tuple) else str(span) for span in spans]
-    return f"{PLACE}{table}|{'|'.join(texts)}"
+    return f"{PLACE}{name}|{'|'.join(texts)}"
 
 
 # The interval of an entry
+
+
+class End(NamedTuple):
+    """A place at which an interval ends, and the key that orders the rows with this place; None if they are all inside."""
+
+    place: int
+    key: int | None
+
+    def __str__(self) -> str:
+        return f"{self.place}" if self.key is None else f"{self.place},{self.key}"
+
+
+class Bound(NamedTuple):
+    """A condition on a column: the place from which on, or until which, a row may be in the result."""
+
+    number: int
+    """The position of the column among the places of the table."""
+    low: End | None
+    high: End | None
 
 
 class Order(NamedTuple):
@@ -115,22 +152,18 @@ class Order(NamedTuple):
     """Its position in a row of the result."""
     place: Place
     is_descending: bool
+    is_by_key: bool
+    """Whether equal values are ordered by the primary key, in the same direction."""
     limit: int
     """How many rows are read at most."""
-
-
-class Bound(NamedTuple):
-    """A condition on a column: the place from which on, or until which, a row may be in the result."""
-
-    number: int
-    low: int | None
-    high: int | None
 
 
 class Interval(NamedTuple):
     """The rows of a table that a query may show. It depends on the rows that it has read where the interval ends."""
 
     table: str
+    name: str
+    """The name of the table with that of its places."""
     bounds: tuple[Bound, ...]
     order: Order | None
     row: int
@@ -144,18 +177,22 @@ class Interval(NamedTuple):
         """Return the interval as lines of an entry that shows these rows, and of the rows `beyond` only that they are there. None if it has no end."""
         bounds = list(self.bounds)
         if self.order and shown and len(shown) + len(beyond) >= self.order.limit:  # all rows after the last one shown leave it as it is
-            place = self.order.place(shown[-1][self.order.position], self.has_zone)
-            bounds.append(Bound(self.order.number, place, None) if self.order.is_descending else Bound(self.order.number, None, place))
-        ends: dict[int, tuple[int | None, int | None]] = {}
+            bounds.append(self._last(shown[-1], self.order))
+        ends: dict[int, tuple[End | None, End | None]] = {}
         for number, low, high in bounds:
             lowest, highest = ends.get(number, (None, None))
-            ends[number] = _last(lowest, low, max), _last(highest, high, min)
-        texts = [f"|{number}:{'' if low is None else low}:{'' if high is None else high}" for number, (low, high) in sorted(ends.items())]
-        if all(end == (None, None) for end in ends.values()):
-            return None
+            ends[number] = _nearest(max, lowest, low), _nearest(min, highest, high)
+        texts = [f"|{number}:{low or ''}:{high or ''}" for number, (low, high) in sorted(ends.items())]
         rows = [f"\n|row:{self.table}:{self.text(row[self.row])}" for row in beyond]
-        return f"|in:{self.table}{''.join(texts)}{''.join(rows)}"
+        return f"|in:{self.name}{''.join(texts)}{''.join(rows)}" if any(ends.values()) else None
+
+    def _last(self, row: Any, order: Order) -> Bound:
+        """Return the bound at the last row."""
+        place = order.place(row[order.position], self.has_zone)
+        end = None if place is None else End(place, WHOLE(row[self.row], True) if order.is_by_key else None)
+        return Bound(order.number, end, None) if order.is_descending else Bound(order.number, None, end)
 
 
-def _last(one: int | None, other: int | None, which: Callable[[int, int], int]) -> int | None:
-    return which(one, other) if one is not None and other is not None else other if one is None else one
+def _nearest(which: Callable[..., End], *ends: End | None) -> End | None:
+    known = [end for end in ends if end is not None]
+    return which(known, key=lambda end: end.place) if known else None

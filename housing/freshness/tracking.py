@@ -39,7 +39,7 @@ from django.db.models import Field, ForeignKey, Model, deletion
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import class_prepared
 
-from .places import WHOLE_NUMBERS, Place, place_of
+from .places import WHOLE_NUMBERS, Place, name_of, place_of, unknown
 from .settings import conf
 
 Text = Callable[[Any], str]
@@ -89,7 +89,9 @@ class Table:
     scopes: dict[str, Text]
     """Each column whose values are scopes → the text of its values: the references, and the columns with which an index begins."""
     places: dict[str, Place]
-    """Each column with which an index begins and whose values are numbers or times → their place in its order, in a fixed sequence."""
+    """The primary key, and each column with which an index begins and whose values are numbers or times → their place in its order."""
+    placed: str
+    """Its name with that of its places."""
     generated: frozenset[str] = frozenset()
     """The columns that the database generates from others."""
     managed: bool = True
@@ -230,9 +232,14 @@ def _table_of(model: type[Model]) -> Table:
     generated = frozenset(str(field.column) for field in opts.local_concrete_fields if getattr(field, "generated", False))
     references = {str(field.column): made for field in opts.local_concrete_fields if field.is_relation and (made := text_of(field))}
     scopes = references | {str(field.column): made for field in _indexed(model) if (made := text_of(field))}
-    places = {str(field.column): place for field in _indexed(model) if not field.is_relation and "|" not in opts.db_table and (place := place_of(field))}
+    places: dict[str, Place] = {}
+    if text and "|" not in opts.db_table:
+        places = {str(opts.pk.column): place_of(opts.pk) or unknown}
+        places |= {str(field.column): place for field in _indexed(model) if not field.is_relation and (place := place_of(field))}
     pk = opts.pk.column if text else None
-    return Table(opts.db_table, opts.object_name or opts.db_table, pk, text, references, scopes, places, generated, opts.managed)
+    return Table(
+        opts.db_table, opts.object_name or opts.db_table, pk, text, references, scopes, places, name_of(opts.db_table, places), generated, opts.managed
+    )
 
 
 def _indexed(model: type[Model]) -> Iterator[Field[Any, Any]]:
@@ -252,8 +259,9 @@ def _both(one: Table, other: Table) -> Table:
     pk, text = (one.pk, one.pk_text) if one.pk == other.pk else (None, None)
     references = {column: made for column, made in one.references.items() if column in other.references}
     scopes = {column: made for column, made in one.scopes.items() if column in other.scopes}
-    places = {column: made for column, made in one.places.items() if other.places.get(column) == made}
-    return Table(one.name, one.label, pk, text, references, scopes, places, one.generated | other.generated, one.managed or other.managed)
+    places = {column: made for column, made in one.places.items() if pk and other.places.get(column) == made}
+    generated, managed = one.generated | other.generated, one.managed or other.managed
+    return Table(one.name, one.label, pk, text, references, scopes, places, name_of(one.name, places), generated, managed)
 
 
 def _joined(table: Table, known: dict[str, Table]) -> tuple[Joined, ...]:
