@@ -334,7 +334,8 @@ class _Reader:
                 self.tags |= set() if knows_its_rows else {f"{table.name}:-"}
             elif alias not in implied:
                 enters.add(f"{table.name}:+")
-                self.tags |= set() if knows_its_rows else {f"{table.name}:-"}
+                if not knows_its_rows:
+                    self.tags.add(f"{table.name}:-")
             self.tags |= enters
             if interval and alias == self.query.get_initial_alias():
                 entering = enters

@@ -20,22 +20,22 @@ PLACES = (
     Sabotage(
         "places: a condition less than a position bounds from below",
         "freshness/dependencies.py",
-        "Bound(number, None, place) if is_less else Bound(number, place, None)",
-        "Bound(number, place, None) if is_less else Bound(number, None, place)",
+        "return Bound([*table.places].index(name), None, end) if is_less else",
+        "return Bound([*table.places].index(name), end, None) if is_less else",
         f"{PLACES_}test_a_created_listing_that_is_not_the_newest_is_on_the_page_of_its_time[all-an older one]",
     ),
     Sabotage(
         "places: a time alone is an end",
         "freshness/dependencies.py",
-        "if type(column.target) is DateTimeField and column is lookup.lhs:",
-        "if False:",
+        "if name is None or (type(column.target) is DateTimeField and column is lookup.lhs):",
+        "if name is None:",
         f"{QUERY}[created_at <= a time]",
     ),
     Sabotage(
         "places: a condition on another table is an end",
         "freshness/dependencies.py",
-        "if not (isinstance(column, Col) and column.alias == alias and column.target.column in table.places):",
-        "if not (isinstance(column, Col) and column.target.column in table.places):",
+        "if isinstance(column, Col) and column.alias == alias and column.target.column in table.places else None",
+        "if isinstance(column, Col) and column.target.column in table.places else None",
         f"{QUERY}[the price of another property]",
     ),
     Sabotage(
@@ -76,8 +76,8 @@ PLACES = (
     Sabotage(
         "places: a descending order ends above",
         "freshness/places.py",
-        "if self.order.is_descending else",
-        "if not self.order.is_descending else",
+        "if order.is_descending else Bound",
+        "if not order.is_descending else Bound",
         f"{MOVES}[all-save()-price]",
     ),
     Sabotage(
@@ -97,8 +97,8 @@ PLACES = (
     Sabotage(
         "places: a number that is not exact has a place",
         "freshness/places.py",
-        "        return None\n    return number if -EXACT < number < EXACT else None\n\n\nWHOLE",
-        "        return None\n    return number\n\n\nWHOLE",
+        "        return None\n    return number if -EXACT < number < EXACT else None\n\n\ndef unknown",
+        "        return None\n    return number\n\n\ndef unknown",
         f"{PLACES_}test_a_number_that_is_not_exact_has_no_place[{2**53}]",
     ),
     Sabotage(
@@ -139,7 +139,7 @@ PLACES = (
     Sabotage(
         "places: those of a released savepoint are lost",
         "freshness/connection.py",
-        "                self.placed(table, places)\n",
+        "                self.placed(name, places)\n",
         "                pass\n",
         f"{PLACES_}test_the_places_of_a_released_savepoint_count[all]",
     ),
@@ -153,22 +153,22 @@ PLACES = (
     Sabotage(
         "intervals: a row at an end is outside",
         "freshness/journal.lua",
-        "(high or low) < bound[1] or low > bound[2]",
-        "(high or low) <= bound[1] or low >= bound[2]",
+        "if high < bound[1] or",
+        "if high <= bound[1] or",
         f"{BETWEEN}[10-0:10:20-False]",
     ),
     Sabotage(
         "intervals: an unknown place is outside",
         "freshness/journal.lua",
-        "if bound and low and (",
-        "if bound and (not low or ",
+        "      if bound and low then\n",
+        "      if bound and not low then return false end\n      if bound and low then\n",
         f"{BETWEEN}[-0:10:20-False]",
     ),
     Sabotage(
         "intervals: the span of several rows is its largest place",
         "freshness/journal.lua",
-        "or low > bound[2]) then",
-        "or (high or low) > bound[2]) then",
+        "if low > bound[3] or",
+        "if high > bound[3] or",
         f"{BETWEEN}[1:30-0:10:20-False]",
     ),
     Sabotage(
