@@ -304,7 +304,8 @@ class _Reader:
 
     def reading(self, select: list[Any], ordering: list[Any]) -> Reading:
         """Return the dependencies."""
-        rows, leaving, pins, hidden, entering = [], [], [], set[str](), set[str]()
+        rows, leaving, pins, hidden = [], [], [], set[str]()
+        entering: dict[str, set[str]] = {}
         interval = self._interval(select, ordering)
         for alias in self.joins:
             if self.query.group_by is None and not self.counts_others and self._position(alias, self.tables[alias], select) is not None:
@@ -322,7 +323,7 @@ class _Reader:
                 assert table.pk_text
                 rows.append((position, f"{table.name}:", table.pk_text))
                 hidden = hidden.union(*map(of, self.ordering[alias]))
-            enters = set[str]().union(*map(of, columns))
+            entering[alias] = enters = set[str]().union(*map(of, columns))
             if alias in self.scopes:
                 column, scopes = self.scopes[alias]
                 self.tags |= {table.unscoped} | ({table.unjoined} if ">" in column else set())
@@ -337,13 +338,19 @@ class _Reader:
                 if not knows_its_rows:
                     self.tags.add(f"{table.name}:-")
             self.tags |= enters
-            if interval and alias == self.query.get_initial_alias():
-                entering = enters
             if knows_its_rows and (alias in self.scopes or alias in self.by_pk or alias not in implied):
                 ends = ["", f".{self.scopes[alias][0].partition('>')[0]}"] if alias in self.scopes else [""]
                 leaving += [(rows[-1][0], f"{table.name}-", rows[-1][2], end) for end in ends]
                 hidden.add(table.unscoped)
-        return Reading(frozenset(self.tags), tuple(rows), tuple(leaving), frozenset(hidden), tuple(pins), frozenset(entering), interval)
+        return Reading(
+            frozenset(self.tags),
+            tuple(rows),
+            tuple(leaving),
+            frozenset(hidden),
+            tuple(pins),
+            frozenset(entering[str(self.query.get_initial_alias())] if interval else ()),
+            interval,
+        )
 
     def _interval(self, select: list[Any], ordering: list[Any]) -> Interval | None:
         """Return the interval of the rows that may be in the result, if it has an end. Only if each row of the first table is known by its key."""
