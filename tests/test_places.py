@@ -78,7 +78,7 @@ def test_a_new_listing_leaves_the_pages_behind_a_cursor_warm(second, given, new,
 
 def test_new_listings_of_a_bulk_create_leave_the_pages_behind_a_cursor_warm(second, new, read):
     """All of them are newer."""
-    Property.objects.bulk_create([new(-number) for number in range(1, 150)])
+    Property.objects.bulk_create([new(-number) for number in range(1, 50)])
     assert read(second).came_from == "hit"
 
 
@@ -258,7 +258,7 @@ QUERIES = {
     "a filter and a position": (lambda found: found.filter(price__gte=1).filter(compared(GreaterThan, Value(Decimal("1.5")), "price")), "|1:150,7:"),
     "a number": (lambda found: found.filter(bedrooms__gte=2), "|2:2:"),
     "a column of another table": (lambda found: found.filter(location__latitude__gte=2), None),
-    "the price of another property": (lambda found: found.filter(agent__properties__price__gte=5), None),
+    "the key of another table": (lambda found: found.filter(images__pk__gt=5), None),
     "a row": (lambda found: found.filter(pk=1, price__gte=5), None),
     "groups": (lambda found: found.filter(price__gte=5).values("status").annotate(n=models.Count("id")), None),
     "an offset": (lambda found: found.filter(price__gte=5)[3:], None),
@@ -379,6 +379,7 @@ def test_the_order_of_rows_is_that_of_their_places(twenty_properties):
         ("2026-01-01 00:00:00+00", False),
         ("2026-01-01", False),
         ("2026-01-01T00:00:00", False),
+        ("2026-01-01 00:00:00.5", False),
         ("infinity", True),
         ("0044-03-15 12:00:00+00 BC", True),
         (None, True),
@@ -390,7 +391,11 @@ def test_a_time_of_another_form_has_no_place(value, has_zone):
     assert microseconds(value, has_zone) is None
 
 
-@pytest.mark.parametrize("value", [None, "NaN", "Infinity", "-Infinity", "else", float("nan"), Decimal("NaN"), EXACT, -EXACT, b"1"])
+@pytest.mark.parametrize(
+    "value",
+    [None, "2.5", 2.5, Decimal("2.00000000000000000000000000000000001"), "NaN", float("inf"), Decimal("-Infinity"), "else", EXACT, -EXACT, b"1"],
+    ids=repr,
+)
 def test_a_number_that_is_not_exact_has_no_place(value):
     """It may be anywhere."""
     assert place_of(models.IntegerField())(value, True) is None
@@ -414,8 +419,7 @@ def test_the_places_of_a_released_savepoint_count(second, new, read):
     with transaction.atomic():
         with transaction.atomic():
             new(2.5).save()
-        with transaction.atomic():
-            new(-1).save()
+        new(-1).save()
     assert read(second).came_from == STALE
 
 
@@ -456,14 +460,15 @@ def test_an_update_of_many_rows_is_inside_of_every_interval(second, new, read):
     assert read(second).came_from == STALE
 
 
-def test_an_update_whose_images_are_unknown_is_inside_of_every_interval(second, new, read, twenty_properties, monkeypatch):
+def test_an_update_whose_images_are_unknown_is_inside_of_every_interval(given, new, warm, read, twenty_properties, monkeypatch):
     """SQLite returns none if its transaction has no write lock yet. The places of the other rows of the transaction are not all."""
-    second_row = read(second).rows[0]
+    asked, row = given | {"min_price": 300_005}, twenty_properties[0]
+    warm(**asked)
     monkeypatch.setattr(type(connections[connection.alias]), "has_images", False)
     with transaction.atomic():
-        new(-1).save()
-        Property.objects.filter(pk=twenty_properties[10].pk).update(created_at=NEW_YEAR - timedelta(minutes=1, seconds=30))
-    assert read(second).rows[0]["id"] == twenty_properties[10].pk != second_row["id"]
+        new(0, price=1).save()
+        Property.objects.filter(pk=row.pk).update(price=Decimal("300010.5"))
+    assert row.pk in [each["id"] for each in read("cached", **asked).rows]
 
 
 def test_a_row_that_is_created_without_redis_may_be_anywhere(second, new, read, redis_unreachable, verify):
@@ -535,7 +540,7 @@ def stage(transactional_db, handler, second_of, new, twenty_properties, request)
     ("stage", "schedules", "bounds"),
     [
         pytest.param("-created_at", {"embedded": 38, "real": 54}, {"preemptions": 1}, id="created, one preemption"),
-        pytest.param("price", {"embedded": 28, "real": 54}, {"preemptions": 1}, id="moved, one preemption"),
+        pytest.param("price", {"embedded": 28, "real": 44}, {"preemptions": 1}, id="moved, one preemption"),
         pytest.param("-created_at", {"embedded": 1138, "real": 4570}, {}, id="created, all", marks=pytest.mark.races),
         pytest.param("price", {"embedded": 1138, "real": 4570}, {}, id="moved, all", marks=pytest.mark.races),
     ],

@@ -380,9 +380,11 @@ class _Reader:
             return None
         if type(value) is Value:
             value = value.value
-        if not isinstance(value, int | Decimal | datetime):
+        if not isinstance(value, datetime if type(column.target) is DateTimeField else int | Decimal):
             return None
-        place = table.places[name](column.target.get_db_prep_value(value, self.connection), self.connection.times_have_zones)
+        if isinstance(value, datetime):
+            value = column.target.get_db_prep_value(value, self.connection)
+        place = table.places[name](value, self.connection.times_have_zones)
         if place is None:
             return None
         is_by_key = bool(columns and values) and self._placed(columns[0], alias, table) == table.pk and type(values[0]) is Value

@@ -4,8 +4,8 @@ A write lists the *places* of the rows that it creates or changes: the values af
 of the rows that it may show, for each of these columns by which it is ordered or bounded. A row that the entry has not read matters only if it enters the
 result. So the tags of the rows that an entry has not read concern it only if a place of the same write is inside of its interval. `journal.lua` compares.
 
-A place is a whole number, in the order of the database. Equal places count as inside, so rounding may only over-invalidate. Only columns take part whose order
-is certain in every database and exact in Lua: whole numbers, decimals of at most 15 digits, and times with a time zone.
+A place is a whole number, in the order of the database. Rows with equal places are ordered by their keys if the query does so. Otherwise they count as inside.
+Only columns take part whose order is certain in every database and exact in Lua: whole numbers, decimals of at most 15 digits, and times with a time zone.
 """
 
 from __future__ import annotations
@@ -63,12 +63,14 @@ def place_of(field: Field[Any, Any]) -> Place | None:
 
 
 def scaled(scale: int, value: Any, _: bool = True) -> int | None:
-    """Return a number as a multiple of 1 / scale."""
+    """Return a number as a multiple of 1 / scale, if it is one. A rounded one could equal a place from which the database tells it apart."""
     try:
-        number = round((Decimal(value) if isinstance(value, str) else value) * scale)
+        value = Decimal(value) if isinstance(value, str) else value
+        number = round(value * scale)
+        is_exact = (number / scale if isinstance(value, float) else Decimal(number) / scale) == value
     except (ArithmeticError, TypeError, ValueError):  # NULL, NaN, or infinity
         return None
-    return number if -EXACT < number < EXACT else None
+    return number if is_exact and -EXACT < number < EXACT else None
 
 
 def unknown(value: Any, _: bool = True) -> int | None:
@@ -89,7 +91,7 @@ def microseconds(value: Any, has_zone: bool = True) -> int | None:
     """Return a time as microseconds since 1970. One with another form than expected is unknown, because the database decides what it means."""
     try:
         time = datetime.fromisoformat(value) if isinstance(value, str) and value[10] == " " else value
-        is_expected = isinstance(time, datetime) and (time.tzinfo is not None) == has_zone
+        is_expected = isinstance(time, datetime) and (time.tzinfo is not None) == has_zone and (has_zone or str(time) == str(value))
         number = ((time if has_zone else time.replace(tzinfo=UTC)) - EPOCH) // MICROSECOND if is_expected else EXACT
     except (IndexError, ValueError):
         return None

@@ -36,7 +36,7 @@ PLACES = (
         "freshness/dependencies.py",
         "if isinstance(column, Col) and column.alias == alias and column.target.column in table.places else None",
         "if isinstance(column, Col) and column.target.column in table.places else None",
-        f"{QUERY}[the price of another property]",
+        f"{QUERY}[the key of another table]",
     ),
     Sabotage(
         "places: a table that is joined twice has an interval",
@@ -97,9 +97,23 @@ PLACES = (
     Sabotage(
         "places: a number that is not exact has a place",
         "freshness/places.py",
-        "        return None\n    return number if -EXACT < number < EXACT else None\n\n\ndef unknown",
-        "        return None\n    return number\n\n\ndef unknown",
+        "if is_exact and -EXACT < number < EXACT else None",
+        "if is_exact else None",
         f"{PLACES_}test_a_number_that_is_not_exact_has_no_place[{2**53}]",
+    ),
+    Sabotage(
+        "places: a number between two places has the nearer one",
+        "freshness/places.py",
+        "if is_exact and -EXACT",
+        "if -EXACT",
+        f"{PLACES_}test_a_number_that_is_not_exact_has_no_place[2.5]",
+    ),
+    Sabotage(
+        "places: a text of a time may be shorter than Django writes it",
+        "freshness/places.py",
+        " and (has_zone or str(time) == str(value))",
+        "",
+        f"{PLACES_}test_a_time_of_another_form_has_no_place[2026-01-01 00:00:00.5-False]",
     ),
     Sabotage(
         "places: a text of a time may have any form",
