@@ -90,10 +90,10 @@ WHOLE = decimals(0)
 def microseconds(value: Any, has_zone: bool = True) -> int | None:
     """Return a time as microseconds since 1970. One with another form than expected is unknown, because the database decides what it means."""
     try:
-        time = datetime.fromisoformat(value) if isinstance(value, str) and value[10] == " " else value
+        time = datetime.fromisoformat(value) if isinstance(value, str) else value
         is_expected = isinstance(time, datetime) and (time.tzinfo is not None) == has_zone and (has_zone or str(time) == str(value))
         number = ((time if has_zone else time.replace(tzinfo=UTC)) - EPOCH) // MICROSECOND if is_expected else EXACT
-    except (IndexError, ValueError):
+    except ValueError:
         return None
     return number if -EXACT < number < EXACT else None
 
