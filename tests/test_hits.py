@@ -123,7 +123,7 @@ def test_an_entry_holds_bytes_and_no_pickle(twenty_properties, warm, read):
 
     assert stored[b"body"] == read("optimized").body
     assert re.fullmatch(rb'"[0-9a-f]{32}"', stored[b"etag"])
-    assert set(stored) == {b"epoch", b"read_at", b"tags", b"etag", b"body", b"cost", b"until", b"database", b"address"}
+    assert set(stored) == {b"epoch", b"read_at", b"first", b"tags", b"etag", b"body", b"cost", b"until", b"database", b"address"}
 
 
 def test_an_entry_expires_after_its_ttl(twenty_properties, warm, settings):

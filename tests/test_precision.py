@@ -101,7 +101,11 @@ def shown(pages, read):
 @pytest.fixture
 def fates(pages, read, shown):
     """`fates(write)`: the fate of each page after a write. Capital: stale, and its bytes changed. Small letter: over-invalidated. Dot: warm."""
-    before = {letter: read(f"cached{page}").body for letter, page in pages.items()}
+    before = {}
+
+    def read_all():
+        clear_the_cache()
+        before.update({letter: read(f"cached{page}").body for letter, page in pages.items()})
 
     def fates(write):
         write()
@@ -119,6 +123,7 @@ def fates(pages, read, shown):
         was, before[letter] = before[letter], response.body
         return letter if response.body == was else letter.upper()
 
+    fates.read_all = read_all
     return fates
 
 
@@ -234,18 +239,18 @@ Property.title          A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.  A.C.
 Property.description    A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.  A.C....H.J....O.Q.S..VW.
 Property.property_type  A.C....H.J...NO.Q.S...W.  A.C....H.J...NO.Q.S...W.  A.C....H.J...NO.Q.S...W.  A.C....H.J...NO.Q.S...W.
 Property.status         A.C....H.J.LM.O.Q.S...W.  A.C....H.J.LM.O.Q.S...W.  A.C....H.J.LM.O.Q.S...W.  A.C....H.J.LM.O.Q.S...W.
-Property.price          A.C...GHiJ....O.Q.ST..W.  A.C...GHiJ....O.Q.ST..W.  A.C...GHiJ....O.Q.ST..W.  A.C...GHiJ....O.Q.ST..W.
+Property.price          A.C...GHiJ....O.Q.ST..W.  A.C...GH.J....O.Q.ST..W.  A.C...GH.J....O.Q.ST..W.  A.C...GH.J....O.Q.ST..W.
 Property.bedrooms       A.C....H.J....O.Q.S.U.W.  A.C....H.J....O.Q.S.U.W.  A.C....H.J....O.Q.S.U.W.  A.C....H.J....O.Q.S.U.W.
 Property.bathrooms      A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
 Property.area           A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
 Property.location       A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.  A.C....H.JK...O.Q.S...W.
 Property.agent          A.C....H.J....OPQRS...W.  A.C....H.J....OPQRS...W.  A.C....H.J....OPQRS...W.  A.C....H.J....OPQRS...W.
-Property.created_at     A.C....H.J....O.Q.S...W.  ........................  ABCdef.H.J.L..O.Q.StuvW.  ABCdef.H.J.L..O.Q.StuvW.
+Property.created_at     A.C....H.J....O.Q.S...W.  ........................  ABC.ef.H.J.L..O.Q.S..vW.  ABCde..H.J.L..O.Q.S..vW.
 Property.updated_at     A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.  A.C....H.J....O.Q.S...W.
 Property.record_hash    A.C....H.J....O.Q.S...W.  a.c....h.j....o.q.s...w.  a.c....h.j....o.q.s...w.  a.c....h.j....o.q.s...w.
 Property.source_id      A.C....H.J....O.Q.S...W.  a.c....h.j....o.q.s...w.  a.c....h.j....o.q.s...w.  a.c....h.j....o.q.s...w.
 Property updated        A.C....H.J....O.Q.S..VW.
-Property created        AbCdEfghiJ.l..O.Q.StuV..
+Property created        A.C.E....J....O.Q.S..V..
 Property deleted        A.c..fgH.J....O.Q.S..VW.
 PropertyImage.property  ......................WX  ......................WX  ......................WX  ......................WX
 PropertyImage.url       ......................W.  ......................W.  ......................W.  ......................W.
@@ -264,10 +269,10 @@ ONE_WAY = "updated, created or deleted"
 
 PRECISION = {
     "save()": {"stale": 210, "over-invalidated": 1, "warm": 461},
-    "update_fields": {"stale": 186, "over-invalidated": 17, "warm": 469},
-    "upsert": {"stale": 196, "over-invalidated": 23, "warm": 453},
-    "bulk_update()": {"stale": 196, "over-invalidated": 23, "warm": 453},
-    ONE_WAY: {"stale": 81, "over-invalidated": 24, "warm": 255},
+    "update_fields": {"stale": 186, "over-invalidated": 16, "warm": 470},
+    "upsert": {"stale": 196, "over-invalidated": 19, "warm": 457},
+    "bulk_update()": {"stale": 196, "over-invalidated": 19, "warm": 457},
+    ONE_WAY: {"stale": 81, "over-invalidated": 15, "warm": 264},
 }
 """Way → the number of pairs of a write and a page with each fate. There are 3,048 pairs, and in 869 of them the bytes of the page changed."""
 
@@ -294,7 +299,10 @@ def test_each_write_invalidates_exactly_the_pages_that_the_table_lists(portal, f
     """A page whose bytes change is never a hit afterwards. A page that stays warm in the table stays warm."""
     row, other = ROWS[model](portal[1]), ROWS[model](portal[0])
 
-    measured = {name: [fates(write) for write in carried_out(re.split("[. ]", name)[1], row, other)] for name in names}
+    measured = {}
+    for name in names:
+        fates.read_all()  # the row after the last one of a page may be another one since
+        measured[name] = [fates(write) for write in carried_out(re.split("[. ]", name)[1], row, other)]
 
     happened = [f"{name:24}" + "  ".join(cells) for name, cells in measured.items()]
     assert happened == [PROMISED.get(name) for name in names], "\n".join(line for row in measured.items() for line in differences(*row, shown))
@@ -321,8 +329,8 @@ def test_every_column_of_every_model_is_in_the_table():
     assert list(PROMISED) == [name for model in MODELS for name in writes_of(model)]
 
 
-def test_a_write_of_one_column_over_invalidates_at_most_one_page_in_twenty():
-    """The database returns which columns of which rows changed. The other writes do worse, because a page depends on every new listing of its scope."""
+def test_each_way_of_writing_over_invalidates_at_most_one_page_in_twenty():
+    """The database returns which columns of which rows changed, and where in an order they are now."""
     counted = {way: Counter({"stale": 0, "over-invalidated": 0, "warm": 0}) for way in PRECISION}
     for line in PROMISED.values():
         _, *cells = re.split(r"\s{2,}", line)
@@ -330,7 +338,7 @@ def test_a_write_of_one_column_over_invalidates_at_most_one_page_in_twenty():
             counted[way] += Counter("warm" if fate == "." else "stale" if fate.isupper() else "over-invalidated" for fate in cell)
 
     assert counted == PRECISION
-    for way in WAYS:
+    for way in PRECISION:
         assert counted[way]["over-invalidated"] <= counted[way].total() / 20
 
 
@@ -344,7 +352,7 @@ def test_most_unchanged_pages_of_a_portal_stay_warm_after_each_write(transaction
     warm = {strategy: statistics.fmean(result.warm(strategy)) for strategy in STRATEGIES}
     for strategy, percent in warm.items():
         metric("portal", strategy=strategy, warm=round(percent, 1))
-    assert warm["the engine"] > 85, "\n".join(result.lines())
+    assert warm["the engine"] > 97, "\n".join(result.lines())
     assert warm["the engine"] > warm["cacheops"] + 15
     assert warm["cache.clear()"] == 0
     assert len([*result.lines()]) == 2 + len(STRATEGIES)

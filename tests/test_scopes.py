@@ -322,8 +322,8 @@ def test_an_image_that_is_created_leaves_other_details_warm(twenty_properties, w
 
 NOT_PROMISED = {
     "A new listing leaves all pages warm on which it is not": (
-        "The pages behind a cursor, newest first, stay warm. A page in another order, or of a range of prices, depends on all rows of its scope. "
-        "docs/decisions/0024 has what that costs."
+        "A page depends on the rows of one scope whose place is within its interval of the order. Another condition of the page may leave them out, such as a "
+        "search. docs/decisions/0033 has what that costs."
     ),
 }
 

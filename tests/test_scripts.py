@@ -8,12 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 from django.core.cache import cache
-from django.test.utils import override_settings
 from django_redis import get_redis_connection
 
 from housing.freshness import journal as module
 from housing.freshness.journal import Hit, Unreachable, journal
-from tests.fixtures.cache import clear_the_cache
+from tests.fixtures.cache import clear_the_cache, durations
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
 MANY = [f"row:{number:05}" for number in range(2_500)]
@@ -33,17 +32,6 @@ def failing_after(commands, monkeypatch):
     assert module.SCRIPT.count("local call = redis.call\n") == 1
     with monkeypatch.context() as patched:
         patched.setattr(module, "SCRIPT", module.SCRIPT.replace("local call = redis.call\n", f"{counting}\n"))
-        journal.forget_server()
-        yield
-    journal.forget_server()
-
-
-@contextmanager
-def durations(**settings):
-    """Within this, the script has these durations. The version of the code stays the same, because a write by another one makes all entries stale."""
-    version = module.version()
-    with override_settings(**settings), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "version", lambda: version)
         journal.forget_server()
         yield
     journal.forget_server()

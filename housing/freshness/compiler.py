@@ -20,8 +20,9 @@ from django.db.models.sql.constants import MULTI, ROW_COUNT
 from .changes import Copied, Image, Lookup, Statement, Upsert, tags_of, tags_of_created, tags_through_joins
 from .dependencies import Recorder, Unreadable, columns_of, pinned, read_off, recorder
 from .joined import trusting
+from .places import Place, Span, covering
 from .statements import NOTHING
-from .tracking import MANY_ROWS, Joined, Table, cascades, microseconds, tables
+from .tracking import MANY_ROWS, Joined, Table, cascades, tables
 
 
 class Reads(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  # its base counts as Any, because the stubs lack what it overrides
@@ -158,9 +159,30 @@ class Writes(SQLCompiler if TYPE_CHECKING else object):  # type: ignore[misc]  #
         for name in names:
             self.connection.tag(name, tables()[name].all)
 
-    def _say(self, table: Table, keys: Collection[Any], tags: set[str], within: Collection[str] = (), *, verb: str = "") -> None:
-        """Tag the write, with a sentence for the log. The log has no tags of columns within scopes, which are many and follow from the others."""
+    def _say(
+        self,
+        table: Table,
+        keys: Collection[Any],
+        tags: set[str],
+        within: Collection[str] = (),
+        places: Iterable[Sequence[Span]] | None = None,
+        *,
+        verb: str = "",
+    ) -> None:
+        """Tag the write, with a sentence for the log. The log has no tags of columns within scopes, which are many and follow from the others.
+
+        Without `places`, the rows may be anywhere.
+        """
+        if table.places:
+            self.connection.placed(table.placed, [[None] * len(table.places)] if places is None else places)
         self.connection.tag(table.name, tags, f"[ORM] {table.label} {', '.join(map(str, keys)) or '(rows unknown)'} {verb or self.verb}.", within)
+
+    def _places(self, table: Table, images: Iterable[Image] | None) -> list[Sequence[Span]] | None:
+        """Return the places of the rows afterwards; None if they are unknown."""
+        if images is None:
+            return None
+        has_zone, find = self.connection.times_have_zones, self._columns.index
+        return [[of(after[find(column)], has_zone) for column, of in table.places.items()] for _, after in images if after is not None]
 
 
 class Inserts(Writes):
@@ -202,7 +224,7 @@ class Inserts(Writes):
         self.returning_fields = None  # the connection adds RETURNING
         [(sql, params)] = super().as_sql()
         self._lookups = _lookups(table.name, table.joined, self.connection.copies)
-        self._columns = list(dict.fromkeys([table.pk, *[field.column for field in self.query.update_fields], *table.scopes]))
+        self._columns = list(dict.fromkeys([table.pk, *[field.column for field in self.query.update_fields], *table.scopes, *table.places]))
         quoted, returned = _quoted(table.name, *self._columns), _quoted(*[field.column for field in returning_fields or ()])
         updates = self.query.on_conflict == OnConflict.UPDATE
         rows, self._images = self.connection.upsert(Upsert(sql, params, quoted[0], quoted[1:], self._lookups, returned, updates))
@@ -233,39 +255,31 @@ class Inserts(Writes):
         keys = [row[0] for row in result or ()] if self.returning_fields and self.returning_fields[0].primary_key else [obj.pk for obj in objs if obj.pk]
         if self._is_again(table, keys):
             return self._say(table, (), table.all)
-        tags |= self._note_times(table, objs)
-        return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()))
+        place = [self._span(written.get(column), of, keys if column == table.pk else None) for column, of in table.places.items()]
+        return self._say(table, keys if len(keys) < MANY_ROWS else (), tags, self._tags_through_joins(table, result or ()), [place])
 
     def _tag_images(self, table: Table, images: list[Image]) -> None:
         """Tag the rows that an upsert updated, and those that it created."""
-        updated, created = [image for image in images if image.before], [image.after or () for image in images if not image.before]
+        updated, created = [image for image in images if image.before], [image for image in images if not image.before]
         if updated:
             tags, within = tags_of(table, self._columns, self._lookups, updated)
-            self._say(table, [before[0] for before, _ in updated], tags, within, verb=Updates.verb)
+            self._say(table, [before[0] for before, _ in updated], tags, within, self._places(table, updated), verb=Updates.verb)
         if not created:
             return
-        keys = [row[0] for row in created]
+        rows = [after or () for _, after in created]
+        keys = [row[0] for row in rows]
         if self._is_again(table, keys):
             self._say(table, (), table.all)
             return
-        objs = self.query.objs
-        if len(objs) == len(images):  # they are in the same order, as Django assumes, too
-            objs = [obj for obj, image in zip(objs, images, strict=True) if not image.before]
-        tags, through_joins = tags_of_created(table, self._columns, self._lookups, created)
-        self._say(table, keys, tags | self._note_times(table, objs), through_joins)
+        tags, through_joins = tags_of_created(table, self._columns, self._lookups, rows)
+        self._say(table, keys, tags, through_joins, self._places(table, created))
 
-    def _note_times(self, table: Table, objs: Sequence[Any]) -> set[str]:
-        """Note the oldest times of these rows. Returns the tag of an INSERT of rows that may be older if one is unknown."""
-        written = {field.column: field for field in self.query.fields}
-        return {table.not_newest for column in table.times if not self._note_time(table, written.get(column), column, objs)}
-
-    def _note_time(self, table: Table, field: Field[Any, Any] | None, column: str, objs: Sequence[Any]) -> bool:
-        """Note the oldest time in a column of these rows. Returns False if it is unknown."""
-        times = [microseconds(getattr(obj, field.attname)) for obj in objs] if field else [None]
-        known = [time for time in times if time is not None]
-        if len(known) == len(times):
-            self.connection.created_at(table, column, min(known))
-        return len(known) == len(times)
+    def _span(self, field: Field[Any, Any] | None, of: Place, keys: Sequence[Any] | None) -> Span:
+        """Return the places of the rows in one column. The values of the primary key may be those that the database returned."""
+        if keys is None and field is not None:
+            keys = [field.get_db_prep_save(getattr(obj, field.attname), self.connection) for obj in self.query.objs]
+        is_known = keys is not None and len(keys) == len(self.query.objs)
+        return covering([of(value, self.connection.times_have_zones) for value in keys or ()]) if is_known else None
 
     def _tags_through_joins(self, table: Table, rows: Iterable[Any]) -> set[str]:
         """Return the tags of the scopes through joins that the rows enter, and the conditions under which these are their scopes."""
@@ -350,9 +364,10 @@ class Updates(Changes):
             return super().execute_sql(result_type)
         keys = self._keys(table)
         self._is_held = bool(keys) and all(self.connection.held(table, key) for key in keys or ())
-        if self._is_held and not table.joined:  # what the rows held is known already
+        if self._is_held and not (table.joined or table.places):  # what the rows held is known already
             return super().execute_sql(result_type)
         columns = [joined.reference for joined in table.joined] if self._is_held else [*columns, *table.scopes]
+        columns += table.places
         self._lookups = _lookups(table.name, table.joined, self.connection.copies)
         return self._send_for_images(table, columns, is_bounded=keys is not None)
 
@@ -364,7 +379,8 @@ class Updates(Changes):
         if table is None or not self.query.values or self._wrote_nothing(result):
             return
         if self._images and not self._is_held:
-            self._say(table, [before[0] for before, _ in self._images], *tags_of(table, self._columns, self._lookups, self._images))
+            tags, within = tags_of(table, self._columns, self._lookups, self._images)
+            self._say(table, [before[0] for before, _ in self._images], tags, within, self._places(table, self._images))
         else:
             self._tag_assigned(table)
 
@@ -394,7 +410,8 @@ class Updates(Changes):
             through_joins = {table.unjoined} if changed and table.joined else set()
         else:
             through_joins = {tag for _, after in self._images for tag in tags_through_joins(table, self._columns, self._lookups, after or (), changed)}
-        return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed), through_joins)
+        return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed), through_joins, self._places(table, self._images))
+
 
     def _in_scopes(self, table: Table, keys: Iterable[str], changed: Collection[str]) -> set[str]:
         """Return the tags of changes in the scopes that locked rows had when they were read."""
@@ -452,7 +469,7 @@ class Deletes(Changes):
                 tags.update(f"{table.name}{sign}{table.pk_text(value)}" for value in values for sign in ":-")
             if text := table.scopes.get(column):
                 tags.update(f"{table.name}.{column}={text(value)}-" for value in values)
-        self._say(table, [before[0] for before, _ in self._images], tags)
+        self._say(table, [before[0] for before, _ in self._images], tags, places=())  # no row enters a result
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -24,7 +24,8 @@ from .cursor import CursorMixin, mixed
 from .dependencies import recorder
 from .identity import IdentifiedMixin
 from .joined import divided
-from .journal import Lease, Oldest, Seen, journal
+from .journal import Lease, Seen, journal
+from .places import MANY_PLACES, Span, covering, line_of
 from .settings import conf
 from .tracking import MANY_ROWS, MANY_SCOPED, Table, tables
 
@@ -56,7 +57,8 @@ class Scope:
     """Sentences for the log with their tags, in order and without repeats. After `MANY_ROWS` none are added."""
     held: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(table, primary key) of a row that was read FOR UPDATE → column → value."""
-    oldest: Oldest = field(default_factory=dict)
+    places: dict[str, list[Sequence[Span]]] = field(default_factory=dict)
+    """Name of a table with its places → the places of its rows, of which it has at most `MANY_PLACES`."""
     since: Seen | None = None
     """An instant before the transaction began, if Django began it."""
 
@@ -100,6 +102,8 @@ class ConnectionMixin(IdentifiedMixin):
 
     cursor_mixin: ClassVar[type[CursorMixin]] = CursorMixin
     release_may_commit: ClassVar[bool] = False
+    times_have_zones: ClassVar[bool] = True
+    """Whether a time with a time zone has one in its text, too."""
 
     copies: frozenset[Copied] = frozenset()
     """The copies of columns of other rows that this database keeps."""
@@ -208,14 +212,12 @@ class ConnectionMixin(IdentifiedMixin):
             tags = set(tags)
             scope.changes.setdefault((change, tuple(sorted(_shortened(table, tags) if len(tags) > MANY_ROWS else tags))))
 
-    def created_at(self, table: Table, column: str, time: int) -> None:
-        """Note the time of a created row. COMMIT tags it as one that is not the newest if an entry may be limited to rows until a later time."""
-        self._note({(table.name, column): time})
-
-    def _note(self, times: Oldest) -> None:
-        oldest = self.scopes[-1].oldest
-        for column, time in times.items():
-            oldest[column] = min(time, oldest.get(column, time))
+    def placed(self, name: str, places: Iterable[Sequence[Span]]) -> None:
+        """Add the places of rows to which the transaction writes. COMMIT passes them with the tags. `name` is that of the table with its places."""
+        known = self.scopes[-1].places.setdefault(name, [])
+        known.extend(places)
+        if len(known) > MANY_PLACES:
+            known[:] = [[covering(column) for column in zip(*known, strict=True)]]
 
     def has_tagged(self, table: str, tag: str) -> bool:
         """Whether this transaction has this tag."""
@@ -263,7 +265,8 @@ class ConnectionMixin(IdentifiedMixin):
                 self.scopes[-1].tags.setdefault(table, set()).update(tags)
             self.scopes[-1].changes |= scope.changes
             self.scopes[-1].held |= scope.held
-            self._note(scope.oldest)
+            for name, places in scope.places.items():
+                self.placed(name, places)
 
     def _cut(self, sid: str) -> list[Scope]:
         at = next(i for i, scope in enumerate(self.scopes) if scope.sid == sid)
@@ -367,16 +370,13 @@ class ConnectionMixin(IdentifiedMixin):
 
         Raises NotLeased if that is impossible, too.
         """
-        oldest: Oldest = {}
-        for scope in self.scopes:
-            oldest |= {column: min(time, oldest.get(column, time)) for column, time in scope.oldest.items()}
+        places = [line_of(name, place) for scope in self.scopes for name, places in scope.places.items() for place in places]
         try:
-            return journal.lease(tags, self.scopes[0].since, oldest)
+            return journal.lease(tags, self.scopes[0].since, places)
         except Unreachable as away:
             plain, _ = divided(tags, is_known=False)
-            old = [f"{name}:<" for name, _ in oldest]
             try:
-                outbox.write(self, {*plain, *old})
+                outbox.write(self, plain)
             except DatabaseError as error:
                 why = " ".join(str(error).split())
                 raise NotLeased(f"Rolled back: {away} The outbox cannot be written, either: {why}. Run `manage.py migrate`.") from away

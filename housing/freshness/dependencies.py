@@ -7,26 +7,30 @@ Nothing is listed by hand. A subquery depends on every write to its tables. A re
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
-from django.db.models import BooleanField, ForeignKey, ForeignObjectRel, QuerySet
-from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Value, Window
+from django.db.models import BooleanField, DateTimeField, ForeignKey, ForeignObjectRel, QuerySet
+from django.db.models.expressions import Col, ColPairs, Func, RawSQL, Ref, Value, Window
 from django.db.models.fields.tuple_lookups import TupleIn
-from django.db.models.lookups import Exact, In, LessThan, LessThanOrEqual
+from django.db.models.lookups import Exact, GreaterThan, GreaterThanOrEqual, In, LessThan, LessThanOrEqual
 from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
 from django.db.models.sql.where import ExtraWhere, NothingNode
 
+from .places import WHOLE, Bound, End, Interval, Order
 from .statements import NOTHING
-from .tracking import MANY_ROWS, Table, Text, label_of, microseconds, tables
+from .tracking import MANY_ROWS, Table, Text, label_of, tables
 
 Row = Sequence[Any]
 
@@ -64,10 +68,9 @@ class Reading:
     hidden: frozenset[str] = frozenset()
     """Additional tags if not all rows are shown, because their order decides which."""
     pins: tuple[Pin, ...] = ()
-    created: frozenset[str] = frozenset()
-    """The tags of created rows that matter only while the response is read. A row that is created later is newer than the limits."""
-    limits: tuple[tuple[str, int], ...] = ()
-    """Columns of times, and the latest that a row may have to be in the result, in microseconds since 1970."""
+    entering: frozenset[str] = frozenset()
+    """Those of the static tags by which a row enters the result. They matter only if its place is in the interval."""
+    interval: Interval | None = None
 
     def tags(self, shown: Collection[Row], beyond: Collection[Row] = (), *, is_part: bool = False) -> set[str]:
         """Return the tags of a response that shows these rows. Of the rows `beyond` it shows only that they are there. `is_part` is whether there may be more.
@@ -91,16 +94,9 @@ class Reading:
 
     def with_text(self, old: str, new: str) -> Reading:
         """Return the dependencies with another text in the place of this one."""
-        static, hidden, created = [frozenset([tag.replace(old, new) for tag in tags]) for tags in (self.static, self.hidden, self.created)]
+        static, hidden, entering = [frozenset([tag.replace(old, new) for tag in tags]) for tags in (self.static, self.hidden, self.entering)]
         pins = [Pin(pin.position, pin.text, frozenset([key.replace(old, new) for key in pin.wanted]), pin.missing) for pin in self.pins]
-        return Reading(static, self.rows, self.leaving, hidden, tuple(pins), created, self.limits)
-
-
-class Limits(NamedTuple):
-    """The limits of a response. `created` are the tags of created rows that matter only while it is read, because a later row is newer than these times."""
-
-    created: set[str]
-    times: set[tuple[str, int]]
+        return Reading(static, self.rows, self.leaving, hidden, tuple(pins), entering, self.interval)
 
 
 class Recorder:
@@ -108,16 +104,30 @@ class Recorder:
 
     def __init__(self) -> None:
         self.tags: set[str] = set()
-        self.limits = Limits(set(), set())
         self.queries = 0
+        self._anywhere: set[str] = set()
+        """The tags that matter wherever the rows are."""
+        self._within: dict[str, frozenset[str]] = {}
         self.unreadable: str | None = None
 
-    def note(self, reading: Reading, shown: Collection[Row], beyond: Collection[Row] = (), *, is_part: bool = False) -> None:
+    def note(self, reading: Reading, shown: Sequence[Row], beyond: Sequence[Row] = (), *, is_part: bool = False) -> None:
         """Add the dependencies of one query."""
         self.queries += 1
-        self.tags |= reading.tags(shown, beyond, is_part=is_part)
-        self.limits.created.update(reading.created)
-        self.limits.times.update(reading.limits)
+        tags = reading.tags(shown, beyond, is_part=is_part)
+        self.tags |= tags
+        if reading.interval and (lines := reading.interval.lines(shown, beyond)):
+            self._within[lines] = self._within.get(lines, frozenset()) | reading.entering
+            tags -= reading.entering
+        self._anywhere |= tags
+
+    @property
+    def within(self) -> dict[str, set[str]]:
+        """The lines of each interval → the tags that matter only for rows in it. A tag of two intervals matters anywhere."""
+        found = {lines: set(tags - self._anywhere) for lines, tags in self._within.items()}
+        if len(found) > 1:
+            every = Counter(chain.from_iterable(found.values()))
+            found = {lines: {tag for tag in tags if every[tag] == 1} for lines, tags in found.items()}
+        return found
 
     def refuse(self, why: str) -> None:
         """Refuse to store the response, because a dependency is unknown."""
@@ -150,13 +160,14 @@ def recorded() -> Iterator[Recorder]:
 def read_off(compiler: Any) -> Reading:
     """Return the dependencies of the query that this compiler has just turned into SQL. Raises Unreadable."""
     query = compiler.query
-    reader = _Reader(query, compiler.joined or ())
+    reader = _Reader(query, compiler.joined or (), compiler.connection)
     if query.combinator or hasattr(query, "inner_query") or query.explain_info:
         reader.take_whole(query)
         return Reading(frozenset(reader.tags))
     select = [expression for expression, *_ in compiler.select]
-    reader.read(select, [expression for expression, *_ in compiler.ordering or ()])
-    return reader.reading(select)
+    ordering = [expression for expression, *_ in compiler.ordering or ()]
+    reader.read(select, ordering)
+    return reader.reading(select, ordering)
 
 
 def columns_of(select: Iterable[Any]) -> Iterator[tuple[int, Col]]:
@@ -212,28 +223,15 @@ def _constants(lookup: Any, alias: str, column: str, text: Text) -> frozenset[st
     return frozenset(text(value) for value in values if value is not None)
 
 
-def _limit(lookup: Any, alias: str, columns: Collection[str]) -> tuple[str, int] | None:
-    """Return which of these columns a condition on a position limits, and the latest time that it allows.
-
-    A plain `published_at <= time` is no limit, because the view may take the time from the clock. The next request would allow more.
-    """
-    if type(lookup) not in (LessThan, LessThanOrEqual):
-        return None
-    left, right = _first(lookup.lhs), _first(lookup.rhs)
-    time = microseconds(right.value) if type(right) is Value else None
-    is_column = isinstance(left, Col) and left.alias == alias and left.target.column in columns
-    return (str(left.target.column), time) if is_column and time is not None else None
-
-
-def _first(position: Any) -> Any:
-    """Return the first part of a position; None if this is not a position."""
-    return position.get_source_expressions()[0] if type(position) is RowValue and not position.extra else None
+def _parts(side: Any) -> list[Any]:
+    """Return the parts of a position, or the side of a comparison itself."""
+    return side.get_source_expressions() if type(side) is RowValue and not side.extra else [side]
 
 
 class RowValue(Func):
     """The SQL row `(a, b)`. Comparing rows lets an index on both columns seek, instead of scanning all equal values of `a`.
 
-    Use it for positions that are part of the request, such as a cursor. A row that is created after the position, in time, does not make the response stale.
+    Use it for positions that are part of the request, such as a cursor. Rows on the other side of the position do not make the response stale.
     """
 
     template = "(%(expressions)s)"
@@ -247,8 +245,8 @@ class Copy(Func):
 class _Reader:
     """Reads one query, alias by alias."""
 
-    def __init__(self, query: Query, joined: Iterable[str]) -> None:
-        self.query = query
+    def __init__(self, query: Query, joined: Iterable[str], connection: Any) -> None:
+        self.query, self.connection = query, connection
         self.tags: set[str] = set()
         self.selecting: Columns = defaultdict(set)
         self.shown: Columns = defaultdict(set)
@@ -258,8 +256,6 @@ class _Reader:
         self.tables = {alias: self._table(join.table_name) for alias, join in self.joins.items()}
         self.scopes: dict[str, tuple[str, set[str]]] = {}
         """alias → the column of its scopes, and their tags."""
-        self.created: set[str] = set()
-        self.limits: list[tuple[str, int]] = []
         self.by_pk: dict[str, frozenset[str]] = {}
         self.counts_others = bool(query.low_mark)
         """Whether the shown rows depend on how many others there are: before an offset, or in a window."""
@@ -306,9 +302,11 @@ class _Reader:
             if not forward or (join.join_type == INNER and join.join_field.null):
                 self.selecting[join.parent_alias].add(left)
 
-    def reading(self, select: list[Any]) -> Reading:
+    def reading(self, select: list[Any], ordering: list[Any]) -> Reading:
         """Return the dependencies."""
         rows, leaving, pins, hidden = [], [], [], set[str]()
+        entering: dict[str, set[str]] = {}
+        interval = self._interval(select, ordering)
         for alias in self.joins:
             if self.query.group_by is None and not self.counts_others and self._position(alias, self.tables[alias], select) is not None:
                 self._scope_through_a_join(alias)
@@ -325,40 +323,90 @@ class _Reader:
                 assert table.pk_text
                 rows.append((position, f"{table.name}:", table.pk_text))
                 hidden = hidden.union(*map(of, self.ordering[alias]))
-            self.tags = self.tags.union(*map(of, columns))
+            entering[alias] = enters = set[str]().union(*map(of, columns))
             if alias in self.scopes:
                 column, scopes = self.scopes[alias]
-                self.tags |= scopes | {table.unscoped} | ({table.unjoined} if ">" in column else set())
-                self._created(alias, set() if alias in implied else {f"{scope}+" for scope in scopes})
+                self.tags |= {table.unscoped} | ({table.unjoined} if ">" in column else set())
+                enters |= scopes | (set() if alias in implied else {f"{scope}+" for scope in scopes})
                 self.tags |= set() if knows_its_rows else {f"{scope}-" for scope in scopes}
             elif alias in self.by_pk and position is not None:
                 assert table.pk_text
                 pins.append(Pin(position, table.pk_text, self.by_pk[alias], f"{table.name}:+"))
                 self.tags |= set() if knows_its_rows else {f"{table.name}:-"}
             elif alias not in implied:
-                self._created(alias, {f"{table.name}:+"})
+                enters.add(f"{table.name}:+")
                 if not knows_its_rows:
                     self.tags.add(f"{table.name}:-")
-            else:
-                continue
-            if knows_its_rows:
+            self.tags |= enters
+            if knows_its_rows and (alias in self.scopes or alias in self.by_pk or alias not in implied):
                 ends = ["", f".{self.scopes[alias][0].partition('>')[0]}"] if alias in self.scopes else [""]
                 leaving += [(rows[-1][0], f"{table.name}-", rows[-1][2], end) for end in ends]
                 hidden.add(table.unscoped)
         return Reading(
-            frozenset(self.tags), tuple(rows), tuple(leaving), frozenset(hidden), tuple(pins), frozenset(self.created - self.tags), tuple(self.limits)
+            frozenset(self.tags),
+            tuple(rows),
+            tuple(leaving),
+            frozenset(hidden),
+            tuple(pins),
+            frozenset(entering[str(self.query.get_initial_alias())] if interval else ()),
+            interval,
         )
 
-    def _created(self, alias: str, tags: set[str]) -> None:
-        """Depend on created rows. If the rows of this table are limited to those until some time, a row that is created later is probably newer."""
-        table = self.tables[alias]
-        limits = [limit for lookup in _conditions(self.query) if (limit := _limit(lookup, alias, table.times))]
-        if tags and limits:
-            self.created |= tags
-            self.tags.add(table.not_newest)
-            self.limits.append((f"{table.name}.{limits[0][0]}", limits[0][1]))
-        else:
-            self.tags |= tags
+    def _interval(self, select: list[Any], ordering: list[Any]) -> Interval | None:
+        """Return the interval of the rows that may be in the result, if it has an end. Only if each row of the first table is known by its key."""
+        alias = self.query.get_initial_alias()
+        table = self.tables.get(alias)
+        is_plain = self.query.group_by is None and not (self.counts_others or self.query.distinct or alias in self.by_pk)
+        if table is None or not (table.places and is_plain) or [each.name for each in self.tables.values()].count(table.name) > 1:
+            return None
+        row = self._position(alias, table, select)
+        bounds = tuple(bound for lookup in _conditions(self.query) if (bound := self._bound(lookup, alias, table)))
+        order = self._order(alias, table, select, ordering)
+        if row is None or table.pk_text is None or not (bounds or order):
+            return None
+        return Interval(table.name, table.placed, bounds, order, row, table.pk_text, self.connection.times_have_zones)
+
+    def _bound(self, lookup: Any, alias: str, table: Table) -> Bound | None:
+        """Return the bound of a condition on a position, or on a number.
+
+        A plain `published_at <= time` bounds nothing, because the view may take the time from the clock. The next request would allow more.
+        """
+        is_less, is_greater = isinstance(lookup, LessThan | LessThanOrEqual), isinstance(lookup, GreaterThan | GreaterThanOrEqual)
+        if not ((is_less or is_greater) and type(lookup).__module__.startswith("django.db.")):
+            return None
+        (column, *columns), (value, *values) = _parts(lookup.lhs), _parts(lookup.rhs)
+        name = self._placed(column, alias, table)
+        if name is None or (type(column.target) is DateTimeField and column is lookup.lhs):
+            return None
+        if type(value) is Value:
+            value = value.value
+        if not isinstance(value, datetime if type(column.target) is DateTimeField else int | Decimal):
+            return None
+        if isinstance(value, datetime):
+            value = column.target.get_db_prep_value(value, self.connection)
+        place = table.places[name](value, self.connection.times_have_zones)
+        if place is None:
+            return None
+        is_by_key = bool(columns and values) and self._placed(columns[0], alias, table) == table.pk and type(values[0]) is Value
+        end = End(place, WHOLE(values[0].value, True) if is_by_key else None)
+        return Bound([*table.places].index(name), None, end) if is_less else Bound([*table.places].index(name), end, None)
+
+    def _order(self, alias: str, table: Table, select: list[Any], ordering: list[Any]) -> Order | None:
+        """Return the first column of the order, if it is shown and decides which rows are read."""
+        limit = self.query.high_mark
+        first, *others = [(self._placed(each.expression, alias, table), each.descending) for each in ordering] or [(None, False)]
+        name, is_descending = first
+        position = next((position for position, shown in columns_of(select) if shown.alias == alias and shown.target.column == name), None)
+        if limit is None or name is None or position is None:
+            return None
+        is_by_key = table.places[str(table.pk)] is WHOLE and others[:1] == [(table.pk, is_descending)]
+        return Order([*table.places].index(name), position, table.places[name], is_descending, is_by_key, limit)
+
+    @staticmethod
+    def _placed(expression: Any, alias: str, table: Table) -> str | None:
+        """Return the column of this expression if it has places."""
+        [column] = expression.get_source_expressions() if isinstance(expression, Ref) else [expression]  # an order may name the position of a selected column
+        return str(column.target.column) if isinstance(column, Col) and column.alias == alias and column.target.column in table.places else None
 
     def _tags_of_column(self, alias: str, table: Table, column: str) -> set[str]:
         """Return the tags of changes of a column: in the scopes to which the rows are limited, or anywhere."""

@@ -154,7 +154,7 @@ def _fill(
             abandon(key, miss)
             verdict = "raced"
         else:
-            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address(), is_linked(), recording.limits)
+            verdict = journal.store(key, miss, recording.tags, etag_of(body), body, seconds, database, address(), is_linked(), recording.within)
     except Unreachable as unreachable:
         logger.warning("Served, but not stored: %s", unreachable)
         return _response(body, etags, f"{conf.NAME}; fwd=bypass; detail=unreachable")

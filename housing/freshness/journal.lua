@@ -8,13 +8,16 @@
 --   '|verified:…' minus the instant since when writes to this database may not have been closed yet, which bounds every hit
 --   '|begun:…'    minus the instant at which the newest verification of this database began
 --   '|version:…'  minus the instant, in 1000 seconds, of the last miss of a reader with this version of the code
---   '|limit:…'    minus the latest time, in microseconds since 1970, to which the rows of an entry are limited in this column, at least 2
 --   '|others:…'   the instant of the last write by any other version, which is a tag of all entries of this version
 --   tag           the instant of its last close. The bar keeps a table from having the name of a field above
---   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything. Then its conditions, as `|if:tag|table|key|`:
---                 it has the tag in place of the condition if a row with this key is moved before its COMMIT (see joined.py)
+--   lease|tags    LEASES + the instant at which this lease runs out; one tag per line, or '*' for everything. Before them are the places of its rows, as
+--                 `|at:table|first column|…` (see places.py). After them are its conditions, as `|if:tag|table|key|`: it has the tag in place of the
+--                 condition if a row with this key is moved before its COMMIT (see joined.py)
+--   |closed:id|…  minus (LEASES + the instant of a close), with the text of its lease: what was written, of at least the last MOST closes
 -- KEYS[2] is an entry, one hash:
---   epoch, read_at, tags   when it was read, and the tags that make it stale
+--   epoch, read_at, tags   when it was read, and the tags that make it stale. After them are those that do so only by rows in an interval, as `|in:table|…`, its
+--                          rows as `|row:tag`, and these tags (see places.py). If all closes until an instant were outside, read_at becomes the next one
+--   first                  the read_at with which it was stored
 --   etag, body             the response; missing if a lease did not allow storing it
 --   database               the identity of the database that was read
 --   address                where an operator can ask for the response again
@@ -35,6 +38,8 @@ local RUN, LEASE, TTL, MAX_STALENESS = '|run:@RUN@', @LEASE@, @TTL@, @MAX_STALEN
 local WAIT_TIMEOUT, LONGEST_FILL = @WAIT_TIMEOUT@, @LONGEST_WAIT@ / 2 -- half, so that others still wait for the reader that takes over
 local call = redis.call
 local LEASES = 4e15 -- greater than every instant until the year 2096, and twice that still fits a double
+local MOST = 200 -- closes that are compared with an interval; after more of them it counts as written
+local LONG = 20000 -- bytes of a lease that are kept after its close; a longer one counts as a write to everything
 local MANY = 1000 -- tags in one command: Lua's stack holds a few thousand values, and unpack fails with more
 local OVERHEAD = 2000 -- bytes that an entry takes beside its body and its texts, which servers store in more than twice their bytes
 local journal, entry = KEYS[1], KEYS[2]
@@ -59,31 +64,115 @@ end
 -- Whether the writes to this database are known until a moment ago. `verified` in the future is a clock that stepped back.
 local function is_verified(j, now) return j.verified and j.verified <= now and now <= j.verified + MAX_STALENESS end
 
-local function split(tags)
-  local list = {}
-  for tag in tags:gmatch('[^\n]+') do list[#list + 1] = tag end
-  return list
+-- The tags in the text of a lease.
+local function split(held)
+  local tags = {}
+  for line in held:gmatch('[^\n]+') do
+    if line:sub(1, 4) ~= '|at:' then tags[#tags + 1] = line end
+  end
+  return tags
 end
 
--- Why a response that was read at `read_at` cannot be trusted, and the tag or the lease that says so; or nil if it is fresh. `tags` default to the entry's own.
+-- Why a response that was read at `read_at` cannot be trusted, and the tag or the lease that says so; or nil if it is fresh, and whether that was seen only
+-- by comparing places. Something was written since. The functions of most calls are not even defined, because most calls need none of them.
+local function compare(read_at, tags)
+  local names, mine, intervals = {}, {}, {} -- the tags; each of them → true, or the interval in which it matters
+
+  local function add_interval(line)
+    local name, bounds = line:match('^|in:([^|]*)(.*)$')
+    local interval = {prefix = '|at:' .. name .. '|', bounds = {}, rows = {}}
+    for number, low, low_key, high, high_key in bounds:gmatch('|(%d+):(-?%d*),?(-?%d*):(-?%d*),?(-?%d*)') do
+      interval.bounds[tonumber(number)] = {tonumber(low) or -math.huge, tonumber(low_key), tonumber(high) or math.huge, tonumber(high_key)}
+    end
+    intervals[#intervals + 1] = interval
+  end
+
+  for line in tags:gmatch('[^\n]+') do
+    if line:sub(1, 4) == '|in:' then
+      add_interval(line)
+    elseif line:sub(1, 5) == '|row:' then
+      table.insert(intervals[#intervals].rows, '\n' .. line:sub(6) .. '\n')
+    else
+      names[#names + 1] = line
+      mine[line] = intervals[#intervals] or true
+    end
+  end
+
+  -- Whether a place, or the places between two, may be inside of an interval. An unknown value is. The first value is the key, which orders equal values.
+  local function overlaps(bounds, place)
+    local number, low_key, high_key = 0, nil, nil
+    for low, high in place:gmatch('([^|:]*):?([^|]*)|') do
+      local bound = bounds[number]
+      low, high = tonumber(low), tonumber(high) or tonumber(low)
+      if number == 0 then low_key, high_key = low, high end
+      if bound and low then
+        if high < bound[1] or high == bound[1] and bound[2] and high_key and high_key < bound[2] then return false end
+        if low > bound[3] or low == bound[3] and bound[4] and low_key and low_key > bound[4] then return false end
+      end
+      number = number + 1
+    end
+    return true
+  end
+
+  -- Whether a write may have a row in this interval, or one that the entry has read and does not show. Without places it may.
+  local function is_within(interval, held)
+    local first, known = 1, false
+    while held:sub(first, first + 3) == '|at:' do
+      local past = held:find('\n', first, true) or #held + 1
+      if held:sub(first, first + #interval.prefix - 1) == interval.prefix then
+        if overlaps(interval.bounds, held:sub(first + #interval.prefix, past - 1) .. '|') then return true end
+        known = true
+      end
+      first = past + 1
+    end
+    for _, row in ipairs(known and interval.rows or {}) do
+      if ('\n' .. held .. '\n'):find(row, 1, true) then return true end
+    end
+    return not known
+  end
+
+  -- The first tag in the text of a lease that concerns the entry, or nil. After its close the other tags have been compared already.
+  local function concerning(held, is_closed)
+    local within, is_any = {[true] = not is_closed}, not is_closed
+    for _, interval in ipairs(intervals) do
+      within[interval] = is_within(interval, held)
+      is_any = is_any or within[interval]
+    end
+    if not is_any then return nil end
+    for tag in held:gmatch('[^\n]+') do
+      if tag == '*' or mine[tag] and within[mine[tag]] then return tag end
+    end
+  end
+
+  local is_compared = false
+  for first = 1, #names, MANY do
+    for i, closed in ipairs(call('ZMSCORE', journal, unpack(names, first, math.min(first + MANY - 1, #names)))) do
+      local tag = names[first + i - 1]
+      if closed and tonumber(closed) >= read_at then
+        if mine[tag] == true then return 'raced', tag end
+        is_compared = true
+      end
+    end
+  end
+  local closes = is_compared and call('ZRANGEBYSCORE', journal, '-inf', text(-LEASES - read_at), 'LIMIT', 0, MOST + 1) or {}
+  if #closes > MOST then return 'raced', 'more than the journal keeps' end
+  for _, close in ipairs(closes) do
+    local tag = concerning(close:match('^|closed:[^|]*|(.*)$'), true)
+    if tag then return 'raced', tag end
+  end
+  for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
+    local tag = concerning(lease:match('|(.*)$'), false)
+    if tag then return tag == '*' and 'recovering' or 'leased', lease end
+  end
+  return nil, is_compared
+end
+
+-- As `compare`. `tags` default to the entry's own.
 local function doubt(j, epoch, read_at, tags)
   if epoch ~= j.epoch or read_at <= j.low then return 'raced' end
   local written = call('ZRANGEBYSCORE', journal, text(read_at), '+inf', 'LIMIT', 0, 1)
   if #written == 0 then return nil end
-  tags = split(tags or call('HGET', entry, 'tags'))
-  local mine = {}
-  for first = 1, #tags, MANY do
-    for i, closed in ipairs(call('ZMSCORE', journal, unpack(tags, first, math.min(first + MANY - 1, #tags)))) do
-      if closed and tonumber(closed) >= read_at then return 'raced', tags[first + i - 1] end
-      mine[tags[first + i - 1]] = true
-    end
-  end
-  for _, lease in ipairs(call('ZRANGEBYSCORE', journal, text(LEASES + read_at), '+inf')) do
-    for _, tag in ipairs(split(lease:match('|(.*)$'))) do
-      if tag == '*' then return 'recovering' end
-      if mine[tag] then return 'leased', lease end
-    end
-  end
+  return compare(read_at, tags or call('HGET', entry, 'tags'))
 end
 
 -- may_wait ('1' or '0'), draw, version, etags… → 'hit', etag, body (left out if the reader has it) | 'filling', the fill's last sign of life: look again
@@ -95,11 +184,13 @@ local function find(may_wait, draw, _, ...)
   -- without the body, which costs twice as much as all the rest together: Lua copies it, and collects its garbage
   local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'cost', 'until', 'filling', 'database', 'alive')
   local j = read_journal(e[7])
-  local why = not (j and e[1]) and 'missing' or doubt(j, tonumber(e[1]), tonumber(e[2]))
+  local why, is_compared = 'missing', false
+  if j and e[1] then why, is_compared = doubt(j, tonumber(e[1]), tonumber(e[2])) end
   local now, filling = clock(), tonumber(e[6]) or 0
   local lately = math.abs(now - (tonumber(e[8]) or 0)) < WAIT_TIMEOUT -- a clock that stepped back keeps no reader waiting
   local taken = filling > 0 and lately and now - filling < LONGEST_FILL
   if e[3] and not why and (taken or now + e[4] * draw < tonumber(e[5])) then
+    if is_compared then redis.pcall('HSET', entry, 'read_at', text(j.last + 1)) end -- all closes until now; a full server only compares them again
     if not is_verified(j, now) then return {'unverified'} end
     for _, known in ipairs({...}) do
       if known == e[3] or known == '*' then return {'hit', e[3]} end
@@ -128,6 +219,9 @@ local function create(nonce, quiet)
   call('ZADD', journal, unpack(fields))
 end
 
+-- What is kept of a lease after its close.
+local function closed(id, held) return '|closed:' .. id .. '|' .. (#held > LONG and '*' or held) end
+
 -- `before`, and then the same score for each of up to MANY members, beginning with the `first`.
 local function scored(before, score, members, first)
   for i = first, math.min(first + MANY - 1, #members) do
@@ -140,9 +234,10 @@ end
 local function settle(j)
   local over = call('ZRANGEBYSCORE', journal, text(LEASES), '(' .. text(LEASES + j.last), 'WITHSCORES')
   for i = 1, #over, 2 do
-    local expiry, tags = over[i + 1] - LEASES, over[i]:match('|(.*)$')
-    if tags ~= '*' then
-      tags = split(tags)
+    local expiry, id, held = over[i + 1] - LEASES, over[i]:match('^([^|]*)|(.*)$')
+    if held ~= '*' then
+      local tags = split(held)
+      call('ZADD', journal, text(-LEASES - expiry), closed(id, held))
       for first = 1, #tags, MANY do call('ZADD', journal, 'GT', scored({}, text(expiry), tags, first)) end
     elseif expiry > j.low then
       j.low = expiry
@@ -164,10 +259,12 @@ local function tick(nonce)
   return j
 end
 
--- Write the instant and these members, MANY per command, because commands are half of the cost of a write.
-local function record(j, score, members)
+-- Write the instant and these members, MANY per command, because commands are half of the cost of a write. What is `kept` of their close comes first.
+local function record(j, score, members, kept)
   members = members or {}
-  call('ZADD', journal, scored({text(-j.last), '|last'}, score, members, 1))
+  local first = {text(-j.last), '|last'}
+  if kept then first[3], first[4] = text(-LEASES - j.last), kept end
+  call('ZADD', journal, scored(first, score, members, 1))
   for first = MANY + 1, #members, MANY do call('ZADD', journal, scored({}, score, members, first)) end
 end
 
@@ -235,26 +332,15 @@ local function break_conditions(j, broken)
   end
 end
 
--- The tags of the tables in which rows are created that are not newer than the limits of all entries. `oldest` are lines of `time|table.column|tag`.
-local function not_newest(oldest)
-  local tags = {}
-  for time, column, tag in oldest:gmatch('([^|\n]+)|([^|\n]+)|([^\n]+)') do
-    local limit = call('ZMSCORE', journal, '|limit:' .. column)[1]
-    if limit and tonumber(time) <= -limit then tags[#tags + 1] = tag end
-  end
-  return tags
-end
-
 -- Reads of these tags cannot be trusted until the lease is closed or has run out. `broken` are texts in conditions of other leases that this write breaks.
 -- `conditions`, if there are any, hold if none of the `watched` tags was written at or after `since`, and no other version of the code is there, which may
 -- not know of them.
 -- → the journal's epoch and this instant, '1' if the conditions hold, and the tags that it adds, which the close must repeat
-function verbs.lease(nonce, lease, tags, version, broken, oldest, conditions, watched, epoch, since)
+function verbs.lease(nonce, lease, tags, version, broken, conditions, watched, epoch, since)
   local j = tick(nonce)
   local more = of_others(version, j)
   local hold = not conditions or #more == 0 and not doubt(j, tonumber(epoch), tonumber(since), watched)
   if not hold then both(more, split(widened(conditions))) end
-  both(more, not_newest(oldest))
   break_conditions(j, broken)
   record(j, text(LEASES + j.last + LEASE), {member(lease, table.concat(both({tags}, more), '\n'), hold and conditions)})
   return {text(j.epoch), text(j.last), hold and '1' or '0', unpack(more)}
@@ -263,14 +349,19 @@ end
 -- End this lease and no other. Reads of its tags that began before now are stale.
 function verbs.close(nonce, lease, tags, version, conditions)
   local j, held = tick(nonce), member(lease, tags, conditions)
-  local closed = both(split(tags), of_others(version))
-  if conditions and not call('ZMSCORE', journal, held)[1] then both(closed, split(widened(conditions))) end
-  record(j, text(j.last), closed)
+  local more = of_others(version)
+  if conditions and not call('ZMSCORE', journal, held)[1] then both(more, split(widened(conditions))) end
+  tags = table.concat(both({tags}, more), '\n')
+  record(j, text(j.last), split(tags), closed(lease, tags))
   remove(held, conditions)
   settle(j)
   if j.last - TTL > j.low + 500000 then -- at most twice a second, because it costs as much as the record
     call('ZADD', journal, text(TTL - j.last), '|low')
     call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
+  end
+  if call('ZRANGEBYSCORE', journal, '-inf', text(-LEASES), 'LIMIT', 2 * MOST, 1)[1] then -- keep one more than are compared, and those of its instant
+    local oldest = call('ZRANGEBYSCORE', journal, '-inf', text(-LEASES), 'LIMIT', MOST, 1, 'WITHSCORES')[2]
+    call('ZREMRANGEBYSCORE', journal, '(' .. text(oldest), text(-LEASES))
   end
 end
 
@@ -309,26 +400,22 @@ local function list(bytes, most)
   return member
 end
 
--- created: tags of rows that are created while the response is read. Later ones are newer than its `limits`, lines of `time|table.column`, or are not the newest
 -- most: how many bytes the entries may have to which no link leads, this one among them; nothing if a link leads to this one
 -- → 'stored', or the reason why not
-function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address, created, limits, most)
+function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, address, most)
   local j = read_journal()
-  local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags .. '\n' .. created)
-  local there = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'filling')
+  local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)
+  local there = call('HMGET', entry, 'epoch', 'first', 'etag', 'filling')
   if not why and there[1] == epoch and tonumber(there[2]) > tonumber(read_at) then why = 'raced' end
-  local fields = {'epoch', epoch, 'read_at', read_at, 'tags', tags}
+  local fields = {'epoch', epoch, 'read_at', read_at, 'first', read_at, 'tags', tags}
   if not why then
     local more = {'etag', etag, 'body', body, 'cost', cost, 'until', text(clock() + TTL), 'database', database, 'address', address}
-    for i, value in ipairs(more) do fields[6 + i] = value end
+    for i, value in ipairs(more) do fields[8 + i] = value end
   end
   if not (why == 'raced' or why and there[3]) then
     if most then -- first, so that no entry is left out if the script fails between the two
       fields[#fields + 1] = 'listed'
       fields[#fields + 1] = list(math.ceil(2.25 * (#body + #tags + #address)) + OVERHEAD, tonumber(most))
-    end
-    for time, column in (why and '' or limits):gmatch('([^|\n]+)|([^\n]+)') do -- first, for the same reason
-      call('ZADD', journal, 'LT', text(-math.max(tonumber(time), 2)), '|limit:' .. column)
     end
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
     call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
@@ -400,7 +487,7 @@ function verbs.end_verification(nonce, database, epoch, instant, tags, broken)
   if tags == '*' then
     call('ZADD', journal, text(-j.last), '|low', text(-j.last), '|last')
   elseif tags ~= '' then
-    record(j, text(j.last), unfolded(tags))
+    record(j, text(j.last), unfolded(tags), closed('outbox', tags))
   end
   call('ZADD', journal, '-' .. instant, verified_field(database))
   if tags ~= '' then call('ZADD', journal, text(-instant - MAX_STALENESS / 3), begun_field(database)) end
@@ -416,10 +503,10 @@ end
 -- age → etag, body, the µs since it was certainly current; nothing if those are not less than `age`, or if a write since then is known.
 -- It was current when it was read, and when its database was verified after that. For readers whose database cannot be reached.
 function verbs.not_known_to_be_stale(_, age)
-  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'body', 'database')
+  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'body', 'database', 'first')
   local j = read_journal(e[5])
   if not (j and e[3]) or doubt(j, tonumber(e[1]), tonumber(e[2])) then return end
-  local since = clock() - math.max(tonumber(e[2]), j.verified or 0)
+  local since = clock() - math.max(tonumber(e[6]), j.verified or 0)
   if since >= 0 and since < tonumber(age) then return {e[3], e[4], text(since)} end
 end
 
@@ -445,7 +532,7 @@ end
 -- → what an operator wants to know of an entry, or nothing if it holds no response: why it is not served ('fresh' or 'unverified' if nothing was
 -- written), the tag or lease that says so, etag, body, tags, address, read_at, the µs since then and until it expires. Writes nothing.
 function verbs.inspect()
-  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'body', 'tags', 'address', 'until', 'database')
+  local e = call('HMGET', entry, 'epoch', 'read_at', 'etag', 'body', 'tags', 'address', 'until', 'database', 'first')
   if not e[3] then return {} end
   local j, now, read_at = read_journal(e[8]), clock(), tonumber(e[2])
   local why, which
@@ -455,9 +542,9 @@ function verbs.inspect()
     why = 'dropped'
   else
     why, which = doubt(j, j.epoch, read_at)
-    why = why or is_verified(j, now) and 'fresh' or 'unverified'
+    if not why then why, which = is_verified(j, now) and 'fresh' or 'unverified', '' end
   end
-  return {why, which or '', e[3], e[4], e[5], e[6] or '', e[2], text(now - read_at), text(e[7] - now)}
+  return {why, which or '', e[3], e[4], e[5], e[6] or '', e[9], text(now - e[9]), text(e[7] - now)}
 end
 
 -- What was read before now is stale, and a fill that has begun is not stored. One command, so that it happens or does not.
@@ -471,7 +558,7 @@ function verbs.invalidate_entry(nonce)
   local j = tick(nonce)
   record(j)
   call('HDEL', entry, 'etag', 'body') -- first, because the new read_at would make the old body fresh
-  call('HSET', entry, 'epoch', text(j.epoch), 'read_at', text(j.last), 'tags', '')
+  call('HSET', entry, 'epoch', text(j.epoch), 'read_at', text(j.last), 'first', text(j.last), 'tags', '')
   call('PEXPIRE', entry, TTL / 1000)
 end
 

@@ -14,11 +14,12 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from weakref import finalize
 
@@ -31,6 +32,7 @@ from redis.sentinel import SentinelConnectionPool
 from . import joined
 from .breaker import Breaker, Unreachable
 from .fingerprint import version
+from .places import PLACE
 from .servers import SCRIPTED, Objection, objection, parsed, permission_objection, server_name
 from .settings import conf
 from .tracking import TRUST
@@ -39,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 Seen = tuple[bytes, bytes]
 """The epoch of a journal, and one of its instants."""
-
-Oldest = dict[tuple[str, str], int]
-"""(table, column of times) → the time of the oldest row that a transaction created, in microseconds since 1970."""
 
 Late = Callable[[refusals.RedisError, bool], Any]
 """Takes an error as the reply that was not awaited, and whether this thread may send a command."""
@@ -80,11 +79,13 @@ class Lease:
     tags: tuple[str, ...]
     conditions: tuple[str, ...] = ()
     """Those under which the tags are all (see joined.py)."""
+    places: tuple[str, ...] = ()
+    """Those of its rows, as lines (see places.py)."""
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Its id, its tags, this version of the code, and its conditions if there are any, as the script takes them."""
-        parts = self.id, "\n".join(self.tags), version()
+        parts = self.id, "\n".join((*self.places, *self.tags)), version()
         return (*parts, "\n".join(self.conditions)) if self.conditions else parts
 
 
@@ -190,16 +191,18 @@ class Journal:
         database: str = "",
         address: str = "",
         is_linked: bool = True,
-        limits: tuple[Collection[str], Collection[tuple[str, int]]] = ((), ()),
+        within: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> str:
         """Store what was read from this database after `miss` in `cost` seconds. Returns "stored", or the reason why not: "raced", "leased" or "recovering".
 
         An operator can ask for it again at `address`. If no link leads to it, such entries have at most FRESHNESS_UNLINKED bytes together.
-        `limits` are tags of created rows that matter only until then, and times: a row that is created later has the tags in vain if it is newer than these.
+        `within` are the lines of intervals, and those of the tags that matter only for rows in each of them.
         """
-        args = (miss.epoch, miss.read_at, "\n".join(sorted((*tags, f"|others:{version()}"))), etag, body, round(cost * 1_000_000), database, address)
-        limited = "\n".join(sorted(limits[0])), "\n".join([f"{time}|{column}" for column, time in sorted(limits[1])])
-        return bytes(self._run("store", *args, *limited, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
+        parts = sorted({*tags, f"|others:{version()}"}.difference(*within.values()))
+        for interval, entering in within.items():
+            parts += interval, *sorted(entering)
+        args = (miss.epoch, miss.read_at, "\n".join(parts), etag, body, round(cost * 1_000_000), database, address)
+        return bytes(self._run("store", *args, *(() if is_linked else (max(conf.UNLINKED, 1),)), entry=entry)).decode()
 
     def renew(self, entry: str, miss: Miss) -> bool:
         """Report that the fill after `miss` goes on, so that others wait for it. Returns False if nobody waits for it any longer."""
@@ -209,11 +212,11 @@ class Journal:
         """Report that nothing will be stored after `miss`, so that nobody waits for it. If another reader may succeed, the next one takes over."""
         self._run("abandon", miss.read_at, int(another), entry=entry)
 
-    def lease(self, tags: Collection[str], since: Seen | None = None, oldest: Oldest | None = None) -> Lease:
+    def lease(self, tags: Collection[str], since: Seen | None = None, places: Iterable[str] = ()) -> Lease:
         """Let no read of these tags be trusted until the lease is closed, or runs out after `FRESHNESS_LEASE` seconds.
 
-        The conditions among the tags hold if nothing has broken them `since` an instant that was known before the transaction began. `oldest` are the times
-        of the oldest rows that it created. If an entry may be limited to rows until a later time, the write has the tag of rows that are not the newest.
+        The conditions among the tags hold if nothing has broken them `since` an instant that was known before the transaction began. `places` are those of
+        the rows that it changed. Without those of a table, its rows may be anywhere.
         """
         plain, conditions, terms = tuple(sorted(tags)), NOTHING, NOTHING
         text = "\n".join(plain)
@@ -221,11 +224,11 @@ class Journal:
             plain, conditions = joined.divided(tags, is_known=since is not None)
             text = "\n".join(plain)
             terms = ("\n".join(conditions), "\n".join(joined.watched(conditions)), *(since or ()))
-        identity = os.urandom(8).hex()
-        ages = "\n".join([f"{time}|{name}.{column}|{name}:<" for (name, column), time in oldest.items()]) if oldest else ""
-        epoch, instant, hold, *more = self._run("lease", identity, text, version(), "\n".join(joined.broken(text)), ages, *terms)
+        identity, placed = os.urandom(8).hex(), tuple(places)
+        broken = "\n".join(joined.broken(text))
+        epoch, instant, hold, *more = self._run("lease", identity, "\n".join((*placed, text)), version(), broken, *terms)
         self.seen = (epoch, instant)
-        return Lease(identity, (*plain, *[tag.decode() for tag in more]), conditions if hold == b"1" else ())
+        return Lease(identity, (*plain, *[tag.decode() for tag in more]), conditions if hold == b"1" else (), placed)
 
     def close(self, lease: Lease, late: Callable[[Unreachable], Any] | None = None) -> None:
         """Report that the leased write is committed: reads of its tags that began before now are stale, later ones are fresh.
@@ -292,8 +295,9 @@ class Journal:
         for held in listed:
             lease, _, tags = held.partition("|")
             lines = tags.splitlines()
-            plain = tuple(line for line in lines if not line.startswith(TRUST))
-            leases[Lease(lease, plain, tuple(lines[len(plain) :]))] = int(next(listed)) / 1_000_000
+            places, conditions = [tuple(line for line in lines if line.startswith(prefix)) for prefix in (PLACE, TRUST)]
+            plain = tuple(lines[len(places) : len(lines) - len(conditions)])
+            leases[Lease(lease, plain, conditions, places)] = int(next(listed)) / 1_000_000
         return leases
 
     def ages(self) -> tuple[float, float] | None:

@@ -19,14 +19,12 @@ A tag begins with the name of a table, which every writer knows: a model, its pr
 | `t.location_id>city=Bath.price` | an UPDATE of this column of a row that keeps its location | as within any scope |
 | `t:?` | a write to rows whose scopes are unknown | every entry of a scope |
 | `t:>` | a write to rows whose scopes through a join are unknown | every entry of such a scope (see joined.py) |
-| `t:<` | an INSERT of a row that is not newer than the limit of every entry | entries that are limited to rows until some time |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote
@@ -41,6 +39,7 @@ from django.db.models import Field, ForeignKey, Model, deletion
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import class_prepared
 
+from .places import WHOLE_NUMBERS, Place, name_of, place_of, unknown
 from .settings import conf
 
 Text = Callable[[Any], str]
@@ -51,18 +50,6 @@ MANY_ROWS = 100
 
 MANY_SCOPED = 5 * MANY_ROWS
 """A write with more tags of scopes of one table tags all of its scopes. A changed row has some twenty."""
-
-WHOLE_NUMBERS = {
-    models.AutoField,
-    models.BigAutoField,
-    models.SmallAutoField,
-    models.IntegerField,
-    models.BigIntegerField,
-    models.SmallIntegerField,
-    models.PositiveIntegerField,
-    models.PositiveBigIntegerField,
-    models.PositiveSmallIntegerField,
-}
 
 WRITTEN_BY_THE_DATABASE: tuple[type, ...] = tuple(filter(None, [getattr(deletion, "DatabaseOnDelete", None)]))
 """The `on_delete` classes of Django 6.1 and later with which the database itself changes the referring rows."""
@@ -101,14 +88,16 @@ class Table:
     """Each column that refers to another row → the text of its values."""
     scopes: dict[str, Text]
     """Each column whose values are scopes → the text of its values: the references, and the columns with which an index begins."""
+    places: dict[str, Place]
+    """The primary key, and each column with which an index begins and whose values are numbers or times → their place in its order."""
+    placed: str
+    """Its name with that of its places."""
     generated: frozenset[str] = frozenset()
     """The columns that the database generates from others."""
     managed: bool = True
     """Whether Django creates the table. Otherwise it may be a view of unknown tables."""
     joined: tuple[Joined, ...] = ()
     """The scopes of its rows through a join."""
-    times: frozenset[str] = frozenset()
-    """The columns of times with which an index begins."""
 
     @property
     def all(self) -> set[str]:
@@ -125,23 +114,10 @@ class Table:
         """The tag of a write to rows whose scopes through a join are unknown."""
         return f"{self.name}:>"
 
-    @property
-    def not_newest(self) -> str:
-        """The tag of an INSERT of a row that may be older than an entry's limit."""
-        return f"{self.name}:<"
-
     def in_scopes(self, tags: set[str]) -> set[str]:
         """Return those of these tags that are of one scope, or of a row that is deleted or leaves one."""
         prefixes = (f"{self.name}-", TRUST, *(f"{self.name}.{column}=" for column in (*self.scopes, *(joined.name for joined in self.joined))))
         return {tag for tag in tags if tag.startswith(prefixes)}
-
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def microseconds(value: Any) -> int | None:
-    """Return a time as microseconds since 1970; None if it has no time zone, because the database decides what it means, or if it is no time."""
-    return (value - EPOCH) // timedelta(microseconds=1) if isinstance(value, datetime) and value.tzinfo else None
 
 
 def text_of(field: Field[Any, Any]) -> Text | None:
@@ -256,9 +232,14 @@ def _table_of(model: type[Model]) -> Table:
     generated = frozenset(str(field.column) for field in opts.local_concrete_fields if getattr(field, "generated", False))
     references = {str(field.column): made for field in opts.local_concrete_fields if field.is_relation and (made := text_of(field))}
     scopes = references | {str(field.column): made for field in _indexed(model) if (made := text_of(field))}
-    times = frozenset(str(field.column) for field in _indexed(model) if type(field) is models.DateTimeField and "|" not in opts.db_table)
+    places: dict[str, Place] = {}
+    if text and "|" not in opts.db_table:
+        places = {str(opts.pk.column): place_of(opts.pk) or unknown}
+        places |= {str(field.column): place for field in _indexed(model) if not field.is_relation and (place := place_of(field))}
     pk = opts.pk.column if text else None
-    return Table(opts.db_table, opts.object_name or opts.db_table, pk, text, references, scopes, generated, opts.managed, times=times)
+    return Table(
+        opts.db_table, opts.object_name or opts.db_table, pk, text, references, scopes, places, name_of(opts.db_table, places), generated, opts.managed
+    )
 
 
 def _indexed(model: type[Model]) -> Iterator[Field[Any, Any]]:
@@ -278,9 +259,9 @@ def _both(one: Table, other: Table) -> Table:
     pk, text = (one.pk, one.pk_text) if one.pk == other.pk else (None, None)
     references = {column: made for column, made in one.references.items() if column in other.references}
     scopes = {column: made for column, made in one.scopes.items() if column in other.scopes}
-    return Table(
-        one.name, one.label, pk, text, references, scopes, one.generated | other.generated, one.managed or other.managed, times=one.times & other.times
-    )
+    places = {column: made for column, made in one.places.items() if pk and other.places.get(column) == made}
+    generated, managed = one.generated | other.generated, one.managed or other.managed
+    return Table(one.name, one.label, pk, text, references, scopes, places, name_of(one.name, places), generated, managed)
 
 
 def _joined(table: Table, known: dict[str, Table]) -> tuple[Joined, ...]:

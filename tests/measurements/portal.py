@@ -1,8 +1,8 @@
 """A model of a portal: cached pages over all filters, orders and pages, and a series of writes. How many unchanged pages stay warm after each write?
 
-The engine's tags decide for the engine. Three other strategies are computed beside it, from what they know: `cache.clear()`; one tag for each table; and the
-conditions of django-cacheops, which compare the old and the new row with the equalities of a query on the row's own table. The fifth one does not exist: it
-also knows the scopes of joined rows, and the interval of the ordering that a page covers.
+The engine's journal decides for the engine. Four other strategies are computed beside it, from what they know: `cache.clear()`; one tag for each table; the
+conditions of django-cacheops, which compare the old and the new row with the equalities of a query on the row's own table; and, from the rows instead of
+tags, the scopes of joined rows with the interval of the ordering that a page covers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from itertools import chain, product
+from itertools import product
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,6 +24,7 @@ from django.utils import timezone
 
 from housing.filters import ORDERINGS, Query
 from housing.freshness.dependencies import Select, recorded
+from housing.freshness.journal import Miss, journal
 from housing.models import Agent, Location, Office, Property
 from housing.serializers import rendered
 from housing.views import COLUMNS, ROWS
@@ -50,18 +51,35 @@ class Cached:
     query: Query
     select: Select
     body: bytes = b""
+    within: dict[str, set[str]] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
-    limits: frozenset[tuple[str, int]] = frozenset()
     shown: frozenset[int] = frozenset()
     interval: tuple[Any, Any] = (None, None)
     """The values of the ordering between which its rows are; None where it is open."""
+
+    @property
+    def key(self) -> str:
+        """The key of its entry."""
+        return f"portal:{self.query.canonical}"
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the journal says so."""
+        return isinstance(journal.lookup(self.key), Miss)
+
+    def store(self) -> None:
+        """Read the page, and store its entry."""
+        miss = journal.lookup(self.key)
+        assert isinstance(miss, Miss)
+        self.body = self.read()
+        assert journal.store(self.key, miss, self.tags, "", self.body, within=self.within) == "stored"
 
     def read(self) -> bytes:
         """Return the page as it is in the database, and keep its tags."""
         with recorded() as recording:
             rows = self.select.rows(shown=self.query.page_size)
         page = self.query.page(list(rows), COLUMNS.pick)
-        self.tags, self.limits = frozenset(recording.tags), frozenset(recording.limits.times)
+        self.tags, self.within = frozenset(recording.tags), recording.within
         self.shown = frozenset(COLUMNS.pick(row, "id") for row in page.rows)
         column = self.query.ordering.removeprefix("-")
         values = sorted(COLUMNS.pick(row, column) for row in rows)
@@ -139,7 +157,7 @@ def fill(pages: int, chosen: random.Random) -> list[Cached]:
             for _ in range(4 if len(given) > 1 else 12):
                 query = Query(QueryDict((following or "?")[1:]))
                 cached = Cached(given, query, Select(query.walk(query.filter(ROWS))))
-                cached.body = cached.read()
+                cached.store()
                 found.append(cached)
                 following = query.page(list(cached.select.rows()), COLUMNS.pick).next
                 if len(found) == pages:
@@ -178,8 +196,8 @@ def facts(row: Property) -> dict[str, Any]:
     return own | {"location.city": row.location.city, "agent.office_id": row.agent.office_id}
 
 
-def write(kind: str, chosen: random.Random, number: int, limits: dict[str, int]) -> tuple[list[dict[str, Any]], set[str]]:
-    """Carry out a write. Returns the row before and after it, and the tags. `limits` are the latest of all entries, as the journal keeps them."""
+def write(kind: str, chosen: random.Random, number: int) -> tuple[list[dict[str, Any]], set[str]]:
+    """Carry out a write. Returns the row before and after it, and the tags."""
     every = list(Property.objects.order_by("pk").values_list("pk", flat=True))
     row = Property.objects.select_related("location", "agent").get(pk=chosen.choice(every))
     before = [facts(row)]
@@ -197,8 +215,6 @@ def write(kind: str, chosen: random.Random, number: int, limits: dict[str, int])
     with transaction.atomic():
         act()
         tags = connection._collapsed()  # type: ignore[attr-defined]  # it is the engine's connection
-        oldest = connection.scopes[-1].oldest
-        tags |= {f"{name}:<" for (name, column), time in oldest.items() if time <= limits.get(f"{name}.{column}", time - 1)}
     return before + ([facts(row)] if kind != "deleted" else []), tags
 
 
@@ -209,18 +225,15 @@ def simulate(pages: int, writes: int, seed: int, check: int = 0) -> Result:
     found = fill(pages, chosen)
     result = Result(len(found))
     for number, kind in enumerate(chosen.choices(list(WRITES), list(WRITES.values()), k=writes), 1):
-        limits: dict[str, int] = {}
-        for column, time in chain.from_iterable(page.limits for page in found):
-            limits[column] = max(time, limits.get(column, time))
-        rows, tags = write(kind, chosen, number, limits)
+        rows, tags = write(kind, chosen, number)
         kept = {id(page): (page.shown, page.interval) for page in found}
-        stale = [page for page in found if not tags.isdisjoint(page.tags)]
+        stale = [page for page in found if not tags.isdisjoint(page.tags) and page.is_stale]
         changed = set()
         for page in stale:
-            body = page.read()
+            body = page.body
+            page.store()
             if body != page.body:
                 changed.add(id(page))
-            page.body = body
         if check and number % check == 0:
             assert all(page.read() == page.body for page in found), f"A page is stale after write {number}: {kind} of {rows}"
         result.kinds.append(kind)

@@ -36,10 +36,10 @@ from tests.sabotages.instruments import INSTRUMENTS
 from tests.sabotages.joined import JOINED
 from tests.sabotages.journal import JOURNAL
 from tests.sabotages.keys import KEYS
-from tests.sabotages.newest import NEWEST
 from tests.sabotages.operators import OPERATORS
 from tests.sabotages.other_writers import OTHER_WRITERS
 from tests.sabotages.outages import OUTAGES
+from tests.sabotages.places import PLACES
 from tests.sabotages.production import PRODUCTION
 from tests.sabotages.reads import FILLS, READS
 from tests.sabotages.requests import REQUESTS
@@ -72,7 +72,7 @@ SABOTAGES = (
     *CONNECTIONS,
     *DEPENDENCIES,
     *JOINED,
-    *NEWEST,
+    *PLACES,
     *SELECTS,
     *COMMIT,
     *STATEMENTS,

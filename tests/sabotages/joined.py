@@ -129,8 +129,8 @@ JOINED = (
     Sabotage(
         "joined: a close leaves a widened lease open",
         "freshness/journal.lua",
-        "  record(j, text(j.last), closed)\n  remove(held, conditions)",
-        "  record(j, text(j.last), closed)\n  remove(held)",
+        "closed(lease, tags))\n  remove(held, conditions)",
+        "closed(lease, tags))\n  remove(held)",
         "test_joined.py::test_a_write_is_not_trusted_any_longer_if_what_it_read_may_move_before_its_commit[the row leaves a scope]",
     ),
     Sabotage(
@@ -150,15 +150,15 @@ JOINED = (
     Sabotage(
         "joined: the outbox has the conditions of a write and not its tags",
         "freshness/connection.py",
-        "outbox.write(self, {*plain, *old})",
+        "outbox.write(self, plain)",
         "outbox.write(self, tags)",
         "test_joined.py::test_a_write_without_redis_is_not_trusted",
     ),
     Sabotage(
         "joined: the instant is taken when a transaction has read",
         "freshness/connection.py",
-        "return journal.lease(tags, self.scopes[0].since, oldest)",
-        "return journal.lease(tags, journal.seen, oldest)",
+        "return journal.lease(tags, self.scopes[0].since, places)",
+        "return journal.lease(tags, journal.seen, places)",
         "test_joined.py::test_a_move_that_commits_before_the_lease_of_a_write_is_noticed",
         "real",
     ),

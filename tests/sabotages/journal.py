@@ -6,14 +6,14 @@ JOURNAL = (
     Sabotage(
         "read_at: an entry gets the instant of its store, not of its miss",
         "freshness/journal.lua",
-        "local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags .. '\\n' .. created)",
-        "read_at = text(tick('1').last) local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags .. '\\n' .. created)",
+        "local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)",
+        "read_at = text(tick('1').last) local why = not j and 'raced' or doubt(j, tonumber(epoch), tonumber(read_at), tags)",
         "test_races.py::test_a_read_that_a_write_raced_is_repeated_before_it_is_stored",
     ),
     Sabotage(
         "lease: no lease is opened before COMMIT",
         "freshness/connection.py",
-        "return journal.lease(tags, self.scopes[0].since, oldest)",
+        "return journal.lease(tags, self.scopes[0].since, places)",
         'return Lease("none", tuple(tags))',
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
@@ -27,21 +27,21 @@ JOURNAL = (
     Sabotage(
         "lease: a lease is opened after COMMIT",
         "freshness/connection.py",
-        "return journal.lease(tags, self.scopes[0].since, oldest)",
-        "super()._commit(); return journal.lease(tags, self.scopes[0].since, oldest)",
+        "return journal.lease(tags, self.scopes[0].since, places)",
+        "super()._commit(); return journal.lease(tags, self.scopes[0].since, places)",
         "test_races.py::test_a_read_between_commit_and_close_returns_the_new_price",
     ),
     Sabotage(
         "lease: entries are trusted while a lease is open",
         "freshness/journal.lua",
-        "if mine[tag] then return 'leased', lease end",
-        "",
+        "    if tag then return tag == '*' and 'recovering' or 'leased', lease end\n",
+        "    if tag == '*' then return 'recovering' end\n",
         "test_journal.py::test_a_write_is_not_missed_if_its_writer_is_killed_between_commit_and_close",
     ),
     Sabotage(
         "lease: any open lease makes every entry doubtful",
         "freshness/journal.lua",
-        "if mine[tag] then return 'leased', lease end",
+        "if tag then return tag == '*' and 'recovering' or 'leased', lease end",
         "do return 'leased' end",
         "test_races.py::test_an_entry_that_a_write_does_not_touch_stays_warm_while_it_commits",
     ),
@@ -62,7 +62,7 @@ JOURNAL = (
     Sabotage(
         "closed record: a close leaves no record",
         "freshness/journal.lua",
-        "record(j, text(j.last), closed)",
+        "record(j, text(j.last), split(tags), closed(lease, tags))",
         "record(j)",
         "test_races.py::test_a_read_that_a_write_raced_is_repeated_before_it_is_stored",
     ),
@@ -90,8 +90,8 @@ JOURNAL = (
     Sabotage(
         "own lease only: all leases share one name",
         "freshness/journal.py",
-        "identity = os.urandom(8).hex()",
-        'identity = "lease"',
+        "identity, placed = os.urandom(8).hex(), tuple(places)",
+        'identity, placed = "lease", tuple(places)',
         "test_races.py::test_a_close_ends_only_one_of_two_leases_on_the_same_tags",
     ),
     Sabotage(
@@ -118,8 +118,8 @@ JOURNAL = (
     Sabotage(
         "quarantine: the lease on everything covers nothing",
         "freshness/journal.lua",
-        "if tag == '*' then return 'recovering' end",
-        "",
+        "if tag == '*' or mine[tag] and within",
+        "if mine[tag] and within",
         "test_journal.py::test_no_read_is_stored_after_the_journal_is_lost_during_a_write",
     ),
     Sabotage(
@@ -188,8 +188,8 @@ JOURNAL = (
     Sabotage(
         "monotonic instants: the last instant is not stored",
         "freshness/journal.lua",
-        "call('ZADD', journal, scored({text(-j.last), '|last'}, score, members, 1))",
-        "if score then call('ZADD', journal, scored({}, score, members, 1)) end",
+        "  local first = {text(-j.last), '|last'}\n",
+        "  local first = {text(-j.low), '|low'}\n",
         "test_journal.py::test_a_write_is_not_missed_if_the_clock_steps_back_a_little",
     ),
     Sabotage(

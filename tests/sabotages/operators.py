@@ -27,8 +27,8 @@ OPERATORS = (
     Sabotage(
         "operators: an entry that is invalidated during a fill has no read_at",
         "freshness/journal.lua",
-        "'read_at', text(j.last), 'tags', '')",
-        "'read_at', '1', 'tags', '')",
+        "'first', text(j.last), 'tags', '')",
+        "'first', '1', 'tags', '')",
         "test_operators.py::test_a_fill_that_began_before_its_entry_was_invalidated_is_not_stored",
     ),
     Sabotage(

@@ -6,15 +6,15 @@ SERVERS = (
     Sabotage(
         "half way: a close removes its lease before it records",
         "freshness/journal.lua",
-        "  record(j, text(j.last), closed)\n  remove(held, conditions)",
-        "  remove(held, conditions)\n  record(j, text(j.last), closed)",
+        "  record(j, text(j.last), split(tags), closed(lease, tags))\n  remove(held, conditions)",
+        "  remove(held, conditions)\n  record(j, text(j.last), split(tags), closed(lease, tags))",
         "test_scripts.py::test_a_script_that_fails_at_any_command_never_makes_an_old_value_a_hit[a lease is open-close]",
     ),
     Sabotage(
         "half way: an expired lease is removed before it is recorded",
         "freshness/journal.lua",
-        "over[i]:match('|(.*)$')\n",
-        "over[i]:match('|(.*)$')\n    call('ZREM', journal, over[i])\n",
+        "over[i]:match('^([^|]*)|(.*)$')\n",
+        "over[i]:match('^([^|]*)|(.*)$')\n    call('ZREM', journal, over[i])\n",
         "test_scripts.py::test_a_script_that_fails_at_any_command_never_makes_an_old_value_a_hit[a lease ran out-lookup]",
     ),
     Sabotage(
@@ -62,15 +62,15 @@ SERVERS = (
     Sabotage(
         "many tags: only the first thousand of an entry are compared with the closes",
         "freshness/journal.lua",
-        "for first = 1, #tags, MANY do\n",
+        "for first = 1, #names, MANY do\n",
         "for first = 1, 1 do\n",
         "test_scripts.py::test_an_entry_may_have_any_number_of_tags",
     ),
     Sabotage(
         "many tags: only the first thousand of an entry are compared with the leases",
         "freshness/journal.lua",
-        "mine[tags[first + i - 1]] = true",
-        "mine[tags[i]] = true",
+        "mine[line] = intervals[#intervals] or true",
+        "if #names <= MANY then mine[line] = intervals[#intervals] or true else mine[line] = '' end",
         "test_scripts.py::test_an_entry_may_have_any_number_of_tags",
     ),
     Sabotage(

@@ -60,7 +60,7 @@ BEGIN
         source := CASE TG_OP WHEN 'INSERT' THEN 'freshness_new r' ELSE 'freshness_old r' END;
         SELECT concat_ws(', ',
             format('(%L, '''', '''', true)', CASE TG_OP WHEN 'INSERT' THEN ':+' ELSE ':-' END),
-            CASE TG_OP WHEN 'INSERT' THEN '('':>'', '''', '''', true), ('':<'', '''', '''', true)' END,
+            CASE TG_OP WHEN 'INSERT' THEN '('':>'', '''', '''', true)' END,
             CASE TG_OP WHEN 'DELETE' THEN format('('':'', format(''%%s'', r.%I), '''', true), (''-'', format(''%%s'', r.%I), '''', true)', pk, pk) END,
             string_agg(format('(%L, format(''%%s'', r.%I), %L, r.%I IS NOT NULL)', '.' || x || '=', x, CASE TG_OP WHEN 'DELETE' THEN '-' ELSE '+' END, x), ', ')
         ) INTO parts FROM unnest(scopes) x;

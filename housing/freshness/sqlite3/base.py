@@ -59,6 +59,7 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     cursor_mixin = Cursor
     ops_class = DatabaseOperations
     release_may_commit = True
+    times_have_zones = False
 
     def get_new_connection(self, conn_params: Any) -> Any:
         """Connect, and add the functions that `reads_the_past` and `upsert()` need."""
