@@ -218,7 +218,7 @@ def test_a_listed_lease_can_be_withdrawn():
     assert journal.leases() == {}
 
 
-# What was compared is not compared again
+# Closes are compared once
 
 
 def test_closes_are_compared_once():
@@ -284,7 +284,7 @@ def test_a_fill_is_stored_although_the_entry_was_compared_after_it_began():
 
 
 def test_a_hit_without_a_comparison_writes_nothing():
-    """After a write to something else its instant stays as it is."""
+    """Its instant stays the same after a write to another table."""
     store()
     verified()
     write("15", tags=("u",))

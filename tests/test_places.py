@@ -152,7 +152,7 @@ def test_a_listing_is_on_the_pages_of_its_price_only(second_of, new, read, order
 
 
 def test_the_last_page_is_open_at_its_end(given, twenty_properties, warm, read, new):
-    """It has no next page, so any row after its last one is on it."""
+    """Without a next page, rows after the last one are on it, too."""
     asked = given | {"ordering": "price", "page_size": 100}
     warm(**asked)
     new(0, price=900_000, title="Last").save()
@@ -293,7 +293,7 @@ def test_a_slice_ends_at_its_last_row(twenty_properties):
 
 
 def time_of(newest, age):
-    """The place of a row that is so many minutes older than the newest."""
+    """The place of a row that is older than the newest by this number of minutes."""
     return microseconds(newest - timedelta(minutes=age))
 
 

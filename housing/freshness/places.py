@@ -33,7 +33,7 @@ DIGITS = 15
 """Decimals with more digits may be beyond EXACT. SQLite keeps decimals as floating point numbers, which are different if at most 15 digits are."""
 
 MANY_PLACES = 20
-"""A lease has at most so many places of a table. Those of more rows are replaced by the smallest and the largest of each column."""
+"""The most places of one table in a lease. More are replaced by the smallest and the largest of each column."""
 
 PLACE = "|at:"
 """The beginning of a place in the text of a lease."""

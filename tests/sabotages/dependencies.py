@@ -167,8 +167,8 @@ DEPENDENCIES = (
     Sabotage(
         "a response of a scope does not depend on writes whose scopes are unknown",
         "freshness/dependencies.py",
-        'self.tags |= {table.unscoped} | ({table.unjoined} if ">" in column else set())',
-        'self.tags |= {table.unjoined} if ">" in column else set()',
+        'self.tags |= {table.unscoped} | ({table.unjoined} if ">" in column else set())',  # plain-words: code
+        'self.tags |= {table.unjoined} if ">" in column else set()',  # plain-words: code
         "test_scopes.py::test_a_write_to_rows_whose_old_scopes_are_unknown_invalidates_every_scope[agent]",
     ),
     Sabotage(

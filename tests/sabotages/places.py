@@ -20,8 +20,8 @@ PLACES = (
     Sabotage(
         "places: a condition less than a position bounds from below",
         "freshness/dependencies.py",
-        "return Bound([*table.places].index(name), None, end) if is_less else",
-        "return Bound([*table.places].index(name), end, None) if is_less else",
+        "return Bound([*table.places].index(name), None, end) if is_less else",  # plain-words: code
+        "return Bound([*table.places].index(name), end, None) if is_less else",  # plain-words: code
         f"{PLACES_}test_a_created_listing_that_is_not_the_newest_is_on_the_page_of_its_time[all-an older one]",
     ),
     Sabotage(
@@ -34,8 +34,8 @@ PLACES = (
     Sabotage(
         "places: a condition on another table is an end",
         "freshness/dependencies.py",
-        "if isinstance(column, Col) and column.alias == alias and column.target.column in table.places else None",
-        "if isinstance(column, Col) and column.target.column in table.places else None",
+        "if isinstance(column, Col) and column.alias == alias and column.target.column in table.places else None",  # plain-words: code
+        "if isinstance(column, Col) and column.target.column in table.places else None",  # plain-words: code
         f"{QUERY}[the key of another table]",
     ),
     Sabotage(
@@ -76,8 +76,8 @@ PLACES = (
     Sabotage(
         "places: a descending order ends above",
         "freshness/places.py",
-        "if order.is_descending else Bound",
-        "if not order.is_descending else Bound",
+        "if order.is_descending else Bound",  # plain-words: code
+        "if not order.is_descending else Bound",  # plain-words: code
         f"{MOVES}[all-save()-price]",
     ),
     Sabotage(
@@ -97,8 +97,8 @@ PLACES = (
     Sabotage(
         "places: a number that is not exact has a place",
         "freshness/places.py",
-        "if is_exact and -EXACT < number < EXACT else None",
-        "if is_exact else None",
+        "if is_exact and -EXACT < number < EXACT else None",  # plain-words: code
+        "if is_exact else None",  # plain-words: code
         f"{PLACES_}test_a_number_that_is_not_exact_has_no_place[{2**53}]",
     ),
     Sabotage(
@@ -139,8 +139,8 @@ PLACES = (
     Sabotage(
         "places: an UPDATE without images has no place",
         "freshness/compiler.py",
-        "[[None] * len(table.places)] if places is None else places",
-        "() if places is None else places",
+        "[[None] * len(table.places)] if places is None else places",  # plain-words: code
+        "() if places is None else places",  # plain-words: code
         f"{PLACES_}test_an_update_whose_images_are_unknown_is_inside_of_every_interval[all]",
     ),
     Sabotage(

@@ -28,7 +28,7 @@ SERVERS = (
         "half way: a store writes bytes and tags in two commands",
         "freshness/journal.lua",
         "call('HSET', entry, unpack(fields))",
-        "if fields[7] then call('HSET', entry, unpack(fields, 7)) end call('HSET', entry, unpack(fields, 1, 6))",
+        "if fields[9] then call('HSET', entry, unpack(fields, 9)) end call('HSET', entry, unpack(fields, 1, 8))",
         "test_scripts.py::test_a_store_that_fails_never_leaves_new_bytes_with_old_tags",
     ),
     Sabotage(
@@ -70,7 +70,7 @@ SERVERS = (
         "many tags: only the first thousand of an entry are compared with the leases",
         "freshness/journal.lua",
         "mine[line] = intervals[#intervals] or true",
-        "if #names <= MANY then mine[line] = intervals[#intervals] or true else mine[line] = '' end",
+        "if #names <= MANY then mine[line] = intervals[#intervals] or true else mine[line] = '' end",  # plain-words: code
         "test_scripts.py::test_an_entry_may_have_any_number_of_tags",
     ),
     Sabotage(
