@@ -402,6 +402,15 @@ def test_the_memory_of_a_transaction_does_not_grow_with_its_writes(transactional
         assert len(connection._collapsed()) <= MANY_ROWS
 
 
+def test_after_the_tag_of_all_scopes_a_transaction_keeps_no_more_of_single_ones(transactional_db):
+    """They would tell nothing, and make the lease of a long import longer."""
+    with transaction.atomic():
+        for name, number in (("first", MANY_ROWS + MANY_SCOPED + 1), ("second", MANY_SCOPED)):
+            connection.tag("housing_location", {f"housing_location.city={name}{each}" for each in range(number)})
+
+        assert connection._collapsed() == {"housing_location:?"}
+
+
 def test_a_transaction_that_writes_many_rows_is_in_the_next_read(twenty_properties, warm, read_the_list):
     """The journal stays small, because each table is one tag."""
     warm()

@@ -94,7 +94,7 @@ def _shortened(name: str, tags: set[str]) -> set[str]:
     scoped = table.in_scopes(tags) if table else set()
     if f"{name}:*" in tags or len(tags) - len(scoped) > MANY_ROWS:
         return {name, f"{name}:*"}
-    return tags - scoped | {f"{name}:?"} if len(scoped) > MANY_SCOPED else tags
+    return tags - scoped | {f"{name}:?"} if len(scoped) > MANY_SCOPED or f"{name}:?" in tags else tags
 
 
 class ConnectionMixin(IdentifiedMixin):

@@ -4,6 +4,13 @@ from tests.sabotages import Sabotage
 
 COMMIT = (
     Sabotage(
+        "after the tag of all scopes, a transaction keeps more of single ones",
+        "freshness/connection.py",
+        ' or f"{name}:?" in tags else tags',  # plain-words: code
+        " else tags",  # plain-words: code
+        "test_commit.py::test_after_the_tag_of_all_scopes_a_transaction_keeps_no_more_of_single_ones",
+    ),
+    Sabotage(
         "a COMMIT does not close its lease",
         "freshness/connection.py",
         "journal.close(lease, late=_not_closed)",
