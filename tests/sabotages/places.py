@@ -71,7 +71,7 @@ PLACES = (
         "freshness/places.py",
         "if self.order and shown and len(shown) + len(beyond) >= self.order.limit:",
         "if self.order and shown:",
-        f"{PLACES_}test_the_last_page_is_open_at_its_end[all]",
+        f"{PLACES_}test_the_last_page_is_open_after_its_last_row[all]",
     ),
     Sabotage(
         "places: a descending order ends above",
