@@ -372,8 +372,8 @@ def test_a_django_whose_private_methods_have_other_signatures_is_refused(monkeyp
 
     assert reported("E007") == [
         (
-            "django.db.backends.base.base.BaseDatabaseWrapper._commit is (self) in this Django; the engine overrides (self, force).",
-            "Use Django 5.2, 6.0 or 6.1 until the engine knows this one.",
+            "django.db.backends.base.base.BaseDatabaseWrapper._commit is (self) in the installed version; the engine expects (self, force).",
+            "Use Django 5.2, 6.0 or 6.1, and psycopg 3.3, until the engine knows this one.",
         )
     ]
 

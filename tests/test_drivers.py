@@ -2,16 +2,18 @@
 
 import datetime
 import inspect
+import re
 import sqlite3
 from contextlib import ExitStack, contextmanager, suppress
 from unittest.mock import patch
 
+import psycopg
 import pytest
 from django.db import Error, NotSupportedError, OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.base import Cursor as PostgreSQLCursor
 from django.db.backends.postgresql.base import CursorDebugWrapper as PostgreSQLDebugWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
-from django.db.backends.postgresql.base import ServerSideCursor
+from django.db.backends.postgresql.base import ServerBindingCursor, ServerSideCursor
 from django.db.backends.postgresql.psycopg_any import BaseTzLoader
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
@@ -19,11 +21,13 @@ from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from django.http import QueryDict
 from psycopg import ClientCursor, Cursor, DataError, RawCursor, RawServerCursor, ServerCursor, adapters
 from psycopg._preparing import PrepareManager
+from psycopg.pq import TransactionStatus
 
 from housing.filters import Query
 from housing.freshness import Select, ours
 from housing.freshness.cursor import MethodRefused, mixed
 from housing.freshness.postgresql import base as postgresql_backend
+from housing.freshness.postgresql import begin
 from housing.freshness.postgresql.prepared import AFTER, MOST
 from housing.freshness.sqlite3 import base as sqlite3_backend
 from housing.freshness.statements import text_of, written_tables
@@ -379,3 +383,92 @@ def test_a_connection_with_settings_of_its_own_prepares_nothing(twenty_propertie
 
     with patch.dict(connection.settings_dict, parts | {"OPTIONS": options}):
         assert elsewhere(lambda: (executed(compiled()), prepared(), connection.connection.prepared_max)) == (rows, [], most)
+
+
+# The BEGIN of a transaction
+
+
+@contextmanager
+def messages(path):
+    """The statements that the driver sends in this block, one for each message. libpq traces what is really sent."""
+    sent = []
+    with path.open("w") as trace:
+        connection.connection.pgconn.trace(trace.fileno())
+        yield sent
+        connection.connection.pgconn.untrace()
+    sent += [line.split("\t")[-1].strip().strip('"') for line in path.read_text().splitlines() if "\tF\t" in line and "\tQuery\t" in line]
+
+
+@pytest.mark.only("real")
+def test_begin_is_sent_with_the_first_statement_of_a_transaction(twenty_properties, tmp_path):
+    """As a message of its own it would be a third round trip of a write. The mark stays at the beginning, where the triggers look for it."""
+    first, second = twenty_properties[:2]
+    with messages(tmp_path / "trace") as sent, transaction.atomic():
+        first.save()
+        second.save()
+    began, updated, committed = sent
+    assert re.match(r"/\* freshness [^*]* \*/ BEGIN; UPDATE ", began)
+    assert re.match(r"/\* freshness [^*]* \*/ UPDATE ", updated)
+    assert committed == "COMMIT"
+
+    with messages(tmp_path / "trace") as sent, ours().snapshot():
+        connection.cursor().execute("SELECT 1")
+    assert sent == ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1", "COMMIT"]
+
+
+def copied(cursor):
+    """Copy two rows out."""
+    with cursor.copy("COPY (VALUES (1), (2)) TO STDOUT") as copy:
+        return [bytes(row) for row in copy]
+
+
+FIRST = {
+    "a SELECT": lambda cursor: cursor.execute("SELECT %s::int, now() IS NULL", [7]).fetchall(),
+    "a statement without rows": lambda cursor: cursor.execute("SET LOCAL work_mem = '4MB'").statusmessage,
+    "an isolation level": lambda cursor: cursor.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").execute("SHOW transaction_isolation").fetchall(),
+    "a savepoint": lambda cursor: cursor.execute("SAVEPOINT here").statusmessage,
+    "two statements": lambda cursor: (cursor.execute("SELECT 1; SELECT 2, 3").fetchall(), cursor.nextset(), cursor.fetchall(), cursor.nextset()),
+    "no statement": lambda cursor: (cursor.execute("").description, cursor.rowcount),
+    "bytes with a comment": lambda cursor: cursor.execute(b"-- BEGIN;\nSELECT 1").fetchall(),
+    "an error": lambda cursor: cursor.execute("SELECT 1/0"),
+    "an unknown table": lambda cursor: cursor.execute("SELECT * FROM nowhere"),
+    "a syntax error": lambda cursor: cursor.execute("SELEC 1"),
+    "a parameter that is missing": lambda cursor: cursor.execute("SELECT %s, %s", [1]),
+    "executemany": lambda cursor: cursor.executemany("SELECT %s", [[1], [2]]) or cursor.rowcount,
+    "a copy": copied,
+    "a copy after another transaction": lambda cursor: (cursor.execute("SELECT 1"), cursor.connection.commit(), copied(cursor))[1:],
+    "a stream": lambda cursor: list(cursor.stream("SELECT 1")),
+}
+
+
+def began_with(factory, first):
+    """The results or errors of the first statement of a transaction with this class of cursor, of the next one, and of COMMIT; and the state after each."""
+    driver, found = connection.connection, []
+    with patch.object(driver, "cursor_factory", factory):
+        cursor = driver.cursor()
+    driver.autocommit = False
+    for act in (lambda: first(cursor), lambda: cursor.execute("SELECT 8").fetchall(), driver.commit):
+        try:
+            found.append(act())
+        except psycopg.Error as error:
+            found.append((type(error), str(error).splitlines()[0]))
+        found.append(TransactionStatus(driver.pgconn.transaction_status))
+    driver.autocommit = True
+    return found
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+def test_a_first_statement_has_the_results_and_errors_that_it_has_after_a_begin_of_its_own(home, first):
+    """Nobody notices that they share a message: not by the rows, not by an error, and not by the state in which it leaves the transaction."""
+    connection.ensure_connection()
+    assert connection.connection.cursor_factory is begin.Cursor
+    assert began_with(begin.Cursor, first) == began_with(PostgreSQLCursor, first)
+
+
+@pytest.mark.only("real")
+def test_a_connection_with_a_cursor_of_its_own_keeps_it(home, elsewhere):
+    """Server-side binding sends each statement alone, and a class in the settings may have methods that need a BEGIN."""
+    for options, expected in (({"server_side_binding": True}, ServerBindingCursor), ({"cursor_factory": ClientCursor}, ClientCursor)):
+        with patch.dict(connection.settings_dict, {"OPTIONS": connection.settings_dict["OPTIONS"] | options}):
+            assert elsewhere(lambda: (connection.ensure_connection(), connection.connection.cursor_factory)[1]) is expected

@@ -147,8 +147,8 @@ def test_a_method_with_another_signature_is_reported(monkeypatch):
     monkeypatch.setitem(private.OVERRIDDEN, "django.db.backends.base.base.BaseDatabaseWrapper", {"_commit": "(self, force)", "_end": "(self)"})
 
     assert list(private.changed()) == [
-        "django.db.backends.base.base.BaseDatabaseWrapper._commit is (self) in this Django; the engine overrides (self, force).",
-        "django.db.backends.base.base.BaseDatabaseWrapper._end is nothing in this Django; the engine overrides (self).",
+        "django.db.backends.base.base.BaseDatabaseWrapper._commit is (self) in the installed version; the engine expects (self, force).",
+        "django.db.backends.base.base.BaseDatabaseWrapper._end is nothing in the installed version; the engine expects (self).",
     ]
 
 
@@ -162,6 +162,7 @@ def test_every_method_of_django_that_the_engine_overrides_is_listed():
 
     from housing.freshness import compiler, connection, cursor
     from housing.freshness.postgresql import base as our_postgresql
+    from housing.freshness.postgresql import begin
     from housing.freshness.sqlite3 import base as our_sqlite3
 
     pairs = [
@@ -169,6 +170,7 @@ def test_every_method_of_django_that_the_engine_overrides_is_listed():
         (our_sqlite3.DatabaseWrapper, sqlite3.DatabaseWrapper),
         (our_postgresql.DatabaseWrapper, postgresql.DatabaseWrapper),
         (our_postgresql.Instants, BaseTzLoader),
+        (begin.Cursor, postgresql.Cursor),
         (our_postgresql.Cursor, CursorWrapper),
         (cursor.CursorMixin, CursorWrapper),
         (compiler.OperationsMixin, sqlite3.DatabaseWrapper.ops_class),

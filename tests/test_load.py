@@ -114,6 +114,24 @@ def test_servers_are_compared_within_each_round():
     assert servers.span([0.5, 1.0]) == "0.75 (0.50–1.00)"
 
 
+def test_a_target_is_missed_if_the_median_is_below_it_with_any_number_of_connections():
+    """The range of all rounds stands beside it, so a reader sees how much the machine varied."""
+    [_, kind, server, least], *_ = servers.TARGETS
+    found = {}
+    for _, other, on, _ in servers.TARGETS:
+        for connections in servers.CONNECTIONS:
+            found[servers.HIT, "granian", connections] = [servers.Row(0, 100.0, 0, 0, 0)] * 3
+            found[other, on, connections] = [servers.Row(0, speed, 0, 0, 0) for speed in (20.0, 25.0, 50.0)]
+    header, *lines = [*servers.targets(found)][: 1 + len(servers.TARGETS)]
+    assert [line.endswith("  reached") for line in lines] == [True] * len(servers.TARGETS)
+    assert header.split()[-4:] == ["1", "10", "50", "target"]
+    assert "4.00 (2.00–5.00)" in lines[0]
+
+    found[kind, server, 50] = [servers.Row(0, 101.0 / least, 0, 0, 0)]
+    found[servers.HIT, "granian", 50] = [servers.Row(0, 100.0, 0, 0, 0)]
+    assert next(line for line in servers.targets(found) if f"≥ {least:g}" in line).endswith("  1 MISSED")
+
+
 # The servers
 
 

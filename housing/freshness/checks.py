@@ -288,8 +288,9 @@ def _models_on_path(model: type[Model], names: list[str]) -> Iterator[type[Model
 
 
 def django_is_as_the_engine_knows_it(app_configs: Any, **_: Any) -> Found:
-    """A private method of Django whose signature has changed would be called with wrong arguments, or not at all."""
-    return [checks.Error(sentence, hint="Use Django 5.2, 6.0 or 6.1 until the engine knows this one.", id="freshness.E007") for sentence in private.changed()]
+    """A private method of Django or psycopg whose signature has changed would be called with wrong arguments, or not at all."""
+    hint = "Use Django 5.2, 6.0 or 6.1, and psycopg 3.3, until the engine knows this one."
+    return [checks.Error(sentence, hint=hint, id="freshness.E007") for sentence in private.changed()]
 
 
 # Keys

@@ -1,13 +1,14 @@
-"""The private methods of Django that the engine overrides. Read this list before an upgrade of Django.
+"""The private methods of Django and psycopg that the engine overrides. Read this list before an upgrade of one of them.
 
 A new release may change a method without notice. Therefore the signatures are compared when the service starts (`checks.py`), and by a spec on every
-supported version of Django.
+supported version of Django. Annotations are left out.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 from django.utils.module_loading import import_string
 
@@ -30,6 +31,13 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "get_new_connection": "(self, conn_params)",
     },
     "django.db.backends.postgresql.psycopg_any.BaseTzLoader": {"load": "(self, data)"},
+    # BEGIN in the message of the first statement.
+    "psycopg.ClientCursor": {
+        "_execute_gen": "(self, query, params=None, *, prepare=None, binary=None)",
+        "_execute_send": "(self, query, *, force_extended=False, binary=None)",
+        "_set_results": "(self, results)",
+        "_start_query": "(self, query=None)",
+    },
     # The cursor: every way to send SQL.
     "django.db.backends.utils.CursorWrapper": {
         "_execute": "(self, sql, params, *ignored_wrapper_args)",
@@ -55,17 +63,22 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "execute_sql": "(self, result_type='multi', chunked_fetch=False, chunk_size=100)",
     },
 }
-"""class → method → its signature in Django 5.2, 6.0 and 6.1."""
+"""class → method → its signature in Django 5.2, 6.0 and 6.1, and in psycopg 3.3."""
+
+
+def _signature(method: Any) -> str:
+    found, empty = inspect.signature(method), inspect.Signature.empty
+    return str(found.replace(parameters=[each.replace(annotation=empty) for each in found.parameters.values()], return_annotation=empty))
 
 
 def changed() -> Iterator[str]:
-    """Yield a sentence for each method whose signature has changed in the installed Django."""
+    """Yield a sentence for each method whose signature has changed in the installed version."""
     for path, methods in OVERRIDDEN.items():
         owner = import_string(path)
         for name, known in methods.items():
             method = getattr(owner, name, None)
             if method is None and name == "execute_returning_sql":
                 continue
-            found = "nothing" if method is None else str(inspect.signature(method))
+            found = "nothing" if method is None else _signature(method)
             if found != known:
-                yield f"{path}.{name} is {found} in this Django; the engine overrides {known}."
+                yield f"{path}.{name} is {found} in the installed version; the engine expects {known}."

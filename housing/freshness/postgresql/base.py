@@ -23,7 +23,7 @@ from ..connection import ConnectionMixin
 from ..cursor import CursorMixin
 from ..statements import text_of
 from ..tracking import MANY_ROWS
-from . import prepared, triggers
+from . import begin, prepared, triggers
 
 DATABASE = """
 SELECT t.id::text, t.tableoid::text, t.xmin::text, d.oid::text, d.datname, current_user, current_schemas(false)::text, current_setting('server_version_num'),
@@ -234,6 +234,8 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         if (seconds := self.settings_dict.get("REPLY_TIMEOUT")) and "wait" not in vars(connection):  # a pool lends a connection again
             bound_replies(connection, float(seconds))
         connection.adapters.register_loader("timestamptz", Instants)  # in another zone Django gives each cursor its own
+        if connection.cursor_factory is base.Cursor:  # neither server-side binding nor another class in the settings
+            connection.cursor_factory = begin.Cursor
         self._checked = float("-inf")
         self.is_direct = False
         if self.may_prepare:

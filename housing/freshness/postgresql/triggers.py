@@ -70,6 +70,12 @@ def unmarked(statement: str) -> str:
     return MARK.sub("", statement)
 
 
+def after_mark(statement: bytes, more: bytes) -> bytes:
+    """Return a statement with more text after its mark, or at its beginning if it has none."""
+    end = statement.index(b"*/ ") + 3 if statement.startswith(b"/* freshness ") else 0
+    return statement[:end] + more + statement[end:]
+
+
 def _hash(text: str) -> str:
     return md5(text.encode(), usedforsecurity=False).hexdigest()[:8]
 
