@@ -8,7 +8,7 @@ from django.core.cache import cache
 from django_redis import get_redis_connection
 
 from housing.freshness import journal as module
-from housing.freshness.journal import Hit, Miss, Verification, journal
+from housing.freshness.journal import Hit, Lease, Miss, Verification, journal
 from tests.fixtures.cache import durations
 
 PAGE = cache.make_key("page")
@@ -40,6 +40,11 @@ def is_fresh():
 def verified():
     """Let hits be given."""
     assert journal.end_verification(journal.begin_verification("", at_once=True), ())
+
+
+def drop():
+    """Commit a write whose close drops what is too old to be compared."""
+    journal.close(Lease("0", ("u",)))
 
 
 def closes():
@@ -241,18 +246,18 @@ def test_more_closes_than_are_kept_are_not_compared():
 
 
 def test_the_journal_keeps_only_the_last_closes():
-    """At least one more than are compared, because otherwise nobody would know that some are missing."""
-    for _ in range(2 * MOST):
+    """At least one more than are compared, because otherwise nobody would know that some are missing. The others are dropped with one close of sixteen."""
+    for _ in range(MOST + 10):
         write("9")
-    assert closes() == 2 * MOST
-    write("9")
+    drop()
     assert closes() == MOST + 1
 
 
 def test_the_last_closes_are_kept_and_not_the_first():
-    """T1 stores · some write, until the oldest are dropped · T2 writes inside."""
-    for _ in range(2 * MOST):
+    """T1 commits many writes, of which the oldest are dropped · T2 stores · T1 commits one more."""
+    for _ in range(MOST + 10):
         write("9")
+    drop()
     store()
     write("15")
     assert not is_fresh()

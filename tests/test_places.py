@@ -151,7 +151,7 @@ def test_a_listing_is_on_the_pages_of_its_price_only(second_of, new, read, order
     assert [row["title"] for row in read(second).rows] == [before[0]["title"], "Between"]
 
 
-def test_the_last_page_is_open_at_its_end(given, twenty_properties, warm, read, new):
+def test_the_last_page_is_open_after_its_last_row(given, twenty_properties, warm, read, new):
     """Without a next page, rows after the last one are on it, too."""
     asked = given | {"ordering": "price", "page_size": 100}
     warm(**asked)

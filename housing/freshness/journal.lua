@@ -359,9 +359,9 @@ function verbs.close(nonce, lease, tags, version, conditions)
     call('ZADD', journal, text(TTL - j.last), '|low')
     call('ZREMRANGEBYSCORE', journal, 1, text(j.last - TTL))
   end
-  if call('ZRANGEBYSCORE', journal, '-inf', text(-LEASES), 'LIMIT', 2 * MOST, 1)[1] then -- keep one more than are compared, and those of its instant
+  if lease:sub(1, 1) == '0' then -- one of sixteen; keep one close more than are compared, and those of its instant
     local oldest = call('ZRANGEBYSCORE', journal, '-inf', text(-LEASES), 'LIMIT', MOST, 1, 'WITHSCORES')[2]
-    call('ZREMRANGEBYSCORE', journal, '(' .. text(oldest), text(-LEASES))
+    if oldest then call('ZREMRANGEBYSCORE', journal, '(' .. text(oldest), text(-LEASES)) end
   end
 end
 
