@@ -78,7 +78,7 @@ scale: install #= query plans with a million properties; seeds them in minutes, 
 .PHONY: load
 load: install ## load test with dozens of readers and one writer; fails on a stale read; results in reports/; with wrk, the targets of a hit
 	@$(BIN)/python -m tests.measurements.load
-	@if command -v wrk >/dev/null; then $(BIN)/python -m tests.measurements.servers --targets; else echo 'The targets of a hit were not measured: wrk is missing (Debian: apt install wrk).'; fi
+	@command -v wrk >/dev/null || { echo 'The targets of a hit were not measured: wrk is missing (Debian: apt install wrk).' && exit; }; $(BIN)/python -m tests.measurements.servers --targets
 
 .PHONY: servers
 servers: install #= compare gunicorn, granian and uvicorn: responses per second, memory, slow clients, reload, stop; needs wrk, some minutes

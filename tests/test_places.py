@@ -171,7 +171,7 @@ def test_a_price_that_stays_outside_leaves_a_page_warm(twenty_properties, second
 
 
 @pytest.mark.parametrize("ordering", ["price", "-price"])
-@pytest.mark.parametrize("save", ["save()", "update()", "after select_for_update()"])
+@pytest.mark.parametrize("save", ["save()", "update()", "after select_for_update()", "bulk_create()"])
 def test_a_price_that_moves_a_row_onto_a_page_is_in_the_next_read(twenty_properties, second_of, read, ordering, save):
     """The place afterwards counts."""
     second, row = second_of(ordering), twenty_properties[10]
@@ -180,9 +180,12 @@ def test_a_price_that_moves_a_row_onto_a_page_is_in_the_next_read(twenty_propert
         if save == "update()":
             Property.objects.filter(pk=row.pk).update(price=price)
         else:
-            row = (Property.objects if save == "save()" else Property.objects.select_for_update()).get(pk=row.pk)
+            row = (Property.objects.select_for_update() if "select" in save else Property.objects).get(pk=row.pk)
             row.price = price
-            row.save()
+            if save == "bulk_create()":
+                Property.objects.bulk_create([row], update_conflicts=True, unique_fields=["id"], update_fields=["price"])
+            else:
+                row.save()
     assert read(second).rows[1]["id"] == row.pk
 
 

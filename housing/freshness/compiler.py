@@ -412,7 +412,6 @@ class Updates(Changes):
             through_joins = {tag for _, after in self._images for tag in tags_through_joins(table, self._columns, self._lookups, after or (), changed)}
         return self._say(table, sorted(keys), tags | self._in_scopes(table, keys, changed), through_joins, self._places(table, self._images))
 
-
     def _in_scopes(self, table: Table, keys: Iterable[str], changed: Collection[str]) -> set[str]:
         """Return the tags of changes in the scopes that locked rows had when they were read."""
         tags: set[str] = set()

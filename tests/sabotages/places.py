@@ -132,8 +132,8 @@ PLACES = (
     Sabotage(
         "places: the place before an UPDATE counts",
         "freshness/compiler.py",
-        "for _, after in self._images if after is not None]\n\n    def _in_scopes",
-        "for after, _ in self._images if after is not None]\n\n    def _in_scopes",
+        "for _, after in images if after is not None]",
+        "for after, _ in images if after is not None]",
         f"{MOVES}[all-save()--price]",
     ),
     Sabotage(

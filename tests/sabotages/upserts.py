@@ -39,18 +39,25 @@ UPSERTS = (
         "test_upserts.py::test_a_key_that_an_upsert_creates_again_is_in_the_next_read[this server-ignore_conflicts]",
     ),
     Sabotage(
-        "upserts: the times of the rows that one creates are not noted",
+        "upserts: the rows that one creates have no places",
         "freshness/compiler.py",
-        "tags | self._note_times(table, objs), through_joins)",
-        "tags, through_joins)",
+        "through_joins, self._places(table, created))",
+        "through_joins, [])",
         "test_upserts.py::test_a_new_listing_of_an_upsert_leaves_the_pages_behind_a_cursor_warm[this server-all-2.5-fwd=stale; stored]",
     ),
     Sabotage(
-        "upserts: the times of the rows that one updates are noted",
+        "upserts: the rows that one creates may be anywhere",
         "freshness/compiler.py",
-        "if len(objs) == len(images):",
-        "if False:",
+        "through_joins, self._places(table, created))",
+        "through_joins)",
         "test_upserts.py::test_a_new_listing_of_an_upsert_leaves_the_pages_behind_a_cursor_warm[this server-all--1-hit]",
+    ),
+    Sabotage(
+        "upserts: the rows that one updates have no places",
+        "freshness/compiler.py",
+        "tags, within, self._places(table, updated), verb",
+        "tags, within, [], verb",
+        "test_places.py::test_a_price_that_moves_a_row_onto_a_page_is_in_the_next_read[all-bulk_create()-price]",
     ),
     Sabotage(
         "upserts: one of very many rows returns them all",
@@ -83,8 +90,8 @@ UPSERTS = (
     Sabotage(
         "upserts: the scopes are not read",
         "freshness/compiler.py",
-        "for field in self.query.update_fields], *table.scopes]))",
-        "for field in self.query.update_fields], *table.references]))",
+        "for field in self.query.update_fields], *table.scopes,",
+        "for field in self.query.update_fields], *table.references,",
         "test_upserts.py::test_an_upsert_that_moves_a_row_to_another_scope_is_in_both_lists[this server-status]",
     ),
     Sabotage(
