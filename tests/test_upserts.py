@@ -188,6 +188,17 @@ def test_a_new_listing_of_an_upsert_leaves_the_pages_behind_a_cursor_warm(twenty
     assert read("cached?page_size=2").body == read("optimized?page_size=2").body
 
 
+def test_a_row_that_an_upsert_creates_has_the_tags_and_the_place_of_an_insert(home, new):
+    """An entry depends on created rows, however they are created."""
+    written = []
+    for write in (Property.save, upsert):
+        with transaction.atomic():
+            write(new(0, id=10**6))
+            written.append([(scope.tags, scope.places) for scope in ours().scopes if scope.tags])
+            transaction.set_rollback(True)
+    assert written[0] == written[1] != []
+
+
 def test_rows_that_are_ignored_leave_every_page_warm(twenty_properties, warm, read):
     """Nothing has changed. Adding a many-to-many relation that is there already is such a write."""
     warm()
