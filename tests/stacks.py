@@ -7,7 +7,6 @@ Otherwise it starts its own with Testcontainers.
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import secrets
 import shutil
@@ -18,9 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -128,7 +125,7 @@ def pytest_collection_finish() -> None:
 
         hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
     gc.freeze()
-    gc.set_threshold(10_000)
+    gc.set_threshold(50_000)
 
 
 @pytest.hookimpl(trylast=True)
@@ -185,6 +182,10 @@ def compile_scripts_once() -> None:
 
     Otherwise it compiles the script and collects Lua's garbage at each EVALSHA, which takes half the time of a hit, and lists all globals at each command.
     """
+    import hashlib  # the blog has the source of this function, and nothing else of this file
+    from functools import lru_cache
+    from types import SimpleNamespace
+
     from fakeredis.commands_mixins import scripting_mixin
 
     class Runtime(scripting_mixin.LUA_MODULE.LuaRuntime):  # type: ignore[misc,name-defined]  # a module chosen when it is imported
