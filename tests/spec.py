@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import ast
 import difflib
-import io
 import itertools
 import re
 import sys
-import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from tests import ROOT
@@ -258,6 +257,8 @@ POSSESSIVE = {
     "engines imports": "engine's imports",
 }
 
+AS_SPELLED = [(re.compile(rf"\b{plain}\b"), spelled) for plain, spelled in (POSSESSIVE | SPELLED).items()]
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -298,8 +299,8 @@ class Group:
 def sentence_of(name: str) -> str:
     """`test_a_hit_costs_one_round_trip` → "A hit costs one round trip"."""
     words = re.sub(r" s\b", "'s", name.removeprefix("test_").replace("_", " "))
-    for plain, spelled in (POSSESSIVE | SPELLED).items():
-        words = re.sub(rf"\b{plain}\b", spelled, words)
+    for plain, spelled in AS_SPELLED:
+        words = plain.sub(spelled, words)
     return words if words.startswith("redis-py") else words[0].upper() + words[1:]
 
 
@@ -348,11 +349,14 @@ def steps_of(name: str, recorded: dict[str, list[str]]) -> tuple[str, ...]:
     return tuple(line for part in parts for line in part)[1:]
 
 
+parsed = lru_cache(maxsize=1)(ast.parse)
+
+
 def groups_of(source: str, path: str = "", recorded: dict[str, list[str]] | None = None) -> list[Group]:
     """The promises of one chapter, grouped by the comments that divide it. A comment without a promise below it is left out."""
-    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.Assign)]
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    headings = [(token.start[0], token.string[2:]) for token in tokens if token.type == tokenize.COMMENT and token.start[1] == 0 and token.string[:2] == "# "]
+    nodes = parsed(source).body
+    inside = {line for node in nodes for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    headings = [(number, line[2:]) for number, line in enumerate(source.splitlines(), 1) if line.startswith("# ") and number not in inside]
     marks = [mark for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark" for mark in ast.walk(node.value)]
     groups = [Group("")]
     for node in nodes:
@@ -412,7 +416,7 @@ class Chapter:
     def of(cls, path: Path) -> Chapter:
         """Read a chapter from its file."""
         source, name = path.read_text(encoding="utf-8"), f"tests/{path.name}"
-        title, _, rest = " ".join((ast.get_docstring(ast.parse(source)) or "").split()).partition(". ")
+        title, _, rest = " ".join((ast.get_docstring(parsed(source)) or "").split()).partition(". ")
         return cls(name, title.removesuffix("."), rest, groups_of(source, name, trace.recorded()))
 
     def text(self, notes: dict[str, str]) -> str:

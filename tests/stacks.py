@@ -99,6 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A machine that is busy with other specs may need a second for a reply. A spec of timeouts sets its own.
     settings.CACHES["default"]["OPTIONS"] |= {"SOCKET_CONNECT_TIMEOUT": 5, "SOCKET_TIMEOUT": 5}
     settings.CACHES["default"]["KEY_PREFIX"] = f"housing-specs-{secrets.token_hex(4)}"
+    list_static_files_once()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -124,7 +125,7 @@ def pytest_collection_finish() -> None:
 
         hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
     gc.freeze()
-    gc.set_threshold(10_000)
+    gc.set_threshold(50_000)
 
 
 @pytest.hookimpl(trylast=True)
@@ -177,10 +178,14 @@ def embedded(servers: ExitStack) -> tuple[str, str]:
 
 
 def compile_scripts_once() -> None:
-    """Make fakeredis compile each script once, as Redis does, and let Lua refuse global variables, as Redis does.
+    """Make fakeredis hash and compile each script once, as Redis does, and let Lua refuse global variables, as Redis does.
 
     Otherwise it compiles the script and collects Lua's garbage at each EVALSHA, which takes half the time of a hit, and lists all globals at each command.
     """
+    import hashlib  # the blog has the source of this function, and nothing else of this file
+    from functools import lru_cache
+    from types import SimpleNamespace
+
     from fakeredis.commands_mixins import scripting_mixin
 
     class Runtime(scripting_mixin.LUA_MODULE.LuaRuntime):  # type: ignore[misc,name-defined]  # a module chosen when it is imported
@@ -195,7 +200,23 @@ def compile_scripts_once() -> None:
             return compiled[script]()
 
     scripting_mixin.LUA_MODULE.LuaRuntime = Runtime
+    scripting_mixin.hashlib = SimpleNamespace(sha1=lru_cache(maxsize=16)(hashlib.sha1))
     scripting_mixin._check_for_lua_globals = lambda *_: None
+
+
+def list_static_files_once() -> None:
+    """Make WhiteNoise list the static files once for all clients. Each has its own middleware, and each would look up hundreds of files."""
+    from whitenoise.middleware import WhiteNoiseMiddleware
+
+    add, found = WhiteNoiseMiddleware.add_files_from_finders, {}
+
+    def add_files(middleware: WhiteNoiseMiddleware) -> None:
+        if not found:
+            add(middleware)
+            found.update(middleware.files)
+        middleware.files.update(found)
+
+    WhiteNoiseMiddleware.add_files_from_finders = add_files
 
 
 def real(servers: ExitStack) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,8 +15,8 @@ from django.core.management import CommandError
 
 from housing import tables
 from housing.models import Location, Property
-from tests import ROOT
 from tests.fixtures.commands import HEADER, everything
+from tests.fixtures.processes import python
 
 # Unreadable files
 
@@ -295,14 +294,9 @@ each, everything is frozen, so that the garbage collector finds little, and runs
 def test_memory_does_not_grow_with_the_file(tmp_path, own_database, mapping):
     """A portal exports a million rows. A tenth of these are unusable, and each in its own way. The specs' own process keeps a trace, so this is another one."""
     by = mapping(("title.template", 'source_id.column = "Ref"\ntitle.template'), added='[image]\nurl.column = "Photo"\n')
-    environment = os.environ | {
-        "DJANGO_SETTINGS_MODULE": "housing.settings",
-        "DJANGO_DEBUG": "false",
-        "DJANGO_SECRET_KEY": "a secret of this spec",
-        "DATABASE_URL": own_database,
-        "REDIS_URL": "fakeredis://",
-    }
-    said = subprocess.run([sys.executable, "-c", PEAKS, str(tmp_path), str(by)], env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
+    environment = {"DJANGO_SETTINGS_MODULE": "housing.settings", "DJANGO_SECRET_KEY": "any", "DATABASE_URL": own_database, "REDIS_URL": "fakeredis://"}
+    said = python("-c", PEAKS, str(tmp_path), str(by), **environment)
 
+    assert said.code == 0, said.stderr
     _, small, large = map(int, said.stdout.split())
     assert large - small < 300 * 500, f"{small:,} bytes for 500 rows, {large:,} for 1,000"  # the journal is in this process, too: 230 bytes a row

@@ -2,9 +2,7 @@
 leaves nothing behind.
 """
 
-import os
 import re
-import subprocess
 import sys
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -13,16 +11,15 @@ import psycopg
 import pytest
 import redis
 
-from tests import ROOT, stacks
+from tests import stacks
+from tests.fixtures.processes import python
 
 ONE_SPEC = "tests/test_cost.py::test_a_cold_read_costs_one_query"
 
 
 def run_specs(*arguments, **environment):
     """Run pytest in its own process, whose environment has no server URLs except those in `environment`."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", "DJANGO_SETTINGS_MODULE")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=stacks.TIMEOUT, check=False)
+    return python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, **environment)
 
 
 NOBODY = "127.0.0.1:1"
@@ -33,7 +30,7 @@ def test_a_real_stack_without_a_docker_engine_fails_with_one_line():
     """If the specs were skipped, a green run would claim promises that were not tried."""
     ended = run_specs("--stack=real", ONE_SPEC, DOCKER_HOST="unix:///nowhere/docker.sock")
 
-    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert ended.code == pytest.ExitCode.USAGE_ERROR
     assert ended.stdout == ""
     assert re.fullmatch(r"ERROR: --stack=real needs a Docker engine, or both DATABASE_URL and REDIS_URL: .*\n\n", ended.stderr)
 
@@ -66,7 +63,7 @@ def test_a_missing_browser_fails_with_one_line():
     """The error says what to install."""
     ended = run_specs("--browser", ONE_SPEC, CHROMIUM="/nowhere/chromium")
 
-    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert ended.code == pytest.ExitCode.USAGE_ERROR
     assert ended.stderr == "ERROR: --browser needs Chromium. Install it (Debian: apt install chromium), or set CHROMIUM to its path.\n\n"
 
 
@@ -81,7 +78,7 @@ def test_an_unknown_stack_is_refused():
     """A typo must not select the default stack."""
     ended = run_specs("--stack=imaginary")
 
-    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert ended.code == pytest.ExitCode.USAGE_ERROR
     assert "invalid choice: 'imaginary' (choose from" in ended.stderr
 
 
@@ -111,7 +108,7 @@ def test_an_unavailable_image_fails_with_one_line():
     """Only a reachable Docker engine can report that an image does not exist."""
     ended = run_specs("--stack=real", ONE_SPEC, POSTGRES_IMAGE="nobody/has-this:1", REDIS_IMAGE="nobody/has-this:1")
 
-    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert ended.code == pytest.ExitCode.USAGE_ERROR
     assert ended.stderr.startswith("ERROR: --stack=real: nobody/has-this:1 cannot be started: ")
     assert len(ended.stderr.strip().splitlines()) == 1
 
@@ -132,7 +129,7 @@ def test_the_servers_of_the_environment_are_left_unchanged():
         before = contents()
         ended = run_specs("--stack=real", ONE_SPEC, DATABASE_URL=database, REDIS_URL=cache)
 
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert ended.code == 0, ended.stdout + ended.stderr
         assert contents() == before
 
 
@@ -140,7 +137,7 @@ def test_specs_of_the_other_stack_are_deselected_and_counted():
     """pytest prints their number. The docstring of each one says why it needs the other stack."""
     ended = run_specs("tests/test_faults.py", "tests/test_stacks.py::test_a_test_run_waits_for_a_server_that_is_starting")
 
-    assert ended.returncode == 0
+    assert ended.code == 0
     assert "1 passed, 30 deselected" in ended.stdout
 
 
