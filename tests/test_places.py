@@ -543,8 +543,8 @@ def stage(transactional_db, handler, second_of, new, twenty_properties, request)
     [
         pytest.param("-created_at", {"embedded": 38, "real": 54}, {"preemptions": 1}, id="created, one preemption"),
         pytest.param("price", {"embedded": 28, "real": 44}, {"preemptions": 1}, id="moved, one preemption"),
-        pytest.param("-created_at", {"embedded": 797, "real": 4570}, {}, id="created, all", marks=pytest.mark.races),
-        pytest.param("price", {"embedded": 299, "real": 4570}, {}, id="moved, all", marks=pytest.mark.races),
+        pytest.param("-created_at", {"embedded": 797}, {}, id="created, all", marks=[pytest.mark.races, pytest.mark.only("embedded")]),
+        pytest.param("price", {"embedded": 299}, {}, id="moved, all", marks=[pytest.mark.races, pytest.mark.only("embedded")]),
     ],
     indirect=["stage"],
 )
