@@ -182,7 +182,7 @@ def compile_scripts_once() -> None:
 
     Otherwise it compiles the script and collects Lua's garbage at each EVALSHA, which takes half the time of a hit, and lists all globals at each command.
     """
-    import hashlib  # the blog has the source of this function, and nothing else of this file
+    import hashlib  # imported here, because the blog gets only the source of this function
     from functools import lru_cache
     from types import SimpleNamespace
 
