@@ -269,6 +269,7 @@ def test_a_snapshot_leaves_its_isolation_level_on_no_connection(transactional_db
 @pytest.mark.only("real")
 def test_a_snapshot_on_a_closed_connection_is_an_error_of_the_connection(transactional_db):
     """The client gets 503, and the next request opens another connection."""
+    connection.close()  # a new one was checked, so it is not replaced before
     connection.ensure_connection()
     connection.connection.close()
 
