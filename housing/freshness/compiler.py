@@ -364,8 +364,6 @@ class Updates(Changes):
             return super().execute_sql(result_type)
         keys = self._keys(table)
         self._is_held = bool(keys) and all(self.connection.held(table, key) for key in keys or ())
-        if self._is_held and not (table.joined or table.places):  # what the rows held is known already
-            return super().execute_sql(result_type)
         columns = [joined.reference for joined in table.joined] if self._is_held else [*columns, *table.scopes]
         columns += table.places
         self._lookups = _lookups(table.name, table.joined, self.connection.copies)
