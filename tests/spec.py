@@ -103,6 +103,7 @@ DOCUMENTS = (
             "precision",
             "sql",
             "drivers",
+            "messages",
             "statements",
             "races",
             "waiting",

@@ -544,12 +544,13 @@ def test_through_pgbouncer_a_saved_price_is_in_the_next_read(home, warm, price, 
 
 
 @pytest.mark.only("real")
-@pytest.mark.usefixtures("pooled", "home")
-def test_through_pgbouncer_no_page_is_prepared():
-    """A prepared statement belongs to one connection of the server, and the next SELECT goes over another one."""
+@pytest.mark.usefixtures("pooled")
+def test_through_pgbouncer_nothing_is_prepared(home):
+    """A prepared statement belongs to one connection of the server, and the next statement goes over another one."""
     page = Select(Property.objects.values_list("pk"))
     for _ in range(9):
         assert len(page.rows()) == 20
+        home.save()
     with connection.cursor() as cursor:
         assert {cursor.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()[0] for _ in range(3)} == {0}
 

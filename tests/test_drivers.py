@@ -2,37 +2,26 @@
 
 import datetime
 import inspect
-import re
 import sqlite3
 from contextlib import ExitStack, contextmanager, suppress
-from unittest.mock import patch
 
-import psycopg
 import pytest
 from django.db import Error, NotSupportedError, OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.base import Cursor as PostgreSQLCursor
 from django.db.backends.postgresql.base import CursorDebugWrapper as PostgreSQLDebugWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
-from django.db.backends.postgresql.base import ServerBindingCursor, ServerSideCursor
+from django.db.backends.postgresql.base import ServerSideCursor
 from django.db.backends.postgresql.psycopg_any import BaseTzLoader
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
-from django.http import QueryDict
 from psycopg import ClientCursor, Cursor, DataError, RawCursor, RawServerCursor, ServerCursor, adapters
-from psycopg._preparing import PrepareManager
-from psycopg.pq import TransactionStatus
 
-from housing.filters import Query
-from housing.freshness import Select, ours
+from housing.freshness import ours
 from housing.freshness.cursor import MethodRefused, mixed
 from housing.freshness.postgresql import base as postgresql_backend
-from housing.freshness.postgresql import begin
-from housing.freshness.postgresql.prepared import AFTER, MOST
 from housing.freshness.sqlite3 import base as sqlite3_backend
 from housing.freshness.statements import text_of, written_tables
-from housing.views import select_of
-from tests.fixtures.cache import clear_the_cache
 
 # The methods of the cursor
 
@@ -276,200 +265,3 @@ def test_a_snapshot_on_a_closed_connection_is_an_error_of_the_connection(transac
     with pytest.raises(OperationalError):
         ExitStack().enter_context(ours().snapshot())
     connection.close()
-
-
-# Prepared SELECTs
-
-
-@pytest.fixture
-def twenty_properties(twenty_properties):
-    """With a new connection, on which nothing is prepared."""
-    connection.close()
-    connection.ensure_connection()
-    return twenty_properties
-
-
-PAGES = [f"ordering={ordering}&min_price={price}" for ordering in ("price", "-price") for price in range(MOST)]
-
-
-def prepared():
-    """The names of this connection's prepared statements, by the name of the driver, and their texts."""
-    return connection.connection.execute("SELECT name, statement FROM pg_prepared_statements").fetchall()
-
-
-def compiled(query=""):
-    """The SELECT of a page."""
-    return select_of(Query(QueryDict(query)))
-
-
-def executed(select, times=AFTER + 2):
-    """Execute a SELECT often enough to be prepared, and return its rows, which are always the same."""
-    first, *others = [select.rows() for _ in range(times)]
-    assert all(rows == first for rows in others)
-    return first
-
-
-@pytest.mark.only("real")
-def test_a_page_is_prepared_when_it_was_read_twice(twenty_properties, read, queries):
-    """To plan it takes the server longer than to read it. One that is read only once is not worth a round trip. A snapshot's SELECTs are never prepared."""
-    assert connection.is_direct
-    body = read("optimized").body
-    for number in range(AFTER + 2):
-        clear_the_cache()
-        assert len(prepared()) == (number > AFTER)
-        with queries.exactly(1, because="preparing is no query"):
-            assert read("cached").body == body
-        with transaction.atomic():
-            compiled("page_size=3").rows()
-
-    [(name, statement)] = prepared()
-    assert statement.startswith('SELECT "housing_property"."id"')
-    assert int(name.removeprefix("_pg3_")) > 2**32  # a random number, so that no other program has the name
-
-
-@pytest.mark.only("real")
-def test_a_filtered_page_is_prepared_with_its_values(twenty_properties):
-    """Values become part of the text as in Django's cursors, so PostgreSQL decides about their types as usual, and two pages never share a statement."""
-    for query in ("search=100%25&city=O'Hara", "min_price=1.5&ordering=price", "city=Springfield&status=available&agent=1"):
-        select = compiled(query)
-        assert executed(select) == Select(select._queryset).rows()
-    assert len({statement for _, statement in prepared()}) == 3
-
-
-@pytest.mark.only("real")
-def test_few_statements_of_a_connection_are_prepared(twenty_properties):
-    """Each takes some 150 kB of the server's memory, on each connection."""
-    for page in PAGES:
-        executed(compiled(page))
-    assert len(prepared()) <= MOST + 1  # the oldest is deallocated after the next statement
-
-
-@pytest.mark.only("real")
-def test_a_statement_that_was_deallocated_is_executed_without_it(twenty_properties):
-    """A pooler that hides well, or code that sends DISCARD ALL, does so. Nothing is prepared on this connection any longer."""
-    page = compiled()
-    rows = executed(page)
-    connection.connection.execute("DEALLOCATE ALL")  # the driver notices nothing, because it prepares nothing at the moment
-
-    assert executed(page) == rows
-    assert (connection.is_direct, prepared()) == (False, [])
-    connection.close()
-
-
-@pytest.mark.only("real")
-def test_a_column_with_another_type_is_read_without_a_restart(twenty_properties):
-    """A migration changes it while the old version still runs, and the server refuses the old plan."""
-    page = compiled()
-    rows, names = executed(page), [name for name, _ in prepared()]
-    try:
-        for length in (300, 400):
-            connection.connection.execute(f"ALTER TABLE housing_property ALTER COLUMN title TYPE varchar({length})")
-            assert executed(page) == rows
-            names += [name for name, _ in prepared()]
-        assert len(set(names)) == len(names) == 3  # each time another statement is prepared
-    finally:
-        connection.connection.execute("ALTER TABLE housing_property ALTER COLUMN title TYPE varchar(200)")
-
-
-@pytest.mark.only("real")
-@pytest.mark.parametrize(
-    ("parts", "most"),
-    [({"TIME_ZONE": "Europe/Paris"}, MOST), ({"OPTIONS": {"prepare_threshold": None}}, PrepareManager.prepared_max)],
-    ids=["another time zone", "a setting"],
-)
-def test_a_connection_with_settings_of_its_own_prepares_nothing(twenty_properties, elsewhere, parts, most):
-    """In another time zone, Django converts times with a cursor of its own. `prepare_threshold=none` in the URL turns preparing off."""
-    rows = executed(compiled())
-    options = connection.settings_dict["OPTIONS"] | parts.get("OPTIONS", {})
-
-    with patch.dict(connection.settings_dict, parts | {"OPTIONS": options}):
-        assert elsewhere(lambda: (executed(compiled()), prepared(), connection.connection.prepared_max)) == (rows, [], most)
-
-
-# The BEGIN of a transaction
-
-
-@contextmanager
-def messages(path):
-    """The statements that the driver sends in this block, one for each message. libpq traces what is really sent."""
-    sent = []
-    with path.open("w") as trace:
-        connection.connection.pgconn.trace(trace.fileno())
-        yield sent
-        connection.connection.pgconn.untrace()
-    sent += [line.split("\t")[-1].strip().strip('"') for line in path.read_text().splitlines() if "\tF\t" in line and "\tQuery\t" in line]
-
-
-@pytest.mark.only("real")
-def test_begin_is_sent_with_the_first_statement_of_a_transaction(twenty_properties, tmp_path):
-    """As a message of its own it would be a third round trip of a write. The mark stays at the beginning, where the triggers look for it."""
-    first, second = twenty_properties[:2]
-    with messages(tmp_path / "trace") as sent, transaction.atomic():
-        first.save()
-        second.save()
-    began, updated, committed = sent
-    assert re.match(r"/\* freshness [^*]* \*/ BEGIN; UPDATE ", began)
-    assert re.match(r"/\* freshness [^*]* \*/ UPDATE ", updated)
-    assert committed == "COMMIT"
-
-    with messages(tmp_path / "trace") as sent, ours().snapshot():
-        connection.cursor().execute("SELECT 1")
-    assert sent == ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1", "COMMIT"]
-
-
-def copied(cursor):
-    """Copy two rows out."""
-    with cursor.copy("COPY (VALUES (1), (2)) TO STDOUT") as copy:
-        return [bytes(row) for row in copy]
-
-
-FIRST = {
-    "a SELECT": lambda cursor: cursor.execute("SELECT %s::int, now() IS NULL", [7]).fetchall(),
-    "a statement without rows": lambda cursor: cursor.execute("SET LOCAL work_mem = '4MB'").statusmessage,
-    "an isolation level": lambda cursor: cursor.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").execute("SHOW transaction_isolation").fetchall(),
-    "a savepoint": lambda cursor: cursor.execute("SAVEPOINT here").statusmessage,
-    "two statements": lambda cursor: (cursor.execute("SELECT 1; SELECT 2, 3").fetchall(), cursor.nextset(), cursor.fetchall(), cursor.nextset()),
-    "no statement": lambda cursor: (cursor.execute("").description, cursor.rowcount),
-    "bytes with a comment": lambda cursor: cursor.execute(b"-- BEGIN;\nSELECT 1").fetchall(),
-    "an error": lambda cursor: cursor.execute("SELECT 1/0"),
-    "an unknown table": lambda cursor: cursor.execute("SELECT * FROM nowhere"),
-    "a syntax error": lambda cursor: cursor.execute("SELEC 1"),
-    "a parameter that is missing": lambda cursor: cursor.execute("SELECT %s, %s", [1]),
-    "executemany": lambda cursor: cursor.executemany("SELECT %s", [[1], [2]]) or cursor.rowcount,
-    "a copy": copied,
-    "a copy after another transaction": lambda cursor: (cursor.execute("SELECT 1"), cursor.connection.commit(), copied(cursor))[1:],
-    "a stream": lambda cursor: list(cursor.stream("SELECT 1")),
-}
-
-
-def began_with(factory, first):
-    """The results or errors of the first statement of a transaction with this class of cursor, of the next one, and of COMMIT; and the state after each."""
-    driver, found = connection.connection, []
-    with patch.object(driver, "cursor_factory", factory):
-        cursor = driver.cursor()
-    driver.autocommit = False
-    for act in (lambda: first(cursor), lambda: cursor.execute("SELECT 8").fetchall(), driver.commit):
-        try:
-            found.append(act())
-        except psycopg.Error as error:
-            found.append((type(error), str(error).splitlines()[0]))
-        found.append(TransactionStatus(driver.pgconn.transaction_status))
-    driver.autocommit = True
-    return found
-
-
-@pytest.mark.only("real")
-@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
-def test_a_first_statement_has_the_results_and_errors_that_it_has_after_a_begin_of_its_own(home, first):
-    """Nobody notices that they share a message: not by the rows, not by an error, and not by the state in which it leaves the transaction."""
-    connection.ensure_connection()
-    assert connection.connection.cursor_factory is begin.Cursor
-    assert began_with(begin.Cursor, first) == began_with(PostgreSQLCursor, first)
-
-
-@pytest.mark.only("real")
-def test_a_connection_with_a_cursor_of_its_own_keeps_it(home, elsewhere):
-    """Server-side binding sends each statement alone, and a class in the settings may have methods that need a BEGIN."""
-    for options, expected in (({"server_side_binding": True}, ServerBindingCursor), ({"cursor_factory": ClientCursor}, ClientCursor)):
-        with patch.dict(connection.settings_dict, {"OPTIONS": connection.settings_dict["OPTIONS"] | options}):
-            assert elsewhere(lambda: (connection.ensure_connection(), connection.connection.cursor_factory)[1]) is expected

@@ -22,7 +22,7 @@ from tests import ROOT
 ENGINE = ROOT / "housing" / "freshness"
 SOURCES = sorted(path for path in ENGINE.rglob("*.py") if "migrations" not in path.parts)
 
-LIBRARIES = {"django", "django_redis", "prometheus_client", "redis", "rest_framework", "psycopg", "sqlite3"}
+LIBRARIES = {"django", "django_redis", "hiredis", "prometheus_client", "redis", "rest_framework", "psycopg", "sqlite3"}
 """The packages that the engine may import, besides the standard library and itself."""
 
 

@@ -7,6 +7,7 @@ invalidates only by those that it changed. Values are compared as the database s
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 from .joined import trusting
@@ -124,19 +125,21 @@ def tags_of(table: Table, columns: Sequence[str], lookups: Sequence[Lookup], ima
         assert after is not None
         key = table.pk_text(before[0])
         tags.add(f"{table.name}:{key}")
-        changed = [column for column, old, new in zip(columns, before, after, strict=False) if old != new or type(old) is not type(new)]
-        changed += table.generated
-        tags.update([f"{table.name}.{column}" for column in changed])
+        differs = [old != new or type(old) is not type(new) for old, new in zip(before, after, strict=False)]
+        changed = [*compress(columns, differs), *table.generated]
+        for column in changed:
+            tags.add(f"{table.name}.{column}")
         for place, column, text in scopes:
             old, new, scope = before[place], after[place], f"{table.name}.{column}="
-            if old != new or type(old) is not type(new):
+            if differs[place]:
                 if old is not None:
                     tags.update((f"{table.name}-{key}.{column}", f"{scope}{text(old)}-"))
                 if new is not None:
                     tags.add(f"{scope}{text(new)}")
             elif old is not None:
                 inside = f"{scope}{text(old)}."
-                within.update([inside + each for each in changed])
+                for each in changed:
+                    within.add(inside + each)
         within.update(tags_through_joins(table, columns, lookups, after, changed))
     return tags, within
 

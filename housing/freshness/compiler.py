@@ -327,8 +327,8 @@ class Changes(Writes):
             self._where = found
         return found
 
-    def _send_for_images(self, table: Table, columns: Iterable[str], *, is_bounded: bool) -> int:
-        """Execute the statement, and keep the images of its rows. Returns their number."""
+    def _send_for_images(self, table: Table, columns: Iterable[str], is_bounded: Callable[[], bool]) -> int:
+        """Execute the statement, and keep the images of its rows. Returns their number. `is_bounded` says whether its condition names few rows."""
         self._columns, self._images = list(dict.fromkeys([str(table.pk), *columns])), []
         try:
             sql, params = self.as_sql()
@@ -336,9 +336,8 @@ class Changes(Writes):
             return 0
         quoted = _quoted(table.name, *self._columns)
         where, where_params = self._where
-        statement = Statement(
-            sql, params, where, tuple(where_params), quoted[0], quoted[1:], self._lookups, is_bounded, self.verb == Deletes.verb, self._is_held
-        )
+        is_short = where == f"{quoted[0]}.{quoted[1]} = %s" or is_bounded()
+        statement = Statement(sql, params, where, tuple(where_params), quoted[0], quoted[1:], self._lookups, is_short, self.verb == Deletes.verb, self._is_held)
         count: int
         count, self._images = self.connection.images(statement)
         return count
@@ -362,12 +361,12 @@ class Updates(Changes):
         table, columns = tables().get(self.query.get_meta().db_table), [field.column for field, *_ in self.query.values]
         if not (table and table.pk and columns) or table.pk in columns or self.query.related_updates or not self.connection.has_images:
             return super().execute_sql(result_type)
-        keys = self._keys(table)
+        keys = self._keys(table) if self.connection.holds_rows else None
         self._is_held = bool(keys) and all(self.connection.held(table, key) for key in keys or ())
         columns = [joined.reference for joined in table.joined] if self._is_held else [*columns, *table.scopes]
         columns += table.places
         self._lookups = _lookups(table.name, table.joined, self.connection.copies)
-        return self._send_for_images(table, columns, is_bounded=keys is not None)
+        return self._send_for_images(table, columns, lambda: self._keys(table) is not None)
 
     def _keys(self, table: Table) -> frozenset[str] | None:
         """Return the primary keys to which the condition is limited; None if it is not."""
@@ -448,7 +447,7 @@ class Deletes(Changes):
         is_bounded = any(text and pinned(self.query, alias, column, text) is not None for column, text in pins.items())
         if not (is_bounded or self.connection.has_images):
             return super().execute_sql(result_type, *args, **kwargs)
-        return self._send_for_images(table, table.scopes, is_bounded=is_bounded)
+        return self._send_for_images(table, table.scopes, lambda: is_bounded)
 
     def _tag(self, table: Table | None, result: Any) -> None:
         if self._images == [] or result == 0:

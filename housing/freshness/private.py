@@ -30,6 +30,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "_set_autocommit": "(self, autocommit)",
         "get_new_connection": "(self, conn_params)",
     },
+    "django.db.backends.postgresql.base.DatabaseWrapper": {"_set_autocommit": "(self, autocommit)"},
     "django.db.backends.postgresql.psycopg_any.BaseTzLoader": {"load": "(self, data)"},
     # BEGIN in the message of the first statement.
     "psycopg.ClientCursor": {

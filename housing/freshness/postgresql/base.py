@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime
 import re
 import select
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from time import monotonic
 from typing import Any
 
 from django.db import transaction
 from django.db.backends.postgresql import base, operations
 from django.db.backends.postgresql.psycopg_any import BaseTzLoader
-from psycopg import Error, IsolationLevel, OperationalError
+from psycopg import Error, IsolationLevel, OperationalError, errors
 from psycopg import sql as composed
 from psycopg.pq import TransactionStatus
 
@@ -124,20 +125,14 @@ def bound_replies(connection: Any, seconds: float) -> None:
     """
     wait = connection.wait
 
-    def bounded(reply: Any) -> Generator[Any, Any, Any]:
-        end = monotonic() + seconds
+    def bounded(reply: Any, *args: Any, **options: Any) -> Any:
         try:
-            state = next(reply)
-            while True:
-                is_ready = yield state
-                if not is_ready and monotonic() > end:
-                    connection.pgconn.finish()
-                    raise OperationalError(f"the server has sent no reply for {seconds:g} s")
-                state = reply.send(is_ready)
-        except StopIteration as ended:
-            return ended.value
+            return wait(reply, *args, **{"timeout": seconds} | options)
+        except errors._WaitTimeout:
+            connection.pgconn.finish()
+            raise OperationalError(f"the server has sent no reply for {seconds:g} s") from None
 
-    connection.wait = lambda reply, *args, **kwargs: wait(bounded(reply), *args, **kwargs)
+    connection.wait = bounded
 
 
 class Instants(BaseTzLoader):  # type: ignore[misc]  # not in the stubs
@@ -179,13 +174,23 @@ def values_of(row: str, number: int) -> list[str | None]:
 
 
 def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any, ...]]:
-    """Return a statement that also returns the old values of its rows, and for an UPDATE the new ones, each as the text of a row: two texts cost half as
+    """Return a statement that also returns the old and the new values of its rows, and its parameters."""
+    text, is_where_first = _with_images(statement._replace(params=(), where_params=()), has_old)
+    if not is_where_first:
+        return text, statement.params
+    return text, (*statement.where_params, *statement.params[: len(statement.params) - len(statement.where_params)])
+
+
+@lru_cache(maxsize=256)
+def _with_images(statement: Statement, has_old: bool) -> tuple[str, bool]:  # a key of the cache
+    """Return a text that also returns the old values of its rows, and for an UPDATE the new ones, each as the text of a row: two texts cost half as
     much as two for each column. PostgreSQL 18 has the names OLD and NEW.
 
-    An older server reads the old values under a lock in the same statement, and updates the rows that it has locked.
+    An older server reads the old values under a lock in the same statement, and updates the rows that it has locked. The parameters of the condition then come
+    first.
     """
     parts: list[str] = []
-    sql, params = statement.sql, statement.params
+    sql, reads_first = statement.sql, False
     has_old = has_old and not (statement.deletes or statement.old_is_known)
     new = "n" if has_old else statement.table
     sources = [f"{new}.{lookup.source}" for lookup in statement.lookups]
@@ -198,8 +203,8 @@ def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any,
         renamed = ", ".join([f"{column} AS {key}" for column, key in zip(statement.columns, keys, strict=True)])
         parts = [f"freshness_old AS MATERIALIZED (SELECT {renamed} FROM {statement.table}{statement.condition} FOR NO KEY UPDATE)"]  # noqa: S608  # quoted names
         sql = f"{statement.without_condition} FROM freshness_old WHERE {statement.table}.{statement.columns[0]} = freshness_old.f0"
-        params = (*statement.where_params, *params[: len(params) - len(statement.where_params)])
         returned.insert(0, row_of("freshness_old", keys))
+        reads_first = True
     sql = f"{sql} RETURNING {'WITH (OLD AS o, NEW AS n) ' if has_old else ''}"
     sql += ", ".join([f"{each} AS c{number}" for number, each in enumerate(returned)])
     if not statement.is_bounded:
@@ -207,7 +212,7 @@ def with_images(statement: Statement, *, has_old: bool) -> tuple[str, tuple[Any,
         columns = [f"c{number}" for number in range(len(returned))]
         columns += [row_of("", (), [lookup.of(f"s{number}") for number, lookup in enumerate(statement.lookups)])] if sources else []
         sql = f"SELECT {', '.join(columns)}, (SELECT count(*) FROM freshness_changed) FROM freshness_changed LIMIT {MANY_ROWS + 1}"  # noqa: S608  # quoted names
-    return f"WITH {', '.join(parts)} {sql}" if parts else sql, params
+    return f"WITH {', '.join(parts)} {sql}" if parts else sql, reads_first
 
 
 def upserting(statement: Upsert, number: int, *, has_old: bool) -> str:
@@ -232,8 +237,8 @@ class DatabaseOperations(OperationsMixin, operations.DatabaseOperations):
     """Django's operations with the engine's compilers."""
 
     def last_executed_query(self, cursor: Any, sql: Any, params: Any) -> Any:
-        """Return the statement for the log of queries, without its mark."""
-        found = super().last_executed_query(cursor, sql, params)
+        """Return the statement for the log of queries, without its mark and as if it were not prepared."""
+        found = self.compose_sql(sql, params) if getattr(cursor, "updates", None) else super().last_executed_query(cursor, sql, params)
         return triggers.unmarked(found) if found else found
 
 
@@ -316,6 +321,13 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
         with self.wrap_database_errors:
             return self._prepare_cursor(prepared.Cursor(self))
 
+    def _set_autocommit(self, autocommit: bool) -> None:
+        """Set it as the driver does, which takes longer although it sends nothing."""
+        if self.begun:
+            super()._set_autocommit(autocommit)
+        else:
+            self.connection._autocommit = autocommit
+
     @property
     def begun(self) -> bool:
         """Whether the driver is in a transaction."""
@@ -333,6 +345,8 @@ class DatabaseWrapper(ConnectionMixin, base.DatabaseWrapper):
     def images(self, statement: Statement) -> tuple[int, list[Image] | None]:
         """Execute the statement with RETURNING. If its condition does not bound its rows, the server counts all and sends at most one more than `MANY_ROWS`."""
         with self.cursor() as cursor:
+            if self.is_direct and self.may_prepare and prepared.is_plain(statement.sql) and isinstance(cursor.cursor, begin.Cursor):
+                cursor.cursor.updates = prepared.updates_of(self.connection)
             cursor.execute(*with_images(statement, has_old=self.pg_version >= 180000))
             rows = cursor.fetchall()
         count = len(rows) if statement.is_bounded else (rows[0][-1] if rows else 0)

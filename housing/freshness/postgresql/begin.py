@@ -1,7 +1,8 @@
 """BEGIN in the message of a transaction's first statement. Otherwise it would be a round trip of its own, a tenth of a write.
 
 The driver sends BEGIN before the first statement and waits for the reply. Its simple protocol takes both in one message, and sends a result for each.
-(https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT)
+(https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT) If the statement is an UPDATE that is executed again and again, the
+message has its EXECUTE (see prepared.py). It may fail and be executed again, because nothing was done in the transaction before.
 """
 
 from __future__ import annotations
@@ -10,31 +11,43 @@ from collections.abc import Generator
 from typing import Any
 
 from django.db.backends.postgresql import base
-from psycopg import ClientCursor, Error
+from psycopg import ClientCursor, Error, ProgrammingError
 from psycopg.pq import TransactionStatus
 
 from . import triggers
+from .prepared import Updates
 
 
 class Cursor(base.Cursor, ClientCursor[Any]):
     """Django's cursor of the driver. `private.py` lists the methods that it overrides."""
 
+    updates: Updates | None = None
+    """The prepared UPDATEs, if the next statement may be one."""
     _begin = b""
-    """The BEGIN that the next statement is sent with."""
+    """The BEGIN that the next statement is sent with, and what else stands before it."""
+    _before = 0
+    """The number of its statements."""
 
-    def _execute_gen(self, *args: Any, **options: Any) -> Generator[Any, Any, None]:
+    def _execute_gen(self, query: Any, *args: Any, **options: Any) -> Generator[Any, Any, None]:
         connection = self._conn
         if connection.autocommit or connection.pgconn.transaction_status != TransactionStatus.IDLE or connection._pipeline:
-            yield from super()._execute_gen(*args, **options)
+            yield from super()._execute_gen(query, *args, **options)
             return
-        self._begin = connection._get_tx_start_command()
+        sent, before = self.updates.prepare(query) if self.updates else (query, [])
+        self._begin = b"; ".join([connection._get_tx_start_command(), *map(str.encode, before), b""])
+        self._before = 1 + len(before)
         try:
-            yield from super()._execute_gen(*args, **options)
-        except Error:
-            if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            yield from super()._execute_gen(sent, *args, **options)
+        except Error as error:
+            is_idle, is_prepared = connection.pgconn.transaction_status == TransactionStatus.IDLE, bool(before) or sent is not query
+            if connection.closed or not (is_idle or (is_prepared and isinstance(error, ProgrammingError))):
                 raise
-            self._begin = b""  # the message has a syntax error, so nothing in it was executed: fail as the driver does, in a transaction
-            yield from super()._execute_gen(*args, **options)
+            if self.updates and is_prepared:
+                self.updates.give_up()
+            if not is_idle:
+                yield from connection._exec_command(b"ROLLBACK")
+            self._begin = b""  # the row is not written: execute it, or fail, as the driver does
+            yield from super()._execute_gen(query, *args, **options)
         finally:
             self._begin = b""
 
@@ -52,11 +65,11 @@ class Cursor(base.Cursor, ClientCursor[Any]):
     def _execute_send(self, query: Any, **options: Any) -> None:
         statement = query.query
         if self._begin:
-            query.query = triggers.after_mark(statement, self._begin + b"; ")
+            query.query = triggers.after_mark(statement, self._begin)
         try:
             super()._execute_send(query, **options)
         finally:
             query.query = statement
 
     def _set_results(self, results: list[Any]) -> None:
-        super()._set_results(results[1:] or results if self._begin else results)
+        super()._set_results(results[self._before :] or results if self._begin else results)
