@@ -354,7 +354,7 @@ def test_few_updates_of_a_connection_are_prepared(home):
 
 @pytest.mark.only("real")
 @pytest.mark.parametrize("forget", ["DEALLOCATE ALL", "DISCARD ALL"])
-def test_an_update_whose_statement_was_deallocated_is_executed_without_it(home, forget):
+def test_an_update_whose_statement_was_deallocated_is_executed_without_it(home, forget, tmp_path):
     """A pooler that hides well, or other code, does so. It is the first statement of its transaction, so nothing is lost. Nothing is prepared any longer."""
     connection.close()
     for number in range(AFTER + 3):
@@ -364,6 +364,9 @@ def test_an_update_whose_statement_was_deallocated_is_executed_without_it(home, 
         home.save()
         assert Property.objects.get(pk=home.pk).price == number
         assert len(prepared()) == (number == AFTER)
+    with messages(tmp_path / "trace") as sent:
+        home.save()
+    assert len(sent) == 2
     connection.close()
 
 
