@@ -33,6 +33,10 @@ test-browser: install #= run the browser specs in Chromium (Debian: apt install 
 races: install #= run every interleaving of readers, writers and watchmen, with kills: 14,770 schedules, some minutes
 	@$(BIN)/pytest -v -n auto --races -m races
 
+.PHONY: portal
+portal: install #= how many unchanged pages of 10,000 stay warm after each of 1,000 writes, on PostgreSQL and Redis; half an hour
+	@$(BIN)/pytest -v -s --stack=real --portal -m portal
+
 .PHONY: fuzz
 fuzz: install #= send every combination of hostile requests, and thousands that the schema allows or forbids; some minutes
 	@$(BIN)/pytest -v -n auto --fuzz tests/test_requests.py tests/test_fuzz.py

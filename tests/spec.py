@@ -411,18 +411,22 @@ class Chapter:
     path: str
     title: str
     introduction: str
+    table: str
+    """The lines of a table that it has besides its promises, from its constant TABLE."""
     groups: list[Group]
 
     @classmethod
     def of(cls, path: Path) -> Chapter:
         """Read a chapter from its file."""
         source, name = path.read_text(encoding="utf-8"), f"tests/{path.name}"
-        title, _, rest = " ".join((ast.get_docstring(parsed(source)) or "").split()).partition(". ")
-        return cls(name, title.removesuffix("."), rest, groups_of(source, name, trace.recorded()))
+        nodes = parsed(source)
+        title, _, rest = " ".join((ast.get_docstring(nodes) or "").split()).partition(". ")
+        tables = [ast.literal_eval(node.value) for node in nodes.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TABLE"]
+        return cls(name, title.removesuffix("."), rest, "".join(tables).strip(), groups_of(source, name, trace.recorded()))
 
     def text(self, notes: dict[str, str]) -> str:
         """The chapter as Markdown."""
-        parts = [f"## [{self.title}]({self.path})", self.introduction]
+        parts = [f"## [{self.title}]({self.path})", self.introduction, self.table]
         for group in self.groups:
             parts += [f"### {group.title}" if group.title else "", "\n".join(table_of(group.promises, notes))]
             for promise in filter(lambda promise: promise.steps, group.promises):

@@ -49,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("housing")
     group.addoption("--stack", choices=STACKS, default="embedded", help="the servers to run against (default: %(default)s)")
     group.addoption("--races", action="store_true", help="also run the specs that try hundreds of schedules, which takes minutes")
+    group.addoption("--portal", action="store_true", help="also run the portal of 10,000 pages and 1,000 writes, which takes half an hour")
     group.addoption("--fuzz", action="store_true", help="send every combination of hostile requests, which takes minutes")
     group.addoption("--browser", action="store_true", help="also run the specs that use the service in Chromium")
     group.addoption("--fast-path", action="store_true", help="send the requests of the test client through the fast path, which answers hits before Django")
@@ -86,6 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     config.addinivalue_line("markers", "slow: takes seconds, and runs first if there are several workers, so that none waits for it at the end")
     config.addinivalue_line("markers", "races: takes minutes, and runs only with --races")
+    config.addinivalue_line("markers", "portal: takes half an hour, and runs only with --portal")
     config.addinivalue_line("markers", "browser: needs Chromium, and runs only with --browser")
     config.addinivalue_line("markers", "only(stack): holds on this stack only; the docstring says why")
     config.option.benchmark_disable = not config.option.benchmark_only
@@ -104,7 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the specs of the other stack, the long ones and the browser's, so that pytest reports their number."""
-    left_out = {"races": not (config.option.races or config.option.schedule), "browser": not config.option.browser}
+    left_out = {"races": not (config.option.races or config.option.schedule), "browser": not config.option.browser, "portal": not config.option.portal}
     deselected = [
         item
         for item in items

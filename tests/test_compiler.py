@@ -230,6 +230,21 @@ def test_a_select_that_differs_in_more_than_its_number_is_compiled_for_each_numb
         assert select.number(number).rows() == own.rows()
 
 
+def test_a_compiled_select_has_the_further_scopes_of_its_number(home):
+    """Its tags are those of the location. The agent is in its interval."""
+
+    def queryset(number):
+        return Property.objects.filter(location=home.location, agent=number).values_list("pk")
+
+    found = []
+    for select in (SelectFor(queryset).number(home.agent_id), Select(queryset(home.agent_id))):
+        with recorded() as recording:
+            select.rows()
+        found.append(recording.within)
+    assert found[0] == found[1]
+    assert f"|and:housing_property.agent_id={home.agent_id}|housing_property:?" in "".join(found[0]).splitlines()
+
+
 def test_a_select_is_compiled_again_after_the_tracked_models_have_changed(home, settings):
     """The tags that a write has follow from the tracked models, too."""
     page, one = Select(Property.objects.values_list("pk")), SelectFor(lambda key: Property.objects.filter(pk=key).values_list("pk"))

@@ -136,6 +136,49 @@ def test_a_row_that_was_read_and_is_not_shown_counts_as_inside():
     assert not is_fresh()
 
 
+SCOPED = f"{WITHIN}\n|and:t.b=1|t.b=2|t:?"
+
+
+@pytest.mark.parametrize(
+    ("tags", "fresh"),
+    [
+        ([], True),
+        (["t.b=1+"], False),
+        (["t.b=2"], False),
+        (["t.b=1.price"], False),
+        (["t:?"], False),
+        (["t.b=1-"], True),
+        (["t.b=10+"], True),
+        (["t.b=1-", "t.b=1.price"], False),
+        (["u.t.b=1+"], True),
+    ],
+)
+def test_a_row_outside_of_a_further_scope_counts_as_outside_of_the_interval(tags, fresh):
+    """The write of a row that enters the page names each scope in which it is then, or the tag of unknown ones."""
+    store(SCOPED)
+    write("9")
+    write("15", tags=("t", "t:+", *tags))
+    assert is_fresh() == fresh
+
+
+def test_a_row_is_inside_only_if_it_is_in_each_further_scope(transactional_db):
+    """So it is for an open lease, too."""
+    store(f"{SCOPED}\n|and:t.c=1|t:?")
+    write("15", tags=("t", "t:+", "t.b=1+"))
+    write("9", tags=("t", "t:+", "t.b=1+", "t.c=1+"))
+    assert is_fresh()
+    lease = journal.lease(("t", "t:+", "t.b=1+", "t.c=1+"), places=["|at:t|15"])
+    assert not is_fresh()
+    journal.withdraw(lease)
+
+
+def test_a_row_that_was_read_and_leaves_a_further_scope_counts_as_inside():
+    """It is not in the scope afterwards."""
+    store(f"{SCOPED}\n|row:t:7")
+    write("9", tags=("t", "t:7", "t:+"))
+    assert not is_fresh()
+
+
 @pytest.mark.parametrize("lines", [[], ["|at:u|5"], ["|at:tt|5"]], ids=["no places", "of another table", "of a table with a longer name"])
 def test_a_write_without_places_of_the_table_may_be_anywhere(lines):
     """It is a write of raw SQL, of an operator or of another program."""

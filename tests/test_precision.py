@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 import statistics
+import sys
 from collections import Counter
 from functools import partial
 
@@ -21,6 +22,18 @@ from tests.fixtures.rows import NEW_YEAR, a_property, make_images, saved
 from tests.instruments import COLUMNS as LIST_OF_COLUMNS
 from tests.measurements import portal as portal_model
 from tests.measurements.portal import STRATEGIES, simulate
+
+TABLE = """
+| 10,000 pages, 1,000 writes | mean | worst | price | new | status | agent | deleted |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| the engine | 99.7 % | 98.8 % | 99.7 % | 99.4 % | 100.0 % | 99.5 % | 100.0 % |
+| cache.clear() | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % |
+| tables | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % |
+| cacheops | 61.0 % | 58.6 % | 61.2 % | 61.2 % | 59.7 % | 60.8 % | 61.3 % |
+| joined scopes and intervals | 99.7 % | 99.4 % | 99.7 % | 99.7 % | 99.7 % | 99.6 % | 99.7 % |
+"""
+"""The share of the unchanged pages of a portal that stay warm, after each of 1,000 writes: 60 % new prices, 20 % new listings, 10 % another status, 5 % another
+agent, 5 % deleted. `make portal` runs it, and the other strategies are computed beside it (see tests/measurements/portal.py)."""
 
 PAGES = {
     "a": "",  # every property
@@ -340,6 +353,21 @@ def test_each_way_of_writing_over_invalidates_at_most_one_page_in_twenty():
     assert counted == PRECISION
     for way in PRECISION:
         assert counted[way]["over-invalidated"] <= counted[way].total() / 20
+
+
+@pytest.mark.portal
+def test_of_ten_thousand_pages_of_a_portal_almost_all_unchanged_ones_stay_warm_after_each_write(transactional_db, settings, caplog, capsys):
+    """A thousand writes. No page is stale, which is compared after the last one and half-way. SPEC.md has the result."""
+    caplog.set_level("WARNING", "housing")
+    settings.FRESHNESS_MAX_STALENESS = 86_400  # no watchman verifies meanwhile
+
+    result = simulate(pages=10_000, writes=1_000, seed=1, check=500)
+
+    table = "\n".join(result.lines())
+    with capsys.disabled():
+        sys.stdout.write(f"\n{table}\n")
+    assert statistics.fmean(result.warm("the engine")) >= 99, table
+    assert table == TABLE.strip()
 
 
 @pytest.mark.slow

@@ -5,15 +5,18 @@ T1 and T2 are processes, each with its own connections.
 """
 
 from enum import Enum
+from functools import partial
+from itertools import combinations
+from urllib.parse import urlencode
 
 import pytest
 from django.db import connection, transaction
 from django.db.models import Case, F, Value, When
 
-from housing.freshness.dependencies import recorded
-from housing.freshness.tracking import MANY_SCOPED, tables
+from housing.freshness.dependencies import Select, recorded
+from housing.freshness.tracking import MANY_ROWS, MANY_SCOPED, tables
 from housing.models import Agent, Location, Property, PropertyImage
-from tests.fixtures.rows import a_property, ids, put
+from tests.fixtures.rows import a_property, ids, put, saved
 
 pytest_plugins = ["tests.fixtures.kinds"]
 
@@ -34,6 +37,69 @@ def scope(request, twenty_properties):
     mine, other, column = SCOPES[request.param]
     value = other(home)
     return {request.param: mine(home)}, {request.param: value}, lambda row, way=put: way(row, **{column: value})
+
+
+# Pages of two scopes
+
+
+@pytest.fixture(params=[1, 20], ids=["page_size=1", "all rows on one page"])
+def pages(request, home):
+    """The query parameters of each page that is limited to two of the scopes of the newest property."""
+    mine = {"agent": home.agent_id, "office": home.agent.office_id, "city": home.location.city, "status": "available", "property_type": "house"}
+    return [{"page_size": request.param, one: mine[one], other: mine[other]} for one, other in combinations(mine, 2)]
+
+
+def assert_only_changed_pages_are_stale(pages, read, warm, write):
+    """Each page is read before and after the write. If its bytes stay the same, it is a hit."""
+    for page in pages:
+        warm(**page)
+    before = [read("optimized", **page).body for page in pages]
+    write()
+    wrong = {}
+    for page, body in zip(pages, before, strict=True):
+        response, current = read("cached", **page), read("optimized", **page).body
+        if (response.body, response.came_from) != (current, "hit" if current == body else STALE):
+            wrong[urlencode(page)] = response.came_from
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_a_row_that_enters_one_scope_after_another_is_on_a_page_of_two_when_it_is_in_both(pages, home, read, warm, first):
+    """The tags of an entry are those of one of its scopes. Each write of a row that enters the page names the other one, too."""
+    row = a_property(-1, status="sold", property_type="land", location=Location(city="Shelbyville"))
+    saved(row)
+    moves = [{"location": home.location}, {"status": "available"}, {"property_type": "house"}, {"agent": home.agent}]
+
+    for move in moves[first:] + moves[:first]:
+        assert_only_changed_pages_are_stale(pages, read, warm, partial(put, row, **move))
+
+
+def test_a_new_row_leaves_the_pages_of_two_scopes_warm_if_it_is_in_one_of_them(pages, home, read, warm):
+    """A new listing of an agent is not among the sold ones of this agent."""
+    mine, other = {"location": home.location, "agent": home.agent}, a_property(-1, location=Location(city="Shelbyville"))
+    saved(other)
+    for number, differs in enumerate([{}, {"status": "sold"}, {"property_type": "land"}, {"location": other.location}, {"agent": other.agent}], 2):
+        assert_only_changed_pages_are_stale(pages, read, warm, a_property(-number, **mine | differs).save)
+
+
+def test_rows_of_unknown_cities_are_on_the_page_of_an_agent_and_a_city(home, read, warm):
+    """A bulk_create of more than a hundred rows does not ask for their cities."""
+    page = {"agent": home.agent_id, "city": home.location.city}
+    warm(**page)
+    Property.objects.bulk_create([a_property(-number, agent=home.agent, location=home.location) for number in range(1, MANY_ROWS + 2)])
+    assert read("cached", **page).rows[0]["title"] == f"Home -{MANY_ROWS + 1}"
+
+
+def test_the_lines_of_an_interval_have_every_tag_by_which_a_row_is_in_a_further_scope(home):
+    """`status__in` names two scopes. A write may not know the scopes of its rows, or not their cities."""
+    homes = Property.objects.filter(agent=home.agent, status__in=["sold", "available"], location__city="Springfield").order_by("pk")
+    with recorded() as recording:
+        Select(homes.values_list("pk", "location_id")).rows()
+    [lines] = recording.within
+    assert lines.splitlines()[1:] == [
+        "|and:housing_property.status=available|housing_property.status=sold|housing_property:?",
+        "|and:housing_property.location_id>city=Springfield|housing_property:?|housing_property:>",
+    ]
 
 
 # Rows that are created and deleted

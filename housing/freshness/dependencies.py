@@ -96,7 +96,7 @@ class Reading:
         """Return the dependencies with another text in the place of this one."""
         static, hidden, entering = [frozenset([tag.replace(old, new) for tag in tags]) for tags in (self.static, self.hidden, self.entering)]
         pins = [Pin(pin.position, pin.text, frozenset([key.replace(old, new) for key in pin.wanted]), pin.missing) for pin in self.pins]
-        return Reading(static, self.rows, self.leaving, hidden, tuple(pins), entering, self.interval)
+        return Reading(static, self.rows, self.leaving, hidden, tuple(pins), entering, self.interval and self.interval.with_text(old, new))
 
 
 class Recorder:
@@ -306,10 +306,10 @@ class _Reader:
         """Return the dependencies."""
         rows, leaving, pins, hidden = [], [], [], set[str]()
         entering: dict[str, set[str]] = {}
-        interval = self._interval(select, ordering)
         for alias in self.joins:
             if self.query.group_by is None and not self.counts_others and self._position(alias, self.tables[alias], select) is not None:
                 self._scope_through_a_join(alias)
+        interval = self._interval(select, ordering)
         implied = {alias for alias in self.joins if self._is_implied(alias)}
         for alias, table in self.tables.items():
             position = self._position(alias, table, select) if self.query.group_by is None else None
@@ -362,9 +362,33 @@ class _Reader:
         row = self._position(alias, table, select)
         bounds = tuple(bound for lookup in _conditions(self.query) if (bound := self._bound(lookup, alias, table)))
         order = self._order(alias, table, select, ordering)
-        if row is None or table.pk_text is None or not (bounds or order):
+        also = tuple(self._further_scopes(alias, table))
+        if row is None or table.pk_text is None or not (bounds or order or also):
             return None
-        return Interval(table.name, table.placed, bounds, order, row, table.pk_text, self.connection.times_have_zones)
+        return Interval(table.name, table.placed, bounds, order, row, table.pk_text, self.connection.times_have_zones, also)
+
+    def _further_scopes(self, alias: str, table: Table) -> Iterator[tuple[str, ...]]:
+        """Yield the scopes of a table to which the query is limited besides the one that its tags have. A row that enters the result is in all of them.
+
+        The tags of a row name each scope in which it is. If some are unknown, the write has the tag of unknown scopes.
+        """
+        known, conditions = {self.scopes[alias][0]} if alias in self.scopes else set(), list(_conditions(self.query))
+        found = {
+            column: values for column, text in table.scopes.items() for lookup in conditions if (values := _constants(lookup, alias, column, text)) is not None
+        }
+        for column, values in found.items():
+            if column not in known and "|" not in column:
+                yield (*[f"{table.name}.{column}={value}" for value in sorted(values)], table.unscoped)
+        for other, (column, scopes) in self.scopes.items():
+            name = self._joined_name(alias, other, column)
+            if name in {joined.name for joined in table.joined} - known and "|" not in name:
+                prefix = f"{self.tables[other].name}.{column}="
+                yield (*[f"{table.name}.{name}={scope.removeprefix(prefix)}" for scope in sorted(scopes)], table.unscoped, table.unjoined)
+
+    def _joined_name(self, alias: str, other: str, column: str) -> str:
+        """Return the name of the scopes that a table has through its foreign key to this one; empty if it has none."""
+        join = self.joins[other]
+        return f"{join.join_cols[0][0]}>{column}" if getattr(join, "parent_alias", None) == alias and _refers(join, forward=True) else ""
 
     def _bound(self, lookup: Any, alias: str, table: Table) -> Bound | None:
         """Return the bound of a condition on a position, or on a number.
@@ -465,8 +489,7 @@ class _Reader:
         if alias in self.by_pk or (own and own[0] in table.references):
             return
         for other, (column, scopes) in [*self.scopes.items()]:
-            join = self.joins[other]
-            name = f"{join.join_cols[0][0]}>{column}" if getattr(join, "parent_alias", None) == alias and _refers(join, forward=True) else ""
+            name = self._joined_name(alias, other, column)
             if name in [joined.name for joined in table.joined]:
                 prefix = f"{self.tables[other].name}.{column}="
                 self.scopes[alias] = name, {f"{table.name}.{name}={scope.removeprefix(prefix)}" for scope in scopes}

@@ -16,7 +16,8 @@
 --   |closed:id|…  minus (LEASES + the instant of a close), with the text of its lease: what was written, of at least the last MOST closes
 -- KEYS[2] is an entry, one hash:
 --   epoch, read_at, tags   when it was read, and the tags that make it stale. After them are those that do so only by rows in an interval, as `|in:table|…`, its
---                          rows as `|row:tag`, and these tags (see places.py). If all closes until an instant were outside, read_at becomes the next one
+--                          rows as `|row:tag`, the further scopes of these rows as `|and:tag|tag`, and these tags (see places.py). If all closes until an
+--                          instant were outside, read_at becomes the next one
 --   first                  the read_at with which it was stored
 --   etag, body             the response; missing if a lease did not allow storing it
 --   database               the identity of the database that was read
@@ -80,7 +81,7 @@ local function compare(read_at, tags)
 
   local function add_interval(line)
     local name, bounds = line:match('^|in:([^|]*)(.*)$')
-    local interval = {prefix = '|at:' .. name .. '|', bounds = {}, rows = {}}
+    local interval = {prefix = '|at:' .. name .. '|', bounds = {}, rows = {}, scopes = {}}
     for number, low, low_key, high, high_key in bounds:gmatch('|(%d+):(-?%d*),?(-?%d*):(-?%d*),?(-?%d*)') do
       interval.bounds[tonumber(number)] = {tonumber(low) or -math.huge, tonumber(low_key), tonumber(high) or math.huge, tonumber(high_key)}
     end
@@ -92,6 +93,8 @@ local function compare(read_at, tags)
       add_interval(line)
     elseif line:sub(1, 5) == '|row:' then
       table.insert(intervals[#intervals].rows, '\n' .. line:sub(6) .. '\n')
+    elseif line:sub(1, 5) == '|and:' then
+      table.insert(intervals[#intervals].scopes, line:sub(6))
     else
       names[#names + 1] = line
       mine[line] = intervals[#intervals] or true
@@ -114,13 +117,33 @@ local function compare(read_at, tags)
     return true
   end
 
+  -- Whether a write has one of these tags: alone, of a created row (`+`), or with the column that has changed of a row that stays in the scope.
+  local function has(held, tags)
+    for tag in tags:gmatch('[^|]+') do
+      local _, past = held:find('\n' .. tag, 1, true)
+      while past do
+        if ('\n+.'):find(held:sub(past + 1, past + 1), 1, true) then return true end
+        _, past = held:find('\n' .. tag, past, true)
+      end
+    end
+    return false
+  end
+
+  -- Whether the write may have a row that is in all of the further scopes.
+  local function is_in_scopes(interval, held)
+    for _, tags in ipairs(interval.scopes) do
+      if not has(held, tags) then return false end
+    end
+    return true
+  end
+
   -- Whether a write may have a row in this interval, or one that the entry has read and does not show. Without places it may.
   local function is_within(interval, held)
     local first, known = 1, false
     while held:sub(first, first + 3) == '|at:' do
       local past = held:find('\n', first, true) or #held + 1
       if held:sub(first, first + #interval.prefix - 1) == interval.prefix then
-        if overlaps(interval.bounds, held:sub(first + #interval.prefix, past - 1) .. '|') then return true end
+        if overlaps(interval.bounds, held:sub(first + #interval.prefix, past - 1) .. '|') and is_in_scopes(interval, held) then return true end
         known = true
       end
       first = past + 1

@@ -4,6 +4,7 @@ from tests.sabotages import Sabotage
 
 PLACES_ = "test_places.py::"
 INTERVALS = "test_intervals.py::"
+SCOPES = "test_scopes.py::"
 BETWEEN = f"{INTERVALS}test_a_place_is_inside_if_it_is_between_the_ends_of_each_column"
 QUERY = f"{PLACES_}test_an_interval_ends_at_a_position_or_at_a_number"
 RACE = f"{PLACES_}test_a_row_is_on_the_page_of_its_place_in_every_order_of_steps"
@@ -310,5 +311,68 @@ PLACES = (
         "local since = clock() - math.max(tonumber(e[6]), j.verified or 0)",
         "local since = clock() - math.max(tonumber(e[2]), j.verified or 0)",
         f"{INTERVALS}test_an_entry_that_was_compared_keeps_its_age",
+    ),
+    Sabotage(
+        "further scopes: they are not compared",
+        "freshness/journal.lua",
+        " and is_in_scopes(interval, held) then return true end",
+        " then return true end",
+        f"{SCOPES}test_a_new_row_leaves_the_pages_of_two_scopes_warm_if_it_is_in_one_of_them",
+    ),
+    Sabotage(
+        "further scopes: a created row is in none",
+        "freshness/journal.lua",
+        "('\\n+.'):find(",
+        "('\\n.'):find(",
+        f"{SCOPES}test_a_new_row_leaves_the_pages_of_two_scopes_warm_if_it_is_in_one_of_them",
+    ),
+    Sabotage(
+        "further scopes: a row leaves them if another column changes",
+        "freshness/journal.lua",
+        "('\\n+.'):find(",
+        "('\\n+'):find(",
+        f"{SCOPES}test_a_row_that_enters_one_scope_after_another_is_on_a_page_of_two_when_it_is_in_both",
+    ),
+    Sabotage(
+        "further scopes: a row enters none by an UPDATE",
+        "freshness/journal.lua",
+        "('\\n+.'):find(",
+        "('+.'):find(",
+        f"{SCOPES}test_a_row_that_enters_one_scope_after_another_is_on_a_page_of_two_when_it_is_in_both",
+    ),
+    Sabotage(
+        "further scopes: a longer name hides them",
+        "freshness/journal.lua",
+        "_, past = held:find('\\n' .. tag, past, true)",
+        "past = nil",
+        f"{INTERVALS}test_a_row_outside_of_a_further_scope_counts_as_outside_of_the_interval",
+    ),
+    Sabotage(
+        "further scopes: one is enough",
+        "freshness/journal.lua",
+        "if not has(held, tags) then return false end",
+        "if has(held, tags) then return true end",
+        f"{INTERVALS}test_a_row_is_inside_only_if_it_is_in_each_further_scope",
+    ),
+    Sabotage(
+        "further scopes: only the first of several values counts",
+        "freshness/dependencies.py",
+        "for value in sorted(values)], table.unscoped)",
+        "for value in sorted(values)][:1], table.unscoped)",
+        f"{SCOPES}test_the_lines_of_an_interval_have_every_tag_by_which_a_row_is_in_a_further_scope",
+    ),
+    Sabotage(
+        "further scopes: rows of unknown cities are in none",
+        "freshness/dependencies.py",
+        "table.unscoped, table.unjoined)",
+        "table.unscoped)",
+        f"{SCOPES}test_the_lines_of_an_interval_have_every_tag_by_which_a_row_is_in_a_further_scope",
+    ),
+    Sabotage(
+        "further scopes: a page is in the first one only",
+        "freshness/dependencies.py",
+        "also = tuple(self._further_scopes(alias, table))",
+        "also = ()",
+        f"{SCOPES}test_a_new_row_leaves_the_pages_of_two_scopes_warm_if_it_is_in_one_of_them",
     ),
 )
