@@ -1,4 +1,7 @@
-"""The precision of invalidation. Every column of every model is written in four ways. A table lists which of 24 pages each write invalidates."""
+"""The precision of invalidation. Every column of every model is written in four ways. A table lists which of 24 pages each write invalidates.
+
+This is the share of the unchanged pages of a portal that stays warm after each of 1,000 writes, and for other strategies in the same run (`make portal`):
+"""
 
 import itertools
 import random
@@ -26,7 +29,7 @@ from tests.measurements.portal import STRATEGIES, simulate
 TABLE = """
 | 10,000 pages, 1,000 writes | mean | worst | price | new | status | agent | deleted |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| the engine | 99.7 % | 98.8 % | 99.7 % | 99.4 % | 100.0 % | 99.5 % | 100.0 % |
+| the engine | 99.9 % | 99.1 % | 99.9 % | 99.8 % | 100.0 % | 99.9 % | 100.0 % |
 | cache.clear() | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % |
 | tables | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % | 0.0 % |
 | cacheops | 61.0 % | 58.6 % | 61.2 % | 61.2 % | 59.7 % | 60.8 % | 61.3 % |
@@ -366,7 +369,7 @@ def test_of_ten_thousand_pages_of_a_portal_almost_all_unchanged_ones_stay_warm_a
     table = "\n".join(result.lines())
     with capsys.disabled():
         sys.stdout.write(f"\n{table}\n")
-    assert statistics.fmean(result.warm("the engine")) >= 99, table
+    assert min(result.warm("the engine")) >= 99, table
     assert table == TABLE.strip()
 
 

@@ -362,7 +362,7 @@ class _Reader:
         row = self._position(alias, table, select)
         bounds = tuple(bound for lookup in _conditions(self.query) if (bound := self._bound(lookup, alias, table)))
         order = self._order(alias, table, select, ordering)
-        also = tuple(self._further_scopes(alias, table))
+        also = "".join([f"\n|and:{'|'.join(tags)}" for tags in self._further_scopes(alias, table)])
         if row is None or table.pk_text is None or not (bounds or order or also):
             return None
         return Interval(table.name, table.placed, bounds, order, row, table.pk_text, self.connection.times_have_zones, also)

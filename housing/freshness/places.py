@@ -174,12 +174,12 @@ class Interval(NamedTuple):
     """The text of a primary key."""
     has_zone: bool
     """Whether times that this database returns as texts have a time zone."""
-    also: tuple[tuple[str, ...], ...] = ()
-    """The further scopes in which a row must be to enter the result, each as the tags of which a write of such a row has one."""
+    also: str = ""
+    """A line for each further scope in which a row must be to enter the result, with the tags of which a write of such a row has one."""
 
     def with_text(self, old: str, new: str) -> Interval:
         """Return the interval with another text in the place of this one."""
-        return self._replace(also=tuple(tuple([tag.replace(old, new) for tag in tags]) for tags in self.also))
+        return self._replace(also=self.also.replace(old, new))
 
     def lines(self, shown: Sequence[Any], beyond: Sequence[Any]) -> str | None:
         """Return the interval as lines of an entry that shows these rows, and of the rows `beyond` only that they are there. None if it has no end."""
@@ -192,8 +192,7 @@ class Interval(NamedTuple):
             ends[number] = _nearest(max, lowest, low), _nearest(min, highest, high)
         texts = [f"|{number}:{low or ''}:{high or ''}" for number, (low, high) in sorted(ends.items())]
         rows = [f"\n|row:{self.table}:{self.text(row[self.row])}" for row in beyond]
-        scopes = [f"\n|and:{'|'.join(tags)}" for tags in self.also]
-        return f"|in:{self.name}{''.join(texts)}{''.join(rows)}{''.join(scopes)}" if scopes or any(ends.values()) else None
+        return f"|in:{self.name}{''.join(texts)}{''.join(rows)}{self.also}" if self.also or any(ends.values()) else None
 
     def _last(self, row: Any, order: Order) -> Bound:
         """Return the bound at the last row."""

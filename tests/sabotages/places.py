@@ -371,8 +371,8 @@ PLACES = (
     Sabotage(
         "further scopes: a page is in the first one only",
         "freshness/dependencies.py",
-        "also = tuple(self._further_scopes(alias, table))",
-        "also = ()",
+        "for tags in self._further_scopes(alias, table)])",
+        "for tags in ()])",
         f"{SCOPES}test_a_new_row_leaves_the_pages_of_two_scopes_warm_if_it_is_in_one_of_them",
     ),
 )
