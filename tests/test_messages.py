@@ -248,6 +248,7 @@ def test_a_row_that_is_saved_again_is_updated_by_a_prepared_statement(home, tmp_
         assert committed == "COMMIT"
         home.refresh_from_db()
         assert home.price == number
+    assert connection.connection.execute("SELECT count(*) FROM freshness_outbox").fetchone() == (0,)  # the triggers see the mark
 
 
 TYPES = {

@@ -200,6 +200,16 @@ def _outcomes(model: str, pages: str) -> Bar:
     )
 
 
+def what_stays_warm(counts: Metrics) -> Plot:
+    """The share of the unchanged pages of a portal that stay warm after a write, by the strategy of invalidation."""
+    groups = {
+        size: [Bar(row["strategy"], f"{row['warm']:.1f} %", {"bar": row["warm"]}) for row in same]
+        for size, same in groupby(counts["portal"], lambda row: f"{row['pages']:,} pages, the mean of {row['writes']:,} writes")
+    }
+    note = "Cached pages over all filters, orders and pages, and random writes. SPEC.md has a run of 10,000 pages and 1,000 writes (make portal)."
+    return Plot("Unchanged pages that stay warm after a write", note, groups)
+
+
 def under_load(load: Metrics) -> Plot:
     """The median of each load test, with a line to its 95th percentile."""
     bars = [
@@ -337,7 +347,8 @@ def source(name: str, found: Metrics) -> str:
 def page(metrics: Mapping[str, Metrics]) -> str:
     """The page as HTML."""
     bench, counts, load = (metrics[name] for name in MADE_BY)
-    plots = [plot(found) for plot, found in ((how_long, bench), (how_many_queries, counts), (what_goes_stale, counts), (under_load, load)) if found]
+    drawn = ((how_long, bench), (how_many_queries, counts), (what_goes_stale, counts), (what_stays_warm, counts), (under_load, load))
+    plots = [plot(found) for plot, found in drawn if found]
     others = [row for row in counts.get("freshness", []) if row["variant"] not in VARIANTS]
     budgeted = budgets(bench, counts)
     context = {
