@@ -4,7 +4,6 @@ import datetime
 import gc
 import os
 import re
-import warnings
 from contextlib import ExitStack
 
 import pytest
@@ -586,8 +585,7 @@ def test_a_thread_that_ends_returns_its_connection_to_the_pool(home, read, elsew
 
     act()
     elsewhere(act)
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # of sockets that the garbage of other specs has
-        gc.collect()
+    gc.collect()
 
     mine, of_the_thread = used
     assert mine is not of_the_thread

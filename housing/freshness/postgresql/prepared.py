@@ -1,5 +1,5 @@
-"""SELECTs and UPDATEs that the server plans once for each connection. To plan a page's four joined tables takes it longer than to read the page, and half of
-the time of a saved row is the plan of its UPDATE.
+"""SELECTs and UPDATEs that the server plans once for each connection. Planning a page's four joined tables takes it longer than reading the page.
+Parsing and planning the UPDATE of a saved row takes up to half of the server's time for it.
 
 A prepared statement belongs to one connection of the server. A pooler such as PgBouncer may send the next statement over another one. So nothing is prepared
 unless the connection is direct: the server's process has the number that it announced when the connection was opened. A pooler announces a number of its own.
@@ -36,7 +36,7 @@ UPDATE = re.compile(r'UPDATE "[^"%]+" SET (?:"[^"%]+" = (?:%s|NULL)(?:, | (?=WHE
 """An UPDATE of one row that assigns only values. The type of each is that of its column, with EXECUTE as well as in the statement itself."""
 
 GONE = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
-"""Errors of a connection that has not the statements that were prepared on it: there is a pooler, or another program has deallocated them."""
+"""Errors of a connection that lacks the statements that were prepared on it: there is a pooler, or another program has deallocated them."""
 
 
 def use_own_names(connection: Any) -> None:
