@@ -234,7 +234,7 @@ def test_a_connection_with_settings_of_its_own_prepares_nothing(twenty_propertie
 
 @pytest.mark.only("real")
 def test_a_row_that_is_saved_again_is_updated_by_a_prepared_statement(home, tmp_path):
-    """Parsing and planning its UPDATE takes up to half of the server's time. It is prepared in the message of BEGIN, and whoever looks at the statements sees the UPDATE."""
+    """Parsing and planning takes the server up to half of the time of an UPDATE. Execute wrappers and the log of queries see the UPDATE itself."""
     connection.close()
     for number, first in enumerate([f"{UPDATE}.*"] * AFTER + [rf"PREPARE NAME AS {UPDATE}.*; EXECUTE NAME \(.*\)", r"EXECUTE NAME \([^$]*\)"]):
         home.price = number
