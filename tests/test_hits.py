@@ -1,7 +1,6 @@
 """Hits and misses. A response is cached for every client that sends the same parameters, and never returned for others."""
 
 import datetime
-import gc
 import os
 import re
 from contextlib import ExitStack
@@ -585,7 +584,6 @@ def test_a_thread_that_ends_returns_its_connection_to_the_pool(home, read, elsew
 
     act()
     elsewhere(act)
-    gc.collect()
 
     mine, of_the_thread = used
     assert mine is not of_the_thread

@@ -42,7 +42,7 @@ local LEASES = 4e15 -- greater than every instant until the year 2096, and twice
 local MOST = 200 -- closes that are compared with an interval; after more of them it counts as written
 local LONG = 20000 -- bytes of a lease that are kept after its close; a longer one counts as a write to everything
 local MANY = 1000 -- tags in one command: Lua's stack holds a few thousand values, and unpack fails with more
-local OVERHEAD = 2000 -- bytes that an entry takes beside its body and its texts, which servers store in more than twice their bytes
+local OVERHEAD = 2000 -- bytes that an entry takes beside its texts; the server's allocator has four sizes per doubling, so a text takes 1.25 of itself
 local journal, entry = KEYS[1], KEYS[2]
 
 local function text(instant) return string.format('%.0f', instant) end
@@ -438,7 +438,7 @@ function verbs.store(_, epoch, read_at, tags, etag, body, cost, database, addres
   if not (why == 'raced' or why and there[3]) then
     if most then -- first, so that no entry is left out if the script fails between the two
       fields[#fields + 1] = 'listed'
-      fields[#fields + 1] = list(math.ceil(2.25 * (#body + #tags + #address)) + OVERHEAD, tonumber(most))
+      fields[#fields + 1] = list(math.ceil(1.25 * (#body + #tags + #address + 3 * #entry)) + OVERHEAD, tonumber(most))
     end
     call('HSET', entry, unpack(fields)) -- one command; otherwise new bytes could have old tags
     call('PEXPIRE', entry, (why and LEASE or TTL) / 1000)
