@@ -22,7 +22,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -97,6 +97,7 @@ class Actor:
     backend: int | None = None
     result: str = ""
     began: float = math.inf
+    played: Future[None] | None = None
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
@@ -271,6 +272,7 @@ class Stage:
             for actor in self.actors:  # still waiting, because of an error or an early end
                 actor.dead = True
                 actor.go.release()
+            wait([actor.played for actor in self.actors if actor.played], TIMEOUT)  # otherwise its end would be a part of the next schedule
         if schedule:
             for trace in CURRENT:
                 trace.scheduled = trace.scheduled or list(self.lines)
@@ -337,7 +339,7 @@ class Stage:
     def _enter(self, number: int, actor: Actor) -> None:
         if number == len(self.threads):
             self.threads.append(ThreadPoolExecutor(1))
-        self.threads[number].submit(self._play, number, actor)
+        actor.played = self.threads[number].submit(self._play, number, actor)
         self._wait_for(actor)
 
     def _play(self, number: int, actor: Actor) -> None:
