@@ -151,9 +151,9 @@ engine:
 	printf 'DJANGO_SECRET_KEY=%s\nDATABASE_URL=postgres://housing:%s@database:5432/housing\n' "$$(secret)" "$$password" >$@
 
 .PHONY: mutants
-mutants: install #= mutation testing of housing/; resumes after an interruption (SAMPLE=200: only 200 mutants, drawn)
+mutants: install #= mutation testing of housing/; resumes after an interruption (SAMPLE=200: only 200 mutants, drawn; STACK=real: PostgreSQL's code, too)
 	@$(BIN)/python -m tests.sabotages
-	@$(if $(SAMPLE),,env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run &&) $(BIN)/python -m tests.sabotages.equivalent_mutants --sample $(or $(SAMPLE),0)
+	@$(if $(SAMPLE),,env -u PYTHONDONTWRITEBYTECODE $(BIN)/mutmut run &&) $(BIN)/python -m tests.sabotages.equivalent_mutants --sample $(or $(SAMPLE),0) --stack $(or $(STACK),embedded)
 
 .PHONY: spec
 spec: install #= write SPEC.md from the specs

@@ -65,6 +65,12 @@ def test_a_stranger_is_sent_to_the_login(client, transactional_db):
     assert client.get(PAGE).headers["Location"] == f"/admin/login/?next={PAGE}"
 
 
+def test_another_method_than_get_head_and_post_is_not_allowed(operator):
+    """It gets 405, as from every other page."""
+    assert operator.put(PAGE).status_code == 405
+    assert operator.head(PAGE).status_code == 200
+
+
 def test_the_pages_of_single_apps_are_as_without_it(operator):
     """Django asks for one app's models there."""
     assert operator.get("/admin/housing/").status_code == 200
@@ -189,7 +195,7 @@ def test_the_state_is_on_the_page(home, find, verify):
 def test_without_redis_the_page_says_so(operator, find, redis_unreachable):
     """Operators open this page during an outage, and a server error would hide its cause."""
     with redis_unreachable():
-        assert "is unreachable (connection refused)." in find(LIST)
+        assert find(LIST).count("is unreachable (connection refused).") == 2  # above the form, and in the state
         assert "is unreachable (connection refused)." in operator.post(PAGE, {"url": LIST}).content.decode()
 
 

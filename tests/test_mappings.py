@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError
 
 from housing.models import Location, Property
-from tests.fixtures.commands import HEADER, everything
+from tests.fixtures.commands import HEADER, everything, run
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ NUMBERS = {
     "the high end of a range": ('{ range = "high", thousands = "," }', "1,200–1,300", 1300),
     "the middle of a range": ('{ range = "middle" }', "1200 to 1301", "1250.50"),
     "a unit that ends like another": ('{ units = { m = 1_000_000, "sq m" = 1 } }', "180 sq m", 180),
+    "a unit that ends like another, which is earlier in the alphabet": ('{ units = { m = 1_000_000, "are m" = 1 } }', "180 are m", 180),
     "a range with a unit after it": ('{ range = "high", units = { k = 1_000 } }', "300-350k", 350000),
     "a range with a unit after it, its low end": ('{ range = "low", units = { k = 1_000 } }', "300-350k", 300000),
     "a range with a unit and a currency at both ends": ('{ range = "low", units = { k = 1_000 }, strip = ["$"] }', "$300k - $350k", 300000),
@@ -263,6 +264,12 @@ def test_a_format_in_a_template_is_refused_by_name(db, csv_file, import_file, ma
 
 
 # Invalid mappings
+
+
+def test_without_a_mapping_the_command_says_that_it_needs_one():
+    """No file is read by a guess. `inspect_listings` writes a first mapping."""
+    with pytest.raises(CommandError, match="the following arguments are required: --mapping"):
+        run("import_listings", "listings.csv")
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def mutmut(line="cast(None, model)", results=RESULTS):
 
 def judge(ask, arguments=(), noticed=()):
     """Judge the mutants, where all specs together notice these."""
-    return equivalent_mutants.main(ask, arguments, lambda name: name in noticed)
+    return equivalent_mutants.main(ask, arguments, lambda name, _: name in noticed)
 
 
 def test_an_equivalent_mutant_that_is_listed_is_accepted(monkeypatch, capsys):
@@ -185,6 +185,17 @@ def test_all_specs_are_run_for_a_mutant_that_mutmut_did_not_notice(monkeypatch, 
     [(command, how)] = started
     assert {"tests", "--deselect=tests/test_environment.py::test_no_other_code_reads_a_variable"} <= {*command}
     assert (how["cwd"], how["env"]["MUTANT_UNDER_TEST"]) == ("mutants", "housing.run.x_main__mutmut_1")
+
+
+def test_the_mutants_of_the_code_for_postgresql_are_judged_on_the_real_stack(monkeypatch):
+    """The embedded stack does not run this code, so each of its mutants would survive."""
+    started = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: started.append(command) or subprocess.CompletedProcess(command, 1))
+
+    for module in ("housing.signals", "housing.freshness.postgresql.begin"):
+        results = RESULTS.replace("housing.signals", module)
+        assert equivalent_mutants.main(mutmut("model", results), ["--sample", "2", "--stack=real"]) == 0
+    assert ["--stack=real" in command for command in started] == [False, True]
 
 
 def test_a_mutant_is_not_noticed_because_pytest_cannot_run(monkeypatch):

@@ -16,7 +16,7 @@ from django_redis import get_redis_connection
 
 from housing.freshness import operations
 from housing.freshness.journal import SCRIPT, Miss, Refused, Unreachable, journal
-from housing.freshness.servers import COMMANDS, SCRIPTED, SENT
+from housing.freshness.servers import COMMANDS, SCRIPTED, SENT, parsed
 from tests.fixtures.cache import begin_journal
 from tests.fixtures.processes import any_free_port
 from tests.fixtures.stub import Stub, info, valkey
@@ -149,6 +149,14 @@ def test_a_server_that_can_keep_the_promise_is_used(client, stub, fields):
     assert isinstance(journal.lookup(PAGE), Miss)
     assert check_results("E005") == check_results("W002") == []
     assert client.get("/health/").json()["cache"] == "ok"
+
+
+def test_a_value_of_info_may_have_colons():
+    """Redis on Windows has a path with a drive as its `executable`."""
+    assert parsed("# Server\r\nexecutable:C:\\redis:1\\redis-server.exe\r\nconfig_file:\r\n") == {
+        "executable": r"C:\redis:1\redis-server.exe",
+        "config_file": "",
+    }
 
 
 def test_a_server_whose_info_fails_is_unreachable(stub):

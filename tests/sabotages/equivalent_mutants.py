@@ -2,6 +2,7 @@
 
 mutmut run                                      make the mutants, and run the specs that reach each; continue where it was stopped
 python -m tests.sabotages.equivalent_mutants    print the share that was noticed, list surviving mutants that are not listed here, and rows without a mutant
+python -m tests.sabotages.equivalent_mutants --stack=real    judge the mutants of PostgreSQL's code on the servers that `pytest --stack=real` would use
 python -m tests.sabotages.equivalent_mutants --sample N [--seed S]    run and judge N mutants that this seed draws, where all of them would take too long
 mutmut show NAME                                show one mutant; after you have improved a spec, `mutmut run NAME` runs it again
 """
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tests.stacks import STACKS
+
 EQUIVALENT: dict[str, str] = {
     r"cast\(None, ": "Only mypy reads the type in a cast.",
     r"os\.urandom\(\d\)": "The number of random bytes only changes how likely a collision is, and no spec can depend on that.",
@@ -41,6 +44,9 @@ NOTICED = ("killed", "timeout", "segfault")
 NOT_RUN = "not checked"
 """mutmut's word for a mutant that was not run yet."""
 
+POSTGRESQL = "housing.freshness.postgresql."
+"""The beginning of the names of mutants that the embedded stack does not run."""
+
 Ask = Callable[..., str]
 """A function that runs `mutmut` with these arguments and returns its output."""
 
@@ -56,13 +62,15 @@ def verdicts(results: str) -> dict[str, str]:
     return {name: verdict for name, colon, verdict in found if colon and "__mutmut_" in name}
 
 
-def is_noticed_by_any(name: str) -> bool:
+def is_noticed_by_any(name: str, stack: str = "embedded") -> bool:
     """Whether any spec notices this mutant. mutmut runs only those that reach its function: not in a process, and not in a memory that was filled before.
 
-    Raises CalledProcessError if pytest cannot run.
+    PostgreSQL's code runs on this stack, and all other code on the embedded one. Raises CalledProcessError if pytest cannot run.
     """
     selection = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]["pytest_add_cli_args_test_selection"]
     command = [sys.executable, "-m", "pytest", "-q", "--exitfirst", "--failed-first", "--tb=no", "-n", "auto", *selection]
+    if name.startswith(POSTGRESQL):
+        command.append(f"--stack={stack}")
     ended = subprocess.run(command, check=False, cwd="mutants", env=os.environ | {"MUTANT_UNDER_TEST": name}, capture_output=True, text=True)
     if ended.returncode not in (0, 1, 2):  # 2: a chapter could not even be collected
         raise subprocess.CalledProcessError(ended.returncode, command, ended.stdout, ended.stderr)
@@ -118,16 +126,17 @@ def judged(ask: Ask, again: Callable[[str], bool], sample: Collection[str] = ())
     return wrong + [f"{pattern}: no mutant matches this pattern any more" for pattern in EQUIVALENT if pattern not in matched and not sample], later
 
 
-def main(ask: Ask = mutmut, arguments: Sequence[str] = (), again: Callable[[str], bool] = is_noticed_by_any) -> int:
+def main(ask: Ask = mutmut, arguments: Sequence[str] = (), again: Callable[[str, str], bool] = is_noticed_by_any) -> int:
     """The command `python -m tests.sabotages.equivalent_mutants`. Returns 0 if every mutant was noticed or is listed, otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.sabotages.equivalent_mutants", description="Judge the mutants that mutmut has run.")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="run N mutants first, and judge only these")
     parser.add_argument("--seed", type=int, default=1, help="which mutants (default: %(default)s)")
+    parser.add_argument("--stack", choices=STACKS, default="embedded", help="where specs judge the mutants of PostgreSQL's code (default: %(default)s)")
     options = parser.parse_args(arguments)
     sample = drawn(options.sample, options.seed, ask) if options.sample else []
     if sample:
         ask("run", *sample)
-    wrong, later = judged(ask, again, sample)
+    wrong, later = judged(ask, lambda name: again(name, options.stack), sample)
     tqdm.write("\n".join(shares(ask("results", "--all", "true"), later)))
     tqdm.write("\n".join(wrong or ["Every mutant is noticed, or listed as equivalent."]))
     return 1 if wrong else 0
