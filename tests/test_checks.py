@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+from django.contrib.auth.models import Group
 from django.core.checks import run_checks
 from django.core.checks.registry import registry
 from django.core.management import call_command
@@ -330,13 +331,21 @@ def test_a_cached_view_that_shows_rows_of_an_untracked_model_is_refused(settings
     ) in reported("E009")
 
 
-@pytest.mark.parametrize("lookup", ["images", Prefetch("images", queryset=PropertyImage.objects.all())], ids=["by name", "as a Prefetch"])
-def test_a_cached_view_that_prefetches_an_untracked_model_is_refused(settings, monkeypatch, lookup):
+@pytest.mark.parametrize(
+    ("query", "untracked"),
+    [
+        (Property.objects.prefetch_related("images"), ["housing.PropertyImage"]),
+        (Property.objects.prefetch_related(Prefetch("images", queryset=PropertyImage.objects.all())), ["housing.PropertyImage"]),
+        (Group.objects.prefetch_related("user_set"), ["auth.Group", "auth.User", "auth.User_groups"]),
+    ],
+    ids=["by name", "as a Prefetch", "by Django's own name"],
+)
+def test_a_cached_view_that_prefetches_an_untracked_model_is_refused(settings, monkeypatch, query, untracked):
     """Prefetched rows are part of the response, too."""
     settings.FRESHNESS_MODELS = ["housing.Property"]
-    monkeypatch.setattr(CachedPropertyListView, "queryset", Property.objects.prefetch_related(lookup))
+    monkeypatch.setattr(CachedPropertyListView, "queryset", query)
 
-    assert [message.split(" shows rows of ")[1].split(",")[0] for message, _ in reported("E009") if "/cached/ " in message] == ["housing.PropertyImage"]
+    assert [message.split(" shows rows of ")[1].split(",")[0] for message, _ in reported("E009") if "/cached/ " in message] == untracked
 
 
 def test_the_cached_views_pass_the_check_of_atomic_requests(atomic_requests):
