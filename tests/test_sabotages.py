@@ -182,9 +182,23 @@ def test_all_specs_are_run_for_a_mutant_that_mutmut_did_not_notice(monkeypatch, 
     monkeypatch.setattr(subprocess, "run", lambda command, **how: started.append((command, how)) or subprocess.CompletedProcess(command, code))
 
     assert equivalent_mutants.is_noticed_by_any("housing.run.x_main__mutmut_1") == is_noticed
-    [(command, how)] = started
+    command, how = started[0]
     assert {"tests", "--deselect=tests/test_environment.py::test_no_other_code_reads_a_variable"} <= {*command}
     assert (how["cwd"], how["env"]["MUTANT_UNDER_TEST"]) == ("mutants", "housing.run.x_main__mutmut_1")
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("housing.views.x_of__mutmut_1", ["housing.views.x_of__mutmut_1"]),
+        ("housing.run.x_main__mutmut_1", ["housing.run.x_main__mutmut_1", "__main__.x_main__mutmut_1"]),
+        ("housing.freshness.x_of__mutmut_1", ["housing.freshness.x_of__mutmut_1", "freshness.x_of__mutmut_1"]),
+        ("housing.freshness.views.xǁAǁof__mutmut_1", ["housing.freshness.views.xǁAǁof__mutmut_1", "freshness.views.xǁAǁof__mutmut_1"]),
+    ],
+)
+def test_a_mutant_has_the_names_under_which_specs_run_it(name, names):
+    """`python -m housing.run` is the module `__main__`, and another project has a copy of the engine. mutmut finds a mutant by the name of its module."""
+    assert list(equivalent_mutants.names_of(name)) == names
 
 
 def test_the_mutants_of_the_code_for_postgresql_are_judged_on_the_real_stack(monkeypatch):

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tests import ROOT
 from tests.stacks import STACKS
 
 EQUIVALENT: dict[str, str] = {
@@ -67,6 +68,21 @@ def is_noticed_by_any(name: str, stack: str = "embedded") -> bool:
 
     PostgreSQL's code runs on this stack, and all other code on the embedded one. Raises CalledProcessError if pytest cannot run.
     """
+    return any(_is_noticed_as(each, stack) for each in names_of(name))
+
+
+def names_of(name: str) -> Iterator[str]:
+    """The names of a mutant: its own, that in a program that `python -m` runs, and that in the copy of the engine in another project."""
+    yield name
+    module, _, rest = name.rpartition(".")
+    source = (ROOT / Path(*module.split("."))).with_suffix(".py")
+    if source.is_file() and 'if __name__ == "__main__"' in source.read_text(encoding="utf-8"):
+        yield f"__main__.{rest}"
+    if name.startswith("housing.freshness."):
+        yield name.removeprefix("housing.")
+
+
+def _is_noticed_as(name: str, stack: str) -> bool:
     selection = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]["pytest_add_cli_args_test_selection"]
     command = [sys.executable, "-m", "pytest", "-q", "--exitfirst", "--failed-first", "--tb=no", "-n", "auto", *selection]
     if name.startswith(POSTGRESQL):

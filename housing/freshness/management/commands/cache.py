@@ -47,7 +47,7 @@ class Command(BaseCommand):
         """Add the subcommands."""
         subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND", title="subcommands")
 
-        def subcommand(name: str, run: Callable[..., None], what: str, more: str = "") -> ArgumentParser:
+        def subcommand(name: str, run: Callable[..., None], what: str, more: str) -> ArgumentParser:
             added: ArgumentParser = subcommands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}. {more}")
             added.set_defaults(run=run)
             return added
