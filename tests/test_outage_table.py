@@ -92,6 +92,19 @@ def test_only_a_run_of_all_faults_writes_the_document(words, is_written, monkeyp
     assert "slowest read loses" in capsys.readouterr().out
 
 
+def test_a_read_without_a_response_breaks_the_promise_and_the_failure_shows_it():
+    """It is the worst that a fault can do to a client."""
+    lost = faults.get(SimpleNamespace(address="127.0.0.1:1"), "/", faults.UNCHANGED)
+    assert not lost.is_answered
+
+    usual = dict.fromkeys((*faults.KINDS, faults.WORK), 0.5)
+    found = faults.Read(faults.UNCHANGED, 0, 0.01, 200, False, "housing; hit")
+    result = faults.Result(FAULTS[0], usual, [*[found] * 99, lost], [found], [0.5] * 10, found, [], [], 0, [found])
+    first, *_, last = result.broken()
+    assert first == "reads: 200 is promised, 99 of 100 was measured"
+    assert last.startswith(f"{faults.UNCHANGED}: no response after ")
+
+
 def test_nothing_is_measured_while_the_pages_are_cold():
     """The latency before the fault is the baseline, so it must be that of hits."""
     cold = faults.Read("cold", 0, 1, 200, False, "housing; fwd=miss; detail=recovering", {})

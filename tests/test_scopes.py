@@ -55,12 +55,12 @@ def assert_only_changed_pages_are_stale(pages, read, warm, write):
         warm(**page)
     before = [read("optimized", **page).body for page in pages]
     write()
-    wrong = {}
-    for page, body in zip(pages, before, strict=True):
-        response, current = read("cached", **page), read("optimized", **page).body
-        if (response.body, response.came_from) != (current, "hit" if current == body else STALE):
-            wrong[urlencode(page)] = response.came_from
-    assert wrong == {}
+    after = [read("cached", **page) for page in pages]
+    current = [read("optimized", **page).body for page in pages]
+    assert [response.body for response in after] == current
+    names = [urlencode(page) for page in pages]
+    states = ["hit" if now == then else STALE for now, then in zip(current, before, strict=True)]
+    assert dict(zip(names, [response.came_from for response in after], strict=True)) == dict(zip(names, states, strict=True))
 
 
 @pytest.mark.parametrize("first", range(4))

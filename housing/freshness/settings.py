@@ -47,7 +47,7 @@ SETTINGS: dict[str, Setting] = {
     # 1 is optimal if costs vary little; a larger factor is earlier. XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
     # Prevention", VLDB 2015.
     "BETA": Setting(1.0, "factor", "How early an entry is refilled before its TTL ends."),
-    # A client can ask for any number of them. A page of 20 rows counts as some 17 kB, so this is room for 3,500, and a quarter of what Compose gives Redis.
+    # A client can ask for any number of them. A page of 20 rows counts as some 16 kB, so this is room for 3,600, and a quarter of what Compose gives Redis.
     "UNLINKED": Setting(60_000_000, "bytes", "How much memory responses may take to which no link leads, such as those to a search; the oldest is deleted."),
     # 600 pages of 20 rows.
     "COPIES": Setting(8_000_000, "bytes", "How much memory of a process copies of responses may take, which Redis then need not send again; 0 keeps none."),
