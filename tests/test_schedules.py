@@ -475,6 +475,26 @@ def test_an_actor_of_a_schedule_that_ends_early_takes_no_part_in_the_next_one(tr
         assert (ended, stage.changes) == ([True], 1)
 
 
+def test_an_actor_that_does_not_end_after_its_schedule_raises_an_error(monkeypatch, transactional_db):
+    """The next schedule would begin in the middle of this one."""
+    forever = Event()
+
+    def act():
+        try:
+            stand_before("a step")
+        finally:
+            forever.wait()
+
+    monkeypatch.setattr("tests.exploration.schedules.TIMEOUT", 0.01)
+    stage = Stage(lambda: [Actor("fault", act)])
+    with pytest.raises(RuntimeError, match="1 of the actors did not end"):
+        stage.run(lambda *_: None)
+    forever.set()
+    monkeypatch.undo()
+    with stage:
+        pass
+
+
 def test_actors_that_all_wait_for_each_other_raise_an_error(new_stage):
     """The error shows the steps that led to the deadlock."""
 

@@ -42,7 +42,7 @@ local LEASES = 4e15 -- greater than every instant until the year 2096, and twice
 local MOST = 200 -- closes that are compared with an interval; after more of them it counts as written
 local LONG = 20000 -- bytes of a lease that are kept after its close; a longer one counts as a write to everything
 local MANY = 1000 -- tags in one command: Lua's stack holds a few thousand values, and unpack fails with more
-local OVERHEAD = 1500 -- bytes that an entry takes beside its texts; the server's allocator has four sizes per doubling, so a text takes 1.25 of itself
+local OVERHEAD = 1500 -- bytes that an entry takes beside its texts; the server's allocator has four sizes per doubling, so a text takes at most 1.25 of itself
 local journal, entry = KEYS[1], KEYS[2]
 
 local function text(instant) return string.format('%.0f', instant) end

@@ -272,7 +272,9 @@ class Stage:
             for actor in self.actors:  # still waiting, because of an error or an early end
                 actor.dead = True
                 actor.go.release()
-            wait([actor.played for actor in self.actors if actor.played], TIMEOUT)  # otherwise its end would be a part of the next schedule
+            going = wait([actor.played for actor in self.actors if actor.played], TIMEOUT).not_done
+        if going:  # their ends would be a part of the next schedule
+            raise RuntimeError("\n".join([*self.lines, f"{len(going)} of the actors did not end within {TIMEOUT} s after the schedule."]))
         if schedule:
             for trace in CURRENT:
                 trace.scheduled = trace.scheduled or list(self.lines)

@@ -175,6 +175,14 @@ REQUESTS = (
         "real",
     ),
     Sabotage(
+        "the memory of an invented page's key is not counted",
+        "freshness/journal.lua",
+        " + 3 * #entry",
+        "",
+        "test_requests.py::test_the_counted_bytes_are_those_that_redis_needs_and_at_most_twice_as_many",
+        "real",
+    ),
+    Sabotage(
         "check --deploy does not ask for a limit of memory",
         "freshness/checks.py",
         'if info.get("maxmemory", "0") == "0":',
