@@ -485,10 +485,12 @@ def test_an_actor_that_does_not_end_after_its_schedule_raises_an_error(monkeypat
         finally:
             forever.wait()
 
-    monkeypatch.setattr("tests.exploration.schedules.TIMEOUT", 0.01)
+    def end_early(*_):
+        monkeypatch.setattr("tests.exploration.schedules.TIMEOUT", 0.01)
+
     stage = Stage(lambda: [Actor("fault", act)])
     with pytest.raises(RuntimeError, match="1 of the actors did not end"):
-        stage.run(lambda *_: None)
+        stage.run(end_early)
     forever.set()
     monkeypatch.undo()
     with stage:
