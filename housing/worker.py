@@ -14,10 +14,12 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from socket import AF_UNIX
 from threading import get_ident
 from typing import Any, cast
@@ -49,6 +51,9 @@ BEAT = 0.5
 FOR_EVER = 2_147_483_648
 """Seconds. A thread that ended would take its connection to the database with it."""
 
+LAST_MOMENT = 5.0
+"""Seconds for which a process that ends waits for the threads of granian. Before 3.14, Python aborts a process to which one of them returns too late."""
+
 
 class Scheduler(CallbackScheduler):
     """Calls a function with each request, in one of granian's threads."""
@@ -75,8 +80,11 @@ class Granian(Worker):
 
         self.asgi = asgi
         self.busy: dict[int, float] = {}  # thread → when its request began
+        self.known: set[int] = set()  # the threads that have had a request
         self.forms, self.form_threads = 0, ThreadPoolExecutor(FORM_THREADS, thread_name_prefix="form")
+        others = threads_of_granian()
         asyncio.run(self.live())
+        self.outlive(others)
 
     async def live(self) -> None:
         """Start to listen, give signs of life, and end when gunicorn has asked for it or has gone."""
@@ -90,6 +98,15 @@ class Granian(Worker):
         await asyncio.sleep(DRAIN)
         stop.set()
         await ended.wait()  # gunicorn ends it otherwise, because there are no more signs of life
+
+    def outlive(self, others: set[int]) -> None:
+        """Wait for the threads of granian, but not for the others."""
+        end = time.monotonic() + LAST_MOMENT
+        while left := threads_of_granian() - others:
+            if time.monotonic() >= end:
+                self.log.warning("This process ends before %s threads of granian. Python may abort it, and gunicorn logs SIGABRT then.", len(left))
+                return
+            time.sleep(0.001)
 
     def listen(self, stop: WorkerSignal) -> None:
         """Let granian accept connections at gunicorn's socket."""
@@ -116,6 +133,7 @@ class Granian(Worker):
     def begin(self, watcher: Any) -> None:
         """Respond in this thread of granian. If there is a body, wait for it without a thread, and respond in another one."""
         self.busy[get_ident()] = began = time.monotonic()
+        self.known.add(get_ident())
         try:
             environ = self.asgi.environ_of(watcher.scope)
             if refused := self.refusal(watcher.scope, environ):
@@ -123,11 +141,21 @@ class Granian(Worker):
             elif has_a_body(environ):
                 asyncio.run_coroutine_threadsafe(self.receive(watcher, environ, began), self.loop)
             else:
+                self.leave_a_thread(watcher)
                 self.respond(watcher, environ, began, b"")
         except BaseException as error:  # noqa: BLE001  # granian would let the client wait
             self.fail(watcher, error)
         finally:
             del self.busy[get_ident()]
+
+    def leave_a_thread(self, watcher: Any) -> None:
+        """Let granian start a thread for the next request, if this one has taken the last.
+
+        granian looks for a free thread when a request arrives. One that takes a request still counts as free for a moment, and a second request at that moment
+        would wait for the first one's response. After this thread has become busy, granian has to look again. It does so for the end of a body, even if empty.
+        """
+        if len(self.busy) == len(self.known) < self.cfg.threads:
+            watcher.proto.receive()
 
     def refusal(self, scope: dict[str, Any], environ: dict[str, Any]) -> tuple[int, str] | None:
         """The status and the reason if a request does not reach the application."""
@@ -177,6 +205,13 @@ class Granian(Worker):
         self.log.error("The server could not respond: %s", type(error).__name__, exc_info=error)
         with suppress(Exception):  # it has responded already
             pass_on(watcher, 503, [*REFUSED, CLOSE], b'{"detail": "The service could not respond. Try again later."}')
+
+
+def threads_of_granian() -> set[int]:
+    """The ids of the threads that Python has not started. Without /proc, as on macOS, they are unknown, and there are none."""
+    tasks = Path("/proc/self/task")
+    every = {int(task.name) for task in tasks.iterdir()} if tasks.exists() else set()
+    return every - {thread.native_id for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
 
 
 def has_a_body(environ: dict[str, Any]) -> bool:

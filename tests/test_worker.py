@@ -3,14 +3,12 @@
 import http.client
 import itertools
 import logging
-import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,93 +19,18 @@ from gunicorn.errors import ConfigError
 from gunicorn.glogging import Logger
 
 from housing import asgi, worker
-from housing.worker import Granian
+from housing.worker import Granian, threads_of_granian
 from housing.wsgi import Service
 from tests.fixtures.asgi import scope_of
 from tests.fixtures.hostile import METHODS, headers, send
 from tests.fixtures.processes import any_free_port, gunicorn
 from tests.fixtures.responses import VARIANTS
+from tests.fixtures.workers import HOST, Served, process, running, serving, until
 from tests.stacks import TIMEOUT, wait_for
 
 LIST = VARIANTS["cached"]
-HOST = b"Host: 127.0.0.1\r\n"
 SLOW_HEAD, SLOW_FORM = b"GET / HTTP/1.1\r\nX-Slow: x", b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000\r\n\r\nx"
 """The beginnings of requests whose end does not come: of one in its headers, and of a form."""
-
-
-@contextmanager
-def process(application: Any, *listening: socket.socket, **options: Any):
-    """A worker as gunicorn makes it, with this application."""
-    configured = Config()
-    for name, value in options.items():
-        configured.set(name, value)
-    made = Granian(1, os.getppid(), list(listening), None, 15, configured, Logger(configured))
-    made.wsgi, begin = application, made.begin
-
-    def traced(watcher: Any) -> None:
-        sys.settrace(sys.gettrace() or threading.gettrace())  # coverage does not see the threads of granian by itself
-        begin(watcher)
-
-    made.begin = traced
-    with closing(made.tmp):
-        yield made
-
-
-@contextmanager
-def running(made: Granian):
-    """Run a worker in a thread while the block runs."""
-    thread = threading.Thread(target=made.run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        made.alive = False
-        thread.join(TIMEOUT)
-        assert not thread.is_alive()
-
-
-@dataclass
-class Served:
-    """A server in threads of this process: its worker, and the environment of each request, without those of `wsgi.input`."""
-
-    worker: Granian
-    port: int
-    environs: list[dict[str, Any]] = field(default_factory=list)
-
-    def ask(self, sent: bytes) -> bytes:
-        """Send bytes, and return all that comes until the server closes the connection."""
-        with self.connected() as client, client.makefile("rb") as response:
-            client.sendall(sent)
-            return response.read()
-
-    def connected(self) -> socket.socket:
-        """A connection to the server."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)
-
-    def get(self, path: str = "/", **sent: str) -> http.client.HTTPResponse:
-        """GET a path on a connection of its own."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)) as client:
-            client.request("GET", path, headers=sent)
-            response = client.getresponse()
-            response.content = response.read()
-            return response
-
-
-@contextmanager
-def serving(application: Callable[..., Any], **options: Any):
-    """Run the server while the block runs. An application that returns nothing responds with 204."""
-
-    def responding(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        served.environs.append(environ | {"body": environ["wsgi.input"].getvalue()})
-        if (response := application(environ, start_response)) is None:
-            start_response("204 No Content", [])
-            return []
-        return response
-
-    with socket.create_server(("127.0.0.1", 0)) as listening, process(responding, listening, **options) as made:
-        served = Served(made, listening.getsockname()[1])
-        with running(made):
-            yield served
 
 
 @pytest.fixture(autouse=True)
@@ -115,15 +38,6 @@ def quick_end(monkeypatch):
     """No spec waits for the end of a process longer than it must."""
     monkeypatch.setattr(worker, "DRAIN", 0.0)
     monkeypatch.setattr(worker, "BEAT", 0.01)
-
-
-def until(holds: Callable[[], object]) -> None:
-    """Wait until this holds."""
-
-    def check() -> None:
-        assert holds()
-
-    wait_for(check, AssertionError)
 
 
 def nothing(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
@@ -395,6 +309,23 @@ def test_a_form_is_answered_while_every_thread_is_busy():
         allowed.release()
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Only /proc shows the threads of granian.")
+def test_the_first_requests_of_a_process_have_a_thread_each():
+    """granian starts a thread if all are busy. One that has just taken a request is not yet, so a second request at that instant would wait for its end."""
+    allowed, before = threading.Semaphore(0), threads_of_granian()
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
+        allowed.acquire(timeout=TIMEOUT)
+
+    with serving(application, threads=3) as served, ExitStack() as clients:
+        for request in (1, 2, 3):
+            clients.enter_context(served.connected()).sendall(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+            until(lambda n=request: len(served.worker.busy) == n)
+            # Two more threads of granian accept connections and wait for the end.
+            until(lambda n=request: len(threads_of_granian() - before) >= 2 + min(n + 1, 3))
+        allowed.release(3)
+
+
 # The life of a process
 
 
@@ -440,6 +371,40 @@ def test_a_process_that_ends_still_accepts_requests_for_a_moment(monkeypatch):
         ended.set()
 
 
+def test_a_process_ends_after_the_threads_of_granian(monkeypatch):
+    """Before Python 3.14, one that returns to Python too late aborts the process. gunicorn logs SIGABRT, and exit handlers do not run."""
+    threads: list[set[int]] = [{1}, {1, 2, 3}, {1, 3}, {1}]
+    monkeypatch.setattr(worker, "threads_of_granian", lambda: threads.pop(0))
+    with serving(nothing):
+        pass
+    assert threads == []
+
+
+def test_a_process_does_not_wait_long_for_a_thread_of_granian(monkeypatch):
+    """gunicorn would end it after 30 seconds."""
+    lines: list[str] = []
+    monkeypatch.setattr(worker, "LAST_MOMENT", 0.0)
+    monkeypatch.setattr(worker, "threads_of_granian", iter([set(), *[{1, 2}] * 9]).__next__)
+    with serving(nothing) as served:
+        monkeypatch.setattr(served.worker.log.error_log, "handlers", [handler_of(lines)])
+    assert lines == ["This process ends before 2 threads of granian. Python may abort it, and gunicorn logs SIGABRT then."]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Only /proc shows the threads of granian.")
+def test_a_process_knows_the_threads_of_granian():
+    """Also those that have asked Python for their name, which Python then lists beside its own. They end with the server."""
+    before, asked = threads_of_granian(), set()
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
+        threading.current_thread()
+        asked.add(threading.get_native_id())
+
+    with serving(application) as served:
+        assert served.get().status == 204
+        assert asked <= threads_of_granian() - before
+    until(lambda: threads_of_granian() <= before)
+
+
 def test_a_process_without_its_parent_ends():
     """Nobody would stop it."""
     with serving(nothing) as served:
@@ -451,7 +416,7 @@ def test_a_process_without_its_parent_ends():
 def idle(monkeypatch):
     """A worker that has not begun. `idle.signs` counts its signs of life, and `idle.sent` has its responses."""
     with process(lambda environ, start_response: start_response("204 No Content", []) or [], threads=2) as made:
-        made.asgi, made.busy, made.forms, made.signs, made.sent = asgi, {}, 0, 0, []
+        made.asgi, made.busy, made.known, made.forms, made.signs, made.sent = asgi, {}, set(), 0, 0, []
 
         def notify() -> None:
             made.signs += 1
@@ -478,7 +443,7 @@ def watcher_of(idle, path="/", **parts: str):
     """A request as granian passes it on. Its response goes to `idle.sent`."""
     environ = {"PATH_INFO": path, "REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "a", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
     scope = scope_of(environ | {"REMOTE_ADDR": "127.0.0.1"} | parts)
-    return SimpleNamespace(scope=scope, proto=SimpleNamespace(send=idle.sent.append), done=lambda: idle.sent.append("done"))
+    return SimpleNamespace(scope=scope, proto=SimpleNamespace(send=idle.sent.append, receive=lambda: None), done=lambda: idle.sent.append("done"))
 
 
 def test_head_reaches_granian_without_a_body(idle):

@@ -58,6 +58,28 @@ WORKER = tuple(
             f"{CHAPTER}at_most_four_threads_respond_and_they_are_always_the_same",
         ),
         (
+            "a second request waits for the first one",
+            "worker.py",
+            "                self.leave_a_thread(watcher)\n",
+            "",
+            f"{CHAPTER}the_first_requests_of_a_process_have_a_thread_each",
+        ),
+        ("a process ends before its threads", "worker.py", "        self.outlive(others)\n", "", f"{CHAPTER}a_process_ends_after_the_threads_of_granian"),
+        (
+            "a thread that has called Python is forgotten",
+            "worker.py",
+            " if not isinstance(thread, threading._DummyThread)",
+            "",
+            f"{CHAPTER}a_process_knows_the_threads_of_granian",
+        ),
+        (
+            "a process waits for ever for its threads",
+            "worker.py",
+            "if time.monotonic() >= end:",
+            "if time.monotonic() < 0:",
+            f"{CHAPTER}a_process_does_not_wait_long_for_a_thread_of_granian",
+        ),
+        (
             "a thread ends after a while",
             "worker.py",
             "FOR_EVER = 2_147_483_648",
