@@ -80,9 +80,9 @@ scale: install #= query plans with a million properties; seeds them in minutes, 
 	@$(BIN)/python -m tests.measurements.scale
 
 .PHONY: load
-load: install ## load test with dozens of readers and one writer; fails on a stale read; results in reports/; with wrk, the targets of a hit
+load: install ## load test with dozens of readers and one writer; fails on a stale read; results in reports/; with wrk, the targets of a hit (BASE=a commit to compare with, as deployed)
 	@$(BIN)/python -m tests.measurements.load
-	@command -v wrk >/dev/null || { echo 'The targets of a hit were not measured: wrk is missing (Debian: apt install wrk).' && exit; }; $(BIN)/python -m tests.measurements.servers --targets
+	@command -v wrk >/dev/null || { echo 'The targets of a hit were not measured: wrk is missing (Debian: apt install wrk).' && exit; }; $(BIN)/python -m tests.measurements.servers --targets $(if $(filter file,$(origin BASE)),,--base "$(BASE)")
 
 .PHONY: servers
 servers: install #= compare gunicorn, granian and uvicorn: responses per second, memory, slow clients, reload, stop; needs wrk, some minutes

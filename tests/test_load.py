@@ -47,7 +47,7 @@ def test_each_read_is_compared_with_the_latest_price_of_the_same_property():
 # The results
 
 
-REPORT = Report([3.0, 1.0, 2.0, 10.0], failed=0, seconds=2.0, reads=[Read(0.5, {7: 1.25})])
+REPORT = Report([3.0, 1.0, 2.0, 10.0], failures={}, seconds=2.0, reads=[Read(0.5, {7: 1.25})])
 
 
 def test_a_report_is_the_same_after_json():
@@ -73,7 +73,7 @@ def test_the_table_and_the_plot_have_a_row_for_every_load_test():
 
 @pytest.mark.parametrize(
     ("writes", "reads", "stale", "failed", "kept"),
-    [(1, 1, 0, 0, True), (0, 1, 0, 0, False), (1, 0, 0, 0, False), (1, 1, 1, 0, False), (1, 1, 0, 1, False)],
+    [(1, 1, 0, {}, True), (0, 1, 0, {}, False), (1, 0, 0, {}, False), (1, 1, 1, {}, False), (1, 1, 0, {"status 503": 7}, False)],
     ids=["kept", "no write", "no read", "a stale read", "a failed read"],
 )
 def test_the_promise_only_counts_as_kept_if_there_were_reads_and_writes(writes, reads, stale, failed, kept):
@@ -83,7 +83,11 @@ def test_the_promise_only_counts_as_kept_if_there_were_reads_and_writes(writes, 
 
     assert found.kept is kept
     assert found.summary()[0] == "Memory of a worker: 57 MB."
-    assert found.summary()[2:] == ["Property 7 was shown at 9.00, 1.5 ms after 10.00 had been saved."] * stale
+    assert (
+        found.summary()[2:]
+        == [f"warm: {number} reads failed with {why}." for why, number in failed.items()]
+        + ["Property 7 was shown at 9.00, 1.5 ms after 10.00 had been saved."] * stale
+    )
 
 
 # Servers compared

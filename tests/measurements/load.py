@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -118,10 +119,10 @@ class Users:
 
 @dataclass(frozen=True)
 class Report:
-    """The results of some virtual users: the milliseconds of each read, the number of failures, the duration, and the reads of watched prices."""
+    """The results of some virtual users: the milliseconds of each read, the failed reads by reason, the duration, and the reads of watched prices."""
 
     milliseconds: list[float]
-    failed: int
+    failures: dict[str, int]
     seconds: float
     reads: list[Read]
 
@@ -155,6 +156,7 @@ def read_as(users: Users, url: str) -> Report:
     unique, started, warm_up = itertools.count(time.time_ns() % 500_000), time.monotonic(), users.seconds / 10
     answered = gevent.event.Event()
     taken: list[float] = []
+    failures: Counter[str] = Counter()
     reads: list[Read] = []
     prices: dict[bytes, dict[int, float]] = {}
 
@@ -172,7 +174,8 @@ def read_as(users: Users, url: str) -> Report:
                 ended = time.monotonic()
                 if response.status_code != 200:
                     answered.set()
-                    return  # Locust has counted it
+                    failures[f"status {response.status_code}" if response.status_code else type(response.error).__name__] += 1
+                    return
                 if began - started > warm_up:
                     answered.set()
                     taken.append((ended - began) * 1000)
@@ -187,7 +190,7 @@ def read_as(users: Users, url: str) -> Report:
     gevent.sleep(users.seconds)
     answered.wait(stacks.TIMEOUT)  # a busy machine may need longer for its first response
     runner.quit()
-    return Report(taken, environment.stats.total.num_failures, time.monotonic() - started - warm_up, reads)
+    return Report(taken, failures, time.monotonic() - started - warm_up, reads)
 
 
 def write_prices(watched: Sequence[int], pause: float) -> list[Write]:
@@ -234,7 +237,7 @@ class Service:
         say(f"{name} …")
         report = Report.parse(in_a_process(USERS, [asdict(users), self.url], self.environment))
         if not report.milliseconds:
-            raise Failed(f"{name}: no user got a response, and {report.failed:,} reads failed. See whether the service is running.")
+            raise Failed(f"{name}: no user got a response, and {sum(report.failures.values()):,} reads failed. See whether the service is running.")
         return report
 
     def check_hit(self) -> None:
@@ -282,12 +285,14 @@ def free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def serve(servers: ExitStack, address: str, environment: dict[str, str], command: Sequence[str] = DEPLOYED) -> Service:
+def serve(
+    servers: ExitStack, address: str, environment: dict[str, str], command: Sequence[str] = DEPLOYED, *, folder: Path = ROOT, python: str = sys.executable
+) -> Service:
     """Start a server and wait until it responds. `{host}` and `{port}` in the command become those of the address. Raises Failed if it exits instead."""
     host, _, port = address.rpartition(":")
     log = servers.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # the stack closes it
     filled = [part.format(host=host, port=port) for part in command]
-    server = subprocess.Popen([sys.executable, "-m", *filled], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    server = subprocess.Popen([python, "-m", *filled], cwd=folder, env=environment, stdout=log, stderr=log)
     servers.callback(server.wait)
     servers.callback(server.terminate)
 
@@ -332,20 +337,20 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: responses per second, milliseconds by percentile, failed reads, and the entry of `TO_BEAT` to compare with."""
+    """A row of the table: responses per second, milliseconds by percentile, the failed reads by reason, and the entry of `TO_BEAT` to compare with."""
 
     name: str
     per_second: float
     p50: float
     p95: float
     p99: float
-    failed: int
+    failures: dict[str, int]
     beats: str = ""
 
     @classmethod
     def of(cls, name: str, report: Report, beats: str = "") -> Row:
         """The row of this report."""
-        return cls(name, report.per_second, *map(report.percentile, (50, 95, 99)), report.failed, beats)
+        return cls(name, report.per_second, *map(report.percentile, (50, 95, 99)), report.failures, beats)
 
 
 @dataclass(frozen=True)
@@ -361,12 +366,13 @@ class Found:
     @property
     def kept(self) -> bool:
         """Whether the promise was kept. It only counts as kept if there were both reads and writes."""
-        return not self.stale and bool(self.writes and self.reads) and not any(row.failed for row in self.rows)
+        return not self.stale and bool(self.writes and self.reads) and not any(row.failures for row in self.rows)
 
     def summary(self) -> list[str]:
         """The results that are not in the table."""
         lines = [f"Memory of a worker: {', '.join(f'{megabytes:.0f} MB' for megabytes in self.memory)}."]
         lines.append(f"{self.writes:,} prices were saved during {self.reads:,} reads. Stale reads: {len(self.stale)}.")
+        lines += [f"{row.name}: {number:,} reads failed with {why}." for row in self.rows for why, number in row.failures.items()]
         for stale in self.stale[:3]:
             write, shown = stale.write, stale.read.prices[stale.write.property]
             after = 1000 * (stale.read.began - write.saved)
@@ -409,7 +415,7 @@ def table(rows: Sequence[Row]) -> str:
     """The results as a table for a terminal."""
     width = max(len(row.name) for row in rows)
     lines = [f"{'':{width}}  {'reads/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'failed':>7}"]
-    lines += [f"{row.name:{width}}  {row.per_second:8.1f} {row.p50:8.1f} {row.p95:8.1f} {row.p99:8.1f} {row.failed:7}" for row in rows]
+    lines += [f"{row.name:{width}}  {row.per_second:8.1f} {row.p50:8.1f} {row.p95:8.1f} {row.p99:8.1f} {sum(row.failures.values()):7}" for row in rows]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count, product
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -33,7 +34,8 @@ import redis
 
 from tests import stacks
 from tests.fixtures.bare import KEY
-from tests.measurements.load import DEPLOYED, PATHS, Failed, Service, free_address, prepare, say, serve
+from tests.measurements.compare import Broken, checked_out
+from tests.measurements.load import DEPLOYED, PATHS, PREPARE, Failed, Service, free_address, prepare, say, serve
 
 BIND = ("--host", "{host}", "--port", "{port}", "--workers", "2")
 
@@ -53,26 +55,27 @@ BARE = {
 }
 """The application → the same server's floor."""
 
-CONSTANT, GET, HIT, DJANGO, COLD = "constant bytes", "bytes of one GET of Redis", "hit before Django", "hit through Django", "cold"
+CONSTANT, GET, HIT, DJANGO, COLD = KINDS = "constant bytes", "bytes of one GET of Redis", "hit before Django", "hit through Django", "cold"
 
-APPLICATION = {CONSTANT: CONSTANT, GET: CONSTANT, HIT: HIT, DJANGO: DJANGO, COLD: HIT}
+BASE = "hit of the base"
+
+APPLICATION = {CONSTANT: CONSTANT, GET: CONSTANT, HIT: HIT, DJANGO: DJANGO, COLD: HIT, BASE: BASE}
 """Kind of request → the application that responds to it, by another kind."""
-
-KINDS = tuple(APPLICATION)
 
 CONNECTIONS = (1, 10, 50)
 
 TARGETS = (
     ("a hit / one GET, on the deployed server", GET, "granian", 0.7),
     ("a hit / a hit through Django on gunicorn", DJANGO, "gunicorn", 3.0),
+    ("a hit / a hit of the base on gunicorn", BASE, "gunicorn", 3.0),
 )
-"""Each with the request and the server to compare a hit of the deployed server with, and the least ratio of the responses per second."""
+"""Each with the request and the server to compare a hit of the deployed server with, and the least ratio of the responses per second. The last needs a base."""
 
 SLOW = 64
 """Clients that send a byte a second."""
 
 COMPARED = tuple((kind, server) for server in COMMANDS for kind in KINDS)
-PROMISED = ((HIT, "granian"), *((kind, server) for _, kind, server, _ in TARGETS))
+PROMISED = ((HIT, "granian"), *((kind, server) for _, kind, server, _ in TARGETS if kind != BASE))
 """The kinds of requests, each with the server that responds to it."""
 
 UNIQUE = """
@@ -186,11 +189,12 @@ def speeds(found: Rounds) -> Iterator[str]:
 def targets(found: Rounds) -> Iterator[str]:
     """The ratios that are promised, and the processor time, which varies less on a busy machine, as a table for a terminal."""
     yield f"{'responses/s, by connections':58}" + "".join(f"{connections:>20}" for connections in CONNECTIONS) + f"{'target':>10}"
-    for name, kind, server, least in TARGETS:
+    measured = {(kind, server) for kind, server, _ in found}
+    for name, kind, server, least in (target for target in TARGETS if target[1:3] in measured):
         cells = [ratios(found, (HIT, "granian"), (kind, server), connections) for connections in CONNECTIONS]
         missed = sum(statistics.median(cell) < least for cell in cells)
         yield f"{name:58}{''.join(f'{span(cell):>20}' for cell in cells)}{f'≥ {least:g}':>10}  {f'{missed} MISSED' if missed else 'reached'}"
-    for kind, server in PROMISED:
+    for kind, server in (pair for pair in (*PROMISED, (BASE, "gunicorn")) if pair in measured):
         cells = [span([row.cpu for row in found[kind, server, connections]], ".0f") for connections in CONNECTIONS]
         yield f"{f'µs of processor time, {kind}, {server}':58}{''.join(f'{cell:>20}' for cell in cells)}"
 
@@ -339,8 +343,21 @@ def behaviour(services: Services) -> Iterator[str]:
 # The command
 
 
+def serve_base(servers: ExitStack, commit: str, properties: int, environment: dict[str, str]) -> Service:
+    """Serve the tree of a commit as it was deployed, with its own packages and its own databases. Raises Broken if there is no such commit, or Failed."""
+    tree = servers.enter_context(checked_out(commit, Path(servers.enter_context(tempfile.TemporaryDirectory(prefix="housing-servers-")))))
+    own = {"DATABASE_URL": stacks.own_database(servers, environment["DATABASE_URL"]), "REDIS_URL": stacks.own_number(servers, environment["REDIS_URL"])}
+    environment = environment | own | {"PYTHONPATH": str(tree.folder)}
+    say(f"Seeding {properties:,} properties for {commit} …")
+    command = [tree.python, *PREPARE[1:], str(properties)]
+    prepared = subprocess.run(command, cwd=tree.folder, env=environment, capture_output=True, text=True, check=False)
+    if prepared.returncode:
+        raise Failed(f"{commit} cannot be seeded: {[*prepared.stderr.strip().splitlines(), 'no error message'][-2]}")
+    return serve(servers, free_address(), environment, folder=tree.folder, python=tree.python)
+
+
 @contextmanager
-def running(properties: int, pairs: Sequence[tuple[str, str]]) -> Iterator[Services]:
+def running(properties: int, pairs: Sequence[tuple[str, str]], base: str | None = None) -> Iterator[Services]:
     """Start the servers that respond to these kinds of requests: with the floor, with the service, and with the service that answers no hit before Django."""
     with ExitStack() as servers:
         environment = prepare(servers, properties)
@@ -348,9 +365,11 @@ def running(properties: int, pairs: Sequence[tuple[str, str]]) -> Iterator[Servi
         services: Services = {}
         wanted = {(APPLICATION[kind], server) for kind, server in pairs}
         for application, server in sorted(wanted):
-            if application != CONSTANT:
+            if application not in (CONSTANT, BASE):
                 more = {"FRESHNESS_FAST_PATH": "false"} if application == DJANGO else {}
                 services[application, server] = serve(servers, free_address(), environment | more, COMMANDS[server])
+        if base:
+            services[BASE, "gunicorn"] = serve_base(servers, base, properties, environment)
         for service in services.values():
             stacks.wait_for(service.check_hit, Failed)
         with urlopen(next(iter(services.values())).url + PATHS["warm"]) as page, redis.Redis.from_url(environment["REDIS_URL"]) as client:
@@ -365,23 +384,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.measurements.servers", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="number of rounds (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=1, metavar="S", help="duration of each measurement, 60 in a round, 9 with --targets (default: %(default)s)"
+        "--seconds", type=float, default=1, metavar="S", help="duration of each measurement, 60 in a round, 9 or 12 with --targets (default: %(default)s)"
     )
     parser.add_argument("--targets", action="store_true", help="measure only the ratios that are promised")
+    parser.add_argument("--base", metavar="COMMIT", help="also compare with the list of this commit, as it was deployed; with --targets")
     parser.add_argument("--properties", type=int, default=1_000, metavar="N", help="number of properties (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.base and not options.targets:
+        parser.error("--base needs --targets.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not shutil.which("wrk"):
         sys.exit("wrk is missing. Install it (Debian: apt install wrk).")
     try:
-        pairs = PROMISED if options.targets else COMPARED
-        with running(options.properties, pairs) as services:
+        pairs = (*PROMISED, (BASE, "gunicorn"))[: len(PROMISED) + bool(options.base)] if options.targets else COMPARED
+        with running(options.properties, pairs, options.base) as services:
             found = measure(services, pairs, options.rounds, options.seconds)
             for lines in (targets(found),) if options.targets else (speeds(found), targets(found), behaviour(services)):
                 print("\n".join(lines), end="\n\n", flush=True)  # noqa: T201  # for a person
     except KeyboardInterrupt:
         sys.exit("Interrupted. Nothing is left behind.")
-    except (Failed, pytest.UsageError, psycopg.Error) as why:
+    except (Broken, Failed, pytest.UsageError, psycopg.Error) as why:
         sys.exit(" ".join(str(why).split()))
 
 
