@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from django.contrib.auth.models import User
 from django.core.cache import cache
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import IntegrityError, OperationalError, ProgrammingError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django_redis import get_redis_connection
 
@@ -352,6 +352,23 @@ def test_switching_autocommit_off_again_commits_nothing(home, read):
         home.price = 4
         home.save()
         transaction.set_autocommit(False)
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+    assert read("optimized").rows[0]["price"] == "300000.00"
+
+
+@pytest.mark.only("real")
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_autocommit_is_not_set_inside_a_transaction(home, read, autocommit):
+    """Psycopg refuses it, since it could not tell what is committed. (SQLite has no such state.)"""
+    transaction.set_autocommit(False)
+    home.price = 4
+    home.save()
+    try:
+        with pytest.raises(ProgrammingError, match="INTRANS"):
+            transaction.set_autocommit(autocommit)
     finally:
         transaction.rollback()
         transaction.set_autocommit(True)

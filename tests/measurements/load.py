@@ -190,7 +190,7 @@ def read_as(users: Users, url: str) -> Report:
     gevent.sleep(users.seconds)
     answered.wait(stacks.TIMEOUT)  # a busy machine may need longer for its first response
     runner.quit()
-    return Report(taken, failures, time.monotonic() - started - warm_up, reads)
+    return Report(taken, dict(failures), time.monotonic() - started - warm_up, reads)
 
 
 def write_prices(watched: Sequence[int], pause: float) -> list[Write]:

@@ -133,6 +133,14 @@ CONNECTIONS = (
         "real",
     ),
     Sabotage(
+        "PostgreSQL: autocommit is set inside a transaction",
+        "freshness/postgresql/base.py",
+        "        if self.begun:\n            super()._set",
+        "        if False:\n            super()._set",
+        "test_commit.py::test_autocommit_is_not_set_inside_a_transaction[True]",
+        "real",
+    ),
+    Sabotage(
         "PostgreSQL: a time that is no date of Python's calendar has an error of its own",
         "freshness/postgresql/base.py",
         "except ValueError:  # infinity, or another DateStyle",
