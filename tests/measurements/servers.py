@@ -352,7 +352,7 @@ def serve_base(servers: ExitStack, commit: str, properties: int, environment: di
     command = [tree.python, *PREPARE[1:], str(properties)]
     prepared = subprocess.run(command, cwd=tree.folder, env=environment, capture_output=True, text=True, check=False)
     if prepared.returncode:
-        raise Failed(f"{commit} cannot be seeded: {[*prepared.stderr.strip().splitlines(), 'no error message'][-2]}")
+        raise Failed(f"{commit} cannot be seeded: {(prepared.stderr.strip().splitlines() or ['no error message'])[-1]}")
     return serve(servers, free_address(), environment, folder=tree.folder, python=tree.python)
 
 
