@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import sys
 import threading
@@ -27,7 +28,6 @@ from typing import Any, cast
 from granian._granian import ASGIWorker, CallbackScheduler, SocketHolder, WorkerSignal
 from granian.http import HTTP1Settings
 from gunicorn.errors import ConfigError
-from gunicorn.glogging import SafeAtoms
 from gunicorn.workers.base import Worker
 
 LONGEST_HEAD = 32_768
@@ -196,9 +196,9 @@ class Granian(Worker):
         if not self.alive:
             headers.append(CLOSE)
         pass_on(watcher, status, headers, body)
-        if self.log.access_log_enabled:
-            atoms = atoms_of(watcher.scope, environ) | {"s": status, "B": len(body), "M": int(1000 * (time.monotonic() - began))}
-            self.log.access_log.info(self.cfg.access_log_format, SafeAtoms(atoms))
+        if self.log.access_log_enabled and self.log.access_log.isEnabledFor(logging.INFO):
+            atoms = atoms_of(watcher.scope, environ, s=status, B=len(body), M=int(1000 * (time.monotonic() - began)))
+            self.log.access_log.handle(record_of(self.log.access_log, self.cfg.access_log_format, atoms))
 
     def fail(self, watcher: Any, error: BaseException) -> None:
         """Log an error that is not the application's, and respond with 503."""
@@ -232,9 +232,44 @@ def pass_on(watcher: Any, status: int, headers: list[tuple[bytes, bytes]], body:
     watcher.done()  # without it, granian waits for ever for a body that nobody has read
 
 
-def atoms_of(scope: dict[str, Any], environ: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a request under the names of gunicorn's access log. The client's address is the one that a trusted proxy has forwarded."""
-    path, query = scope["raw_path"].decode("latin-1"), environ["QUERY_STRING"]
-    line = f"{environ['REQUEST_METHOD']} {path}{'?' * bool(query)}{query} {environ['SERVER_PROTOCOL']}"
-    said = {"h": environ["REMOTE_ADDR"], "r": line, "m": environ["REQUEST_METHOD"], "U": environ["PATH_INFO"], "q": query}
-    return said | {"{x-request-id}i": environ.get("HTTP_X_REQUEST_ID", "-")}
+# The access log
+
+# A line costs a quarter of a hit if gunicorn and logging make it, and 7 % less of a hit like this.
+
+
+class Atoms(dict[str, Any]):
+    """The parts of a line under gunicorn's names. Names of headers have any case. `-` stands for an unknown part."""
+
+    def __missing__(self, name: str) -> Any:
+        """Return what stands for a name that is not here."""
+        return self.get(name.lower(), "-") if name.startswith("{") else "-"
+
+
+def atoms_of(scope: dict[str, Any], environ: dict[str, Any], **measured: int) -> Atoms:
+    """The parts of a request, and what was measured. The client's address is the one that a trusted proxy has forwarded. A backslash precedes each quote."""
+    method, query, path = environ["REQUEST_METHOD"], quoted(environ["QUERY_STRING"]), quoted(scope["raw_path"].decode("latin-1"))
+    line = f"{method} {path}{'?' * bool(query)}{query} {environ['SERVER_PROTOCOL']}"
+    client, sent = quoted(environ["REMOTE_ADDR"]), quoted(environ.get("HTTP_X_REQUEST_ID", "-"))
+    return Atoms(measured, h=client, r=line, m=method, U=quoted(environ["PATH_INFO"]), q=query, **{"{x-request-id}i": sent})
+
+
+def quoted(text: str) -> str:
+    """A text that does not end the quotes around it."""
+    return text.replace('"', r"\"")
+
+
+FIRST = threading.local()
+"""The attributes of a thread's first record. Those of its thread and process are right for the next ones."""
+
+
+def record_of(log: logging.Logger, line: str, atoms: Atoms) -> logging.LogRecord:
+    """A record of the access log. logging would look up the process and the thread for each. A factory of records still makes all of them."""
+    custom = logging.getLogRecordFactory() is not logging.LogRecord
+    if custom or not vars(FIRST):
+        first = log.makeRecord(log.name, logging.INFO, __file__, 0, line, (atoms,), None, "send")
+        vars(FIRST).update({} if custom else vars(first))
+        return first
+    now, record = time.time(), logging.LogRecord.__new__(logging.LogRecord)
+    since = 1000 * (now - FIRST.created)
+    vars(record).update(vars(FIRST), msg=line, args=atoms, created=now, msecs=now % 1 * 1000, relativeCreated=FIRST.relativeCreated + since)
+    return record

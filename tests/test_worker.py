@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +17,13 @@ from gunicorn.config import Config
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import Logger
 
-from housing import asgi, worker
+from housing import worker
 from housing.worker import Granian, threads_of_granian
 from housing.wsgi import Service
-from tests.fixtures.asgi import scope_of
 from tests.fixtures.hostile import METHODS, headers, send
 from tests.fixtures.processes import any_free_port, gunicorn
 from tests.fixtures.responses import VARIANTS
-from tests.fixtures.workers import HOST, Served, process, running, serving, until
+from tests.fixtures.workers import HOST, Served, idle_process, process, running, serving, until, watcher_of
 from tests.stacks import TIMEOUT, wait_for
 
 LIST = VARIANTS["cached"]
@@ -413,15 +411,9 @@ def test_a_process_without_its_parent_ends():
 
 
 @pytest.fixture
-def idle(monkeypatch):
-    """A worker that has not begun. `idle.signs` counts its signs of life, and `idle.sent` has its responses."""
-    with process(lambda environ, start_response: start_response("204 No Content", []) or [], threads=2) as made:
-        made.asgi, made.busy, made.known, made.forms, made.signs, made.sent = asgi, {}, set(), 0, 0, []
-
-        def notify() -> None:
-            made.signs += 1
-
-        monkeypatch.setattr(made, "notify", notify)
+def idle():
+    """A worker that has not begun."""
+    with idle_process() as made:
         yield made
 
 
@@ -437,13 +429,6 @@ def test_a_process_whose_threads_all_hang_gives_no_sign_of_life(idle, monkeypatc
         signs.append(idle.signs)
 
     assert signs == [1, 2, 2, 2, 3, 4], "idle, one is busy, both hang, both hang, one has gone on, one is idle"
-
-
-def watcher_of(idle, path="/", **parts: str):
-    """A request as granian passes it on. Its response goes to `idle.sent`."""
-    environ = {"PATH_INFO": path, "REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "a", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
-    scope = scope_of(environ | {"REMOTE_ADDR": "127.0.0.1"} | parts)
-    return SimpleNamespace(scope=scope, proto=SimpleNamespace(send=idle.sent.append, receive=lambda: None), done=lambda: idle.sent.append("done"))
 
 
 def test_head_reaches_granian_without_a_body(idle):
@@ -505,27 +490,6 @@ def handler_of(lines: list[str]) -> logging.Handler:
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
     return handler
-
-
-@pytest.mark.parametrize(("query", "shown"), [("", "/a%20b"), ("x=1", "/a%20b?x=1")])
-def test_the_access_log_has_a_line_for_each_request(idle, monkeypatch, query, shown):
-    """With the address that a trusted proxy has forwarded, the path as it was sent, and the id of the request."""
-    lines: list[str] = []
-    monkeypatch.setattr(Logger, "access_log_enabled", True)
-    monkeypatch.setattr(idle.log.access_log, "handlers", [handler_of(lines)])
-    monkeypatch.setattr(worker.time, "monotonic", lambda: 7.0)
-    idle.cfg.set("access_log_format", '%(h)s "%(r)s" %(s)s %(B)s %(M)sms %({x-request-id}i)s %(m)s %(U)s %(q)s')
-
-    def settled(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        environ["REMOTE_ADDR"] = "198.51.100.7"
-        start_response("200 OK", [])
-        return [b"four"]
-
-    idle.wsgi = settled
-    idle.begin(watcher_of(idle, "/a b", QUERY_STRING=query, HTTP_X_REQUEST_ID="an-id"))
-    idle.begin(watcher_of(idle, "/a b", QUERY_STRING=query))
-
-    assert lines == [f'198.51.100.7 "GET {shown} HTTP/1.1" 200 4 0ms {sent} GET /a b {query or "-" * 0}' for sent in ("an-id", "-")]
 
 
 # gunicorn's options

@@ -3,6 +3,8 @@
 from tests.sabotages import Sabotage
 
 CHAPTER = "test_worker.py::test_"
+ACCESS = "test_access_log.py::test_"
+RECORD = f"{ACCESS}a_record_has_all_that_logging_gives_it"
 SLOW = f"{CHAPTER}64_clients_that_never_finish_a_request_keep_no_thread[a form]"
 REFUSED = f"{CHAPTER}a_request_that_no_client_of_good_will_sends_is_refused_before_the_application"
 
@@ -127,7 +129,31 @@ WORKER = tuple(
             "worker.py",
             'environ.get("HTTP_X_REQUEST_ID", "-")',
             'environ.get("HTTP_X_ID", "-")',
-            f"{CHAPTER}the_access_log_has_a_line_for_each_request[-/a%20b]",
+            f"{ACCESS}the_access_log_has_a_line_for_each_request[-/a%20b]",
+        ),
+        (
+            "a quote ends the quotes",
+            "worker.py",
+            'text.replace(\'"\', r"\\"")',
+            "text",
+            f"{ACCESS}a_quote_of_a_client_does_not_end_the_quotes_of_a_line",
+        ),
+        ("a name has one case", "worker.py", "self.get(name.lower(),", "self.get(name,", f"{ACCESS}the_format_may_have_any_name_of_gunicorns"),
+        ("a line has the time of the first one", "worker.py", "args=atoms, created=now,", "args=atoms,", RECORD),
+        ("a line has the thread of the first one", "worker.py", "FIRST = threading.local()", 'FIRST = type("", (), {})()', RECORD),
+        (
+            "a record has the trace of an earlier request",
+            "worker.py",
+            "custom = logging.getLogRecordFactory() is not logging.LogRecord",
+            "custom = False",
+            f"{ACCESS}a_factory_of_records_makes_each_one",
+        ),
+        (
+            "a level is ignored",
+            "worker.py",
+            " and self.log.access_log.isEnabledFor(logging.INFO)",
+            "",
+            f"{ACCESS}a_level_above_info_silences_the_access_log",
         ),
         (
             "one of two addresses is served",
