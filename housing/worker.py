@@ -10,6 +10,7 @@ The parts of granian that this needs are not public, so pyproject.toml has an up
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -102,6 +103,7 @@ class Granian(Worker):
     def outlive(self, others: set[int]) -> None:
         """Wait for the threads of granian, but not for the others."""
         end = time.monotonic() + LAST_MOMENT
+        gc.collect()  # the frames of an old error may be in a cycle, with the request, which keeps a thread
         while left := threads_of_granian() - others:
             if time.monotonic() >= end:
                 self.log.warning("This process ends before %s threads of granian. Python may abort it, and gunicorn logs SIGABRT then.", len(left))

@@ -93,6 +93,7 @@ DOCUMENTS = (
             "fast_path",
             "learning",
             "worker",
+            "access_log",
             "asgi",
             "warming",
             "keys",

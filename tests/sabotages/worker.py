@@ -68,6 +68,13 @@ WORKER = tuple(
         ),
         ("a process ends before its threads", "worker.py", "        self.outlive(others)\n", "", f"{CHAPTER}a_process_ends_after_the_threads_of_granian"),
         (
+            "an old error keeps the threads",
+            "worker.py",
+            "        gc.collect()  #",
+            "        #",
+            f"{CHAPTER}a_process_ends_at_once_although_an_old_error_still_exists",
+        ),
+        (
             "a thread that has called Python is forgotten",
             "worker.py",
             " if not isinstance(thread, threading._DummyThread)",
