@@ -22,6 +22,7 @@ from housing.urls import urlpatterns
 from tests import ROOT, stacks
 from tests.fixtures.processes import Served, any_free_port, new_folder_in, served
 from tests.fixtures.responses import VARIANTS
+from tests.fixtures.visitors import visitors
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Locator, Page
@@ -82,15 +83,8 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def visitor(chromium: Browser, service: Served) -> Iterator[Callable[..., BrowserContext]]:
     """Open a browser context without cookies or cache: `visitor(color_scheme="dark").new_page()`."""
-    contexts = []
-
-    def visitor(**options: Any) -> BrowserContext:
-        contexts.append(chromium.new_context(base_url=service.url, **{"viewport": WIDE, "reduced_motion": "reduce"} | options))
-        return contexts[-1]
-
-    yield visitor
-    for context in contexts:
-        context.close()
+    with visitors(chromium, base_url=service.url, viewport=WIDE, reduced_motion="reduce") as visitor:
+        yield visitor
 
 
 @pytest.fixture
