@@ -87,7 +87,7 @@ def test_a_record_has_all_that_logging_gives_it(idle, monkeypatch):
             assert getattr(ours, attribute) == getattr(expected, attribute), attribute
         assert ours.getMessage() == expected.getMessage() == "/page"
     times = [record.created for record in idle.records]
-    assert times == [times[0] + 0.25 * number for number in range(12)]
+    assert times == pytest.approx([times[0] + 0.25 * number for number in range(12)], abs=0.001)
     for record in idle.records:
         assert record.msecs == pytest.approx(record.created % 1 * 1000)
         assert record.relativeCreated - idle.records[0].relativeCreated == pytest.approx(1000 * (record.created - times[0]), abs=1)

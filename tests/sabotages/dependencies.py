@@ -148,7 +148,7 @@ DEPENDENCIES = (
         "freshness/compiler.py",
         "if text := table.scopes.get(column):\n                tags.update(",
         "if text := table.references.get(column):\n                tags.update(",
-        "test_scopes.py::test_a_deleted_listing_leaves_the_pages_of_another_scope_warm[status]",
+        "test_scopes.py::test_a_number_of_rows_in_a_scope_depends_on_each_row_that_leaves_it[status-it is deleted]",
     ),
     Sabotage(
         "a save after a lock tags the scope that its row enters and not the one that it leaves",
