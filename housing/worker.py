@@ -273,5 +273,5 @@ def record_of(log: logging.Logger, line: str, atoms: Atoms) -> logging.LogRecord
         return first
     now, record = time.time(), logging.LogRecord.__new__(logging.LogRecord)
     since = 1000 * (now - FIRST.created)
-    vars(record).update(vars(FIRST), msg=line, args=atoms, created=now, msecs=now % 1 * 1000, relativeCreated=FIRST.relativeCreated + since)
+    vars(record).update(vars(FIRST), msg=line, args=atoms, created=now, msecs=now % 1 * 1000 // 1, relativeCreated=FIRST.relativeCreated + since)
     return record
