@@ -64,19 +64,26 @@ def test_a_quote_of_a_client_does_not_end_the_quotes_of_a_line(idle):
     assert idle.lines() == [r"\" GET /\"?\" HTTP/1.1 /\" \" \""]
 
 
+THREADS = ("one thread", "another thread")
+
+
 def test_a_record_has_all_that_logging_gives_it(idle, monkeypatch):
     """Any formatter works with it. Only its place in the code is not filled in, because it is the same for each line."""
     idle.cfg.set("access_log_format", "%(U)s")
     place = {"pathname", "filename", "module", "lineno", "funcName"}
-    clock = itertools.count(1_700_000_000, 0.25)
-    monkeypatch.setattr(worker.time, "time", lambda: next(clock) + 0.0001)
-    monkeypatch.setattr(worker.time, "time_ns", lambda: int(next(clock) * 10**9))  # logging's clock since Python 3.13
+    clock, real = itertools.count(1_700_000_000.0001, 0.25), worker.time.time
+
+    def now() -> float:
+        return next(clock) if threading.current_thread().name in THREADS else real()
+
+    monkeypatch.setattr(worker.time, "time", now)
+    monkeypatch.setattr(worker.time, "time_ns", lambda: int(now() * 10**9))  # logging's clock since Python 3.13
 
     def both() -> None:
         idle.begin(watcher_of(idle, "/page"))
         idle.log.access_log.info("%(U)s", {"U": "/page"})
 
-    for name in ("one thread", "another thread"):
+    for name in THREADS:
         thread = threading.Thread(target=lambda: [both() for _ in range(3)], name=name)
         thread.start()
         thread.join(TIMEOUT)
@@ -92,7 +99,7 @@ def test_a_record_has_all_that_logging_gives_it(idle, monkeypatch):
         assert record.msecs == pytest.approx(record.created % 1 * 1000, abs=1)
         assert record.msecs.is_integer()
         assert record.relativeCreated - idle.records[0].relativeCreated == pytest.approx(1000 * (record.created - times[0]), abs=1)
-    assert [record.threadName for record in idle.records[::2]] == ["one thread"] * 3 + ["another thread"] * 3
+    assert [record.threadName for record in idle.records[::2]] == [name for name in THREADS for _ in range(3)]
 
 
 def test_a_factory_of_records_makes_each_one(idle):
