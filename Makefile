@@ -17,6 +17,7 @@ targets = grep -hE '^[a-z-]+:.* $(1) ' $(MAKEFILE_LIST) | sed -E 's/^(.*):.* $(1
 run: install-run ## serve with data at http://127.0.0.1:8000/ (PORT=8001 for another port)
 	@$(BIN)/python -m housing.run --port "$(PORT)"
 
+# `make coverage` runs test-real with another one.
 PYTEST = $(BIN)/pytest -q -n auto
 
 .PHONY: test

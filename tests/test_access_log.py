@@ -1,4 +1,4 @@
-"""The access log of the service as it is deployed: gunicorn's, with a line for each response. The worker makes its records in a third of logging's time."""
+"""The access log of the service as it is deployed: gunicorn's, with a line for each response. The worker makes its records itself, because logging takes longer."""
 
 import itertools
 import logging

@@ -16,8 +16,8 @@ from housing.freshness.journal import Hit, Unreachable, journal
 from tests.fixtures.cache import clear_the_cache, durations
 
 PAGE, ANOTHER = cache.make_key("page"), cache.make_key("another page")
-MANY = [f"row:{number:05}" for number in range(1_001)]
-"""Tags that sort before "t", so that "t" is in the second part of a list that is split, after a thousand."""
+MANY = [f"row:{number:05}" for number in range(2_500)]
+"""Tags that sort before "t", so that "t" is in the last part of a list that is split."""
 
 
 @contextmanager
