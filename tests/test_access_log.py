@@ -1,4 +1,4 @@
-"""The access log of the service as it is deployed: gunicorn's, with a line for each response. The worker makes its records itself, because logging takes longer."""
+"""The access log of the service as it is deployed: gunicorn's, with a line for each response. The worker makes the records, because logging takes longer."""
 
 import itertools
 import logging
