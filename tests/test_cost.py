@@ -1,5 +1,6 @@
 """The cost of reads and writes. A page of twenty properties shows sixty related rows."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -240,8 +241,11 @@ def test_a_write_costs_two_round_trips_whatever_is_cached(twenty_properties, war
 
 
 @pytest.mark.only("real")
-def test_a_write_costs_redis_the_same_commands_with_10_or_100_000_cached_pages(home, warm, own_redis):
-    """The server counts its commands, including those inside scripts. (fakeredis does not count.)"""
+@pytest.mark.parametrize("first", [0x00, 0x10], ids=["a close that drops old ones", "any other close"])
+def test_a_write_costs_redis_the_same_commands_with_10_or_100_000_cached_pages(home, warm, own_redis, monkeypatch, first):
+    """The server counts its commands, including those in scripts. (fakeredis does not.) One close of sixteen drops old ones, by the id of its lease."""
+    random_bytes = os.urandom
+    monkeypatch.setattr(os, "urandom", lambda size: bytes([first]) + random_bytes(size - 1))
     own_redis()
     warm()
     client, [entry] = get_redis_connection("default"), entries()

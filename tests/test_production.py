@@ -6,6 +6,8 @@
 import json
 import re
 import runpy
+import shutil
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,6 +23,7 @@ from housing.proxies import TrustedProxies
 from tests import ROOT
 from tests.fixtures.cache import entries
 from tests.fixtures.processes import python
+from tests.stacks import TIMEOUT
 
 PROXY, CLIENT, OTHER = "10.0.0.5", "203.0.113.7", "198.51.100.9"
 """The proxy, a client of it, and somebody who reaches the service without it."""
@@ -385,6 +388,76 @@ def test_a_run_of_all_checks_looks_up_known_vulnerabilities_or_says_that_it_coul
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
     assert re.search(r"\n +make audit\nelse\n +echo \"NOT CHECKED: ", run)
+
+
+@pytest.fixture
+def versions(tmp_path):
+    """`.ci/versions` with stubs of all that it runs: two other Pythons, an image with two more, and a command that fails if it matches FAILS."""
+    stub = tmp_path / "stub"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    commands = [tmp_path / "bin" / name for name in ("python3.11", "pyenv", "docker", "git")]
+    for command in (*commands, tmp_path / ".venv/bin/python", tmp_path / ".venv/bin/pytest", tmp_path / "3.12.1/bin/python", tmp_path / "3.13.1/bin/python"):
+        command.parent.mkdir(parents=True, exist_ok=True)
+        command.symlink_to(stub)
+    for name in (".ci/versions", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / name)
+
+    def run(**environment):
+        environment |= {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHON_IMAGE": "image"}
+        ended = subprocess.run([tmp_path / ".ci/versions"], env=environment, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False)
+        return ended.returncode, ended.stdout
+
+    return run
+
+
+STUB = r"""#!/bin/bash
+[[ "$0 $*" == ${FAILS:-nothing} ]] && exit 1
+case "${0##*/} $*" in
+    "python -c"*) echo 3.11 ;;
+    "python"*" -m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/pip" && cp "$0" "$3/bin/pytest" ;;
+    "pyenv versions"*) printf '%s\n' 3.11.7 3.12.1 3.13.1 ;;
+    "pyenv prefix"*) echo "$HOME/$2" ;;
+    "docker run --rm image"*) printf '%s\n' python3.14 python3.15 ;;
+    "pip install"*) echo "pip ${*: -1}" ;;
+esac
+"""
+VERSIONS = [
+    "the instruments on the oldest versions",
+    "Python 3.12.1 with Django 6.0",
+    "Python 3.13.1 with Django 6.1",
+    "python3.14 in the image",
+    "python3.15 in the image",
+]
+
+
+def test_a_run_on_the_other_versions_has_a_line_for_each(versions):
+    """Its end shows which versions passed. Each further Django is run once, because its combinations with each Python would take hours."""
+    code, output = versions()
+
+    assert code == 0
+    assert [re.sub(r": \d+ s, installation included$", "", line) for line in output.splitlines()[-len(VERSIONS) :]] == VERSIONS
+    assert [line for line in output.splitlines() if line.startswith("pip django")] == ["pip django==6.0.*", "pip django==6.1.*"]
+
+
+def test_a_version_for_which_too_little_time_is_left_is_not_run_and_its_line_says_so(versions):
+    """A run that leaves out a version silently would count as one on which it passed."""
+    code, output = versions(SECONDS_LEFT="100", SECONDS_EACH="1000")
+
+    assert code == 0
+    assert [re.sub(r" It takes some 1000 s here, and (\d\d|100) s are left\.", "", line) for line in output.splitlines()] == [
+        f"NOT RUN: {name}. The hosted workflow runs it." for name in VERSIONS
+    ]
+
+
+@pytest.mark.parametrize("fails", ["*/venv/bin/pytest *", "*/docker run * --interactive *"], ids=["in an environment", "in the image"])
+def test_a_version_on_which_a_spec_fails_ends_the_run(versions, fails):
+    """A shell goes on after a command that failed, unless it is told otherwise."""
+    code, output = versions(FAILS=fails)
+
+    assert code == 1
+    assert "installation included" not in output
 
 
 def test_the_lock_has_a_hash_of_every_package():

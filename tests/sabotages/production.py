@@ -147,4 +147,25 @@ PRODUCTION = (
         'true "',
         "test_production.py::test_a_run_of_all_checks_looks_up_known_vulnerabilities_or_says_that_it_could_not",
     ),
+    Sabotage(
+        "versions: a spec may fail on another version",
+        "../.ci/versions",
+        '    "$@"\n',
+        '    "$@" || true\n',
+        "test_production.py::test_a_version_on_which_a_spec_fails_ends_the_run",
+    ),
+    Sabotage(
+        "versions: a version that is not run has no line",
+        "../.ci/versions",
+        'return\n    fi\n    echo "-- $name"',
+        'summary=()\n        return\n    fi\n    echo "-- $name"',
+        "test_production.py::test_a_version_for_which_too_little_time_is_left_is_not_run_and_its_line_says_so",
+    ),
+    Sabotage(
+        "versions: each Python has the same Django",
+        "../.ci/versions",
+        'series=${series#"$django"}; ',
+        "",
+        "test_production.py::test_a_run_on_the_other_versions_has_a_line_for_each",
+    ),
 )
