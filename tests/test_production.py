@@ -453,7 +453,7 @@ def test_a_version_for_which_too_little_time_is_left_is_not_run_and_its_line_say
 
 @pytest.mark.parametrize("fails", ["*/venv/bin/pytest *", "*/docker run * --interactive *"], ids=["in an environment", "in the image"])
 def test_a_version_on_which_a_spec_fails_ends_the_run(versions, fails):
-    """A shell goes on after a command that failed, unless it is told otherwise."""
+    """By default, a shell script goes on after a command that failed."""
     code, output = versions(FAILS=fails)
 
     assert code == 1
