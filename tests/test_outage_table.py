@@ -105,6 +105,12 @@ def test_a_read_without_a_response_breaks_the_promise_and_the_failure_shows_it()
     assert last.startswith(f"{faults.UNCHANGED}: no response after ")
 
 
+@pytest.mark.parametrize(("cold", "pause"), [(0.005, 0.025), (0.05, 0.2)], ids=["on a quick machine", "on a slow one"])
+def test_a_slow_machine_gets_fewer_reads_a_second(cold, pause):
+    """During a fault, a read keeps a thread for several replies. At 40 a second, a busy machine measured how long they queued for one."""
+    assert faults.pause({faults.COLD: cold}) == pytest.approx(pause)
+
+
 def test_nothing_is_measured_while_the_pages_are_cold():
     """The latency before the fault is the baseline, so it must be that of hits."""
     cold = faults.Read("cold", 0, 1, 200, False, "housing; fwd=miss; detail=recovering", {})

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +37,9 @@ KINDS = (WRITTEN, UNCHANGED, WRITTEN, UNCHANGED, COLD)
 
 READS, PAUSE = 100, 0.025
 """Reads during a fault, and the seconds between them. None waits for the one before it."""
+
+APART = 4
+"""The reads are at least as far apart as so many cold reads take. A slow machine gets fewer a second, because otherwise they would queue for a thread."""
 
 WRITE_PAUSE = 0.1
 """Seconds between two writes of each writer."""
@@ -390,7 +393,7 @@ def measure(world: World, fault: Fault, writer: OurWriter) -> Result:
         usual[WORK] = median([some_work() for _ in range(20)])
         ended = threading.Event()
         with writing(writer.write, ended) as ours, writing(lambda: write_as_another_program(world), ended) as others:
-            reading, checking = clients.submit(read_at_a_pace, world, clients), clients.submit(check_until, world, ended)
+            reading, checking = clients.submit(read_at_a_pace, world, clients, pause(usual)), clients.submit(check_until, world, ended)
             inflicted.enter_context(fault.inflicted(world))
             ready = clients.submit(get, world, "/health/")
             during = reading.result()
@@ -411,12 +414,17 @@ def compare_entries(world: World, fault: Fault) -> None:
         raise Failed(f"After the fault '{fault.name}', `manage.py cache verify` printed:\n{ended.stdout}{ended.stderr}")
 
 
-def read_at_a_pace(world: World, clients: ThreadPoolExecutor) -> list[Future[Read]]:
+def pause(usual: Mapping[str, float]) -> float:
+    """The seconds between two reads on this machine, whose cold reads take as long as `usual`."""
+    return max(PAUSE, APART * usual[COLD])
+
+
+def read_at_a_pace(world: World, clients: ThreadPoolExecutor, pause: float) -> list[Future[Read]]:
     """Start a hundred reads, one after the other, whether or not the ones before have a response."""
     reads = []
     for kind in itertools.islice(itertools.cycle(KINDS), READS):
         reads.append(clients.submit(get, world, world.path(kind), kind))
-        time.sleep(PAUSE)
+        time.sleep(pause)
     return reads
 
 
@@ -442,9 +450,9 @@ def some_work() -> float:
 HEAD = """# What fails, and what it costs
 
 `make faults` inflicts each fault on the running service: two processes of four threads, PostgreSQL and Redis. During a fault it sends a
-hundred reads, 40 a second: two fifths of a page that shows the written prices, two fifths of one that does not, and the rest of pages that nobody has
-read. Meanwhile a process of this application and another program write prices. Then the fault ends, the writes stop, and all pages are read until only
-hits come back. At last `manage.py cache verify` compares all entries with the database.
+hundred reads, 40 a second, or fewer on a slow machine: one in the time of {apart} cold reads. Two fifths are of a page that shows the written prices, two
+fifths of one that does not, and the rest of pages that nobody has read. Meanwhile a process of this application and another program write prices. Then
+the fault ends, the writes stop, and all pages are read until only hits come back. At last `manage.py cache verify` compares all entries with the database.
 
 A cell is a bound that the last run kept. **Bold** is a measured value that broke it. `tests/test_outage_table.py` asserts the same.
 
@@ -459,7 +467,7 @@ A cell is a bound that the last run kept. **Bold** is a measured value that brok
 
 def document(rows: Sequence[str]) -> str:
     """The file, with these rows."""
-    return "\n".join([HEAD.format(last=LAST, delayed=DELAYED), row(("fault", *COLUMNS)), row(["---"] * (len(COLUMNS) + 1)), *rows]) + "\n"
+    return "\n".join([HEAD.format(apart=APART, last=LAST, delayed=DELAYED), row(("fault", *COLUMNS)), row(["---"] * (len(COLUMNS) + 1)), *rows]) + "\n"
 
 
 def row(cells: Sequence[str]) -> str:
