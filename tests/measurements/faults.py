@@ -39,7 +39,7 @@ READS, PAUSE = 100, 0.025
 """Reads during a fault, and the seconds between them. None waits for the one before it."""
 
 APART = 4
-"""The reads are at least as far apart as so many cold reads take. A slow machine gets fewer a second, because otherwise they would queue for a thread."""
+"""Two reads are at least this number of cold reads apart. At 40 a second, they would queue for a thread of a slow machine, and that would be measured."""
 
 WRITE_PAUSE = 0.1
 """Seconds between two writes of each writer."""
