@@ -106,9 +106,13 @@ def test_a_read_without_a_response_breaks_the_promise_and_the_failure_shows_it()
 
 
 @pytest.mark.parametrize(("cold", "pause"), [(0.005, 0.025), (0.05, 0.2)], ids=["on a quick machine", "on a slow one"])
-def test_a_slow_machine_gets_fewer_reads_a_second(cold, pause):
+def test_a_slow_machine_gets_fewer_reads_a_second(cold, pause, monkeypatch):
     """During a fault, a read keeps a thread for several replies. At 40 a second, a busy machine measured how long they queued for one."""
-    assert faults.pause({faults.COLD: cold}) == pytest.approx(pause)
+    slept, sent = [], []
+    monkeypatch.setattr(faults.time, "sleep", slept.append)
+    faults.read_at_a_pace(SimpleNamespace(path=str), SimpleNamespace(submit=lambda *read: sent.append(read)), {faults.COLD: cold})
+    assert len(sent) == faults.READS
+    assert slept == pytest.approx([pause] * faults.READS)
 
 
 def test_nothing_is_measured_while_the_pages_are_cold():

@@ -393,7 +393,7 @@ def measure(world: World, fault: Fault, writer: OurWriter) -> Result:
         usual[WORK] = median([some_work() for _ in range(20)])
         ended = threading.Event()
         with writing(writer.write, ended) as ours, writing(lambda: write_as_another_program(world), ended) as others:
-            reading, checking = clients.submit(read_at_a_pace, world, clients, pause(usual)), clients.submit(check_until, world, ended)
+            reading, checking = clients.submit(read_at_a_pace, world, clients, usual), clients.submit(check_until, world, ended)
             inflicted.enter_context(fault.inflicted(world))
             ready = clients.submit(get, world, "/health/")
             during = reading.result()
@@ -414,14 +414,9 @@ def compare_entries(world: World, fault: Fault) -> None:
         raise Failed(f"After the fault '{fault.name}', `manage.py cache verify` printed:\n{ended.stdout}{ended.stderr}")
 
 
-def pause(usual: Mapping[str, float]) -> float:
-    """The seconds between two reads on this machine, whose cold reads take as long as `usual`."""
-    return max(PAUSE, APART * usual[COLD])
-
-
-def read_at_a_pace(world: World, clients: ThreadPoolExecutor, pause: float) -> list[Future[Read]]:
-    """Start a hundred reads, one after the other, whether or not the ones before have a response."""
-    reads = []
+def read_at_a_pace(world: World, clients: ThreadPoolExecutor, usual: Mapping[str, float]) -> list[Future[Read]]:
+    """Start a hundred reads, one after the other, whether or not the ones before have a response. If cold reads are slow here, fewer a second."""
+    reads, pause = [], max(PAUSE, APART * usual[COLD])
     for kind in itertools.islice(itertools.cycle(KINDS), READS):
         reads.append(clients.submit(get, world, world.path(kind), kind))
         time.sleep(pause)
