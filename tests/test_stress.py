@@ -53,6 +53,7 @@ def test_each_run_is_a_line_with_its_failures_and_the_seed_that_repeats_it(tree,
     assert all(" in " in line and ", seed " in line for line in runs)
     failed = [line for line in lines if line.startswith("    FAILED ")]
     assert [line.split()[1] for line in failed if "[LC_ALL-C]" in line] == ["test_it.py::test_it[LC_ALL-C]"] * 2, "once in the odd folder, and once with LC_ALL"
+    assert lines[-1].startswith("5 runs beside ")
     assert lines[-1].endswith(" cores: 4 failed.")
 
 
@@ -60,7 +61,9 @@ def test_each_run_is_a_line_with_its_failures_and_the_seed_that_repeats_it(tree,
 def test_an_environment_is_chosen_by_its_words_and_success_is_exit_code_0(tree, capsys):
     """After a repair, nobody wants to wait for all of them. An archive has neither `.git` nor what the specs wrote."""
     assert stress.main(["1", ".git"]) == 0
-    assert "3 passed" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "3 passed" in output
+    assert "\n1 run beside " in output
     with stress.tree_for(next(each for each in stress.ENVIRONMENTS if each.name == "an archive without .git")) as copy:
         assert {path.name for path in copy.iterdir()} == TREE.keys()
 

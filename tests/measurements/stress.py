@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"pass a number from 1, and words of: {'; '.join(environment.name for environment in ENVIRONMENTS)}")
     ended = stress(options.runs, chosen)
     failed = [each for each in ended if not each.passed]
-    tqdm.write(f"{len(ended)} runs beside {LOAD} busy processes for each of {os.cpu_count()} cores: {len(failed)} failed.")
+    tqdm.write(f"{len(ended)} {'run' if len(ended) == 1 else 'runs'} beside {LOAD} busy processes for each of {os.cpu_count()} cores: {len(failed)} failed.")
     return int(bool(failed))
 
 
