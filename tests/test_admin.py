@@ -231,6 +231,7 @@ def test_a_form_whose_write_the_database_refuses_is_shown_again_with_the_reason(
     assert f"The database refused the change: {error}" in answer.content.decode()
     assert "typed for minutes" in answer.content.decode()
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == f"503 for /admin/housing/{model}/{row.pk}/change/: The database refused the change: {error}"
     assert f"/admin/housing/{model}/{row.pk}/change/" in Line().format(record)
     assert editor.post(f"/admin/housing/{model}/{row.pk}/change/", form | {text: "typed for minutes"}).status_code == 302
 

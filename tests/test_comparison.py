@@ -1,12 +1,15 @@
 """Commands for operators while something is in their way: the database is unreachable, or writes race the comparison."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django_redis import get_redis_connection
 
 from housing.freshness import comparison, operations, watchman
+from housing.freshness.journal import journal
 from housing.freshness.tracking import tables
 from housing.models import Property
 from tests.fixtures.cache import entries
@@ -19,12 +22,24 @@ def test_a_comparison_without_the_database_ends_with_one_line(home, warm, databa
         call_command("cache", "verify")
 
 
-def test_a_comparison_that_writes_race_every_time_is_no_finding(home, warm, monkeypatch):
+def test_a_comparison_that_writes_race_every_time_is_no_finding(home, warm, read, reprice, elsewhere):
     """It is repeated a few times. Then the entry is reported as changed, and not as stale."""
     warm()
-    key = entries()[0].decode()
-    monkeypatch.setattr(comparison, "_compare", lambda key, seen: comparison.Compared(key, "changed"))
-    assert comparison.compare(key).outcome == "changed"
+    key, prices = entries()[0].decode(), itertools.count(1)
+
+    def write_and_read():
+        reprice(next(prices))
+        assert read("cached").came_from == "fwd=stale; stored"
+
+    def race(execute, sql, *rest):
+        if "housing_property" in sql:
+            elsewhere(write_and_read)
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(race):
+        compared = comparison.compare(key)
+    assert next(prices) == 1 + comparison.ATTEMPTS
+    assert compared == comparison.Compared(key, "changed", "writes raced each comparison", journal.inspect(key).address)
 
 
 @pytest.mark.parametrize("outcome", comparison.OUTCOMES)

@@ -495,6 +495,23 @@ def test_every_command_explains_itself_and_each_argument(name):
     assert unexplained == []
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_explanation_of_an_argument_is_a_phrase_like_argparses_own(name):
+    """It begins with a small letter, and has no full stop."""
+    command = load_command_class(COMMANDS[name], name)
+    djangos = next(each for each in type(command).__mro__ if each.__module__.startswith("django."))
+    inherited = {action.dest for action in djangos().create_parser("manage.py", name)._actions}
+    ours = [
+        explained.help
+        for parser in parsers(command.create_parser("manage.py", name))
+        for action in parser._actions
+        for explained in (action, *getattr(action, "_choices_actions", ()))
+        if explained.dest not in inherited and explained.help
+    ]
+
+    assert [text for text in ours if text[0].isupper() or text.endswith(".")] == []
+
+
 # Names
 
 

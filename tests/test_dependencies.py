@@ -10,7 +10,7 @@ from django.apps import apps
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections, models, transaction
-from django.db.models import Count, Exists, FilteredRelation, Func, OuterRef, Prefetch, Q, Subquery, Window
+from django.db.models import Count, Exists, F, FilteredRelation, Func, OuterRef, Prefetch, Q, Subquery, Window
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now, RowNumber
 from django_filters.rest_framework import DjangoFilterBackend
@@ -80,6 +80,14 @@ def test_a_new_filter_of_the_service_is_fresh_without_any_other_edit(it, read, w
 
 
 BY_ID = Property.objects.order_by("id")
+
+
+def grouped_by(name):
+    """The sizes of the groups of equal properties. Django takes names in `group_by`, too."""
+    found = Property.objects.order_by().annotate(many=Count("id")).values_list("many")
+    found.query.group_by = (name,)
+    return found
+
 
 READS = {
     "an ordering": (
@@ -154,6 +162,16 @@ READS = {
     "GROUP BY a column that is not shown": (
         lambda it: sorted(Property.objects.order_by().values("status").annotate(many=Count("id")).values_list("many")),
         lambda it: put(it.home, status="sold"),
+        retitled,
+    ),
+    "GROUP BY the name of a column": (
+        lambda it: sorted(grouped_by("status")),
+        lambda it: put(it.home, status="sold"),
+        retitled,
+    ),
+    "a list with a column": (
+        lambda it: ids(BY_ID.filter(bedrooms__in=[F("area"), 7])),
+        lambda it: put(it.home, area=3),
         retitled,
     ),
     "a join without a primary key": (
@@ -288,6 +306,7 @@ UNKNOWN = {
     "extra(select)": (lambda: list(BY_ID.extra(select={"x": "1"}).values_list("x")), "whose tables are unknown. Use expressions instead."),
     "extra(where)": (lambda: ids(BY_ID.extra(where=["1 = 1"])), "It has raw SQL (RawSQL, extra()), whose tables are unknown."),
     "extra(tables)": (lambda: Property.objects.extra(tables=["housing_office"]).exists(), "It uses extra(), whose tables are unknown."),
+    "extra(order_by)": (lambda: ids(BY_ID.extra(order_by=["title"])), "It uses extra(), whose tables are unknown."),
     "a function whose template is a query": (
         lambda: list(BY_ID.annotate(x=Func(template="(SELECT MAX(id) FROM housing_office)", output_field=models.IntegerField())).values_list("x")),
         "It has a SELECT in the template of Func, whose tables are unknown.",

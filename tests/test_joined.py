@@ -123,6 +123,15 @@ def locked(row, **values):
         saved_with(Property.objects.select_for_update().get(pk=row.pk), **values)
 
 
+def test_a_save_after_a_lock_whose_images_are_unknown_counts_in_every_city(lists, home, warm, read, monkeypatch):
+    """A locked row has its location, and not the city of the location. (SQLite returns no images if the transaction has no write lock yet.)"""
+    _, other, move = lists
+    warm(**other)
+    monkeypatch.setattr(type(ours()), "has_images", False)
+    locked(home, **move.keywords)
+    assert [row["id"] for row in read("cached", **other).rows] == [home.pk]
+
+
 @pytest.mark.parametrize("write", [put, saved_with, locked], ids=["update()", "save()", "save() after a lock"])
 def test_a_new_price_in_one_city_leaves_the_sorted_pages_of_another_warm(lists, twenty_properties, warm, read, write):
     """The order of the rows in another city is the same. The row is not shown before it becomes the cheapest."""
@@ -495,6 +504,18 @@ def test_a_write_is_not_trusted_any_longer_if_what_it_read_may_move_before_its_c
 
     assert is_stale()
     assert journal.leases() == {}
+
+
+def test_a_transaction_keeps_the_instant_of_its_beginning(since):
+    """Autocommit is switched off again after a later instant. A row that the transaction has read may have moved in between."""
+    transaction.set_autocommit(False)
+    try:
+        began = ours().scopes[0].since
+        journal.lookup("another entry")
+        transaction.set_autocommit(False)
+        assert ours().scopes[0].since == began != journal.seen
+    finally:
+        transaction.set_autocommit(True)
 
 
 def test_a_withdrawn_lease_is_gone_even_if_it_is_not_trusted_any_longer(since):

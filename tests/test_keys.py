@@ -18,7 +18,7 @@ from django_redis import get_redis_connection
 
 from housing.freshness import fingerprint as shape
 from housing.freshness.checks import settings_have_a_text
-from housing.freshness.fingerprint import LEFT_OUT, fingerprint, settings_that_count, sources, text_of
+from housing.freshness.fingerprint import LEFT_OUT, PRUNED, fingerprint, settings_that_count, sources, text_of
 from housing.freshness.journal import journal
 from housing.freshness.keys import LONG, entry_key
 from tests import ROOT
@@ -212,11 +212,27 @@ def test_a_source_file_that_appears_or_disappears_changes_the_fingerprint(settin
         change()
         seen.append(in_a_new_process())
     (package / "notes.md").write_text("another")
-    (package / "__pycache__").mkdir()
-    (package / "__pycache__" / "left.py").touch()
+    for left_out in (*PRUNED, ".venv"):
+        (package / left_out).mkdir()
+        (package / left_out / "left.py").touch()
 
     assert len(set(seen)) == len(seen)
     assert in_a_new_process() == seen[-1]
+
+
+def test_the_package_of_the_settings_changes_the_fingerprint(settings, monkeypatch, tmp_path, in_a_new_process):
+    """It may be neither an app nor the package of the URLs."""
+    package = tmp_path / "a_configuration"
+    package.mkdir()
+    for name in ("__init__.py", "settings.py"):
+        (package / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "a_configuration.settings")
+    settings.A_NEW_SETTING = "overridden settings do not know their module"
+    before = in_a_new_process()
+    (package / "settings.py").write_text("another")
+
+    assert in_a_new_process() != before
 
 
 def test_templates_and_translations_outside_every_package_change_the_fingerprint(settings, tmp_path, in_a_new_process):

@@ -126,6 +126,16 @@ READS = {
         lambda it: it.Stop.objects.create(tour=it.tour, home=it.home),
         lambda it: it.Stop.objects.create(tour=it.tour, home=it.home, guide=it.strange),
     ),
+    "an indexed column with a db_default": (
+        lambda it: it.Stop.objects.filter(fee="7.50").count(),
+        lambda it: it.Stop.objects.create(tour=it.tour, home=it.home),
+        lambda it: it.Label.objects.create(pk="new"),
+    ),
+    "the last row of a table whose name has a |": (
+        lambda it: ids(it.Street.objects.order_by("-id")[:1]),
+        lambda it: it.Street.objects.create(town=it.town),
+        lambda it: it.Label.objects.create(pk="new"),
+    ),
     "rows that the database deletes by cascade, where Django has DB_CASCADE": (
         lambda it: ids(it.Pet.objects.all()),
         lambda it: it.town.delete(),
@@ -222,13 +232,18 @@ def labels_of(it, key):
     return [[one.word, sorted(ids(one.labels.all()))] for one in it.Node.objects.filter(pk=key).prefetch_related("labels")]
 
 
-def test_a_write_through_a_database_view_is_in_the_next_read(furnished, page):
-    """A view may be updatable. Its statement does not show which tables it writes, so every tracked table is invalidated."""
-    it, every = furnished, written_tables("UPDATE legacy_view SET x = 1")
+def test_sql_that_writes_a_database_view_invalidates_every_table(furnished):
+    """A view may be updatable. Its statement does not show which tables it writes."""
+    every = written_tables("UPDATE legacy_view SET x = 1")
     assert {"housing_property", "housing_cheap"} <= every
 
     assert written_tables("UPDATE housing_cheap SET title = 'x'") == every
 
+
+@pytest.mark.parametrize("rows", ["it", "furnished"], ids=["untracked", "tracked"])
+def test_a_write_to_an_unmanaged_model_over_a_view_is_in_the_next_read(request, rows, page):
+    """The model may be a view of any table, whether it is tracked or not."""
+    it = request.getfixturevalue(rows)
     put(it.home, price=1)
     response = page(lambda: [home.title for home in BY_ID.all()])
     response()
@@ -246,6 +261,18 @@ def test_sql_that_writes_a_table_with_capital_letters_invalidates_it(it, page):
         cursor.execute("""UPDATE "Towns" SET slug = 'b' WHERE id = %s""", [town.pk])
 
     assert (response().json, other_page().came_from) == (["b"], HIT)
+
+
+def test_sql_that_writes_a_table_whose_name_is_quoted_in_the_model_invalidates_it(furnished, page):
+    """Django takes the name as it is, with its quotes."""
+    it = furnished
+    response, other_page = page(lambda: [one.name for one in it.Pet.objects.all()]), page(lambda: ids(BY_ID.all()))
+    response(), other_page()
+
+    with connection.cursor() as cursor:
+        cursor.execute("""UPDATE "All Pets" SET name = 'Rex'""")
+
+    assert (response().json, other_page().came_from) == (["Rex"], HIT)
 
 
 def test_tracking_a_model_also_tracks_its_parents_and_many_to_many_tables(kinds, settings):

@@ -1,5 +1,6 @@
 """How the fast path learns from Django's responses, and when it forgets."""
 
+import json
 import logging
 from functools import wraps
 from types import ModuleType
@@ -7,10 +8,12 @@ from types import ModuleType
 import pytest
 from django.core.signals import request_started
 from django.urls import path
+from rest_framework.generics import ListAPIView
 
-from housing.freshness import fast_path
+from housing.freshness import CachedView, fast_path
 from housing.freshness.journal import Journal
-from housing.models import Property
+from housing.models import Office, Property
+from housing.serializers import OfficeSerializer
 from housing.urls import urlpatterns as of_the_service
 from housing.views import CachedPropertyListView
 from housing.wsgi import Application
@@ -21,9 +24,9 @@ from tests.fixtures.served import LIST, Served
 # Responses that are not learned
 
 
-@pytest.mark.parametrize("name", ["nonce", "headers", "session", "cookie", "longer"])
+@pytest.mark.parametrize("name", ["nonce", "headers", "session", "cookie", "longer", "weaker"])
 def test_a_response_that_may_differ_next_time_is_answered_by_django(served_with, name):
-    """A value for each response, a decision by all headers, a session and a cookie have no template, and a body is compared with the entry."""
+    """A value for each response, a decision by all headers, a session and a cookie have no template, and the body and the ETag are compared with the entry."""
     served = served_with(name)
 
     assert not any(served.are_before())
@@ -70,6 +73,17 @@ def test_a_view_that_overrides_a_hook_is_called_for_each_hit_unless_it_says_othe
     assert not any(served.are_before())
     urls(Skippable.as_view())
     served.learn()
+
+
+def test_a_view_that_overrides_no_hook_is_answered_before_django(twenty_properties, served, urls):
+    """DRF's attributes are all that most views have."""
+
+    class Offices(CachedView, ListAPIView):
+        queryset = Office.objects.order_by("id")
+        serializer_class = OfficeSerializer
+
+    urls(Offices.as_view())
+    assert len(json.loads(served.learn().body)) == len(twenty_properties)
 
 
 def test_a_receiver_of_the_signals_of_a_request_is_called_for_each_hit(served):

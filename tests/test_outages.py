@@ -326,7 +326,7 @@ def test_a_pool_with_fewer_connections_than_threads_recovers(twenty_properties, 
         found = [running.result(30) for running in [threads.submit(hits) for _ in range(4)]]
 
     assert found == [["hit"] * 3] * 4
-    assert "max_connections of the cache is less than one connection for each thread" in caplog.text
+    assert "max_connections of the cache is less than one connection for each thread, so the journal opens another one." in caplog.messages
 
 
 # The database is unreachable

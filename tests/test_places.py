@@ -317,6 +317,16 @@ def test_a_response_with_two_intervals_of_a_table_depends_on_rows_anywhere_by_th
     assert set().union(*recording.within.values()).isdisjoint({"housing_property.status=available+"})
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["at first", "at last"])
+def test_a_tag_of_a_query_without_an_interval_matters_for_rows_anywhere(twenty_properties, order):
+    """Another query of the same response has an interval and the same tag."""
+    found = [Property.objects.filter(status="available"), Property.objects.filter(price__gte=7, status="available")]
+    with recorded() as recording:
+        for each in found[::order]:
+            list(each)
+    assert set().union(*recording.within.values()).isdisjoint({"housing_property.status=available+"})
+
+
 # The values of places
 
 

@@ -1,6 +1,7 @@
 """The OpenAPI schema at `/api/schema/`, and a client that is generated from it. The schema describes exactly what the service validates and returns."""
 
 import json
+import re
 import sys
 from datetime import UTC
 from functools import partial
@@ -97,6 +98,20 @@ FAR_OUTSIDE = (-(10**20), 2.5, 10**20, "\0", "x" * 1000)
 def accepts(schema, value):
     """Whether the schema allows this value."""
     return Draft4Validator(schema).is_valid(value)
+
+
+def test_every_description_in_the_schema_is_a_sentence():
+    """A reader of the documents sees them all. Lists of choices have no sentences."""
+    found, left = [], [schema()]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            found.append(part.get("description"))
+        left += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+    texts = [text for text in found if isinstance(text, str) and not text.startswith("* ")]
+
+    assert len(texts) > 40
+    assert [text for text in texts if not re.fullmatch(r"(`|[A-Z][a-z]*[ '`]).*\.", text, re.DOTALL)] == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

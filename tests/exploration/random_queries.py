@@ -466,7 +466,7 @@ def state() -> State:
     for table in tables().values():
         columns = columns_of[table.name]
         with connection.cursor() as cursor:
-            cursor.execute(f'SELECT {", ".join(map(connection.ops.quote_name, columns))} FROM "{table.name}"')
+            cursor.execute(f"SELECT {', '.join(map(connection.ops.quote_name, columns))} FROM {connection.ops.quote_name(table.name)}")
             rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
         found[table.name] = {row[table.pk] if table.pk else tuple(row.values()): row for row in rows}
     return found

@@ -426,6 +426,13 @@ DEPENDENCIES = (
         "test_dependencies.py::test_a_response_whose_dependencies_are_unknown_is_served_and_never_cached[extra(tables)]",
     ),
     Sabotage(
+        "an order by extra() is ignored",
+        "freshness/dependencies.py",
+        "if query.extra_tables or query.extra_order_by or any(",
+        "if query.extra_tables or any(",
+        "test_dependencies.py::test_a_response_whose_dependencies_are_unknown_is_served_and_never_cached[extra(order_by)]",
+    ),
+    Sabotage(
         "SQL in the template of a function is ignored",
         "freshness/dependencies.py",
         "if template and SELECT.search(template):",
@@ -528,14 +535,14 @@ DEPENDENCIES = (
         "freshness/compiler.py",
         "is_table = table.managed if table else self",  # plain-words: code
         "is_table = table or self",
-        "test_kinds.py::test_a_write_through_a_database_view_is_in_the_next_read",
+        "test_kinds.py::test_a_write_to_an_unmanaged_model_over_a_view_is_in_the_next_read[tracked]",
     ),
     Sabotage(
         "raw SQL that writes a database view tags only the view",
         "freshness/statements.py",
         "return touched if all(tracking.tables()[table].managed for table in touched) else everything",  # plain-words: code
         "return touched",
-        "test_kinds.py::test_a_write_through_a_database_view_is_in_the_next_read",
+        "test_kinds.py::test_sql_that_writes_a_database_view_invalidates_every_table",
     ),
     Sabotage(
         "JSON's true and 1 count as equal values",

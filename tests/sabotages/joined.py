@@ -18,6 +18,20 @@ JOINED = (
         "test_joined.py::test_a_listing_that_moves_to_another_city_is_in_its_list[city-save()]",
     ),
     Sabotage(
+        "joined: an UPDATE whose images are unknown tags no scope through a join",
+        "freshness/compiler.py",
+        "through_joins = {table.unjoined} if changed and table.joined else set()",  # plain-words: code
+        "through_joins = set[str]()",
+        "test_joined.py::test_a_save_after_a_lock_whose_images_are_unknown_counts_in_every_city[city]",
+    ),
+    Sabotage(
+        "joined: a transaction that switches autocommit off again forgets when it began",
+        "freshness/connection.py",
+        "        if self.autocommit and not autocommit:",
+        "        if not autocommit:",
+        "test_joined.py::test_a_transaction_keeps_the_instant_of_its_beginning",
+    ),
+    Sabotage(
         "joined: an UPDATE has no condition",
         "freshness/changes.py",
         "found.add(trusting(table, joined, joined.key_text(reference)))",

@@ -60,10 +60,24 @@ KEYS = (
         "test_keys.py::test_templates_and_translations_outside_every_package_change_the_fingerprint",
     ),
     Sabotage(
+        "the fingerprint of overridden settings covers no package of the settings",
+        "freshness/fingerprint.py",
+        ' or os.environ.get("DJANGO_SETTINGS_MODULE"), ',
+        ", ",
+        "test_keys.py::test_the_package_of_the_settings_changes_the_fingerprint",
+    ),
+    Sabotage(
         "the fingerprint covers apps only",
         "freshness/fingerprint.py",
         "if isinstance(module, str):",
         "if False:",
+        "test_keys.py::test_a_source_file_that_appears_or_disappears_changes_the_fingerprint",
+    ),
+    Sabotage(
+        "the fingerprint covers hidden folders",
+        "freshness/fingerprint.py",
+        ' and not name.startswith(".")]',
+        "]",
         "test_keys.py::test_a_source_file_that_appears_or_disappears_changes_the_fingerprint",
     ),
     Sabotage(

@@ -81,6 +81,13 @@ OPERATORS = (
         "test_operators.py::test_a_write_during_a_comparison_is_not_reported",
     ),
     Sabotage(
+        "operators: verify compares an entry once",
+        "freshness/comparison.py",
+        '        if result.outcome != "changed":',
+        "        if True:",
+        "test_comparison.py::test_a_comparison_that_writes_race_every_time_is_no_finding",
+    ),
+    Sabotage(
         "operators: verify does not look into the outbox",
         "freshness/comparison.py",
         "            if not watchman.verify(ours(asked.using), at_once=True):",

@@ -68,6 +68,13 @@ PLACES = (
         f"{PLACES_}test_a_response_with_two_intervals_of_a_table_depends_on_rows_anywhere_by_their_common_tags",
     ),
     Sabotage(
+        "places: a query without an interval is forgotten when another one has one",
+        "freshness/dependencies.py",
+        "self._anywhere |= tags",
+        "self._anywhere = tags",
+        f"{PLACES_}test_a_tag_of_a_query_without_an_interval_matters_for_rows_anywhere[at first]",
+    ),
+    Sabotage(
         "places: the last page ends at its last row",
         "freshness/places.py",
         "if self.order and shown and len(shown) + len(beyond) >= self.order.limit:",

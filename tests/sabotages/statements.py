@@ -381,6 +381,13 @@ STATEMENTS = (
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(
+        "a write to an unmanaged model that is not tracked tags nothing",
+        "freshness/compiler.py",
+        "table.managed if table else self.query.get_meta().managed",  # plain-words: code
+        "table.managed if table else True",  # plain-words: code
+        "test_kinds.py::test_a_write_to_an_unmanaged_model_over_a_view_is_in_the_next_read[untracked]",
+    ),
+    Sabotage(
         "executemany() returns the driver's own cursor",
         "freshness/cursor.py",
         "            found = super().executemany(sql, param_list)\n        return self if found is self.cursor else found",  # plain-words: code
