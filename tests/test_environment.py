@@ -169,6 +169,7 @@ URLS = (
     ("postgres://h/x?pool=true&timeout=7", {"CONN_MAX_AGE": 0, "OPTIONS": {"connect_timeout": 7, "pool": {"min_size": 1, "max_size": 10, "timeout": 7}}}),
     ("postgres://h/x?pool=false", {"OPTIONS": {}}),
     ("postgres://h/x?options=-c%20statement_timeout%3D2000", {"OPTIONS": {"options": "-c statement_timeout=2000"}}),
+    ("postgres://h/x?service=of_this_machine", {"OPTIONS": {"service": "of_this_machine"}}),
     ("postgres://h/x?disable_server_side_cursors=True", {"DISABLE_SERVER_SIDE_CURSORS": True}),
     ("postgres://h/x?isolation_level=2&prepare_threshold=none", {"OPTIONS": {"isolation_level": 2, "prepare_threshold": None}}),
     ("sqlite:///x%3F%20%231.db", {"NAME": "x? #1.db", "OPTIONS": {}}),

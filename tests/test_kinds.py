@@ -81,6 +81,21 @@ READS = {
         lambda it: it.Node.objects.filter(word="child").update(parent=it.Node.objects.create(word="late", rank=1)),
         relabelled,
     ),
+    "a filter through a foreign key to the same model, whose target changes": (
+        lambda it: ids(it.Node.objects.filter(parent__label=it.label)),
+        lambda it: put(it.node.parent, label=it.label),
+        lambda it: put(it.node.parent, word="Other"),
+    ),
+    "a filter through a foreign key to the same model, which gets another target": (
+        lambda it: ids(it.Node.objects.filter(parent__label=it.label)),
+        lambda it: put(it.node, parent=it.Node.objects.create(word="late", rank=1, label=it.label)),
+        lambda it: put(it.node, word="Other"),
+    ),
+    "a filter through a foreign key to the same model, which leads to the row itself": (
+        lambda it: ids(it.Node.objects.filter(parent__label=it.label)),
+        lambda it: put(it.node, parent=it.node, label=it.label),
+        lambda it: put(it.node, word="Other"),
+    ),
     "a nullable foreign key": (
         lambda it: [one.agent and one.agent.name for one in it.Node.objects.select_related("agent")],
         lambda it: it.home.agent.delete(),

@@ -238,6 +238,13 @@ FAST_PATH = (
         "test_learning.py::test_a_decorated_view_is_called_for_each_hit",
     ),
     Sabotage(
+        "only a view that asks for it is skipped",
+        "freshness/views.py",
+        'each.__module__.startswith(("django.", "rest_framework."))]',
+        'each.__module__.startswith("rest_framework.")]',
+        "test_learning.py::test_a_view_that_overrides_no_hook_is_answered_before_django",
+    ),
+    Sabotage(
         "a view that overrides a hook is skipped",
         "freshness/views.py",
         "if cls.skippable or not _own_hooks(cls, initkwargs):",
