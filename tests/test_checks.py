@@ -37,6 +37,16 @@ def reported(number, deploy=False, databases=None):
     return [(message.msg, message.hint) for message in found if message.id == (number if "." in number else f"freshness.{number}")]
 
 
+@pytest.mark.parametrize(("beginning", "tag"), [("cache_", "caches"), ("redis_", "caches"), ("database_", "database"), ("cached_views_", "urls")])
+def test_a_check_has_the_tag_of_what_it_checks(beginning, tag):
+    """`check --tag caches` asks no database."""
+    ours = [check for check in registry.get_checks(include_deployment_checks=True) if check.__module__ in (checks.__name__, engine.__name__)]
+    found = [check for check in ours if check.__name__.startswith(beginning)]
+
+    assert found
+    assert [check.__name__ for check in found if tag not in check.tags] == []
+
+
 def test_a_check_leaves_the_querysets_of_the_views_as_they_are(monkeypatch):
     """A view reads with the same query, which would have joins that no request asked for."""
     queryset = joined()

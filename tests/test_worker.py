@@ -291,12 +291,14 @@ def test_at_most_four_threads_respond_and_they_are_always_the_same():
 
 
 def test_a_form_is_answered_while_every_thread_is_busy():
-    """Forms have threads of their own, so neither waits for the other."""
-    allowed = threading.Semaphore(0)
+    """Forms have threads of their own, so neither waits for the other. A profiler shows their name."""
+    allowed, threads = threading.Semaphore(0), []
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
         if environ["REQUEST_METHOD"] == "GET":
             allowed.acquire(timeout=TIMEOUT)
+        else:
+            threads.append(threading.current_thread().name)
 
     with serving(application, threads=2) as served, ThreadPoolExecutor(2) as clients:
         pages = [clients.submit(served.get) for _ in range(2)]
@@ -306,6 +308,7 @@ def test_a_form_is_answered_while_every_thread_is_busy():
         until(lambda: any(page.done() for page in pages))
         assert served.ask(b"POST / HTTP/1.1\r\nConnection: close\r\n" + HOST + b"Content-Length: 1\r\n\r\na").startswith(b"HTTP/1.1 204 ")
         allowed.release()
+    assert threads == ["form_0"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Only /proc shows the threads of granian.")
