@@ -120,4 +120,11 @@ ENVIRONMENT = (
         PARTS,
     ),
     Sabotage("DATABASE_URL: a message shows the URL", "database_url.py", 'f"DATABASE_URL {what}. Use', 'f"DATABASE_URL {what} ({SETTINGS}). Use', REFUSED),
+    Sabotage(
+        "a service of libpq is refused where it is not defined",
+        "database_url.py",
+        '("service", "passfile", ',
+        '("passfile", ',
+        "test_environment.py::test_every_part_of_a_database_url_reaches_the_settings[postgres://h/x?service=of_this_machine-parts12]",
+    ),
 )

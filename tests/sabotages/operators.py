@@ -199,4 +199,18 @@ OPERATORS = (
         "()",
         "test_metrics.py::test_a_process_with_metrics_shares_the_entries_of_one_without",
     ),
+    Sabotage(
+        "operators: the explanation of a subcommand is a sentence",
+        "freshness/management/commands/cache.py",
+        '"compare cached responses with the database",',
+        '"Compare cached responses with the database.",',
+        "test_contract.py::test_the_explanation_of_an_argument_is_a_phrase_like_argparses_own[cache]",
+    ),
+    Sabotage(
+        "operators: a check of the cache has no tag",
+        "freshness/checks.py",
+        "checks.register(cache_is_one_server, checks.Tags.caches)",
+        "checks.register(cache_is_one_server)",
+        "test_checks.py::test_a_check_has_the_tag_of_what_it_checks[cache_-caches]",
+    ),
 )

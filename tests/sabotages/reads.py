@@ -206,6 +206,13 @@ READS = (
         '"Cache-Control": "max-age=60"',
         "test_hits.py::test_a_browser_must_revalidate_each_time",
     ),
+    Sabotage(
+        "a name in GROUP BY is not resolved",
+        "freshness/dependencies.py",
+        'self._walk(each if hasattr(each, "as_sql") else self.query.resolve_ref(each))',  # plain-words: code
+        "self._walk(each)",
+        "test_dependencies.py::test_a_write_is_in_the_next_read_for_every_shape_of_query[GROUP BY the name of a column]",
+    ),
 )
 
 # Many readers of one response, and a response that is about to expire

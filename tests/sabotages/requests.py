@@ -245,4 +245,11 @@ REQUESTS = (
         "",
         "test_admin.py::test_the_sqlite_file_of_make_run_is_readable_by_its_owner_alone",
     ),
+    Sabotage(
+        "the line of a refused write in the admin begins with the reason",
+        "admin.py",
+        'logger.error("503 for %s: %s", request.path, why, ',
+        'logger.error("503 for %s: %s", why, request.path, ',
+        "test_admin.py::test_a_form_whose_write_the_database_refuses_is_shown_again_with_the_reason[propertyimage-error1]",
+    ),
 )

@@ -80,6 +80,13 @@ SCHEMA = (
         "except ZeroDivisionError:",
         "test_schema.py::test_the_schema_has_every_status_code_with_its_body_and_headers[cached-list]",
     ),
+    Sabotage(
+        "a description in the schema is no sentence",
+        "schema.py",
+        'description="The response has another ETag',
+        'description="the response has another ETag',
+        "test_schema.py::test_every_description_in_the_schema_is_a_sentence",
+    ),
 )
 
 RUN = (

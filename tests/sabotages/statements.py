@@ -381,6 +381,13 @@ STATEMENTS = (
         "test_sql.py::test_every_way_to_send_a_write_is_in_the_next_read[in autocommit]",
     ),
     Sabotage(
+        "raw SQL: a name that is quoted in the model is taken with its quotes",
+        "freshness/statements.py",
+        "    return names_of(table if table.startswith('\"') and table.endswith('\"') else f'\"{table}\"')",  # plain-words: code
+        "    return (table,)",
+        "test_kinds.py::test_sql_that_writes_a_table_whose_name_is_quoted_in_the_model_invalidates_it",
+    ),
+    Sabotage(
         "a write to an unmanaged model that is not tracked tags nothing",
         "freshness/compiler.py",
         "table.managed if table else self.query.get_meta().managed",  # plain-words: code

@@ -169,5 +169,12 @@ WORKER = tuple(
             "",
             f"{CHAPTER}a_second_address_and_tls_are_refused_at_the_start[options0]",
         ),
+        (
+            "the threads of forms have no name",
+            "worker.py",
+            ', thread_name_prefix="form")',
+            ")",
+            f"{CHAPTER}a_form_is_answered_while_every_thread_is_busy",
+        ),
     )
 )
