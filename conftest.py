@@ -45,7 +45,7 @@ from tests.fixtures.commands import HEADER, MINIMAL, run
 from tests.fixtures.failures import explanation
 from tests.fixtures.processes import Killed, python
 from tests.fixtures.responses import HANDLERS, Response, ask, new_handler
-from tests.fixtures.rows import first_properties
+from tests.fixtures.rows import a_page_of_properties
 from tests.fixtures.stampede import read_by_fifty
 from tests.fixtures.trace import CURRENT, RACES, TRACE, Trace, compare, lines_of, renew
 from tests.instruments import CONTROL, Latency
@@ -138,7 +138,7 @@ def a_cold_cache(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def twenty_properties(a_cold_cache: None, transactional_db: None) -> list[Property]:
     """One full page, newest first. Each has its own location, agent and office, and the first two have images."""
-    return first_properties(20)
+    return a_page_of_properties()
 
 
 @pytest.fixture

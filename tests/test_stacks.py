@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 import redis
+from django.forms import model_to_dict
 
+from housing.freshness.tracking import tracked
+from housing.models import Property
 from tests import stacks
 from tests.fixtures.processes import python
 
@@ -177,3 +180,18 @@ def test_a_spec_whose_program_is_missing_fails_with_the_command_that_installs_it
     """A skipped spec would look like a promise that was kept."""
     with pytest.raises(pytest.fail.Exception, match=r"^nowhere is missing\. Install it \(Debian: apt install nowhere\)\.$"):
         stacks.program("nowhere")
+
+
+def test_no_row_of_a_spec_has_the_id_of_a_row_of_another_table(twenty_properties):
+    """Otherwise no spec would notice that the id of an agent was taken for that of a property."""
+    ids = [key for model in tracked() for key in model._base_manager.values_list("pk", flat=True)]
+
+    assert len(set(ids)) == len(ids) == 4 * 20 + 4
+
+
+def test_the_rows_of_a_spec_are_as_in_the_database(twenty_properties):
+    """Only the first spec of a process saves them with the ORM."""
+    for home in twenty_properties:
+        for row in (home, home.location, home.agent, home.agent.office):
+            assert model_to_dict(row) == model_to_dict(type(row)._base_manager.get(pk=row.pk))
+    assert twenty_properties == list(Property.objects.order_by("-created_at"))

@@ -1,6 +1,7 @@
 """The stress test. `make stress` runs the specs on a busy machine, in environments that differ from that of the author."""
 
-import subprocess
+import os
+import signal
 import sys
 
 import pytest
@@ -94,9 +95,33 @@ def test_the_load_ends_with_the_stress_test():
     assert python("-c", stress.BUSY, "1", "3600") == Ended(0, "", "")
 
 
+WORKER = """
+import os, sys, time
+specs, alive = os.getppid(), open(sys.argv[1], "w")
+print("began", file=alive, flush=True)
+while os.getppid() == specs:
+    time.sleep(0.01)
+print("outlived the specs", file=alive)
+"""
+SPECS = f"import signal, subprocess, sys; subprocess.Popen([sys.executable, '-c', {WORKER!r}, sys.argv[1]]); signal.pause()"
+
+
 def test_an_interrupted_stress_test_leaves_no_process_behind(tmp_path):
     """Ctrl-C ends the specs and their workers."""
-    with pytest.raises(KeyboardInterrupt), stress.suite([sys.executable, "-c", "input()"], tmp_path, {}) as process:
-        assert isinstance(process, subprocess.Popen)
+    os.mkfifo(fifo := tmp_path / "alive")
+
+    with pytest.raises(KeyboardInterrupt), stress.suite([sys.executable, "-c", SPECS, str(fifo)], tmp_path, {}) as specs:
+        worker = fifo.open()
+        assert worker.readline() == "began\n"
         raise KeyboardInterrupt
-    assert process.poll() is not None
+
+    with worker:
+        assert worker.read() == ""
+    assert specs.poll() == -signal.SIGKILL
+
+
+def test_the_specs_get_no_larger_share_of_the_cores_than_each_process_of_the_load(tmp_path):
+    """Linux divides the cores between sessions first, so a load in another session would leave them half of the machine. Niceness would do the same."""
+    with stress.busy_cores(1, 60) as [busy], stress.suite([sys.executable, "-c", "import signal; signal.pause()"], tmp_path, {}) as specs:
+        assert os.getsid(specs.pid) == os.getsid(busy.pid)
+        assert os.getpriority(os.PRIO_PROCESS, specs.pid) == os.getpriority(os.PRIO_PROCESS, busy.pid)

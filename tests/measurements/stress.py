@@ -116,9 +116,12 @@ class Run:
 
 @contextmanager
 def suite(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """The specs in a session of their own, which ends with the block: Ctrl-C leaves no worker behind."""
+    """The specs in a process group of their own, which ends with the block: Ctrl-C leaves no worker behind.
+
+    It is in the session of the load, because Linux divides the cores between sessions first (`sched_autogroup`). Otherwise the specs would get half of them.
+    """
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
-    with subprocess.Popen(command, cwd=folder, env=variables, start_new_session=True, **output) as process:
+    with subprocess.Popen(command, cwd=folder, env=variables, process_group=0, **output) as process:
         try:
             yield process
         finally:

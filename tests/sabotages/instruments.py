@@ -148,4 +148,18 @@ INSTRUMENTS = (
         "if verdicts:",
         "test_compare.py::test_an_undecided_comparison_goes_on_with_more_processes[as fast in one half of the rounds and slower in the other]",
     ),
+    Sabotage(
+        "the specs of a stress test have a session of their own, so the load leaves them half of the cores",
+        "../tests/measurements/stress.py",
+        "process_group=0",
+        "start_new_session=True",
+        "test_stress.py::test_the_specs_get_no_larger_share_of_the_cores_than_each_process_of_the_load",
+    ),
+    Sabotage(
+        "an interrupted stress test ends the specs, and not their workers",
+        "../tests/measurements/stress.py",
+        "os.killpg(process.pid, signal.SIGKILL)",
+        "os.kill(process.pid, signal.SIGKILL)",
+        "test_stress.py::test_an_interrupted_stress_test_leaves_no_process_behind",
+    ),
 )
