@@ -70,6 +70,17 @@ LINEARIZABLE = {
         T1  |-write 1-|
         T2              |-read 0->
     """,
+    "a write that comes before the one at whose end it begins": """
+        T1  |-write 1-|
+        T2            |-write 2-|
+        T3                        |-read 1-|
+    """,
+    "a value that two clients write at once, seen again after another one": """
+        T1  |-write 1-|
+        T2    |--------------------write 1--------------------|
+        T3              |-write 2-| |-read 2-|
+        T4                                     |-read 1-|
+    """,
 }
 
 NOT_LINEARIZABLE = {
@@ -159,6 +170,19 @@ WITHIN_THE_BOUND = {
         T3                      |-read 1-|
         T4                         |-read 2-|
     """,
+    "a late write that is missed, after a write that ended later than both others": """
+        Δ   |--------------------------------------------|
+        T1  |---------------write 1---------------|
+        T2    |-write 2-|
+        T3                |-late write 3-|
+        T4                                          |-read 2-|
+    """,
+    "a write that is not late and ends when a read begins, which may come before it": """
+        Δ   |--------------------|
+        T1  |------write 1------|
+        T2  |-late write 2-|
+        T3                      |-read 0-|
+    """,
     "a killed late write that happened": """
         Δ   |--------------------|
         T1  |-late write 1->
@@ -177,6 +201,12 @@ BEYOND_THE_BOUND = {
         T1  |-write 1-|
         T2              |-late write 2-|
         T3                               |-read 0-|
+    """,
+    "a write that is not late, missed by a read that reaches back exactly to its end": """
+        Δ             |--------------------|
+        T1  |-write 1-|
+        T2              |-late write 2-|
+        T3                                 |-read 0-|
     """,
     "a late write that is missed after a write that began later": """
         Δ   |--------------------------------------|

@@ -44,6 +44,14 @@ def test_each_read_is_compared_with_the_latest_price_of_the_same_property():
     assert [(stale.read.began, stale.write) for stale in stale_reads(writes, reads)] == [(2.5, writes[1]), (4.0, writes[0])]
 
 
+def test_a_read_is_only_compared_if_it_began_after_a_write_of_a_property_that_it_shows():
+    """Otherwise a page that lost the written properties would look as if it were fresh."""
+    writes = [Write(1, 10.0, 2.0), Write(1, 11.0, 3.0)]
+    reads = [Read(1.5, {1: 9.0}), Read(2.0, {1: 9.0}), Read(2.5, {1: 10.0, 2: 5.0}), Read(9.0, {2: 5.0}), Read(9.0, {})]
+
+    assert load.compared(writes, reads) == [reads[2]]
+
+
 # The results
 
 

@@ -250,9 +250,25 @@ def test_a_stale_read_is_as_old_as_the_first_write_that_it_lacks():
     assert RESULT.oldest_stale(writes, [a_read("", 3.0, prices={7: 12.0})]) == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "who"),
+    [
+        ({"others": [Write(8, 20.0, 0.5, succeeded=False)]}, "another program"),
+        ({"others": [Write(8, 20.0, 3.5, succeeded=True)]}, "another program"),
+        ({"after": [a_read("", 3.0, cache_status="housing; hit", prices={8: 20.0})]}, "this application"),
+    ],
+    ids=["each write failed", "each write ended after the last read", "no read shows the written property"],
+)
+def test_a_promise_about_stale_reads_is_broken_if_no_read_could_have_been_stale(changes, who):
+    """Otherwise a writer that never succeeds would prove that no read is stale."""
+    assert replace(RESULT, **changes).broken() == [
+        f"stale after a write of {who}: ≤ {faults.BOUND:g} s is promised, no read to compare was measured",
+    ]
+
+
 def test_without_the_database_a_response_that_says_that_it_is_old_counts_only_after_the_fault():
     """RFC 5861 allows it while nobody can know better."""
-    old = a_read(WRITTEN, 9.0, prices={8: 19.0}, cache_status="housing; hit; detail=stale-if-error")
+    old = a_read(WRITTEN, 9.0, prices={7: 10.0, 8: 19.0}, cache_status="housing; hit; detail=stale-if-error")
     assert replace(RESULT, during=[old]).stale == (0, 0)
     assert replace(RESULT, after=[old]).stale == (0, 8.5)
 

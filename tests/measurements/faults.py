@@ -245,6 +245,11 @@ class Cell(NamedTuple):
     measured: str
     holds: bool
 
+    @classmethod
+    def of_age(cls, seconds: float | None, bound: float) -> Cell:
+        """The cell of the oldest stale read. Without a read that could have been stale, nothing holds."""
+        return cls("no read to compare", False) if seconds is None else cls(f"{seconds:.2f} s", seconds <= bound)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -302,19 +307,22 @@ class Result:
         """The seconds until every read was a hit again."""
         return max([read.ended - self.recovered for read in self.after if not is_hit(read)], default=0.0)
 
-    def oldest_stale(self, writes: Sequence[Write], reads: Sequence[Read]) -> float:
-        """The age of the oldest stale read: the seconds between the first write that it lacks and its own beginning. 0 if no read was stale."""
+    def oldest_stale(self, writes: Sequence[Write], reads: Sequence[Read]) -> float | None:
+        """The age of the oldest stale read: the seconds between the first write that it lacks and its own beginning. 0 if no read was stale.
+
+        None if no read began after a write of a property that it shows, so that none could be found to be stale.
+        """
         committed = [write for write in writes if write.succeeded]
         ages = [
-            read.began - write.ended
+            read.began - write.ended if read.prices[write.property] < write.price else 0.0
             for read in reads
             for write in committed
-            if write.property in read.prices and read.prices[write.property] < write.price and write.ended < read.began
+            if write.property in read.prices and write.ended < read.began
         ]
-        return max(ages, default=0.0)
+        return max(ages, default=None)
 
     @property
-    def stale(self) -> tuple[float, float]:
+    def stale(self) -> tuple[float | None, float | None]:
         """The age of the oldest stale read after a write of this application, and after one of another program.
 
         During the fault an entry may be served as stale-if-error, which says so.
@@ -338,8 +346,8 @@ class Result:
             Cell(f"{self.slowest * 1000:.0f} ms", self.slowest < promise.slowest),
             Cell(f"{self.hundredth * 1000:.1f} ms", promise.needs_database or last < max(LAST * cold * self.slowdown, AT_ONCE)),
             Cell(f"{self.written} of {len(self.ours)}", promise.needs_database or self.written == len(self.ours)),
-            Cell(f"{own:.2f} s", own <= promise.own),
-            Cell(f"{others:.2f} s", others <= BOUND),
+            Cell.of_age(own, promise.own),
+            Cell.of_age(others, BOUND),
             Cell(f"{self.hits_after:.1f} s", self.hits_after < promise.hits_after),
             Cell(f"{self.ready.status}, {self.ready.seconds:.2f} s", self.ready.status in {200, 503} and self.ready.seconds < HEALTH),
             Cell(f"{live:.2f} s", live < HEALTH and {read.status for read in self.live} == {200}),
@@ -385,7 +393,7 @@ def measure(world: World, fault: Fault, writer: OurWriter) -> Result:
     if fault.prepare:
         settle(world)
         fault.prepare(world)
-    before = [writer.write(number) for number in (0, 2)]
+    before, others_before = [writer.write(number) for number in (0, 2)], [write_as_another_program(world)]
     expect_a_hit(settle(world)[-1])
     with ThreadPoolExecutor(2 * READS) as clients, ExitStack() as inflicted:
         list(clients.map(lambda _: get(world, world.path(COLD)), range(32)))  # so that each thread is connected to the database
@@ -403,7 +411,9 @@ def measure(world: World, fault: Fault, writer: OurWriter) -> Result:
             recovered = time.monotonic()
         after = settle(world)
     compare_entries(world, fault)
-    return Result(fault, usual, [read.result() for read in during], *checking.result(), ready.result(), [*before, *ours], others, recovered, after)
+    return Result(
+        fault, usual, [read.result() for read in during], *checking.result(), ready.result(), [*before, *ours], [*others_before, *others], recovered, after
+    )
 
 
 def compare_entries(world: World, fault: Fault) -> None:

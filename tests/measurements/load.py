@@ -99,6 +99,12 @@ def stale_reads(writes: Sequence[Write], reads: Sequence[Read]) -> list[Stale]:
     return found
 
 
+def compared(writes: Sequence[Write], reads: Sequence[Read]) -> list[Read]:
+    """The reads that could have been stale: those that began after a write, and show its property."""
+    first = {write.property: write.saved for write in sorted(writes, key=lambda write: write.saved, reverse=True)}
+    return [read for read in reads if any(first.get(key, math.inf) < read.began for key in read.prices)]
+
+
 # Virtual users and the writer
 
 
@@ -355,7 +361,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Found:
-    """All results: the memory of each worker in megabytes (PSS), and the numbers of writes and reads of the mixed run."""
+    """All results: the memory of each worker in megabytes (PSS), and the numbers of writes and of compared reads of the mixed run."""
 
     rows: list[Row]
     memory: list[float]
@@ -371,7 +377,7 @@ class Found:
     def summary(self) -> list[str]:
         """The results that are not in the table."""
         lines = [f"Memory of a worker: {', '.join(f'{megabytes:.0f} MB' for megabytes in self.memory)}."]
-        lines.append(f"{self.writes:,} prices were saved during {self.reads:,} reads. Stale reads: {len(self.stale)}.")
+        lines.append(f"{self.writes:,} prices were saved. {self.reads:,} reads began after one that they show. Stale reads: {len(self.stale)}.")
         lines += [f"{row.name}: {number:,} reads failed with {why}." for row in self.rows for why, number in row.failures.items()]
         for stale in self.stale[:3]:
             write, shown = stale.write, stale.read.prices[stale.write.property]
@@ -391,7 +397,7 @@ def measure(options: argparse.Namespace) -> Found:
         memory = [worker.memory_full_info().pss / 2**20 for worker in service.process.children()]
         name = f"warm, {options.users} users, prices change"
         writes, report = change_prices(service, name, Users(PATHS["warm"], options.users, WAIT, seconds, service.newest()))
-        return Found([*rows, Row.of(name, report)], memory, len(writes), len(report.reads), stale_reads(writes, report.reads))
+        return Found([*rows, Row.of(name, report)], memory, len(writes), len(compared(writes, report.reads)), stale_reads(writes, report.reads))
 
 
 def change_prices(service: Service, name: str, users: Users) -> tuple[list[Write], Report]:

@@ -162,4 +162,18 @@ INSTRUMENTS = (
         "os.kill(process.pid, signal.SIGKILL)",
         "test_stress.py::test_an_interrupted_stress_test_leaves_no_process_behind",
     ),
+    Sabotage(
+        "a fault during which no read could have been stale keeps its promise",
+        "../tests/measurements/faults.py",
+        'cls("no read to compare", False)',
+        'cls("no read to compare", True)',
+        "test_proxy.py::test_a_promise_about_stale_reads_is_broken_if_no_read_could_have_been_stale",
+    ),
+    Sabotage(
+        "a load test counts reads of other properties as compared",
+        "../tests/measurements/load.py",
+        "first.get(key, math.inf) < read.began",
+        "first.get(key, 0) < read.began",
+        "test_load.py::test_a_read_is_only_compared_if_it_began_after_a_write_of_a_property_that_it_shows",
+    ),
 )
