@@ -103,7 +103,9 @@ def test_the_exit_code_says_whether_all_were_noticed(monkeypatch, capsys):
     assert sabotages.main(["ties:"]) == 0
     complaints.append("one")
     assert sabotages.main(["ties:"]) == 1
-    assert capsys.readouterr().out == "3 sabotages, 3 noticed.\n3 sabotages, 2 noticed.\n"
+    monkeypatch.setattr(sabotages, "SABOTAGES", [a_sabotage()])
+    assert sabotages.main([]) == 1
+    assert capsys.readouterr().out == "3 sabotages, 3 noticed.\n3 sabotages, 2 noticed.\n1 sabotage, 0 noticed.\n"
 
 
 def test_words_that_match_no_sabotage_are_an_error(capsys):

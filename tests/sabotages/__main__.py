@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complaints = run(chosen)
     except KeyboardInterrupt:
         return 130
-    tqdm.write(f"{len(chosen)} sabotages, {len(chosen) - len(complaints)} noticed.")
+    tqdm.write(f"{len(chosen)} {'sabotage' if len(chosen) == 1 else 'sabotages'}, {len(chosen) - len(complaints)} noticed.")
     return 1 if complaints else 0
 
 
