@@ -35,7 +35,7 @@ LOAD = 4
 """How many processes keep each core busy, beside the specs."""
 
 TIMEOUT = 3600
-"""Seconds after which a run is stopped and counts as failed. On two quiet cores it takes three minutes, under the load five to ten."""
+"""Seconds after which a run is stopped and counts as failed. On two quiet cores it takes three to seven minutes, under the load fifteen to thirty."""
 
 IGNORED = (".git", ".venv", ".env*", "db.sqlite3*", "__pycache__", ".*_cache", ".hypothesis", ".benchmarks", ".coverage*", "mutants", "screenshots", "reports")
 """The files of a working tree that are in no archive."""
