@@ -176,4 +176,11 @@ INSTRUMENTS = (
         "first.get(key, 0) < read.began",
         "test_load.py::test_a_read_is_only_compared_if_it_began_after_a_write_of_a_property_that_it_shows",
     ),
+    Sabotage(
+        "the ids of two tables are only as far apart as earlier specs left them",
+        "../tests/fixtures/rows.py",
+        "range(newest + 25 * number - row.pk)",
+        "range(25 * number)",
+        "test_stacks.py::test_no_row_of_a_spec_has_the_id_of_a_row_of_another_table",
+    ),
 )
