@@ -33,8 +33,9 @@ SCOPES = {"all": {}, "a status": {"status": "available"}, "a city": {"city": "Sp
 @pytest.fixture(params=SCOPES)
 def given(request, twenty_properties):
     """The filter of a list, which all listings match. Their prices are 300,000, 300,001 and so on, the newest first."""
-    for number, home in enumerate(twenty_properties):
-        Property.objects.filter(pk=home.pk).update(agent=twenty_properties[0].agent, price=300_000 + number)
+    with transaction.atomic():
+        for number, home in enumerate(twenty_properties):
+            Property.objects.filter(pk=home.pk).update(agent=twenty_properties[0].agent, price=300_000 + number)
     clear_the_cache()
     return SCOPES[request.param] | ({"agent": twenty_properties[0].agent_id} if request.param == "an agent" else {})
 
