@@ -10,14 +10,17 @@ import statistics
 import sys
 from collections import Counter
 from functools import partial
+from urllib.parse import urlencode
 
 import pytest
 from django.apps import apps
 from django.db import connection, transaction
 from django.db.models import ForeignKey
+from django.http import QueryDict
 from django.test.utils import CaptureQueriesContext
 
-from housing.filters import ORDERINGS
+from housing.filters import ORDERINGS, Query
+from housing.freshness.dependencies import Select
 from housing.models import Agent, Location, Office, Property, PropertyImage
 from tests.fixtures.cache import clear_the_cache
 from tests.fixtures.responses import VARIANTS
@@ -401,3 +404,45 @@ def test_a_portal_has_pages_of_each_filter_each_pair_of_filters_and_each_order(t
     found = portal_model.fill(10_000, chosen)
 
     assert len(found) == len(ORDERINGS) * (5 + 4)
+
+
+@pytest.mark.parametrize("kind", portal_model.WRITES)
+def test_a_write_to_the_portal_changes_what_its_kind_says(transactional_db, kind):
+    """Each kind has a column of the table."""
+    chosen = random.Random(1)
+    portal_model.listings(30, chosen)
+
+    rows, tags = portal_model.write(kind, chosen, 1)
+
+    changed = {name for name in rows[0] if rows[0][name] != rows[-1][name]} - {"agent.office_id"}
+    assert changed == {"price": {"price"}, "status": {"status"}, "agent": {"agent_id"}}.get(kind, set())
+    assert Property.objects.count() == {"new": 31, "deleted": 29}.get(kind, 30)
+    assert [row["id"] for row in rows if Property.objects.filter(pk=row["id"])] == [rows[0]["id"]] * {"new": 1, "deleted": 0}.get(kind, 2)
+    assert "housing_property" in tags
+
+
+def test_the_interval_of_a_page_reaches_from_the_row_before_it_to_the_row_after_it(transactional_db, monkeypatch):
+    """It is open at the beginning and at the end of the list. This is the best that intervals can do, so the engine is compared with it."""
+    chosen = random.Random(1)
+    portal_model.listings(50, chosen)
+    monkeypatch.setattr(portal_model, "filters", lambda chosen: iter([{}]))
+    found = portal_model.fill(10_000, chosen)
+
+    for ordering, _ in ORDERINGS:
+        values = list(Property.objects.order_by(ordering).values_list(ordering.removeprefix("-"), flat=True))
+        intervals = [(None, values[20]), (values[19], values[40]), (values[39], None)]
+        assert [page.interval for page in found if page.query.ordering == ordering] == [each[:: -1 if ordering.startswith("-") else 1] for each in intervals]
+
+
+def test_a_row_concerns_a_page_that_shows_it_or_has_it_in_its_scopes_and_in_its_interval():
+    """The strategies that are computed must not look worse than they are."""
+    given = {"city": "City 1", "status": "sold", "ordering": "price"}
+    page = portal_model.Cached(given, Query(QueryDict(urlencode(given))), Select(Property.objects.values_list("pk")))
+    row = {"id": 7, "price": 5, "location.city": "City 1", "agent.office_id": 1, "agent_id": 1, "status": "sold"}
+    nowhere = frozenset[int]()
+
+    assert all(page.concerns(row, nowhere, interval) for interval in [(3, 5), (5, 9), (None, 5), (5, None), (None, None)])
+    assert not any(page.concerns(row, nowhere, interval) for interval in [(6, 9), (1, 4), (None, 4), (6, None)])
+    assert not any(page.concerns(row | other, nowhere, (3, 5)) for other in [{"location.city": "City 2"}, {"status": "pending"}])
+    assert page.concerns(row | {"status": "pending"}, frozenset({7}), (6, 9))
+    assert [page.fits(row | other, portal_model.OWN) for other in [{}, {"location.city": "City 2"}, {"status": "pending"}]] == [True, True, False]

@@ -183,4 +183,18 @@ INSTRUMENTS = (
         "range(25 * number)",
         "test_stacks.py::test_no_row_of_a_spec_has_the_id_of_a_row_of_another_table",
     ),
+    Sabotage(
+        "new prices in the portal are deletions, and are counted as new prices",
+        "../tests/measurements/portal.py",
+        'if kind == "price":',
+        'if kind == "a price":',
+        "test_precision.py::test_a_write_to_the_portal_changes_what_its_kind_says",
+    ),
+    Sabotage(
+        "the interval of a page of the portal ends where it should begin",
+        "../tests/measurements/portal.py",
+        "self.interval = ends[::-1] if descending else ends",
+        "self.interval = ends",
+        "test_precision.py::test_the_interval_of_a_page_reaches_from_the_row_before_it_to_the_row_after_it",
+    ),
 )
