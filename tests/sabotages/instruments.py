@@ -193,7 +193,7 @@ INSTRUMENTS = (
     Sabotage(
         "the interval of a page of the portal ends where it should begin",
         "../tests/measurements/portal.py",
-        "self.interval = ends[::-1] if descending else ends",
+        "self.interval = ends[::-1] if descending else ends",  # plain-words: code
         "self.interval = ends",
         "test_precision.py::test_the_interval_of_a_page_reaches_from_the_row_before_it_to_the_row_after_it",
     ),
