@@ -179,8 +179,8 @@ INSTRUMENTS = (
     Sabotage(
         "the ids of two tables are only as far apart as earlier specs left them",
         "../tests/fixtures/rows.py",
-        "range(newest + 25 * number - row.pk)",
-        "range(25 * number)",
+        "other.pk = newest + 25 * number",
+        "other.pk = row.pk + 25 * number",
         "test_stacks.py::test_no_row_of_a_spec_has_the_id_of_a_row_of_another_table",
     ),
     Sabotage(
