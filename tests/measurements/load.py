@@ -377,7 +377,7 @@ class Found:
     def summary(self) -> list[str]:
         """The results that are not in the table."""
         lines = [f"Memory of a worker: {', '.join(f'{megabytes:.0f} MB' for megabytes in self.memory)}."]
-        lines.append(f"{self.writes:,} prices were saved. {self.reads:,} reads began after one that they show. Stale reads: {len(self.stale)}.")
+        lines.append(f"{self.writes:,} prices were saved. {self.reads:,} reads could have been stale. Stale reads: {len(self.stale)}.")
         lines += [f"{row.name}: {number:,} reads failed with {why}." for row in self.rows for why, number in row.failures.items()]
         for stale in self.stale[:3]:
             write, shown = stale.write, stale.read.prices[stale.write.property]
