@@ -80,7 +80,7 @@ class OnceForm(forms.Form):
     data: QueryDict
 
     def clean(self) -> dict[str, Any]:
-        """Validate the parameters, write numbers as their column has them, because no database reads 0e1073741823, and decode the cursor."""
+        """Validate the parameters, write numbers as their column has them, because PostgreSQL 15 cannot read 0e1073741823, and decode the cursor."""
         for name in self.fields:
             if len(self.data.getlist(name)) > 1:
                 self.add_error(name, "This parameter may be given only once.")

@@ -75,7 +75,7 @@ urlpatterns = [
 def as_ours(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
     """Execute a statement with the mark of this application, so that no trigger writes the outbox for the baseline."""
     connection = rest[-1]["connection"]
-    mark = triggers.mark(connection.connection.info.parameter_status("application_name"), frozenset({"housing_property"}))
+    mark = triggers.mark(connection.connection.pgconn.parameter_status(b"application_name"), frozenset({"housing_property"}))
     return execute(mark + sql, *rest)
 
 

@@ -23,7 +23,6 @@ REQUESTS = (
         "if isinstance(value, Decimal):",
         "if isinstance(value, complex):",
         "test_requests.py::test_a_number_reaches_the_database_in_the_form_of_its_column[0e1073741823-cached]",
-        "real",
     ),
     Sabotage(
         "a NUL in a session cookie reaches the database",

@@ -112,7 +112,7 @@ class Cursor(CursorMixin):
     def _marked(self, sql: Any, tables: frozenset[str]) -> Any:
         if not tables:
             return sql
-        mark = triggers.mark(self.db.connection.info.parameter_status("application_name"), tables)
+        mark = triggers.mark(self.db.connection.pgconn.parameter_status(b"application_name"), tables)
         if isinstance(sql, bytes):
             return mark.encode() + sql
         return (mark if isinstance(sql, str) else composed.SQL(mark) if isinstance(sql, composed.Composable) else type(sql)(mark)) + sql

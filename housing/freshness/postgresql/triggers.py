@@ -29,20 +29,21 @@ logger = logging.getLogger(__name__)
 
 FUNCTION = Path(__file__).with_name("outbox.sql").read_text(encoding="utf-8").replace("@MANY_ROWS@", str(MANY_ROWS))
 
-UNSAFE = str.maketrans(" */%", "____")
-"""Characters that would end a word or the comment, or be taken for a parameter."""
+UNSAFE = str.maketrans("*/%", "___")
+"""Characters of an application_name that would end the comment, or be taken for a parameter. (`outbox.sql` has them, too.)"""
+
+UNSAFE_IN_TABLES = str.maketrans(" ,*/%", "_____")
+"""The same in the name of a table, where a space or a comma would begin another word."""
 
 MARK = re.compile(r"\A/\* freshness [^*]* \*/ ")
 
 FOREIGN = """
 pg_catalog.pg_trigger_depth() > 0
-OR NOT pg_catalog.starts_with(
-    pg_catalog.current_query(), '/* freshness ' || pg_catalog.translate(pg_catalog.current_setting('application_name'), ' */%%', '____') || ' '
-)
-OR pg_catalog.strpos(pg_catalog.split_part(pg_catalog.current_query(), '*/', 1), %s) = 0
+OR NOT pg_catalog.starts_with(pg_catalog.current_query(), '/* freshness ' || pg_catalog.current_setting('application_name') || %s)
 """
-"""Whether a statement did not come from this application. It is the condition of the triggers, which costs less than a call of their function. A trigger of the
-database that a statement of this application fires is not at the top level when it writes."""
+"""Whether a statement may be another program's: it does not begin with the mark for this table alone. It is the condition of the triggers, which costs less
+than a call of their function. The server parses it for each statement, so it is short: the function recognizes the other marks. A trigger of the database that
+a statement of this application fires is not at the top level when it writes."""
 
 TRANSITIONS = {
     "INSERT": "REFERENCING NEW TABLE AS freshness_new",
@@ -55,14 +56,16 @@ TRANSITIONS = {
 # The mark
 
 
-def mark(application_name: str | None, names: frozenset[str]) -> str:
+def mark(application_name: bytes | None, names: frozenset[str]) -> str:
     """Return the beginning of a statement that has tagged these tables; an empty text if there are none."""
-    return _mark(application_name or "", names) if names else ""
+    return _mark(application_name or b"", names) if names else ""
 
 
 @lru_cache
-def _mark(application_name: str, names: frozenset[str]) -> str:
-    return f"/* freshness {' '.join(word.translate(UNSAFE) for word in (application_name, *sorted(names)))} */ "
+def _mark(application_name: bytes, names: frozenset[str]) -> str:
+    return (
+        f"/* freshness {str(application_name, 'utf-8', 'replace').translate(UNSAFE)} {','.join(name.translate(UNSAFE_IN_TABLES) for name in sorted(names))} */ "
+    )
 
 
 def unmarked(statement: str) -> str:
@@ -172,7 +175,7 @@ def _wanted(connection: Any, schema: str) -> Iterator[Trigger]:
 
 def _triggers_of(connection: Any, schema: str, table: str, tracked: Table) -> Iterator[Trigger]:
     arguments = (*_arguments_of(tracked), _form_of(tracked))
-    quoted = [sql.Literal(text).as_string(connection.connection).strip() for text in (f" {tracked.name.translate(UNSAFE)} ", *arguments)]
+    quoted = [sql.Literal(text).as_string(connection.connection).strip() for text in (f" {tracked.name.translate(UNSAFE_IN_TABLES)} */", *arguments)]
     for event, rows in TRANSITIONS.items():
         condition, call = FOREIGN % quoted[0], f"{schema}.freshness_outbox({', '.join(quoted[1:])})"
         definition = f"AFTER {event} ON {table} {rows} FOR EACH STATEMENT WHEN ({condition}) EXECUTE FUNCTION {call}"
