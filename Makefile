@@ -155,6 +155,10 @@ engine:
 	echo "POSTGRES_PASSWORD=$$password" >.env.database && \
 	printf 'DJANGO_SECRET_KEY=%s\nDATABASE_URL=postgres://housing:%s@database:5432/housing\n' "$$(secret)" "$$password" >$@
 
+.PHONY: sabotages
+sabotages: install #= change one line of housing/ at a time; its spec must fail (STACK=real: on PostgreSQL; PART=1/4: every fourth)
+	@$(BIN)/python -m tests.sabotages --stack $(or $(STACK),embedded) --part $(or $(PART),1/1)
+
 .PHONY: mutants
 mutants: install #= mutation testing of housing/; resumes after an interruption (SAMPLE=200: only 200 mutants, drawn; STACK=real: PostgreSQL's code, too)
 	@$(BIN)/python -m tests.sabotages

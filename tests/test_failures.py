@@ -226,6 +226,16 @@ def test_a_reader_that_a_spec_plays_by_itself_is_a_process_too(home, request):
     assert trace.lines_of(request.node.stash[TRACE]) == ["T1  lookup: miss", "T2  lease, close", "T1  store: raced"]
 
 
+def test_a_lease_that_a_spec_opens_by_itself_is_no_part_of_what_its_fixtures_read(home, request):
+    """The processes of a race would otherwise depend on the last statement of a fixture."""
+    home.refresh_from_db()
+    request.node.stash[TRACE].begin()
+    for tag in ("t", "u"):
+        journal.close(journal.lease({tag}))
+
+    assert trace.lines_of(request.node.stash[TRACE]) == ["T1  lease, close", "T2  lease, close"]
+
+
 class WriteOnly(deque):
     """A deque that cannot be read, like one to which another thread appends at this moment."""
 

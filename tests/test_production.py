@@ -23,6 +23,7 @@ from housing.proxies import TrustedProxies
 from tests import ROOT
 from tests.fixtures.cache import entries
 from tests.fixtures.processes import python
+from tests.sabotages.__main__ import SABOTAGES, part_of
 from tests.stacks import TIMEOUT
 
 PROXY, CLIENT, OTHER = "10.0.0.5", "203.0.113.7", "198.51.100.9"
@@ -323,6 +324,15 @@ def test_the_workflow_looks_up_known_vulnerabilities_of_the_lock():
     """Also when nothing changes here, because an advisory may be new."""
     assert runs("make audit")
     assert yaml.safe_load(WORKFLOW)[True]["schedule"]  # YAML takes the key `on` for true
+
+
+def test_the_workflow_runs_every_sabotage():
+    """A change may make a spec pass whatever the code does: a promise that pages stay warm is kept by another mechanism then."""
+    [job] = runs("make sabotages")
+    parts = JOBS[job]["strategy"]["matrix"]["include"]
+    run = [sabotage for each in parts for sabotage in part_of([row for row in SABOTAGES if row.stack == each["stack"]], each["part"])]
+
+    assert sorted(sabotage.what for sabotage in run) == sorted(sabotage.what for sabotage in SABOTAGES)
 
 
 @pytest.fixture

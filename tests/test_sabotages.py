@@ -11,7 +11,7 @@ from tests.sabotages import Sabotage, equivalent_mutants
 from tests.sabotages import __main__ as sabotages
 from tests.sabotages.__main__ import SABOTAGES
 
-SPEC = "def test_it():\n    from housing.limits import LIMIT\n    assert LIMIT == 3\n"
+SPEC = "def test_it():\n    from housing.limits import LIMIT\n    assert LIMIT == 3\n\ndef test_with_an_error(no_fixture):\n    pass\n"
 
 
 @pytest.fixture
@@ -79,8 +79,9 @@ def test_a_sabotage_is_noticed_if_its_spec_fails(project, capsys):
         (a_sabotage("LIMIT = 7"), "its old text is 0 times in housing/limits.py instead of once: update tests/sabotages/"),
         (a_sabotage("= 3"), "its old text is 2 times in housing/limits.py instead of once: update tests/sabotages/"),
         (a_sabotage(spec="test_limits.py::test_that"), "test_limits.py::test_that cannot be run: "),
+        (a_sabotage("OTHER = 3", "OTHER = 4", "test_limits.py"), "test_limits.py cannot be run: 1 passed, 1 error"),
     ],
-    ids=["the spec still passes", "the line is gone", "the line is there twice", "there is no such spec"],
+    ids=["the spec still passes", "the line is gone", "the line is there twice", "there is no such spec", "an error comes first"],
 )
 def test_a_sabotage_that_is_not_noticed_is_reported(project, sabotage, complaint, capsys):
     """The message distinguishes a spec that passes, a line that does not fit, and a spec that cannot run."""
@@ -113,6 +114,21 @@ def test_words_that_match_no_sabotage_are_an_error(capsys):
     with pytest.raises(SystemExit):
         sabotages.main(["no", "such"])
     assert "no sabotage has “no such” in its description or file" in capsys.readouterr().err
+
+
+def test_each_sabotage_is_in_one_part():
+    """Several machines can share the run."""
+    parts = [sabotages.part_of(range(10), f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(row for part in parts for row in part) == list(range(10))
+    assert [len(part) for part in parts] == [4, 3, 3]
+
+
+@pytest.mark.parametrize("part", ["0/4", "5/4", "4", "a/b"])
+def test_an_invalid_part_is_an_error(part, capsys):
+    """It would otherwise be an empty part, which has no complaints."""
+    with pytest.raises(SystemExit):
+        sabotages.main(["--part", part, "ties:"])
+    assert f"“{part}” is not a part: write for example 1/4" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_no_copy_behind(project, tmp_path_factory, monkeypatch):

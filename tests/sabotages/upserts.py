@@ -158,6 +158,13 @@ UPSERTS = (
         "test_upserts.py::test_an_upsert_of_more_columns_than_a_function_takes_counts_as_a_write_of_all[this server]",
     ),
     Sabotage(
+        "upserts: every column that is written counts as changed",
+        "freshness/changes.py",
+        "differs = [old != new or type(old) is not type(new) for",
+        "differs = [True for",
+        "test_upserts.py::test_an_upsert_tags_only_the_columns_whose_stored_values_differ[this server]",
+    ),
+    Sabotage(
         "upserts: PostgreSQL takes each row for a new one",
         "freshness/postgresql/base.py",
         "Image(before if before[0] == after[0] else (), after)",  # plain-words: code
