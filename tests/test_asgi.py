@@ -297,15 +297,22 @@ def test_no_thread_waits_for_the_body_of_a_slow_client(seen):
         async def send(event):
             sent.append(event)
 
-        never = asyncio.Queue().get
-        slow = asyncio.create_task(seen.application(scope_of(GET | {"CONTENT_LENGTH": "1"}), never, send))
+        async def receive():
+            await asyncio.get_running_loop().run_in_executor(None, over.wait)
+            return {"type": "http.disconnect"}
+
+        slow = asyncio.create_task(seen.application(scope_of(GET | {"CONTENT_LENGTH": "1"}), receive, send))
         await asyncio.sleep(0)  # so that it waits for the body
-        await seen.application(scope_of(GET), never, send)
-        assert not slow.done()
-        slow.cancel()
-        await asyncio.gather(slow, return_exceptions=True)
+        try:
+            await asyncio.wait_for(seen.application(scope_of(GET), receive, send), TIMEOUT)
+            assert not slow.done()
+        finally:
+            over.set()
+            slow.cancel()
+            await asyncio.gather(slow, return_exceptions=True)
 
     sent: list[Any] = []
+    over = threading.Event()
     seen.here.serve(run())
     assert [event.get("status") for event in sent] == [204, None]
 

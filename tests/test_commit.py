@@ -409,7 +409,7 @@ def test_a_table_with_many_written_rows_is_tagged_as_a_whole(transactional_db, c
 def test_the_memory_of_a_transaction_does_not_grow_with_its_writes(transactional_db):
     """An import of a million rows is one transaction. After the tag of the whole table, more tags and more lines of the log would tell nothing."""
     with transaction.atomic():
-        for number in range(6 * MANY_ROWS):
+        for number in range(MANY_ROWS + MANY_SCOPED + 10):
             Office.objects.create(name=f"Branch {number}").save(update_fields=["name"])
         [scope] = connection.scopes
 

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from housing.freshness.journal import journal
+from housing.models import Property
 from tests import ROOT
 from tests.instruments import Timings
 from tests.measurements import compare
@@ -41,6 +43,31 @@ def test_a_process_of_a_tree_runs_the_given_operations_and_reports_their_times(t
     compare.serve(responses, {"cold": 0.5})
 
     assert len([float(response) for response in responses.getvalue().splitlines() if float(response) > 0]) == 3
+
+
+@pytest.mark.parametrize(("operation", "expected"), [("warm", "hit"), ("cold", "fwd=stale; stored"), ("write", "fwd=stale; stored")])
+def test_an_operation_that_does_not_do_what_its_name_says_is_not_compared(twenty_properties, settings, monkeypatch, operation, expected):
+    """A warm page that is read from the database, or a write that changes no page, would hide a slowdown."""
+
+    def lines():
+        if operation == "warm":
+            journal.begin()
+        yield f"{operation} 1\n"
+
+    monkeypatch.setattr(Property, "save", bool)
+    settings.ALLOWED_HOSTS = ["127.0.0.1"]
+    monkeypatch.setattr(sys, "stdin", lines())
+    monkeypatch.setattr(compare.gc, "disable", bool)
+
+    with pytest.raises(AssertionError, match=f"a read was expected to be “{expected}”, but was “housing; "):
+        compare.serve(io.StringIO(), {})
+
+
+def test_a_comparison_does_not_wait_for_a_hit_forever(monkeypatch):
+    """The message says what is missing."""
+    monkeypatch.setattr(compare, "WAIT", 0)
+    with pytest.raises(AssertionError, match="no read was a hit within 0 s"):
+        compare._wait_until(lambda: False)
 
 
 def test_a_verdict_is_one_line():

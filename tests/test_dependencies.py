@@ -9,6 +9,7 @@ import pytest
 from django.apps import apps
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.db import connection, connections, models, transaction
 from django.db.models import Count, Exists, F, FilteredRelation, Func, OuterRef, Prefetch, Q, Subquery, Window
 from django.db.models.expressions import RawSQL
@@ -290,6 +291,24 @@ def test_a_write_is_in_the_next_read_for_every_shape_of_query(it, fresh, shape):
     look, write, untouched = READS[shape]
 
     fresh(partial(look, it), partial(write, it), untouched and partial(untouched, it))
+
+
+def test_an_invalidated_row_is_in_the_next_read_of_a_page_that_another_column_of_it_selects(it, page):
+    """Another program has changed an agent, and the page shows no property of that agent yet. Only the key is passed to `manage.py cache invalidate`."""
+    agent, other = it.home.agent, it.other.agent
+    response = page(lambda: ids(BY_ID.filter(agent__email="new@example.com")))
+    assert [response().json, response().came_from] == [[], HIT]
+    put(other, name="Other")
+    assert response().came_from == HIT
+
+    driver = connections.create_connection("default")
+    driver.connect()
+    for statement in ("BEGIN", f"UPDATE housing_agent SET email = 'new@example.com' WHERE id = {agent.pk}", "COMMIT"):
+        driver.connection.execute(statement)
+    driver.close()
+    call_command("cache", "invalidate", "housing.Agent", str(agent.pk), verbosity=0)
+
+    assert response().json == [it.home.pk]
 
 
 # Responses that are never cached

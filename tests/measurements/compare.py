@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -48,6 +49,9 @@ STARTS, ROUNDS, MOST = 3, 30, 15
 
 TOLERANCE, CONFIDENCE = 1.02, 0.95
 """The ratio above which an operation is slower, and the confidence of its interval. At 1.03 and 0.99, 2 of 17 slowdowns of 10% were missed."""
+
+WAIT = 60
+"""Seconds until the first hit at most."""
 
 SLOWDOWN = 0.10
 """The slowdown that a comparison has to find. The proof adds it."""
@@ -69,33 +73,46 @@ def say(*lines: str) -> None:
 def serve(responses: IO[str], slower: dict[str, float]) -> None:
     """Run the operation of each line of stdin as often as it says, and print the seconds it took. `slower` has the slowdown of an operation, as a fraction."""
     import django
+    from django.conf import settings
 
     gc.disable()  # otherwise a few rounds would pay for the garbage of all of them
+    settings.FRESHNESS_MAX_STALENESS = 3600.0  # so that hits need no further verification, which would be measured
     django.setup()
     from django.core.handlers.wsgi import WSGIHandler
 
-    from housing.freshness.journal import journal
     from housing.models import Property
 
-    application, home = WSGIHandler(), Property.objects.latest("id")
+    application, home = WSGIHandler(), Property.objects.latest("created_at", "id")
 
-    def read() -> None:
+    def read() -> str:
         environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/properties/cached/", "QUERY_STRING": "", "HTTP_HOST": "127.0.0.1"}
         environ |= {"SERVER_NAME": "127.0.0.1", "SERVER_PORT": "80", "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO()}
-        statuses: list[str] = []
-        response = application(environ, lambda status, _: statuses.append(status))
+        head: list[Any] = []
+        response = application(environ, lambda status, headers: head.extend((status, dict(headers).get("Cache-Status", "none"))))
         body = b"".join(response)
         response.close()
-        assert (statuses, body[:1]) == (["200 OK"], b"{"), statuses
+        assert (head[0], body[:1]) == ("200 OK", b"{"), head
+        return str(head[1])
 
-    operations: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {"warm": (bool, read), "cold": (journal.begin, read), "write": (bool, home.save)}
-    journal.begin()
+    def expect(came_from: str) -> None:
+        assert (found := read()) == f"housing; {came_from}", f"a read was expected to be “{came_from}”, but was “{found}”"
+
+    hit, stale = partial(expect, "hit"), partial(expect, "fwd=stale; stored")
+    operations = {"warm": (bool, hit, hit), "cold": (home.save, stale, hit), "write": (bool, home.save, stale)}
+    _wait_until(lambda: read() == "housing; hit")
     for line in sys.stdin:
         operation, times = line.split()
-        prepare, act = operations[operation]
-        read()
+        prepare, act, check = operations[operation]
         responses.write(f"{sum(_seconds(prepare, act, slower.get(operation, 0.0)) for _ in range(int(times)))}\n")
         responses.flush()
+        check()
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not is_so():
+        assert time.monotonic() < deadline, f"no read was a hit within {WAIT} s"
+        time.sleep(0.01)
 
 
 def _seconds(prepare: Callable[[], Any], act: Callable[[], Any], slower: float) -> float:

@@ -43,7 +43,7 @@ OPERATORS = (
         "freshness/operations.py",
         '    tags |= {f"{table.name}.{field.column}" for field in model._meta.local_concrete_fields}\n',
         "",
-        "test_operators.py::test_an_invalidated_row_is_in_the_next_read_whatever_was_done_to_it",
+        "test_dependencies.py::test_an_invalidated_row_is_in_the_next_read_of_a_page_that_another_column_of_it_selects",
     ),
     Sabotage(
         "operators: a row that is gone is invalidated without its table",

@@ -207,6 +207,13 @@ DEPLOYS = (
         "freshness/outbox.py",
         '(*tags, f"|version:{version()}")',
         "tags",
+        "test_verification.py::test_a_write_without_redis_leaves_other_pages_warm",
+    ),
+    Sabotage(
+        "a row of the outbox counts as one of this version, whichever has written it",
+        "freshness/outbox.py",
+        "{read.get(tag, tag) for tag",
+        '{f"|version:{version()}" if "|version:" in tag else read.get(tag, tag) for tag',  # plain-words: code
         "test_deploys.py::test_a_write_without_redis_is_in_the_reads_of_the_other_version",
     ),
     Sabotage(
