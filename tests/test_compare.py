@@ -33,11 +33,17 @@ def test_a_slowdown_is_found_in_the_operation_that_has_it(itself):
     assert max(verdicts, key=lambda operation: verdicts[operation].timings.ratio) == "cold"
 
 
-def test_a_process_of_a_tree_runs_the_given_operations_and_reports_their_times(twenty_properties, settings, monkeypatch):
-    """The spec runs the code of such a process in its own process."""
+@pytest.fixture
+def here(twenty_properties, settings, monkeypatch):
+    """The spec runs the code of a tree's process in its own process, where the journal is verified already."""
     settings.ALLOWED_HOSTS = ["127.0.0.1"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("warm 2\ncold 1\nwrite 1\n"))
     monkeypatch.setattr(compare.gc, "disable", bool)
+    monkeypatch.setattr(journal, "begin", bool)
+
+
+def test_a_process_of_a_tree_runs_the_given_operations_and_reports_their_times(here, monkeypatch):
+    """Each response is the sum of the times of one line."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("warm 2\ncold 1\nwrite 1\n"))
     responses = io.StringIO()
 
     compare.serve(responses, {"cold": 0.5})
@@ -46,18 +52,16 @@ def test_a_process_of_a_tree_runs_the_given_operations_and_reports_their_times(t
 
 
 @pytest.mark.parametrize(("operation", "expected"), [("warm", "hit"), ("cold", "fwd=stale; stored"), ("write", "fwd=stale; stored")])
-def test_an_operation_that_does_not_do_what_its_name_says_is_not_compared(twenty_properties, settings, monkeypatch, operation, expected):
+def test_an_operation_that_does_not_do_what_its_name_says_is_not_compared(here, monkeypatch, operation, expected):
     """A warm page that is read from the database, or a write that changes no page, would hide a slowdown."""
 
     def lines():
         if operation == "warm":
-            journal.begin()
+            type(journal).begin(journal)
         yield f"{operation} 1\n"
 
     monkeypatch.setattr(Property, "save", bool)
-    settings.ALLOWED_HOSTS = ["127.0.0.1"]
     monkeypatch.setattr(sys, "stdin", lines())
-    monkeypatch.setattr(compare.gc, "disable", bool)
 
     with pytest.raises(AssertionError, match=f"a read was expected to be “{expected}”, but was “housing; "):
         compare.serve(io.StringIO(), {})
