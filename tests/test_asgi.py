@@ -299,7 +299,6 @@ def test_no_thread_waits_for_the_body_of_a_slow_client(seen):
 
         async def receive():
             await asyncio.get_running_loop().run_in_executor(None, over.wait)
-            return {"type": "http.disconnect"}
 
         slow = asyncio.create_task(seen.application(scope_of(GET | {"CONTENT_LENGTH": "1"}), receive, send))
         await asyncio.sleep(0)  # so that it waits for the body

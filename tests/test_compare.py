@@ -67,8 +67,13 @@ def test_an_operation_that_does_not_do_what_its_name_says_is_not_compared(here, 
         compare.serve(io.StringIO(), {})
 
 
-def test_a_comparison_does_not_wait_for_a_hit_forever(monkeypatch):
-    """The message says what is missing."""
+def test_a_comparison_waits_for_a_hit_but_not_forever(monkeypatch):
+    """The first verification takes a moment. The message says what is missing."""
+    slept = []
+    monkeypatch.setattr(compare.time, "sleep", slept.append)
+    compare._wait_until(iter([False, True]).__next__)
+    assert slept == [0.01]
+
     monkeypatch.setattr(compare, "WAIT", 0)
     with pytest.raises(AssertionError, match="no read was a hit within 0 s"):
         compare._wait_until(lambda: False)
