@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from django.core.handlers.wsgi import WSGIHandler
 
 from housing.freshness.journal import journal
 from housing.models import Property
@@ -49,6 +50,19 @@ def test_a_process_of_a_tree_runs_the_given_operations_and_reports_their_times(h
     compare.serve(responses, {"cold": 0.5})
 
     assert len([float(response) for response in responses.getvalue().splitlines() if float(response) > 0]) == 3
+
+
+def test_a_read_that_is_not_measured_precedes_each_measurement(here, monkeypatch):
+    """The first read after the turn of the other process finds its caches of the processor cold."""
+    steps, call = [], WSGIHandler.__call__
+    monkeypatch.setattr(WSGIHandler, "__call__", lambda *request: steps.append("read") or call(*request))
+    monkeypatch.setattr(compare, "_seconds", lambda prepare, act, slower: steps.append("measured") or prepare() or act() or 1.0)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("warm 1\ncold 1\nwrite 1\n"))
+    compare.serve(responses := io.StringIO(), {})
+
+    turns = "".join(step[0] for step in steps).split("m")
+    assert [len(turn) for turn in turns[1:]] == [3, 3, 1], "the read that is measured, the one that checks it, and the next one that is not measured"
+    assert responses.getvalue().split() == ["1.0"] * 3
 
 
 @pytest.mark.parametrize(("operation", "expected"), [("warm", "hit"), ("cold", "fwd=stale; stored"), ("write", "fwd=stale; stored")])

@@ -24,7 +24,7 @@ from housing.filters import PropertyFilter, Query
 from housing.freshness import CachedView, Select
 from housing.models import Agent, Office, Property, PropertyImage
 from tests.exploration import random_queries
-from tests.fixtures.rows import ids, image, office_renamed, put, renamed, retitled
+from tests.fixtures.rows import commit_outside, ids, image, office_renamed, put, renamed, retitled
 
 pytest_plugins = ["tests.fixtures.kinds"]
 
@@ -301,11 +301,7 @@ def test_an_invalidated_row_is_in_the_next_read_of_a_page_that_another_column_of
     put(other, name="Other")
     assert response().came_from == HIT
 
-    driver = connections.create_connection("default")
-    driver.connect()
-    for statement in ("BEGIN", f"UPDATE housing_agent SET email = 'new@example.com' WHERE id = {agent.pk}", "COMMIT"):
-        driver.connection.execute(statement)
-    driver.close()
+    commit_outside(f"UPDATE housing_agent SET email = 'new@example.com' WHERE id = {agent.pk}")
     call_command("cache", "invalidate", "housing.Agent", str(agent.pk), verbosity=0)
 
     assert response().json == [it.home.pk]

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 from django.core.cache import cache
-from django.db import connection, connections
+from django.db import connection
 from django_redis import get_redis_connection
 from redis import exceptions as refusals
 
@@ -27,6 +27,7 @@ from housing.freshness.operations import keys, tags_of_row
 from housing.freshness.tracking import tracked
 from housing.models import Property
 from tests.fixtures.cache import entries
+from tests.fixtures.rows import commit_outside
 
 PAGE = cache.make_key("page")
 
@@ -56,20 +57,6 @@ class Ended:
 def manage(transactional_db):
     """`manage("status")`: run `manage.py cache status` as a shell does."""
     return Ended
-
-
-@pytest.fixture
-def from_outside(home):
-    """`from_outside("UPDATE …")`: another program commits this statement, and the cache does not see it."""
-
-    def from_outside(sql):
-        driver = connections.create_connection("default")
-        driver.connect()
-        for statement in ("BEGIN", sql, "COMMIT"):
-            driver.connection.execute(statement)
-        driver.close()
-
-    return from_outside
 
 
 @contextmanager
@@ -312,7 +299,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_invalidated_row_is_in_the_next_read_whatever_was_done_to_it(twenty_properties, warm, read, manage, from_outside, change):
+def test_an_invalidated_row_is_in_the_next_read_whatever_was_done_to_it(twenty_properties, warm, read, manage, change):
     """X changes, deletes or inserts a row · T1 invalidates it · each page is that of the database."""
     home, other, third = twenty_properties[0], twenty_properties[9], twenty_properties[15]
     if change == "a row was inserted":
@@ -320,7 +307,7 @@ def test_an_invalidated_row_is_in_the_next_read_whatever_was_done_to_it(twenty_p
     pages = pages_of(home, other)
     for page in pages:
         warm(page)
-    from_outside(CHANGES[change].format(home=home, other=other, third=third))
+    commit_outside(CHANGES[change].format(home=home, other=other, third=third))
 
     model, row = {
         "a row was changed": ("Property", home.pk),
@@ -451,11 +438,10 @@ def test_verify_finds_the_entry_of_a_write_whose_tags_were_lost(home, warm, mana
 
 
 @pytest.mark.only("embedded")
-def test_verify_finds_the_entry_of_a_row_that_is_gone(home, warm, manage, from_outside):
+def test_verify_finds_the_entry_of_a_row_that_is_gone(home, warm, manage):
     """The response in the database is a 404. (Embedded only: on PostgreSQL a trigger reports the deletion.)"""
     warm(f"cached/{home.pk}")
-    from_outside(f"DELETE FROM housing_propertyimage WHERE property_id = {home.pk}")
-    from_outside(f"DELETE FROM housing_property WHERE id = {home.pk}")
+    commit_outside(f"DELETE FROM housing_propertyimage WHERE property_id = {home.pk}", f"DELETE FROM housing_property WHERE id = {home.pk}")
     ended = manage("verify")
 
     assert ended.code == 1

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from django.core.cache import cache
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.test import Client
 from django_redis import get_redis_connection
 
@@ -22,6 +22,7 @@ from housing.freshness.journal import Hit, Unreachable, Unverified, journal
 from housing.freshness.watchman import Watchman
 from housing.models import Office, Property
 from tests.fixtures.processes import Killed, die, python
+from tests.fixtures.rows import commit_outside
 from tests.fixtures.trace import another_program
 
 PAGE = cache.make_key("page")
@@ -44,18 +45,9 @@ def from_outside(home):
     """`from_outside(price)`: another program sets the price of the newest property. Its row in the outbox comes from a trigger on PostgreSQL only."""
 
     def from_outside(price):
-        driver = connections.create_connection("default")
-        driver.connect()
-        mark = "?" if driver.vendor == "sqlite" else "%s"
-        for sql, params in (
-            ("BEGIN", ()),
-            (f"UPDATE housing_property SET price = {mark} WHERE id = {mark}", (price, home.pk)),
-            (f"INSERT INTO freshness_outbox (tags) VALUES ({mark})", (f"housing_property\nhousing_property:{home.pk}\n|version:{version()}",)),
-            ("COMMIT", ()),
-        ):
-            if driver.vendor == "sqlite" or "outbox" not in sql:
-                driver.connection.execute(sql, params)
-        driver.close()
+        tags = f"housing_property\nhousing_property:{home.pk}\n|version:{version()}"
+        rows = [f"INSERT INTO freshness_outbox (tags) VALUES ('{tags}')"] if connection.vendor == "sqlite" else []
+        commit_outside(f"UPDATE housing_property SET price = {price} WHERE id = {home.pk}", *rows)
         another_program("UPDATE housing_property SET price", "INSERT INTO freshness_outbox (its trigger)", "COMMIT")
 
     return from_outside

@@ -20,11 +20,11 @@ DECLARE
     is_known boolean := TG_OP <> 'TRUNCATE';  -- whether rows have tags of their own
     is_changed boolean;
     is_again boolean;     -- whether a row is inserted again
-    mark CONSTANT text := concat('/* freshness ', translate(current_setting('application_name'), '*/%', '___'), ' ');
+    mark CONSTANT text := concat('/* freshness ', regexp_replace(current_setting('application_name'), '@UNSAFE@', '_', 'g'), ' ');
 BEGIN
     -- The condition of the trigger knows the mark of a statement for one table. This one may have several, or a name that cannot stand in a comment.
     IF pg_trigger_depth() = 1 AND starts_with(current_query(), mark)
-        AND translate(name, ' ,*/%', '_____') = ANY (string_to_array(split_part(substr(current_query(), length(mark) + 1), ' */', 1), ','))
+        AND regexp_replace(name, '@UNSAFE_IN_TABLES@', '_', 'g') = ANY (string_to_array(split_part(substr(current_query(), length(mark) + 1), ' */', 1), ','))
     THEN
         RETURN NULL;
     END IF;

@@ -27,23 +27,25 @@ from ..tracking import MANY_ROWS, Table, tables, until_the_models_change
 
 logger = logging.getLogger(__name__)
 
-FUNCTION = Path(__file__).with_name("outbox.sql").read_text(encoding="utf-8").replace("@MANY_ROWS@", str(MANY_ROWS))
+UNSAFE = "[*/%]"
+"""Characters of an application_name that would end the comment, or be taken for a parameter."""
 
-UNSAFE = str.maketrans("*/%", "___")
-"""Characters of an application_name that would end the comment, or be taken for a parameter. (`outbox.sql` has them, too.)"""
-
-UNSAFE_IN_TABLES = str.maketrans(" ,*/%", "_____")
+UNSAFE_IN_TABLES = "[ ,*/%]"
 """The same in the name of a table, where a space or a comma would begin another word."""
+
+_FUNCTION = Path(__file__).with_name("outbox.sql").read_text(encoding="utf-8").replace("@MANY_ROWS@", str(MANY_ROWS))
+FUNCTION = _FUNCTION.replace("@UNSAFE@", UNSAFE).replace("@UNSAFE_IN_TABLES@", UNSAFE_IN_TABLES)
 
 MARK = re.compile(r"\A/\* freshness [^*]* \*/ ")
 
 FOREIGN = """
 pg_catalog.pg_trigger_depth() > 0
-OR NOT pg_catalog.starts_with(pg_catalog.current_query(), '/* freshness ' || pg_catalog.current_setting('application_name') || %s)
+OR pg_catalog.starts_with(pg_catalog.current_query(), '/* freshness ' || pg_catalog.current_setting('application_name') || %s) IS NOT TRUE
 """
 """Whether a statement may be another program's: it does not begin with the mark for this table alone. It is the condition of the triggers, which costs less
-than a call of their function. The server parses it for each statement, so it is short: the function recognizes the other marks. A trigger of the database that
-a statement of this application fires is not at the top level when it writes."""
+than a call of their function. The server parses it for each statement, so it is short: the function recognizes the other marks. A statement whose text the
+server does not know, as in some background workers, is another program's. A trigger of the database that a statement of this application fires is not at the
+top level when it writes."""
 
 TRANSITIONS = {
     "INSERT": "REFERENCING NEW TABLE AS freshness_new",
@@ -63,9 +65,8 @@ def mark(application_name: bytes | None, names: frozenset[str]) -> str:
 
 @lru_cache
 def _mark(application_name: bytes, names: frozenset[str]) -> str:
-    return (
-        f"/* freshness {str(application_name, 'utf-8', 'replace').translate(UNSAFE)} {','.join(name.translate(UNSAFE_IN_TABLES) for name in sorted(names))} */ "
-    )
+    tables = ",".join(re.sub(UNSAFE_IN_TABLES, "_", name) for name in sorted(names))
+    return f"/* freshness {re.sub(UNSAFE, '_', str(application_name, 'utf-8', 'replace'))} {tables} */ "
 
 
 def unmarked(statement: str) -> str:
@@ -175,7 +176,8 @@ def _wanted(connection: Any, schema: str) -> Iterator[Trigger]:
 
 def _triggers_of(connection: Any, schema: str, table: str, tracked: Table) -> Iterator[Trigger]:
     arguments = (*_arguments_of(tracked), _form_of(tracked))
-    quoted = [sql.Literal(text).as_string(connection.connection).strip() for text in (f" {tracked.name.translate(UNSAFE_IN_TABLES)} */", *arguments)]
+    end = f" {re.sub(UNSAFE_IN_TABLES, '_', tracked.name)} */"
+    quoted = [sql.Literal(text).as_string(connection.connection).strip() for text in (end, *arguments)]
     for event, rows in TRANSITIONS.items():
         condition, call = FOREIGN % quoted[0], f"{schema}.freshness_outbox({', '.join(quoted[1:])})"
         definition = f"AFTER {event} ON {table} {rows} FOR EACH STATEMENT WHEN ({condition}) EXECUTE FUNCTION {call}"
