@@ -320,10 +320,8 @@ def test_a_mark_counts_for_the_tables_that_it_names(outside, home, left):
     assert [tags & tables().keys() for tags in left()] == [{"housing_property"}]
 
 
-MARKS = {"X housing_property": True, "X housing_agent,housing_property": True} | dict.fromkeys(
-    ["Y housing_property", "Y housing_agent,housing_property", "X housing_propertyimage", "X housing_agent,housing_propertyimage", "X Y housing_property"],
-    False,
-)
+MARKS = {"X housing_property": True, "X housing_agent,housing_property": True, "Y housing_property": False, "Y housing_agent,housing_property": False}
+MARKS |= dict.fromkeys(["X housing_propertyimage", "X housing_agent,housing_propertyimage", "X housing_property housing_agent"], False)
 """The text of a mark → whether a service with the name X has tagged the properties."""
 
 

@@ -12,6 +12,14 @@ OTHER_WRITERS = (
         "real",
     ),
     Sabotage(
+        "mark: it counts for an application whose name is the beginning of that of another one",
+        "freshness/postgresql/triggers.py",
+        "f\" {re.sub(UNSAFE_IN_TABLES, '_', tracked.name)} */\"",
+        "f\" {re.sub(UNSAFE_IN_TABLES, '_', tracked.name)} \"",
+        "test_other_writers.py::test_a_mark_counts_for_the_application_and_the_tables_that_it_names[X housing_property housing_agent]",
+        "real",
+    ),
+    Sabotage(
         "mark: it counts for every table, if it names several",
         "freshness/postgresql/outbox.sql",
         "regexp_replace(name, '@UNSAFE_IN_TABLES@', '_', 'g') = ANY (string_to_array(split_part(substr(current_query(), length(mark) + 1), ' */', 1), ','))",
